@@ -1,0 +1,1 @@
+"""Published attacks, one file per family; `robusteval.registry` finds them by name."""

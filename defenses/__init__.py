@@ -1,0 +1,1 @@
+"""Defenses: hardened models and detectors; `robusteval.registry` finds them by name."""

@@ -1,0 +1,113 @@
+"""The three links and the three lines in pyproject.toml say the same, and imports flow one way."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+MAPPING: dict[str, str] = SETUP["package-dir"]
+LEAVES = ("attacks", "defenses", "reports")
+# start at once, also on a machine without torch
+LIGHT = ("cli", "errors", "metrics", "preset", "progress", "records", "registry")
+
+
+@pytest.mark.parametrize("package", [name for name in MAPPING if "." in name])
+def test_each_link_points_at_the_mapped_folder(package: str) -> None:
+    """Tools that read the tree see what is installed."""
+    link = ROOT.joinpath(*package.split("."))
+    if link.is_file():
+        pytest.skip("this checkout has no symbolic links")
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / MAPPING[package]
+
+
+def test_every_package_is_listed() -> None:
+    """Automatic discovery does not look behind a mapping."""
+    folders = {path.parent for path in (ROOT / "robusteval").glob("**/__init__.py")}
+    inner = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+
+    assert set(SETUP["packages"]) == inner | set(MAPPING)
+
+
+def imports(path: Path, *, everywhere: bool) -> set[str]:
+    """Absolute names of what a file imports, at module level or everywhere."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def is_below(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+CORE = sorted((ROOT / "robusteval").glob("**/*.py"))
+FOLDERS = [path for leaf in LEAVES for path in sorted((ROOT / leaf).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_imports_no_leaf_at_module_level(path: Path) -> None:
+    """The registry opens them by name, the command line inside its commands."""
+    leaves = tuple(f"robusteval.{leaf}" for leaf in LEAVES)
+
+    assert not [n for n in imports(path, everywhere=False) if is_below(n, leaves + LEAVES)]
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_leaf_imports_the_core_and_never_a_leaf(path: Path) -> None:
+    """Inside a folder imports are relative; so no file spells where it is mounted."""
+    leaves = tuple(f"robusteval.{leaf}" for leaf in LEAVES)
+
+    assert not [n for n in imports(path, everywhere=True) if is_below(n, leaves + LEAVES)]
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_init_imports_nothing(path: Path) -> None:
+    """A function re-exported under its module's name would hide the module."""
+    if path.name == "__init__.py":
+        assert not imports(path, everywhere=True)
+
+
+def test_light_modules_load_neither_torch_nor_art() -> None:
+    """Help, lists and reports start at once."""
+    names = [f"robusteval.{name}" for name in LIGHT]
+    names += [f"robusteval.reports.{path.stem}" for path in (ROOT / "reports").glob("[!_]*.py")]
+    code = (
+        f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'art', 'scipy', 'sklearn', 'torchvision'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_has_no_side_effects(tmp_path: Path) -> None:
+    """No folder, no file, no random state."""
+    code = (
+        "import random; before = random.getstate()\n"
+        "import robusteval, robusteval.attacks, robusteval.defenses, robusteval.reports, sys\n"
+        "assert random.getstate() == before\n"
+        "print([name for name in sys.modules if name.startswith('robusteval.')])"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"HOME": str(tmp_path)},
+    )
+
+    assert "robusteval.model" not in done.stdout
+    assert not list(tmp_path.iterdir())
