@@ -1,0 +1,111 @@
+"""Names: read from source, found in other packages, owned once."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from robusteval.errors import UsageError
+from robusteval.records import Spec, Threat
+from robusteval.registry import ATTACKS, Registry, parse, read_number
+
+MODULE = '''
+from typing import Literal
+from robusteval.registry import ATTACKS
+
+@ATTACKS.add("shift", norms=("linf",), knowledge="none")
+def shift(model, x, y, *, targeted: bool = False, seeds=None, mask=None,
+          eps: float = 4 / 255, way: Literal["up", "down"] = "up", label: str = "a"):
+    """Make every pixel brighter.
+
+    More.
+    """
+    return (x + eps).clamp(0, 1)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed package that brings an attack of its own."""
+    (tmp_path / "shifting.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = metadata.EntryPoint("shifting", "shifting", "robusteval.attacks")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: metadata.EntryPoints([point]))
+    monkeypatch.delitem(sys.modules, "shifting", raising=False)
+    return "shifting"
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The registry without what it has read so far."""
+    monkeypatch.delitem(ATTACKS.__dict__, "entries", raising=False)
+    monkeypatch.setattr(ATTACKS, "_functions", dict(ATTACKS._functions))
+    return ATTACKS
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_attack_of_another_package_is_like_our_own(fresh: Registry) -> None:
+    """Listed without being imported, checked, loaded by name."""
+    entry = fresh.entry("shift")
+
+    assert "shifting" not in sys.modules
+    assert entry.summary == "Make every pixel brighter."
+    assert entry.norms == ("linf",)
+    assert entry.knowledge == "none"
+    assert entry.parameters["way"].choices == ("up", "down")
+    assert entry.threat(Spec("shift", {})) == Threat("linf", 4 / 255, False)
+    with pytest.raises(UsageError, match="one of up, down"):
+        fresh.check(parse("shift:way=left"))
+    assert fresh.load("shift").__name__ == "shift"
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_name_with_two_owners_is_an_error(fresh: Registry, tmp_path: Path) -> None:
+    """The message names both."""
+    text = (tmp_path / "shifting.py").read_text()
+    (tmp_path / "shifting.py").write_text(text.replace('"shift"', '"pgd"'))
+
+    with pytest.raises(UsageError, match=r"robusteval\.attacks\.pgd and shifting"):
+        _ = fresh.entries
+
+
+def test_a_package_that_is_gone_is_named(fresh: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point may outlive its module."""
+    point = metadata.EntryPoint("gone", "gone.attacks", "robusteval.attacks")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: metadata.EntryPoints([point]))
+
+    with pytest.raises(UsageError, match=r"gone\.attacks"):
+        _ = fresh.entries
+
+
+def test_a_function_cannot_take_over_a_name() -> None:
+    """Two modules that register one name are an error at import, too."""
+    registry = Registry("robusteval.attacks", "attack")
+
+    def mine() -> None: ...
+
+    def theirs() -> None: ...
+
+    theirs.__module__ = "elsewhere"
+    registry.add("x")(mine)
+
+    with pytest.raises(RuntimeError, match="elsewhere"):
+        registry.add("x")(theirs)
+
+
+def test_specs_are_taken_apart() -> None:
+    """Ours, and ART's with a class name."""
+    assert parse("pgd") == Spec("pgd", {})
+    assert parse(" pgd:eps=8/255, steps=20 ") == Spec("pgd", {"eps": "8/255", "steps": "20"})
+    assert parse("art:Foo:eps=1") == Spec("art:Foo", {"eps": "1"})
+    with pytest.raises(UsageError):
+        parse("art:")
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), (".5", 0.5), ("1e-3", 0.001)])
+def test_numbers_are_decimals_or_fractions(text: str, value: float) -> None:
+    """As users write them."""
+    assert read_number(text) == value
