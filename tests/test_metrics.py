@@ -1,0 +1,270 @@
+"""Numbers from columns, against closed forms, SciPy, and counting by hand."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from robusteval import metrics
+from robusteval.metrics import Interval, Rate
+from robusteval.records import Outcome, Spec, Threat
+
+Make = Callable[..., Outcome]
+ONLY_FIRST, ONLY_SECOND = [True, False, False, False], [False, True, False, False]
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_scipys(k: int, extra: int, confidence: float) -> None:
+    n = k + extra
+    if n == 0:
+        return
+    theirs = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+
+    ours = metrics.wilson(k, n, confidence)
+
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert 0 <= ours.low <= k / n <= ours.high <= 1
+
+
+def test_wilson_knows_nothing_from_nothing() -> None:
+    assert metrics.wilson(0, 0) == Interval(0.0, 1.0)
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 2), (3, 2), (0, -1)])
+def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match="no proportion"):
+        metrics.wilson(k, n)
+
+
+def test_wilson_ends_are_exact() -> None:
+    assert metrics.wilson(0, 7).low == 0.0
+    assert metrics.wilson(7, 7).high == 1.0
+
+
+def test_a_rate_of_nothing_has_no_value() -> None:
+    assert math.isnan(Rate(0, 0).value)
+    assert Rate(0, 0).interval == (0.0, 1.0)
+    assert Rate(1, 4).value == 0.25
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_sign_test_is_the_binomial_test(wins: int, losses: int) -> None:
+    n = wins + losses
+    expected = stats.binomtest(wins, n, alternative="greater").pvalue if n else 1.0
+
+    assert metrics.sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sign_test_by_hand() -> None:
+    assert metrics.sign_test(0, 0) == 1.0
+    assert metrics.sign_test(3, 0) == 1 / 8
+    assert metrics.sign_test(2, 1) == 4 / 8
+
+
+def test_sign_test_of_many_images_is_no_overflow() -> None:
+    assert metrics.sign_test(5000, 5000) == pytest.approx(0.504, abs=1e-3)
+    assert metrics.sign_test(10_000, 0) == 0.0
+
+
+def test_accuracy_counts_all_images() -> None:
+    clean = {"label": np.array([0, 1, 2, 3]), "pred_clean": np.array([0, 1, 0, -1])}
+
+    assert metrics.accuracy(clean) == Rate(2, 4)
+
+
+def test_logits_that_are_not_finite_are_never_right() -> None:
+    clean = {"label": np.array([-1]), "pred_clean": np.array([-1])}
+
+    assert metrics.accuracy(clean) == Rate(0, 1)
+
+
+def test_accuracy_of_nothing_is_empty() -> None:
+    assert metrics.accuracy({}) == Rate(0, 0)
+
+
+def test_images_that_were_wrong_are_neither_robust_nor_successes(make_outcome: Make) -> None:
+    outcome = make_outcome([True, True, False, False], right=[True, False, True, False])
+
+    assert metrics.robust_accuracy(outcome) == Rate(1, 4)
+    assert metrics.success_rate(outcome) == Rate(1, 2)
+
+
+def test_non_finite_logits_under_attack_are_not_robust(make_outcome: Make) -> None:
+    outcome = make_outcome([False, False], pred_adv=np.array([-1, 1]))
+
+    assert metrics.robust_accuracy(outcome) == Rate(1, 2)
+    assert metrics.faults(outcome).logits_not_finite == 1
+
+
+def test_each_column_judges_by_itself(make_outcome: Make) -> None:
+    outcome = make_outcome([True, True], pred_8bit=np.array([0, 2]), pred_png=np.array([0, 1]))
+
+    judged = [metrics.robust_accuracy(outcome, f"pred_{way}").k for way in ("adv", "8bit", "png")]
+
+    assert judged == [0, 1, 2]
+
+
+def test_a_targeted_attack_succeeds_only_on_its_target(make_outcome: Make) -> None:
+    outcome = make_outcome(
+        [True, True],
+        threat=Threat("linf", 8 / 255, True),
+        target=np.array([1, 5]),
+    )
+
+    assert metrics.success_rate(outcome) == Rate(1, 2)
+
+
+def test_worst_case_is_robust_only_where_all_are(make_outcome: Make) -> None:
+    outcomes = [make_outcome(ONLY_FIRST), make_outcome(ONLY_SECOND)]
+
+    assert metrics.worst_case(outcomes) == Rate(2, 4)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_worst_case_is_never_better_than_one_attack(masks: list[list[bool]]) -> None:
+    outcomes = [plain_outcome(mask) for mask in masks]
+
+    worst = metrics.worst_case(outcomes)
+
+    assert worst.k <= min(metrics.robust_accuracy(outcome).k for outcome in outcomes)
+    assert 5 - worst.k >= sum(metrics.unique_breaks(outcomes))
+
+
+def plain_outcome(broken: list[bool]) -> Outcome:
+    """Only the columns that verdicts need; property tests cannot use fixtures."""
+    n = len(broken)
+    columns = {
+        "id": np.arange(n),
+        "label": np.zeros(n, np.int64),
+        "attacked": np.ones(n, np.bool_),
+        "pred_adv": np.array(broken, np.int64),
+    }
+    return Outcome(Spec("pgd", {}), Threat("linf", 0.1, False), "white-box", columns)
+
+
+def test_other_images_cannot_be_joined(make_outcome: Make) -> None:
+    other = make_outcome(ONLY_FIRST)
+    other.columns["id"] = other.columns["id"][::-1]
+
+    with pytest.raises(ValueError, match="saw other images"):
+        metrics.worst_case([make_outcome(ONLY_FIRST), other])
+
+
+def test_the_worst_case_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no attacks"):
+        metrics.worst_case([])
+
+
+def test_unique_breaks_are_those_of_no_other(make_outcome: Make) -> None:
+    outcomes = [
+        make_outcome([True, True, False, False]),
+        make_outcome([False, True, True, True]),
+        make_outcome([False, True, False, False]),
+    ]
+
+    assert metrics.unique_breaks(outcomes) == [1, 2, 0]
+    assert metrics.unique_breaks(outcomes[:1]) == [2]
+    assert metrics.unique_breaks([]) == []
+
+
+def test_groups_keep_threats_apart_in_order(make_outcome: Make) -> None:
+    threats = [Threat("l2", 0.5, False), Threat("linf", 0.1, False), Threat("l2", 0.5, True)]
+    outcomes = [make_outcome(ONLY_FIRST, threat=threats[i]) for i in (0, 1, 0, 2)]
+
+    grouped = metrics.groups(outcomes)
+
+    assert list(grouped) == threats
+    assert [len(group) for group in grouped.values()] == [2, 1, 1]
+
+
+def test_distance_is_of_successes_in_the_norm_of_the_threat(make_outcome: Make) -> None:
+    outcome = make_outcome(
+        [True, True, True, False],
+        threat=Threat("l2", None, False),
+        l2=np.array([1.0, 2.0, 6.0, 100.0]),
+    )
+
+    assert metrics.nearest([outcome]) == (2.0, 3.0)
+
+
+def test_the_nearest_success_counts(make_outcome: Make) -> None:
+    far = make_outcome([True, True], linf=np.array([4.0, 4.0]))
+    near = make_outcome([True, False], linf=np.array([1.0, 0.0]))
+
+    assert metrics.nearest([far, near]) == (2.5, 2.5)
+
+
+def test_no_success_has_no_distance(make_outcome: Make) -> None:
+    outcome = make_outcome([False, False])
+
+    assert all(map(math.isnan, metrics.nearest([outcome])))
+    assert all(map(math.isnan, metrics.distances(outcome)))
+
+
+def test_a_norm_that_is_not_measured_has_no_distance(make_outcome: Make) -> None:
+    outcome = make_outcome([True], threat=Threat("none", 0.1, False))
+
+    assert all(map(math.isnan, metrics.nearest([outcome])))
+
+
+def test_distances_summarise_successes(make_outcome: Make) -> None:
+    outcome = make_outcome(
+        [True, True, True, False],
+        l0=np.array([1.0, 2.0, 9.0, 99.0]),
+        ssim=np.array([0.5, 0.5, 0.8, 1.0]),
+        psnr=np.array([10.0, 20.0, 30.0, np.inf]),
+    )
+
+    summary = metrics.distances(outcome)
+
+    assert (summary.l0, summary.ssim, summary.psnr) == pytest.approx((2.0, 0.6, 20.0))
+
+
+def test_cost_is_per_attacked_image_and_in_total(make_outcome: Make) -> None:
+    outcome = make_outcome([True, False, False], right=[True, True, False])
+
+    assert metrics.cost([outcome]) == pytest.approx((20.0, 19.0, 0.04))
+    assert metrics.cost([outcome, outcome]) == pytest.approx((40.0, 38.0, 0.08))
+
+
+def test_cost_of_attacking_nothing_is_unknown_per_image(make_outcome: Make) -> None:
+    cost = metrics.cost([make_outcome([False], right=[False])])
+
+    assert math.isnan(cost.forwards)
+    assert math.isnan(cost.backwards)
+    assert cost.seconds == 0.0
+
+
+def test_faults_are_counted_by_bit(make_outcome: Make) -> None:
+    outcome = make_outcome([False] * 4, fault=np.array([0, 1, 3, 6], dtype=np.uint8))
+
+    assert metrics.faults(outcome) == (2, 2, 1, 0)
+
+
+def test_no_image_at_all_is_no_error(make_outcome: Make) -> None:
+    outcome = make_outcome([])
+
+    assert metrics.worst_case([outcome]) == Rate(0, 0)
+    assert metrics.success_rate(outcome) == Rate(0, 0)
+    assert math.isnan(metrics.nearest([outcome]).median)
+    assert metrics.faults(outcome) == (0, 0, 0, 0)
+
+
+def test_what_reads_runs_imports_neither_torch_nor_art() -> None:
+    code = (
+        "import sys, robusteval.records, robusteval.metrics, robusteval.registry\n"
+        "from robusteval.reports import markdown, tables, terminal\n"
+        "print(sorted({'torch', 'art', 'scipy', 'sklearn'} & sys.modules.keys()))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
