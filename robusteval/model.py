@@ -1,0 +1,211 @@
+"""A classifier on [0, 1] images, and what is done to any model while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class Classifier(nn.Module):
+    """A network that maps images in [0, 1] to logits; normalisation happens inside.
+
+    In eval mode the network only ever sees blocks of one fixed size, the last one padded with
+    zeros. The kernels that a convolution or a matrix product picks depend on the shape of the
+    batch, and with them the last digits of every logit; under a sign that is enough to change
+    an attack's path. With one shape an image's result does not depend on its company.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps normalised images ``(n, c, h, w)`` to logits ``(n, num_classes)``.
+    mean, std : sequence of float, optional
+        Per channel (or one for all), in units of the [0, 1] pixel range. None: no normalisation.
+    num_classes : int
+        Number of logits.
+    input_shape : tuple of int, optional
+        ``(c, h, w)`` the network was made for; a hint, not a check.
+    identity : dict, optional
+        JSON-able facts that name this model (hashes, architecture); part of every cache key.
+    block : int, optional
+        Images per call of the network; None picks one by image size and device.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        num_classes: int,
+        input_shape: tuple[int, int, int] | None = None,
+        identity: dict[str, Any] | None = None,
+        block: int | None = None,
+    ) -> None:
+        super().__init__()
+        if block is not None and block < 1:
+            raise ValueError(f"block must be at least 1, not {block}")
+        self.network = network
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.identity = dict(identity or {})
+        self.block = block
+        self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std or (1.0,))).view(-1, 1, 1))
+        if not bool((self.std > 0).all()):
+            raise ValueError("std must be positive in every channel")
+        self.training = network.training  # and the modes inside stay as they are
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's arithmetic happens."""
+        return self.mean.device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, num_classes)`` of images ``(n, c, h, w)`` in [0, 1]."""
+        x = (x - self.mean) / self.std
+        if self.training:
+            return self._logits(x)
+        size = self.block or block_size(x.shape[1:].numel(), x.device)
+        # memory format picks kernels too, so it is fixed as well
+        return torch.cat([self._block(part, size) for part in torch.split(x.contiguous(), size)])
+
+    def _block(self, x: Tensor, size: int) -> Tensor:
+        n = len(x)
+        if n == size:
+            return self._logits(x)
+        return self._logits(torch.cat([x, x.new_zeros(size - n, *x.shape[1:])]))[:n]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.training:
+            logits = self.network(x)
+        else:
+            with ImageByImage(len(x)):
+                logits = self.network(x)
+        assert isinstance(logits, Tensor), "the network must return one tensor of logits"
+        return logits
+
+
+class ImageByImage(TorchFunctionMode):
+    """Linear layers as one product per image.
+
+    In a product of the whole batch the rows at its end can be summed in another order than the
+    others (seen with MKL for odd widths): an image's last digits would depend on its place.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
+            return self.linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`F.linear` of ``(m, …, k)`` as m products."""
+        rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
+        out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
+        out = out.reshape(*x.shape[:-1], -1)
+        return out if bias is None else out + bias
+
+
+def block_size(values: int, device: torch.device) -> int:
+    """Images per network call, for images of `values` numbers: a power of two.
+
+    On two cores a ResNet-20 runs fastest from 32 images of 32x32 up, a SqueezeNet at 2 to 4 images
+    of 224x224: activations then stay in the cache. An accelerator wants many more.
+    """
+    room, most = (400_000, 32) if device.type == "cpu" else (10_000_000, 256)
+    size = 2
+    while size < most and 2 * size * values <= room:
+        size *= 2
+    return size
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The class of each row of logits ``(n, k)``, -1 where a logit is not finite."""
+    finite = logits.isfinite().all(1)
+    return torch.where(finite, logits.argmax(1), -1)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in eval mode and without parameter gradients; put back as it was afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    try:
+        module.eval()
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None  # so that nothing is added to the user's in place
+        yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+_rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def rows(index: Tensor) -> Iterator[None]:
+    """Say that the passes inside are for these rows ``(m,)`` of the batch.
+
+    An attack that drops finished images tells the counter this way whose passes it saves.
+    """
+    token = _rows.set(index)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
+class Passes:
+    """Forward and backward passes of each image of a batch, two columns ``(n,)``."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.forwards = torch.zeros(n, device=device)
+        self.backwards = torch.zeros(n, device=device)
+
+    def watch(self, _module: nn.Module, _args: object, logits: Tensor) -> None:
+        """Forward hook: book this pass, and the backward pass through it if there comes one."""
+        index, n = _rows.get(), len(logits)
+        if index is None or len(index) != n:
+            index = None  # whose pass it was is not known: shared evenly
+        self._book(self.forwards, index, n)
+        if logits.requires_grad:
+            logits.register_hook(  # type: ignore[no-untyped-call]
+                lambda _grad: self._book(self.backwards, index, n)
+            )
+
+    def _book(self, column: Tensor, index: Tensor | None, n: int) -> None:
+        if index is None:
+            column += n / max(len(column), 1)
+        else:
+            column.index_add_(0, index.to(column.device), column.new_ones(n))
+
+
+@contextmanager
+def counting(model: nn.Module, n: int, device: torch.device) -> Iterator[Passes]:
+    """Count the passes of a batch of `n` images through the model."""
+    passes = Passes(n, device)
+    handle = model.register_forward_hook(passes.watch)
+    try:
+        yield passes
+    finally:
+        handle.remove()

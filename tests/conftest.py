@@ -1,0 +1,184 @@
+"""Runs made of numbers alone for what reads runs, small models for what makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toys import Bands, Linear, synthetic, trained
+
+from robusteval.model import Classifier
+from robusteval.records import Columns, Outcome, Run, Spec, Threat
+
+Made = np.ndarray[Any, Any]
+
+
+def clean_columns(label: Made, right: Made) -> Columns:
+    """Clean predictions, right where asked, one class too high elsewhere."""
+    n = len(label)
+    return {
+        "index": np.arange(n),
+        "id": np.arange(n, dtype=np.uint64) + np.uint64(2**63),
+        "label": label,
+        "pred_clean": np.where(right, label, label + 1),
+        "margin_clean": np.where(right, 1.0, -1.0),
+        "confidence_clean": np.full(n, 0.5),
+    }
+
+
+def attacked_columns(clean: Columns, broken: Made, **changed: Made) -> Columns:
+    """The columns of an attack that succeeds where asked, of the images that were right."""
+    n = len(broken)
+    attacked = clean["pred_clean"] == clean["label"]
+    broken = broken & attacked
+    pred = np.where(broken, clean["label"] + 1, clean["pred_clean"])
+    size = np.where(broken, 0.01 + 0.001 * np.arange(n), 0.0)
+    return {
+        **{name: clean[name] for name in ("index", "id", "label", "pred_clean", "margin_clean")},
+        "attacked": attacked,
+        "target": np.full(n, -1),
+        "pred_adv": pred,
+        "pred_8bit": pred,
+        "pred_png": pred,
+        **{name: size for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
+        "ssim": np.where(broken, 0.9, 1.0),
+        "psnr": np.where(broken, 30.0, np.inf),
+        "margin_adv": np.where(broken, -1.0, clean["margin_clean"]),
+        "confidence_adv": np.full(n, 0.5),
+        "forwards": np.where(attacked, 20.0, 0.0),
+        "backwards": np.where(attacked, 19.0, 0.0),
+        "seconds": np.where(attacked, 0.02, 0.0),
+        "fault": np.zeros(n, dtype=np.uint8),
+        **changed,
+    }
+
+
+@pytest.fixture
+def make_outcome() -> Callable[..., Outcome]:
+    """Builds one cell from masks ``(n,)``: which images are right, and which of them break."""
+
+    def make(
+        broken: list[bool] | Made,
+        *,
+        right: list[bool] | Made | None = None,
+        spec: Spec | None = None,
+        threat: Threat | None = None,
+        knowledge: str = "white-box",
+        role: str = "attack",
+        notes: tuple[str, ...] = (),
+        **changed: Made,
+    ) -> Outcome:
+        mask = np.asarray(broken, dtype=np.bool_)
+        first = np.ones(len(mask), np.bool_) if right is None else np.asarray(right, np.bool_)
+        clean = clean_columns(np.arange(len(mask)) % 10, first)
+        return Outcome(
+            attack=spec or Spec("pgd", {"eps": 8 / 255, "steps": 20}),
+            threat=threat or Threat("linf", 8 / 255, False),
+            knowledge=knowledge,
+            columns=attacked_columns(clean, mask, **changed),
+            role=role,
+            notes=notes,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    """Builds a run around cells: the images of the first, 500 right ones without any."""
+
+    def make(*outcomes: Outcome, n: int = 500, **changed: Any) -> Run:
+        attacks = [str(o.attack) for o in outcomes if o.role == "attack"]
+        if outcomes:
+            first = outcomes[0].columns
+            clean = clean_columns(first["label"], first["attacked"])
+        else:
+            clean = clean_columns(np.arange(n) % 10, np.ones(n, np.bool_))
+        facts: dict[str, Any] = {
+            "config": {
+                "attacks": attacks,
+                "samples": len(clean["id"]),
+                "seed": 0,
+                "command": "robusteval evaluate net.pt --data digits",
+            },
+            "model": {
+                "file": "folder/net.pt",
+                "sha256": "0123456789abcdef" * 4,
+                "arch": "torchvision:resnet18",
+                "normalisation": "given",
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+                "num_classes": 10,
+            },
+            "data": {
+                "name": "digits",
+                "total": 1797,
+                "samples": len(clean["id"]),
+                "sha256": "fedcba9876543210" * 4,
+                "shape": [3, 32, 32],
+                "transform": "none",
+                "class_names": None,
+            },
+            "environment": {
+                "robusteval": "0.1.0",
+                "python": "3.12.1",
+                "torch": "2.10",
+                "device": "cpu",
+                "platform": "Linux x86_64",
+            },
+            "clean": clean,
+            "outcomes": outcomes,
+            "findings": (),
+            "status": "complete",
+            "seconds": 75.0,
+            "created": "2026-01-02T03:04:05+00:00",
+            "folder": "runs/one",
+        }
+        return Run(**{**facts, **changed})
+
+    return make
+
+
+@pytest.fixture
+def linear() -> Classifier:
+    """A linear classifier of 1x6x5 images."""
+    return Classifier(Linear((1, 6, 5)), num_classes=2).eval()
+
+
+@pytest.fixture
+def grey_images() -> Tensor:
+    """Eight 1x6x5 images away from the edges of the pixel box."""
+    generator = torch.Generator().manual_seed(1)
+    return 0.3 + 0.4 * torch.rand(8, 1, 6, 5, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty synthetic images in an ``.npz`` file."""
+    path = tmp_path_factory.mktemp("data") / "bands.npz"
+    x, y = synthetic(60, seed=1)
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_bands() -> Bands:
+    """The trained network, shared: do not change it."""
+    return trained()
+
+
+@pytest.fixture
+def bands(trained_bands: Bands) -> Classifier:
+    """The trained network as a classifier of 3x12x12 images."""
+    return Classifier(
+        trained_bands,
+        mean=(0.5,),
+        std=(0.25,),
+        num_classes=3,
+        identity={"sha256": "bands", "num_classes": 3},
+    ).eval()
