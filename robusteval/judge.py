@@ -1,0 +1,117 @@
+"""The verdict on what an attack returned. Nothing the attack says of itself counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robusteval.data import png_round_trip
+from robusteval.errors import RunError
+from robusteval.losses import margin
+from robusteval.model import Classifier, predictions
+from robusteval.norms import TOLERANCE, Ball, distances, psnr, quantise, ssim
+from robusteval.records import Columns, Threat
+
+LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
+
+
+def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Columns:
+    """Columns ``(n,)`` of the result `x_adv` for images `x` ``(n, c, h, w)`` of classes `y`.
+
+    Predictions are made anew, distances measured in float64. What lies outside of the pixel box
+    or the ball is brought back first, a pixel that is not finite takes the whole image back to
+    the original; `fault` says so. RunError for a result of another shape.
+    """
+    if x_adv.shape != x.shape:
+        raise RunError(
+            f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}"
+        )
+    x_adv, fault = repaired(x_adv.detach().to(x), x, threat)
+    rounded = quantise(x_adv)
+    with torch.no_grad():
+        clean, logits = classifier(x), classifier(x_adv)
+        pred_8bit = predictions(classifier(rounded))
+        pred_png = reread(classifier, rounded, pred_8bit)
+    pred = predictions(logits)
+    columns = {
+        "pred_adv": pred,
+        "pred_8bit": pred_8bit,
+        "pred_png": pred_png,
+        **distances(x_adv, x),
+        "ssim": ssim(x_adv, x).double(),
+        "psnr": psnr(x_adv, x),
+        "margin_clean": margin(clean, y).double(),
+        "margin_adv": margin(logits, y).double(),
+        "confidence_adv": confidence(logits, pred),
+        "fault": fault,
+    }
+    return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """The result inside box and ball, and what was wrong with each image ``(n,)`` uint8."""
+    fault = torch.zeros(len(x), dtype=torch.uint8, device=x.device)
+
+    broken = ~x_adv.isfinite().flatten(1).all(1)
+    x_adv = torch.where(broken.view(-1, 1, 1, 1), x, x_adv)
+    fault[broken] |= NOT_FINITE
+
+    outside = ((x_adv < -TOLERANCE) | (x_adv > 1 + TOLERANCE)).flatten(1).any(1)
+    x_adv = x_adv.clamp(0, 1)
+    fault[outside] |= LEFT_BOX
+
+    if threat.eps is None:
+        return x_adv, fault
+    reach = distances(x_adv, x).get(threat.norm)
+    if reach is None:
+        return x_adv, fault
+    far = (reach > threat.eps * (1 + TOLERANCE) + TOLERANCE).to(x.device)
+    fault[far] |= LEFT_BALL
+    if bool(far.any()):
+        if threat.norm in ("linf", "l2"):
+            near = Ball.around(x[far], threat.norm, threat.eps).project(x_adv[far])  # type: ignore[arg-type]
+        else:
+            near = x[far]  # no projection is known for this norm: the attack failed
+        x_adv = x_adv.clone()
+        x_adv[far] = near
+    return x_adv, fault
+
+
+def reread(classifier: Classifier, rounded: Tensor, pred: Tensor) -> Tensor:
+    """Predictions ``(n,)`` after a PNG file, -2 where PNG cannot hold the images."""
+    files = png_round_trip(rounded.cpu())
+    if files is None:
+        return torch.full_like(pred, -2)
+    files = files.to(rounded)
+    same = (files == rounded).flatten(1).all(1)
+    if bool(same.all()):
+        return pred  # the same bits through the same network
+    return predictions(classifier(files))
+
+
+def confidence(logits: Tensor, pred: Tensor) -> Tensor:
+    """Softmax probability of the predicted class ``(n,)``."""
+    return logits.softmax(1).gather(1, pred.clamp_min(0).unsqueeze(1)).squeeze(1).double()
+
+
+def untouched(clean: Columns) -> Columns:
+    """The columns of images before an attack: those that were wrong already stay like this."""
+    n = len(clean["id"])
+    zero, pred = np.zeros(n), clean["pred_clean"]
+    return {
+        **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
+        "attacked": clean["pred_clean"] == clean["label"],
+        "target": np.full(n, -1),
+        "pred_adv": pred.copy(),
+        "pred_8bit": pred.copy(),
+        "pred_png": pred.copy(),
+        **{name: zero.copy() for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
+        "ssim": zero + 1,
+        "psnr": zero + np.inf,
+        "margin_clean": clean["margin_clean"].copy(),
+        "margin_adv": clean["margin_clean"].copy(),
+        "confidence_adv": clean["confidence_clean"].copy(),
+        "fault": np.zeros(n, np.uint8),
+        **{name: zero.copy() for name in ("forwards", "backwards", "seconds")},
+    }

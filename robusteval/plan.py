@@ -1,0 +1,177 @@
+"""What is to be run: everything that decides a number, checked before the first attack."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robusteval import __version__
+from robusteval.data import Data, draw
+from robusteval.errors import UsageError
+from robusteval.model import Classifier, frozen
+from robusteval.progress import Progress, Silent
+from robusteval.records import Spec, Threat, digest
+from robusteval.registry import ATTACKS, parse
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack that is ready to run on one classifier."""
+
+    spec: Spec
+    threat: Threat
+    knowledge: str
+    resolved: dict[str, Any]
+    perturb: Callable[..., Tensor]
+    foreign: bool = False  # draws from global state: its batches are part of its definition
+    role: str = "attack"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a run; nothing is computed yet."""
+
+    classifier: Classifier
+    data: Data
+    index: Positions  # the images drawn
+    attacks: tuple[Attack, ...]
+    seed: int
+    probes: bool
+    config: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that decides the numbers."""
+        return digest(self.config)
+
+
+def prepare(
+    classifier: nn.Module,
+    data: Data,
+    attacks: Sequence[str | Spec],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    probes: bool = True,
+    progress: Progress | None = None,
+) -> Plan:
+    """Check everything that can be checked before the first attack; see `evaluate`."""
+    progress = progress or Silent()
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}")
+    index = draw(len(data), samples, seed)
+    model = classifier if isinstance(classifier, Classifier) else wrapped(classifier, data)
+    check_labels(data, index, model)
+    built = tuple(build(spec, model, data.shape) for spec in attacks)
+    names = [str(attack.spec) for attack in built]
+    if len({digest([attack.spec.name, attack.resolved]) for attack in built}) < len(built):
+        raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
+
+    progress.begin("Reading data", len(index))
+    sha256 = data.fingerprint(index, progress.advance)
+    progress.end()
+    config = {
+        "attacks": names,
+        "resolved": [attack.resolved for attack in built],
+        "samples": len(index),
+        "seed": seed,
+        "probes": probes,
+        "model": model.identity,
+        "data": {"name": data.name, "sha256": sha256},
+        "versions": versions(),
+        "device": model.device.type,
+    }
+    return Plan(model, data, index, built, seed, probes, config)
+
+
+def wrapped(module: nn.Module, data: Data) -> Classifier:
+    """A user's module as a classifier that knows its classes and its identity."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with frozen(module), torch.no_grad():
+        logits = module(data.batch([0]).x.to(device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UsageError("the model must return one tensor of logits (n, k)")
+    content = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    kind = type(module)
+    identity = {
+        "sha256": content.hexdigest(),
+        "arch": f"{kind.__module__}:{kind.__qualname__}",
+        "num_classes": logits.shape[1],
+    }
+    classifier = Classifier(module, num_classes=logits.shape[1], identity=identity)
+    return classifier.to(device)
+
+
+def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:
+    """Refuse labels that the network cannot answer with."""
+    labels = data.labels[index]
+    k = classifier.num_classes
+    if labels.min() < 0 or labels.max() >= k:
+        raise UsageError(
+            f"the labels of {data.name} run from {labels.min()} to {labels.max()}, the network"
+            f" answers with classes 0 to {k - 1}: check that data and checkpoint belong together"
+        )
+
+
+def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
+    """An attack ready to run, its parameters checked; UsageError if they are wrong."""
+    if isinstance(spec, str):
+        spec = parse(spec)
+    if spec.name.startswith("art:"):
+        from robusteval.foreign import from_art
+
+        theirs = from_art(spec.name.removeprefix("art:"), spec.parameters)
+        theirs.validate(classifier, shape)
+        return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
+    spec = ATTACKS.check(spec)
+    entry = ATTACKS.entry(spec.name)
+    given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
+    perturb = partial(ATTACKS.load(spec.name), **given)
+    attack = Attack(spec, entry.threat(spec), entry.knowledge, entry.resolve(spec), perturb)
+    nothing = torch.empty(0, *shape, device=classifier.device)
+    no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
+    try:
+        # parameters are checked before there is anything to do
+        perturb(classifier, nothing, no_class, targeted=attack.threat.targeted)
+    except ValueError as error:
+        raise UsageError(f"{spec.name}: {error}") from None
+    if attack.threat.targeted and classifier.num_classes < 2:
+        raise UsageError("a targeted attack needs at least two classes")
+    return attack
+
+
+def versions() -> dict[str, str]:
+    """The libraries that numbers depend on."""
+    names = {
+        "torch": "torch",
+        "torchvision": "torchvision",
+        "art": "adversarial-robustness-toolbox",
+        "numpy": "numpy",
+        "pillow": "pillow",
+    }
+    found = {name: metadata.version(package) for name, package in names.items()}
+    return {"robusteval": __version__, **found}
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where a run was made, without names of machines or people."""
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
