@@ -27,7 +27,7 @@ def document(record: words.Record) -> Iterator[str]:
     yield from listed("Findings", map(words.finding, record["findings"]))
     if record["attacks"]:
         yield from table(record)
-    yield from listed("Remarks", words.remarks(record))
+    yield from listed("Trust probes", words.probes(record))
     yield from listed("Without a result", words.absences(record))
     facts = (f"{label}: {text}" for label, text in words.provenance(record))
     yield from listed("Where this comes from", facts)
@@ -56,7 +56,7 @@ def table(record: words.Record) -> Iterator[str]:
             continue
         title = code(line.title) if line.kind == "attack" else prose(line.title)
         yield row([title, *(prose(column.cell(line.numbers)) for column in columns)])
-    yield from ("", prose(words.LEGEND))
+    yield from ("", prose(words.legend(record)))
 
 
 def row(cells: list[str]) -> str:

@@ -36,7 +36,8 @@ def as_dict(run: Run) -> dict[str, Any]:
     record = {
         "complete": complete,
         "attacks_asked": max(len(asked), len(attacks)),
-        "upper_bound": not complete or any(finding.grave for finding in run.findings),
+        "upper_bound": not complete or any(f.grave and not f.misfed for f in run.findings),
+        "misfed": any(finding.misfed for finding in run.findings),
         "clean_accuracy": rate_of(metrics.accuracy(run.clean)),
         "worst_cases": [worst_of(threat, group) for threat, group in grouped.items()],
         "attacks": [

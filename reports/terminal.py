@@ -25,7 +25,8 @@ PLAIN = str.maketrans({"–": "-", "✗": "x", "×": "x", "“": '"', "”": '"'
 def print_table(run: Run, console: Console) -> None:
     """Print the report; text from outside is shown, never interpreted."""
     record = as_dict(run)
-    say(console, record["verdict"], "bold red" if record["upper_bound"] else "bold")
+    doubtful = record["upper_bound"] or record["misfed"]
+    say(console, record["verdict"], "bold red" if doubtful else "bold")
     console.print()
     for sentence in words.meaning(record):
         say(console, sentence)
@@ -33,7 +34,7 @@ def print_table(run: Run, console: Console) -> None:
     listed(console, "Findings", findings)
     if record["attacks"]:
         tables(console, record)
-    listed(console, "Remarks", [f"- {remark}" for remark in words.remarks(record)])
+    listed(console, "Trust probes", [f"- {probe}" for probe in words.probes(record)])
     listed(console, "Without a result", [f"✗ {absence}" for absence in words.absences(record)])
     facts(console, words.provenance(record))
     command = record["provenance"]["command"]
@@ -95,7 +96,7 @@ def tables(console: Console, record: words.Record) -> None:
         console.print()
         console.print(table(console, record, columns))
     console.print()
-    say(console, words.LEGEND, "dim")
+    say(console, words.legend(record), "dim")
 
 
 def table(console: Console, record: words.Record, columns: Sequence[words.Column]) -> Table:

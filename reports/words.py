@@ -110,9 +110,13 @@ def verdict(record: Record) -> str:
 
 def start(record: Record) -> str:
     """What must be known before anything else."""
-    if record["complete"]:
-        return ""
-    return f"Incomplete: {len(record['attacks'])} of {record['attacks_asked']} attacks finished. "
+    said = ""
+    if record["misfed"]:
+        said += "Not to be used: the model is probably not fed as it was trained. "
+    if not record["complete"]:
+        finished = f"{len(record['attacks'])} of {record['attacks_asked']}"
+        said += f"Incomplete: {finished} attacks finished. "
+    return said
 
 
 def nothing(record: Record) -> str:
@@ -221,13 +225,17 @@ def belief(record: Record) -> str:
     """Whether the numbers can be believed."""
     findings = record["findings"]
     grave = sum(finding["grave"] for finding in findings)
+    if record["misfed"]:
+        return f"Trust checks: {plural(grave, 'grave finding')}; mend how the model is fed first."
     if grave:
         return f"Trust checks: {plural(grave, 'grave finding')}; the model may be less robust."
     if not record["complete"]:
         return "Trust checks: not finished."
+    skipped = record["provenance"]["config"].get("probes") is False
+    note = " Their extra attacks were skipped." if skipped else ""
     if findings:
-        return f"Trust checks: {plural(len(findings), 'remark')}, nothing grave."
-    return "Trust checks: nothing found."
+        return f"Trust checks: {plural(len(findings), 'remark')}, nothing grave.{note}"
+    return f"Trust checks: nothing found.{note}"
 
 
 def finding(record: Record) -> str:
@@ -266,10 +274,16 @@ COST = (
     Column("forward / back", lambda row: passes(row["cost"])),
     Column("time", lambda row: duration(row["cost"]["seconds"])),
 )
-LEGEND = (
-    "Intervals: Wilson, 95 %. “Only this”: images that no other attack of the same threat fools."
-    " Distances: of successes, pixels in [0, 1]. Passes: per attacked image."
-)
+
+
+def legend(record: Record) -> str:
+    """What the columns mean."""
+    gain = "“Only this”: images that no other attack of the same threat fools. "
+    return (
+        "Intervals: Wilson, 95 %. "
+        + (gain if len(strength(record)) == len(STRENGTH) else "")
+        + "Distances: of successes, pixels in [0, 1]. Passes: per attacked image."
+    )
 
 
 def passes(cost: Record) -> str:
@@ -277,28 +291,21 @@ def passes(cost: Record) -> str:
     return f"{quantity(cost['forwards'])} / {quantity(cost['backwards'])}"
 
 
-FAULTS = {
-    "left_box": "left [0, 1]",
-    "left_ball": "left the ball",
-    "not_finite": "had pixels that are not finite",
-    "logits_not_finite": "got logits that are not finite",
+PROBES = {
+    "probe:noise": "Noise of the same size, {threat}",
+    "probe:unlimited": "An unlimited {norm} attack",
+    "probe:double": "Twice the budget, {spec}",
 }
 
 
-def remarks(record: Record) -> Iterator[str]:
-    """What is to say of single attacks and probes."""
-    for row in record["attacks"]:
-        yield from (f"{row['spec']}: {note}" for note in row["notes"])
-        broken = [
-            f"{plural(row['faults'][key], 'result')} {text}"
-            for key, text in FAULTS.items()
-            if row["faults"][key]
-        ]
-        if broken:
-            yield f"{row['spec']}: {', '.join(broken)}; repaired or counted as fooled"
+def probes(record: Record) -> Iterator[str]:
+    """What the extra attacks of the trust checks did; what follows from it is in the findings."""
     for probe in record["probes"]:
+        form = PROBES.get(probe["probe"], "{spec}")
+        facts = {"threat": threat(probe["threat"]), "norm": probe["threat"]["norm"]}
         fooled = probe["success_rate"]["float"]
-        yield f"{probe['probe']}, {probe['spec']}: fooled {fooled['k']:,} of {fooled['n']:,}"
+        what = form.format(spec=probe["spec"], **facts)
+        yield f"{what}: fooled {fooled['k']:,} of {fooled['n']:,} images"
 
 
 def absences(record: Record) -> Iterator[str]:

@@ -88,13 +88,22 @@ def show_number(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
+# findings that say that model and data do not belong together as they are
+MISFED = ("convention", "labels-permuted", "guessing", "black-images")
+
+
 class Finding(NamedTuple):
     """Something a reader must know before believing a number."""
 
     code: str  # "zero-gradient", …
-    grave: bool  # the numbers it touches are upper bounds at best
+    grave: bool  # numbers are upper bounds at best or, if its code is in MISFED, of no use
     message: str  # one sentence
     cell: str | None = None  # the attack it is about
+
+    @property
+    def misfed(self) -> bool:
+        """Whether it says that the model is fed wrongly."""
+        return self.code in MISFED
 
 
 @dataclass(frozen=True)

@@ -298,19 +298,49 @@ def test_rounding_to_8_bit_has_its_own_number(make_outcome: MakeOutcome, make_ru
     )
 
 
-def test_repairs_notes_and_probes_are_told(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+def test_probes_are_told(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     run = make_run(
-        make_outcome([True, False], fault=np.array([2, 3], np.uint8), notes=("slow",)),
+        make_outcome([True, False]),
         make_outcome([True, False], spec=Spec("noise", {}), role="probe:noise"),
+        make_outcome([True, True], spec=Spec("pgd", {"eps": 1.0}), role="probe:unlimited"),
+        make_outcome([True, True], spec=Spec("pgd", {"eps": 16 / 255}), role="probe:double"),
     )
 
     text = flat(printed(run))
 
-    assert "- pgd:eps=8/255,steps=20: slow" in text
-    assert "1 result left [0, 1], 2 results left the ball" in text
-    assert "- probe:noise, noise: fooled 1 of 2" in text
-    assert "one attack" in text
-    assert as_dict(run)["probes"][0]["probe"] == "probe:noise"
+    assert "- Noise of the same size, linf eps 8/255 (0.0314): fooled 1 of 2 images" in text
+    assert "- An unlimited linf attack: fooled 2 of 2 images" in text
+    assert "- Twice the budget, pgd:eps=16/255: fooled 2 of 2 images" in text
+
+
+def test_a_misfed_model_is_named_before_any_number(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    run = make_run(
+        make_outcome([True, False]),
+        findings=(Finding("convention", True, "1% as given, but 90% otherwise."),),
+    )
+    record = as_dict(run)
+
+    assert record["verdict"].startswith("Not to be used: the model is probably not fed")
+    assert record["upper_bound"] is False
+    assert "mend how the model is fed first" in flat(printed(run))
+
+
+def test_skipped_probes_are_told(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    run = make_run(make_outcome([True, False]), config={"attacks": ["pgd"], "probes": False})
+
+    assert "extra attacks were skipped" in flat(printed(run))
+
+
+def test_the_legend_explains_only_what_is_shown(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    one = make_outcome([True, False])
+    two = make_outcome([False, True], spec=Spec("noise", {}))
+
+    assert "“Only this”" not in printed(make_run(one))
+    assert "“Only this”" in printed(make_run(one, two))
 
 
 def test_provenance_is_told_without_the_folders_of_the_user(
