@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robusteval import trust
 from robusteval.data import Data
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
+from robusteval.guard import out_of_memory, sentence
 from robusteval.judge import confidence, judge, untouched
 from robusteval.losses import Loss, attacker_loss, margin
 from robusteval.model import block_size, counting, frozen, predictions
@@ -110,12 +111,17 @@ def execute(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch-size must be at least 1, not {batch_size}")
-    with (
-        Store.opened(folder, plan.config, fresh=fresh) as store,
-        frozen(plan.classifier),
-        exact_arithmetic(),
-    ):
-        return Execution(plan, store, batch_size, progress or Silent(), stopping, command).run()
+    block = plan.classifier.block
+    try:
+        with (
+            Store.opened(folder, plan.config, fresh=fresh) as store,
+            frozen(plan.classifier),
+            exact_arithmetic(),
+        ):
+            execution = Execution(plan, store, batch_size, progress or Silent(), stopping, command)
+            return execution.run()
+    finally:
+        plan.classifier.block = block  # made smaller where memory ran out
 
 
 @contextmanager
@@ -212,7 +218,7 @@ class Execution:
             "seconds": self.worked,
             "command": self.command,
             "config": plan.config,
-            "model": plan.classifier.identity,
+            "model": plan.config["model"],
             "data": {
                 "name": data.name,
                 "total": len(data),
@@ -447,28 +453,6 @@ def assembled(parts: list[Columns], positions: Positions) -> Columns:
     last = {row: at for at, row in enumerate(rows.tolist())}  # a row that was redone counts last
     places = [last[row] for row in positions.tolist()]
     return {name: column[places] for name, column in whole.items()}
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on whichever device."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-@contextmanager
-def sentence(what: str) -> Iterator[None]:
-    """Turn whatever breaks in other people's code into one sentence."""
-    try:
-        yield
-    except RobustevalError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())[:300]
-        raise RunError(f"{what} ({type(error).__name__}: {text})") from error
 
 
 def looks_like_probabilities(logits: Tensor) -> Tensor:

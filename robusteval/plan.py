@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robusteval import __version__
 from robusteval.data import Data, draw
 from robusteval.errors import UsageError
+from robusteval.guard import sentence
 from robusteval.model import Classifier, frozen
 from robusteval.progress import Progress, Silent
 from robusteval.records import Spec, Threat, digest
@@ -87,7 +88,7 @@ def prepare(
         "samples": len(index),
         "seed": seed,
         "probes": probes,
-        "model": model.identity,
+        "model": identified(model, data, index),
         "data": {"name": data.name, "sha256": sha256},
         "versions": versions(),
         "device": model.device.type,
@@ -96,24 +97,36 @@ def prepare(
 
 
 def wrapped(module: nn.Module, data: Data) -> Classifier:
-    """A user's module as a classifier that knows its classes and its identity."""
+    """A user's module as a classifier that knows its number of classes."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with frozen(module), torch.no_grad():
+    with frozen(module), torch.no_grad(), sentence("the network cannot take the images"):
         logits = module(data.batch([0]).x.to(device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UsageError("the model must return one tensor of logits (n, k)")
+    return Classifier(module, num_classes=logits.shape[1]).to(device)
+
+
+def identified(classifier: Classifier, data: Data, index: Positions) -> dict[str, Any]:
+    """The identity of a classifier; of one that has none, that of its weights and answers.
+
+    Weights alone do not tell what code does with them, hence the logits of a few images.
+    """
+    if "sha256" in classifier.identity:
+        return classifier.identity
     content = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(classifier.state_dict().items()):
         content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    kind = type(module)
-    identity = {
+    with frozen(classifier), torch.no_grad(), sentence("the network cannot take the images"):
+        logits = classifier(data.batch(index[:4]).x.to(classifier.device))
+    content.update(logits.cpu().numpy().tobytes())
+    kind = type(classifier.network)
+    return {
         "sha256": content.hexdigest(),
         "arch": f"{kind.__module__}:{kind.__qualname__}",
-        "num_classes": logits.shape[1],
+        "num_classes": classifier.num_classes,
+        **classifier.identity,
     }
-    classifier = Classifier(module, num_classes=logits.shape[1], identity=identity)
-    return classifier.to(device)
 
 
 def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:

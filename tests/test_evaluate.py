@@ -258,6 +258,45 @@ def test_a_user_module_comes_out_as_it_went_in(data: Data) -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
+def test_an_anonymous_model_is_known_by_weights_and_answers(
+    trained_bands: Bands, data: Data, tmp_path: Path
+) -> None:
+    """The same weights with other code around them are another model."""
+
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = trained_bands.conv1, trained_bands.conv2
+            self.linear = trained_bands.linear
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = trained_bands(x)
+            return logits.flip(1)
+
+    same_again = prepare(trained_bands, data, [], samples=9).config["model"]
+
+    assert prepare(trained_bands, data, [], samples=9).config["model"] == same_again
+    assert prepare(Flipped(), data, [], samples=9).config["model"]["sha256"] != same_again["sha256"]
+
+
+def test_no_more_images_are_held_than_a_batch(
+    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory grows by columns only, however many images there are."""
+    asked: list[int] = []
+    batch = Data.batch
+
+    def counted(self: Data, index: Any) -> Any:
+        asked.append(len(index))
+        return batch(self, index)
+
+    monkeypatch.setattr(Data, "batch", counted)
+
+    evaluate(bands, data, ["pgd:steps=2", "noise"], batch_size=8)
+
+    assert max(asked) <= 16
+
+
 def test_images_that_are_wrong_already_are_not_attacked(data: Data) -> None:
     """They count as not robust, and cost nothing."""
 
@@ -327,6 +366,7 @@ def test_memory_that_runs_out_halves_the_batch(
     run = evaluate(bands, data, ATTACKS_ASKED, probes=False)
 
     assert "memory ran out" in run.outcomes[0].notes[0]
+    assert bands.block is None
     for mine, theirs in zip(run.outcomes, reference.outcomes, strict=False):
         np.testing.assert_array_equal(mine.success(), theirs.success())
 
