@@ -292,7 +292,9 @@ def of_attack(outcome: Outcome) -> list[Finding]:
         )
     failed = outcome.attacked & ~outcome.success()
     stuck = failed & (c["margin_adv"] >= c["margin_clean"])
-    follows = is_strong(outcome) and (outcome.threat.eps or 0) > 0
+    # ours return the best image they found; some of ART's return any where they fail
+    ours = not outcome.attack.name.startswith("art:")
+    follows = ours and is_strong(outcome) and (outcome.threat.eps or 0) > 0
     if follows and not outcome.threat.targeted and stuck.sum() > 0.1 * outcome.attacked.sum():
         found.append(
             Finding(

@@ -386,6 +386,29 @@ def test_memory_that_is_never_enough_is_a_sentence(
     assert "even for one image" in run.failures["noise"]
 
 
+def test_images_that_change_under_way_are_an_error(
+    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set that is written to while it is read."""
+    batch = Data.batch
+
+    def drifting(self: Data, index: Any) -> Any:
+        found = batch(self, index)
+        return found._replace(ids=found.ids + np.uint64(1)) if len(index) == 5 else found
+
+    monkeypatch.setattr(Data, "batch", drifting)
+
+    run = evaluate(bands, data, ["noise"], samples=9, batch_size=5, probes=False)
+
+    assert "changed while" in run.failures["noise"]
+
+
+def test_a_model_that_returns_something_else_is_refused(data: Data) -> None:
+    """A feature map is no classification."""
+    with pytest.raises(UsageError, match="one tensor of logits"):
+        evaluate(nn.Conv2d(3, 3, 3), data, ["noise"])
+
+
 def test_labels_beyond_the_network_are_refused(bands: Classifier, tmp_path: Path) -> None:
     """Before anything is run."""
     np.savez(tmp_path / "d.npz", x=np.full((4, 12, 12, 3), 200, np.uint8), y=np.array([0, 1, 2, 3]))

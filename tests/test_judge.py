@@ -124,3 +124,37 @@ def test_png_is_not_judged_where_it_cannot_hold_the_image() -> None:
     x, y = torch.full((1, 2, 4, 4), 0.4), torch.zeros(1, dtype=torch.int64)
 
     assert judge(classifier, x, x, y, THREAT)["pred_png"].tolist() == [-2]
+
+
+def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) -> None:
+    """What is too far in l1 goes back to the original."""
+    x, y = grey(0.3, 0.3), torch.zeros(2, dtype=torch.int64)
+    x_adv = grey(0.9, 0.3)
+    x_adv[1, 0, 0, 0] += 0.5
+
+    columns = judge(classifier, x_adv, x, y, Threat("l1", 1.0, False))
+
+    assert columns["fault"].tolist() == [LEFT_BALL, 0]
+    assert columns["l1"] == pytest.approx([0, 0.5])
+
+
+def test_a_radius_in_no_known_norm_is_not_checked(classifier: Classifier) -> None:
+    """Some attacks of ART have a radius of their own kind."""
+    x, y = grey(0.3), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.9), x, y, Threat("none", 0.1, False))
+
+    assert columns["fault"].tolist() == [0]
+
+
+def test_files_that_differ_from_rounding_are_judged_by_themselves(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PNG file loses nothing, and if it did it would show."""
+    monkeypatch.setattr("robusteval.judge.png_round_trip", lambda x: x * 0)
+    x, y = grey(0.45), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.52), x, y, THREAT)
+
+    assert columns["pred_8bit"].tolist() == [1]
+    assert columns["pred_png"].tolist() == [0]

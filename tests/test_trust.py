@@ -290,6 +290,15 @@ def test_a_larger_budget_that_does_worse_is_found() -> None:
     assert not found(attack, better)
 
 
+def test_images_that_come_no_nearer_to_an_error_are_found() -> None:
+    """More than one in ten; ART's attacks need not return their best image."""
+    for name, codes_expected in (("pgd", {"loss-not-rising"}), ("art:APGD", set())):
+        attack = outcome([True] * 5 + [False] * 5, spec=name)
+        attack.columns["margin_adv"][5:7] = 1.5
+
+        assert found(attack) == codes_expected
+
+
 def test_an_unlimited_attack_that_fails_is_found() -> None:
     """It may change every pixel to anything."""
     attack = outcome([True] * 50 + [False] * 50)
