@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from robusteval.records import Run
+from robusteval.records import Run, visible
 
 from . import words
 from .tables import as_dict
@@ -66,12 +66,12 @@ def row(cells: list[str]) -> str:
 
 def prose(text: str) -> str:
     """Text that renders as itself."""
-    return "".join(PROSE.get(char, char) for char in words.visible(text))
+    return "".join(PROSE.get(char, char) for char in visible(text))
 
 
 def code(text: str) -> str:
     """Text in typewriter face that renders as itself, also in a table."""
-    shown = words.visible(text)
+    shown = visible(text)
     if not ENTITIES.keys() & set(shown):
         return f"`{shown}`"
     return f"<code>{prose(text)}</code>"

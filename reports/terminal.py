@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robusteval.records import Run
+from robusteval.records import Run, visible
 
 from . import words
 from .tables import as_dict
@@ -46,7 +46,7 @@ def print_table(run: Run, console: Console) -> None:
 
 def text(console: Console, content: str, style: str = "") -> Text:
     """Text as it is, in what the stream can carry."""
-    shown = words.visible(content)
+    shown = visible(content)
     try:
         shown.encode(console.encoding)
     except UnicodeEncodeError:

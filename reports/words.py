@@ -30,13 +30,6 @@ class Line(NamedTuple):
     numbers: Record
 
 
-def visible(text: str) -> str:
-    """The text with everything that would not show, or would steer a terminal, spelled out."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def percent(rate: Record) -> str:
     """A share as ``12.4 %``, never rounded to all or nothing; whole up to 100 images."""
     k, n = rate["k"], rate["n"]

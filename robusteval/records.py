@@ -12,6 +12,7 @@ holds whole files only. A cell's key hashes everything its numbers depend on.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -181,6 +182,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def visible(text: str) -> str:
+    """The text with everything that would not show, or would steer a terminal, spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """The file as a whole or not at all, also when the power fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -194,7 +202,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "; make room or choose another folder: the same command continues" if full else ""
+        raise RunError(f"cannot write {path}: {error.strerror or error}{hint}") from None
 
 
 def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
@@ -237,6 +247,10 @@ class Store:
         store = cls(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "run.json").exists() and any(
+                p.name[0] != "." for p in folder.iterdir()
+            ):
+                raise UsageError(f"{folder} holds other files: choose an empty folder for --out")
             lock = FileLock(folder / ".lock")
             lock.acquire(timeout=0)
         except Timeout:
@@ -256,10 +270,6 @@ class Store:
     def _take_over(self, config: dict[str, Any], fresh: bool) -> None:
         path = self.folder / "run.json"
         if not path.exists():
-            if any(not p.name.startswith(".") for p in self.folder.iterdir()):
-                raise UsageError(
-                    f"{self.folder} holds other files: choose an empty folder for --out"
-                )
             return
         record = read_record(path)
         if fresh:
@@ -267,7 +277,10 @@ class Store:
             shutil.rmtree(self.samples, ignore_errors=True)
             path.unlink()
             return
-        lines = list(differences(record["config"], config))
+        here = dict(config)
+        if record["config"].get("attacks") != config.get("attacks"):
+            here["resolved"] = record["config"].get("resolved")  # would say it once more, at length
+        lines = list(differences(record["config"], here))
         if lines:
             raise UsageError(
                 f"{self.folder} holds a run with other settings; choose another --out, or --fresh"

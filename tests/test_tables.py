@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from robusteval import metrics
-from robusteval.records import Finding, Outcome, Run, Spec, Threat
+from robusteval.records import Finding, Outcome, Run, Spec, Threat, visible
 from robusteval.reports import words
 from robusteval.reports.markdown import to_markdown
 from robusteval.reports.tables import as_dict, to_json
@@ -467,7 +467,7 @@ def test_hostile_names_do_not_steer_the_terminal(hostile: tuple[str, Run], width
     text = printed(run, width)
 
     assert all(char.isprintable() or char == "\n" for char in text)
-    assert f"run {words.visible(name)}" in text.splitlines()
+    assert f"run {visible(name)}" in text.splitlines()
 
 
 def test_hostile_names_add_no_colour(hostile: tuple[str, Run]) -> None:
@@ -501,8 +501,8 @@ def test_hostile_names_are_text_in_markdown(hostile: tuple[str, Run]) -> None:
     rows = re.findall("<tr>(.*?)</tr>", page, re.S)
     assert {len(re.findall("<t[hd][ >]", row)) for row in rows} == {9}
     text = html.unescape(re.sub("<[^>]*>", "", page)).replace("\u200b", "")
-    assert f"run {words.visible(name)}" in text
-    assert f"saw {words.visible(name)}" in text
+    assert f"run {visible(name)}" in text
+    assert f"saw {visible(name)}" in text
 
 
 def test_nobody_is_called_from_a_markdown_report(make_run: MakeRun) -> None:
