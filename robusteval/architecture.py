@@ -144,7 +144,9 @@ def _executed(path: Path, name: str) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     with reported(name):
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+        # under the rules of their file, not under the __future__ imports of ours
+        code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
     return module
 
 

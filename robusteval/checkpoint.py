@@ -202,6 +202,8 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps")
+    if device.type == "cpu":
+        return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no device {name} here: torch sees {_gpus()}; use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -73,6 +73,10 @@ def demo(cache: Path | None = None, progress: Callable[[int, int], None] | None 
     path = (cache or cache_folder()) / f"digits_cnn-{_recipe(images)[:16]}.safetensors"
     if _is_sound(path):
         return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise _unwritable(path.parent) from None
     mean, std = float(images.x.mean()), float(images.x.std())
     with _one_thread():
         network = _trained((images.x - mean) / std, images.y, progress or _silent)
@@ -90,11 +94,15 @@ def demo(cache: Path | None = None, progress: Callable[[int, int], None] | None 
             seed=SEED,
         )
     except RunError:
-        raise UsageError(
-            f"cannot write to the cache folder {path.parent}: "
-            "set the environment variable ROBUSTEVAL_CACHE to a folder that can be written"
-        ) from None
+        raise _unwritable(path.parent) from None
     return path
+
+
+def _unwritable(folder: Path) -> UsageError:
+    return UsageError(
+        f"cannot write to the cache folder {folder}: "
+        "set the environment variable ROBUSTEVAL_CACHE to a folder that can be written"
+    )
 
 
 def cache_folder() -> Path:
