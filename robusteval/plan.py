@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robusteval import __version__
 from robusteval.data import Data, draw
-from robusteval.errors import UsageError
+from robusteval.errors import RunError, UsageError
 from robusteval.guard import sentence
 from robusteval.model import Classifier, frozen
 from robusteval.progress import Progress, Silent
@@ -74,6 +74,7 @@ def prepare(
     index = draw(len(data), samples, seed)
     model = classifier if isinstance(classifier, Classifier) else wrapped(classifier, data)
     check_labels(data, index, model)
+    check_images(data, index, model)
     built = tuple(build(spec, model, data.shape) for spec in attacks)
     names = [str(attack.spec) for attack in built]
     if len({digest([attack.spec.name, attack.resolved]) for attack in built}) < len(built):
@@ -140,6 +141,19 @@ def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier
         )
 
 
+def check_images(data: Data, index: Positions, classifier: Classifier) -> None:
+    """Refuse images that the network cannot take, before anything is written."""
+    x = data.batch(index[:1]).x.to(classifier.device)
+    what = f"the network cannot take images {tuple(x.shape[1:])}"
+    try:
+        with frozen(classifier), torch.no_grad(), sentence(what):
+            classifier(x)
+    except RunError as error:
+        raise UsageError(f"{error}: bring them to another size with --size") from None
+    except Exception:
+        return  # memory ran out, which is dealt with batch by batch
+
+
 def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
     """An attack ready to run, its parameters checked; UsageError if they are wrong."""
     if isinstance(spec, str):
@@ -149,6 +163,11 @@ def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int])
 
         theirs = from_art(spec.name.removeprefix("art:"), spec.parameters)
         theirs.validate(classifier, shape)
+        if theirs.threat.norm == "linf" and (theirs.threat.eps or 0) > 1:
+            raise UsageError(
+                f"{spec.name}: eps must be from 0 to 1 for linf, in units of the [0, 1] pixel range"
+                f" (8/255 is eight grey levels), not {theirs.threat.eps:g}"
+            )
         return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
     spec = ATTACKS.check(spec)
     entry = ATTACKS.entry(spec.name)

@@ -481,7 +481,7 @@ def test_a_network_that_cannot_take_the_images_is_a_sentence(data: Data) -> None
     """With what torch said."""
     classifier = Classifier(nn.Conv2d(1, 3, 3), num_classes=3, identity={"sha256": "x"})
 
-    with pytest.raises(RunError, match=r"cannot take images \(3, 12, 12\)"):
+    with pytest.raises(UsageError, match=r"cannot take images \(3, 12, 12\)"):
         evaluate(classifier, data, ["noise"], probes=False)
 
 
