@@ -12,13 +12,19 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
+from robusteval.records import visible
+
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+WIDE = 80  # columns a bar and the time left need
+SLOWEST = 3600.0  # seconds between steps from which the time left can still be told
 
 
 class Progress(Protocol):
@@ -53,23 +59,47 @@ class Silent:
         """Say nothing."""
 
 
+class Stderr(Console):
+    """The console for progress: a job goes on when nobody reads about it any more."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich would end the process."""
+        self.quiet = True
+
+
+class Count(MofNCompleteColumn):
+    """How many of how many, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        """The two numbers, or nothing."""
+        return Text() if task.total is None else super().render(task)
+
+
 class Bars:
     """Progress for people; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.live = console.is_terminal
-        self.bars = rich_progress.Progress(
-            SpinnerColumn(),
+        self.live = console.is_terminal and not console.is_dumb_terminal
+        wide = console.width >= WIDE
+        fixed = Column(no_wrap=True)
+        columns = [
+            SpinnerColumn(table_column=fixed),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
+            *([BarColumn(bar_width=20, table_column=fixed)] if wide else []),
+            Count(table_column=fixed),
+            TimeElapsedColumn(table_column=fixed),
+            *([TimeRemainingColumn(table_column=fixed)] if wide else []),
+        ]
+        self.bars = rich_progress.Progress(
+            *columns, console=console, transient=True, speed_estimate_period=SLOWEST
         )
-        self.task = self.bars.add_task("Loading", total=None, visible=True)
+        self.task = self.bars.add_task("Loading", total=None)
+        # between spinner, bar, count and times
+        self.room = max(console.width - (52 if wide else 22), 10)
         self.what, self.total, self.done = "", 0, 0
         self.told = time.monotonic()
 
@@ -90,7 +120,12 @@ class Bars:
     def begin(self, what: str, total: int) -> None:
         """A stage of `total` images starts."""
         self.what, self.total, self.done = what, total, 0
-        self.bars.reset(self.task, description=short(what), total=total or None, visible=True)
+        self.show(short(what, self.room), total or None)
+
+    def show(self, description: str, total: int | None) -> None:
+        """A new bar in place of the one there is."""
+        self.bars.remove_task(self.task)
+        self.task = self.bars.add_task(description, total=total)
 
     def advance(self, n: int = 1) -> None:
         """So many more images are done."""
@@ -100,17 +135,17 @@ class Bars:
             self.say(f"{self.what}: {self.done} of {self.total}")
 
     def end(self) -> None:
-        """The stage is over."""
-        self.bars.update(self.task, visible=False)
-        if not self.live and self.done:
+        """The stage is over; what comes before the next one must not look like standstill."""
+        if not self.live and self.done and self.done >= self.total:
             self.say(f"{self.what}: done")
+        self.show("Preparing", None)
 
     def say(self, text: str) -> None:
         """A line for the reader."""
         self.told = time.monotonic()
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(visible(text)), soft_wrap=True)
 
 
-def short(text: str, width: int = 34) -> str:
+def short(text: str, width: int) -> str:
     """The text cut to a width, the cut shown."""
     return text if len(text) <= width else text[: width - 1] + "…"

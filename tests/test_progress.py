@@ -1,0 +1,187 @@
+"""Progress: lines where there is no terminal, one bar that fits where there is one."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from robusteval import progress as module
+from robusteval.progress import Bars, Silent, Stderr, short
+
+
+def plain() -> tuple[Bars, io.StringIO]:
+    """Progress into a file, and the file."""
+    file = io.StringIO()
+    return Bars(Console(file=file, width=80)), file
+
+
+def terminal(width: int = 80) -> tuple[Bars, io.StringIO]:
+    """Progress on a terminal of so many columns, and what it gets."""
+    file = io.StringIO()
+    return Bars(Console(file=file, width=width, force_terminal=True, color_system=None)), file
+
+
+def frame(bars: Bars) -> list[str]:
+    """The lines that a refresh would draw now."""
+    with bars.console.capture() as captured:
+        bars.console.print(bars.bars.get_renderable())
+    return captured.get().rstrip("\n").split("\n")
+
+
+def test_a_stage_is_one_line_in_a_file() -> None:
+    """Nothing moves, nothing is coloured."""
+    bars, file = plain()
+
+    with bars:
+        bars.begin("Clean accuracy", 3)
+        bars.advance(2)
+        bars.advance()
+        bars.end()
+
+    assert file.getvalue() == "Clean accuracy: done\n"
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_stage_that_was_cut_short_is_not_called_done(done: int) -> None:
+    """What ended it is said elsewhere."""
+    bars, file = plain()
+
+    with bars:
+        bars.begin("Clean accuracy", 3)
+        bars.advance(done)
+        bars.end()
+
+    assert file.getvalue() == ""
+
+
+def test_a_long_stage_says_how_far_it_is_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then."""
+    monkeypatch.setattr(module, "PLAIN_EVERY", -1.0)
+    bars, file = plain()
+
+    with bars:
+        bars.begin("pgd", 60)
+        bars.advance(25)
+
+    assert file.getvalue() == "pgd: 25 of 60\n"
+
+
+def test_text_from_outside_cannot_steer_the_terminal() -> None:
+    """Neither by its own codes nor by rich's."""
+    bars, file = plain()
+
+    bars.say("[bold]\x1b[31mred\nline\x07")
+
+    assert file.getvalue() == "[bold]\\x1b[31mred\\nline\\x07\n"
+
+
+def test_lines_for_the_reader_are_not_broken() -> None:
+    """So that they can be searched; a terminal wraps them itself."""
+    bars, file = plain()
+
+    bars.say("word " * 40)
+
+    assert file.getvalue().count("\n") == 1
+
+
+def test_the_spinner_turns_from_the_start() -> None:
+    """Importing torch takes seconds."""
+    bars, file = terminal()
+
+    with bars:
+        bars.bars.refresh()
+
+    assert "Loading" in file.getvalue()
+
+
+def test_there_is_something_to_see_between_stages() -> None:
+    """And it does not keep the numbers of the last one."""
+    bars, _ = terminal()
+
+    bars.begin("pgd", 60)
+    bars.advance(60)
+    bars.end()
+
+    (line,) = frame(bars)
+    assert "Preparing" in line
+    assert "60" not in line
+
+
+@pytest.mark.parametrize("width", [30, 40, 79, 80, 120])
+def test_the_bar_is_one_line_of_any_terminal(width: int) -> None:
+    """Long names are cut, numbers are not."""
+    bars, _ = terminal(width)
+
+    bars.begin("art:AutoProjectedGradientDescent:" + "eps=8/255," * 20, 50_000)
+    bars.advance(12_345)
+
+    (line,) = frame(bars)
+    assert len(line.rstrip()) <= width
+    assert "12345/50000" in line
+    assert "…" in line
+
+
+def test_nothing_of_the_bar_is_left_at_the_end() -> None:
+    """The line is erased and the cursor shown."""
+    bars, file = terminal()
+
+    with bars:
+        bars.begin("pgd", 60)
+
+    assert file.getvalue().endswith("\x1b[2K")
+    assert re.findall(r"\x1b\[\?25[hl]", file.getvalue())[-1] == "\x1b[?25h"
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the one inside an editor."""
+    monkeypatch.setenv("TERM", "dumb")
+    bars, file = terminal()
+
+    with bars:
+        bars.begin("pgd", 1)
+        bars.advance()
+        bars.end()
+
+    assert file.getvalue() == "pgd: done\n"
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_job_goes_on_when_its_reader_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`robusteval evaluate … 2>&1 | head` must not kill an evaluation."""
+    monkeypatch.setattr("sys.stderr", Gone())
+    bars = Bars(Stderr())
+
+    bars.say("one")
+    bars.say("two")
+
+    assert bars.console.quiet
+
+
+def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """The default of the Python interface."""
+    silent = Silent()
+
+    silent.begin("pgd", 3)
+    silent.advance(3)
+    silent.say("word")
+    silent.end()
+
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("abcd", "abcd"), ("abcde", "abc…")])
+def test_a_cut_is_shown(text: str, expected: str) -> None:
+    """With its mark the text has the width."""
+    assert short(text, 4) == expected
