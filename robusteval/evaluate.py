@@ -162,6 +162,8 @@ class Execution:
         self.created = store.created or datetime.now(UTC).isoformat(timespec="seconds")
         self.worked = store.seconds  # in all sessions, on what had to be computed
         values = int(np.prod(plan.data.shape))
+        # several blocks, so that padding is little when most images of a batch are finished; for
+        # foreign attacks batches are part of the result and never the user's choice
         self.natural = 4 * block_size(values, plan.classifier.device)
         self.batch_size = batch_size or self.natural
         self.keys: list[str] = []

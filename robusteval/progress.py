@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import Protocol
@@ -63,7 +64,8 @@ class Stderr(Console):
     """The console for progress: a job goes on when nobody reads about it any more."""
 
     def __init__(self) -> None:
-        super().__init__(stderr=True)
+        # this very stream: while an attack of ART runs, `sys.stderr` leads nowhere
+        super().__init__(file=sys.stderr)
 
     def on_broken_pipe(self) -> None:
         """Say no more; rich would end the process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import redirect_stderr
 
 import pytest
 from rich.console import Console
@@ -29,6 +30,14 @@ def frame(bars: Bars) -> list[str]:
     with bars.console.capture() as captured:
         bars.console.print(bars.bars.get_renderable())
     return captured.get().rstrip("\n").split("\n")
+
+
+def test_progress_is_seen_while_an_attack_is_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    """ART's own output is sent nowhere, ours must not be."""
+    with Bars(Stderr()) as bars, redirect_stderr(io.StringIO()):
+        bars.say("still here")
+
+    assert capsys.readouterr().err == "still here\n"
 
 
 def test_a_stage_is_one_line_in_a_file() -> None:
