@@ -315,7 +315,7 @@ def provenance(record: Record) -> Iterator[tuple[str, str]]:
     yield "normalisation", normalisation(model)
     drawn = f"{data.get('samples', 0):,} of {data.get('total', 0):,} images"
     seed = "" if source["seed"] is None else f"seed {source['seed']}"
-    yield "data", joined(base(data.get("name")), drawn, seed, shape(data), sha(data))
+    yield "data", joined(base(data.get("name")), drawn, seed, shape(data), span(data), sha(data))
     versions = (
         f"{name} {environment[name]}"
         for name in ("robusteval", "python", "torch", "torchvision", "art", "numpy")
@@ -347,6 +347,12 @@ def sha(facts: Record) -> str:
 def shape(data: Record) -> str:
     """The size of an image, as ``3×32×32``."""
     return "×".join(str(size) for size in data.get("shape") or ())
+
+
+def span(data: Record) -> str:
+    """Darkest and brightest pixel, as ``pixels 0 to 1``."""
+    ends = data.get("range")
+    return f"pixels {ends[0]:.3g} to {ends[1]:.3g}" if ends else ""
 
 
 def normalisation(model: Record) -> str:

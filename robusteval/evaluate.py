@@ -179,37 +179,56 @@ class Execution:
         self.clean = self.clean_cell()
         self.save("incomplete")
         self.findings += trust.of_clean(self.clean, self.plan.classifier.num_classes)
-        self.findings += trust.diagnose(
-            self.plan.classifier, self.plan.data, self.plan.index[:STEADY]
-        )
+        self.findings += self.conventions()
         for finding in self.findings:
             self.progress.say(finding.message)
         for attack in self.plan.attacks:
-            self.attempt(attack)
+            try:
+                self.attempt(attack)
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                self.failures[str(attack.spec)] = str(error)
+                self.progress.say(f"{attack.spec} has no result: {error}")
         if self.plan.probes and not self.failures:
             for probe in trust.probes(self.outcomes):
-                self.attempt(replace(self.built(probe.spec), role=probe.role))
+                try:
+                    self.attempt(self.built(probe))
+                except Interrupted:
+                    raise
+                except RobustevalError as error:
+                    message = f"The trust check {probe.spec} has no result: {error}"
+                    self.findings.append(Finding("probe-failed", False, message))
         self.findings += trust.of_outcomes(self.outcomes)
         status = "incomplete" if self.failures else "complete"
         self.save(status)
         return self.result(status)
 
-    def built(self, spec: Spec) -> Attack:
-        """An attack for this plan."""
-        return build(spec, self.plan.classifier, self.plan.data.shape)
+    def conventions(self) -> list[Finding]:
+        """Whether the model should be fed in another way."""
+        some = self.plan.index[:STEADY]
+        self.progress.begin("Checking how the model is fed", len(some))
+        found = trust.diagnose(
+            self.plan.classifier,
+            self.plan.data,
+            some,
+            self.clean["pred_clean"][:STEADY],
+            self.progress.advance,
+        )
+        self.progress.end()
+        return found
+
+    def built(self, probe: trust.Probe) -> Attack:
+        """An extra attack for this plan."""
+        attack = build(probe.spec, self.plan.classifier, self.plan.data.shape)
+        return replace(attack, role=probe.role)
 
     def attempt(self, attack: Attack) -> None:
-        """One cell; a failure is written down and the run goes on."""
+        """One cell, written down when it ends; a stop is passed on, and all other failures."""
         try:
             self.outcomes.append(self.attack_cell(attack))
-        except (Interrupted, KeyboardInterrupt):
+        finally:
             self.save("incomplete")
-            raise
-        except RobustevalError as error:
-            self.failures[str(attack.spec)] = str(error)
-            self.progress.end()
-            self.progress.say(f"{attack.spec} has no result: {error}")
-        self.save("incomplete")
 
     def record(self, status: str) -> dict[str, Any]:
         """What ``run.json`` says besides the cells."""
@@ -228,12 +247,19 @@ class Execution:
                 "sha256": plan.config["data"]["sha256"],
                 "shape": list(data.shape),
                 "transform": data.transform,
+                "range": self.range(),
                 "class_names": list(data.class_names) if data.class_names else None,
             },
             "environment": environment(plan.classifier.device),
             "findings": [finding._asdict() for finding in self.findings],
             "failures": self.failures,
         }
+
+    def range(self) -> list[float] | None:
+        """Darkest and brightest pixel of all images, once they were looked at."""
+        if not self.clean:
+            return None
+        return [float(self.clean["darkest"].min()), float(self.clean["brightest"].max())]
 
     def save(self, status: str) -> None:
         """Write the record as far as it is."""

@@ -30,10 +30,14 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: T
     x_adv, fault = repaired(x_adv.detach().to(x), x, threat)
     rounded = quantise(x_adv)
     with torch.no_grad():
-        clean, logits = classifier(x), classifier(x_adv)
-        pred_8bit = predictions(classifier(rounded))
-        pred_png = reread(classifier, rounded, pred_8bit)
-    pred = predictions(logits)
+        logits = classifier(x_adv)
+        pred = predictions(logits)
+        pred_8bit = predicted_again(classifier, rounded, x_adv, pred)
+        files = png_round_trip(rounded.cpu())
+        if files is None:
+            pred_png = torch.full_like(pred, -2)
+        else:
+            pred_png = predicted_again(classifier, files.to(rounded), rounded, pred_8bit)
     columns = {
         "pred_adv": pred,
         "pred_8bit": pred_8bit,
@@ -41,7 +45,6 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: T
         **distances(x_adv, x),
         "ssim": ssim(x_adv, x).double(),
         "psnr": psnr(x_adv, x),
-        "margin_clean": margin(clean, y).double(),
         "margin_adv": margin(logits, y).double(),
         "confidence_adv": confidence(logits, pred),
         "fault": fault,
@@ -78,16 +81,13 @@ def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     return x_adv, fault
 
 
-def reread(classifier: Classifier, rounded: Tensor, pred: Tensor) -> Tensor:
-    """Predictions ``(n,)`` after a PNG file, -2 where PNG cannot hold the images."""
-    files = png_round_trip(rounded.cpu())
-    if files is None:
-        return torch.full_like(pred, -2)
-    files = files.to(rounded)
-    same = (files == rounded).flatten(1).all(1)
-    if bool(same.all()):
-        return pred  # the same bits through the same network
-    return predictions(classifier(files))
+def predicted_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
+    """Predictions ``(n,)`` of images `z`, taken over from `known` where the bits are the same."""
+    changed = (z != known).flatten(1).any(1)
+    pred = pred.clone()
+    if bool(changed.any()):
+        pred[changed] = predictions(classifier(z[changed]))
+    return pred
 
 
 def confidence(logits: Tensor, pred: Tensor) -> Tensor:

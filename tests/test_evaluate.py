@@ -350,6 +350,30 @@ def test_an_attack_that_breaks_leaves_the_others(
     assert [str(o.attack) for o in run.attacks] == ["pgd:steps=2"]
 
 
+def test_a_probe_that_breaks_is_a_remark(
+    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attacks have their results; only the check is missing."""
+    load = ATTACKS.load
+
+    def broken(model: nn.Module, x: Tensor, y: Tensor, **_: object) -> Tensor:
+        if len(x):
+            raise ZeroDivisionError("no luck")
+        return x
+
+    def loaded(name: str) -> Callable[..., Any]:
+        return broken if name == "noise" else load(name)
+
+    monkeypatch.setattr(ATTACKS, "load", loaded)
+
+    run = evaluate(bands, data, ["pgd:eps=8/255,steps=12"])
+
+    assert run.status == "complete"
+    (finding,) = run.findings
+    assert (finding.code, finding.grave) == ("probe-failed", False)
+    assert "no luck" in finding.message
+
+
 def test_memory_that_runs_out_halves_the_batch(
     bands: Classifier, data: Data, reference: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
