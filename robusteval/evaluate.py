@@ -160,7 +160,7 @@ class Execution:
         self.stopping = stopping
         self.command = command
         self.created = store.created or datetime.now(UTC).isoformat(timespec="seconds")
-        self.worked = store.seconds  # in all sessions, on what had to be computed
+        self.worked = store.seconds  # in all calls, on what had to be computed
         values = int(np.prod(plan.data.shape))
         # several blocks, so that padding is little when most images of a batch are finished; for
         # foreign attacks batches are part of the result and never the user's choice

@@ -231,7 +231,7 @@ class Store:
         self.folder = folder
         self.samples = folder / "samples"
         self.created = ""  # when the run was begun
-        self.seconds = 0.0  # what earlier sessions spent on it
+        self.seconds = 0.0  # what earlier calls spent on it
         self._entries: dict[str, dict[str, Any]] = {}
 
     @classmethod
@@ -333,7 +333,7 @@ class Store:
 
     def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
         """Write ``run.json``: the finished cells of these keys, and behind them what an earlier
-        session finished and this one has not come to yet."""
+        call finished and this one has not come to yet."""
         order = [*(key for key in keys if key in self._entries), *self._entries]
         cells = [self._entries[key] for key in dict.fromkeys(order)]
         whole = {"format": FORMAT, **record, "cells": cells}
