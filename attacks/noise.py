@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from robusteval.art import ArtAttack
@@ -66,7 +65,7 @@ def noise(
     found = restarted(
         class_objective(model, y, targeted=targeted, loss="margin"),
         ball,
-        torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds,
+        seeds,
         restarts=tries,
         random_start=True,
         step=0.0,

@@ -90,7 +90,7 @@ def pgd(
     found = restarted(
         class_objective(model, y, targeted=targeted, loss=loss),
         ball,
-        torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds,
+        seeds,
         restarts=restarts,
         random_start=random_start,
         step=2.5 * eps / steps if step is None else step,

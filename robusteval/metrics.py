@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval.records import Outcome, Threat
+from robusteval.records import Flags, Outcome, Threat
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 NORMS = ("l0", "l0_pixels", "l1", "l2", "linf")
 
 
@@ -127,7 +126,7 @@ def accuracy(clean: Mapping[str, np.ndarray[Any, Any]]) -> Rate:
     return rate(right)
 
 
-def rate(mask: Mask) -> Rate:
+def rate(mask: Flags) -> Rate:
     """How many are true, of all."""
     return Rate(int(mask.sum()), len(mask))
 
@@ -163,7 +162,7 @@ def unique_breaks(outcomes: Sequence[Outcome], pred: str = "pred_adv") -> list[i
     return [int(row.sum()) for row in alone]
 
 
-def breaks(outcomes: Sequence[Outcome], pred: str = "pred_adv") -> Mask:
+def breaks(outcomes: Sequence[Outcome], pred: str = "pred_adv") -> Flags:
     """Successes ``(attacks, n)``; ValueError if the images are not the same in each row."""
     for outcome in outcomes[1:]:
         for name in ("id", "attacked"):

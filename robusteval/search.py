@@ -120,7 +120,7 @@ def descend(
 def restarted(
     objective: Objective,
     ball: Ball,
-    seeds: Tensor,
+    seeds: Tensor | None,
     *,
     restarts: int,
     random_start: bool,
@@ -130,9 +130,11 @@ def restarted(
 ) -> Found:
     """`descend` from one start after the other, on the images that are not finished.
 
-    Each image draws its starts from its own seed ``(n,)``; without `random_start` the first
-    search starts at the centre of the ball.
+    Each image draws its starts from its own seed ``(n,)``, zero if none are given; without
+    `random_start` the first search starts at the centre of the ball.
     """
+    if seeds is None:
+        seeds = torch.zeros(len(ball.x), dtype=torch.int64)
     best: Found | None = None
     left = torch.arange(len(seeds), device=ball.x.device)  # survivors
     for restart in range(restarts):

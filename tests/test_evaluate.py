@@ -326,10 +326,9 @@ def test_passes_are_counted_per_image(bands: Classifier, data: Data) -> None:
     assert outcome.columns["backwards"][~outcome.attacked].sum() == 0
 
 
-def test_an_attack_that_breaks_leaves_the_others(
-    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its failure is a sentence in the run, and the run is incomplete."""
+@pytest.fixture
+def _broken_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`noise` passes every check and breaks on the first image."""
     load = ATTACKS.load
 
     def broken(model: nn.Module, x: Tensor, y: Tensor, **_: object) -> Tensor:
@@ -342,6 +341,10 @@ def test_an_attack_that_breaks_leaves_the_others(
 
     monkeypatch.setattr(ATTACKS, "load", loaded)
 
+
+@pytest.mark.usefixtures("_broken_noise")
+def test_an_attack_that_breaks_leaves_the_others(bands: Classifier, data: Data) -> None:
+    """Its failure is a sentence in the run, and the run is incomplete."""
     run = evaluate(bands, data, ["noise", "pgd:steps=2"])
 
     assert run.status == "incomplete"
@@ -350,28 +353,15 @@ def test_an_attack_that_breaks_leaves_the_others(
     assert [str(o.attack) for o in run.attacks] == ["pgd:steps=2"]
 
 
-def test_a_probe_that_breaks_is_a_remark(
-    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_broken_noise")
+def test_a_probe_that_breaks_is_a_remark(bands: Classifier, data: Data) -> None:
     """The attacks have their results; only the check is missing."""
-    load = ATTACKS.load
-
-    def broken(model: nn.Module, x: Tensor, y: Tensor, **_: object) -> Tensor:
-        if len(x):
-            raise ZeroDivisionError("no luck")
-        return x
-
-    def loaded(name: str) -> Callable[..., Any]:
-        return broken if name == "noise" else load(name)
-
-    monkeypatch.setattr(ATTACKS, "load", loaded)
-
     run = evaluate(bands, data, ["pgd:eps=8/255,steps=12"])
 
     assert run.status == "complete"
     (finding,) = run.findings
     assert (finding.code, finding.grave) == ("probe-failed", False)
-    assert "no luck" in finding.message
+    assert "ZeroDivisionError: out of luck" in finding.message
 
 
 def test_memory_that_runs_out_halves_the_batch(
@@ -486,14 +476,14 @@ def test_a_smaller_draw_is_part_of_a_larger_one(bands: Classifier, data: Data) -
 
 
 @pytest.fixture
-def _no_tf32_left() -> Iterator[None]:
+def _benchmark_on() -> Iterator[None]:
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     yield
     torch.backends.cudnn.benchmark = before
 
 
-@pytest.mark.usefixtures("_no_tf32_left")
+@pytest.mark.usefixtures("_benchmark_on")
 def test_torch_switches_are_restored(bands: Classifier, data: Data) -> None:
     """A library must not leave global switches turned."""
     evaluate(bands, data, ["noise"], samples=3, probes=False)
