@@ -27,7 +27,10 @@ from torch import Tensor, nn
 from toys import Bands, synthetic
 
 from robusteval import __version__
-from robusteval.cli import cli, command_line, listed, written
+from robusteval.cli import cli
+from robusteval.commands.listing import listed
+from robusteval.commands.running import command_line
+from robusteval.commands.shell import written
 from robusteval.errors import RunError
 from robusteval.registry import ATTACKS
 
@@ -814,7 +817,7 @@ def test_an_error_of_our_own_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     def act(_: Path) -> None:
         raise ZeroDivisionError("no luck")
 
-    monkeypatch.setattr("robusteval.cli.load_run", act)
+    monkeypatch.setattr("robusteval.commands.report.load_run", act)
     monkeypatch.delenv("ROBUSTEVAL_TRACEBACK", raising=False)
     quiet = ran("report", "run")
     monkeypatch.setenv("ROBUSTEVAL_TRACEBACK", "1")

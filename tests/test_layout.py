@@ -80,6 +80,8 @@ def test_a_package_init_imports_nothing(path: Path) -> None:
 def test_light_modules_load_neither_torch_nor_art() -> None:
     """Help, lists and reports start at once."""
     names = [f"robusteval.{name}" for name in LIGHT]
+    commands = sorted((ROOT / "robusteval" / "commands").glob("[!_]*.py"))
+    names += [f"robusteval.commands.{path.stem}" for path in commands]
     names += [f"robusteval.reports.{path.stem}" for path in (ROOT / "reports").glob("[!_]*.py")]
     code = (
         f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"

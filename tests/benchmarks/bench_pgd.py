@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from robusteval.art import as_estimator
 from robusteval.attacks.pgd import pgd
 from robusteval.checkpoint import load
-from robusteval.cli import numbers
+from robusteval.commands.shell import numbers
 from robusteval.data import draw, open_data
 from robusteval.model import Classifier, counting, predictions
 from robusteval.zoo import demo

@@ -1,0 +1,196 @@
+"""`robusteval evaluate`: attack a checkpoint and say how robust it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robusteval.errors import NothingEvaluated, RunError, UsageError
+from robusteval.preset import Preset, check, read_preset, with_eps
+from robusteval.records import Run, Spec
+from robusteval.registry import parse
+
+from .report import FORMAT, show
+from .running import (
+    bars,
+    command_line,
+    data_options,
+    device_options,
+    images_for,
+    model_options,
+    opened,
+    stoppable,
+)
+from .shell import Command, Whole, option, radius
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@model_options
+@data_options
+@option(
+    "Data",
+    "--samples",
+    type=Whole(1),
+    metavar="N",
+    help="Evaluate N images, drawn at random. [default: all]",
+)
+@option(
+    "Attacks",
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="SPEC",
+    help="Such as pgd:eps=8/255,steps=20 or art:SquareAttack:eps=8/255; may be repeated."
+    " See `robusteval list attacks`.",
+)
+@option(
+    "Attacks",
+    "--preset",
+    metavar="NAME",
+    help="A set of attacks by name, or a TOML file; see `robusteval list presets`."
+    " [default: quick, unless --attack is given]",
+)
+@option(
+    "Attacks",
+    "--eps",
+    callback=radius,
+    metavar="NUMBER",
+    help="Another radius for the attacks of the preset, such as 4/255.",
+)
+@option(
+    "Attacks",
+    "--seed",
+    type=Whole(0),
+    metavar="N",
+    help="Decides which images are drawn, and all noise. [default: 0]",
+)
+@option(
+    "Attacks",
+    "--no-probes",
+    is_flag=True,
+    help="Skip the extra attacks of the trust checks.",
+)
+@option(
+    "Run",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run folder; one that holds this run is continued. [default: one below runs/]",
+)
+@option(
+    "Run", "--fresh", is_flag=True, help="Throw away what the run folder holds, and start anew."
+)
+@device_options
+@option("Run", "--format", "form", **FORMAT)
+def evaluate(
+    checkpoint: str,
+    data: str | None,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    num_classes: int | None,
+    attacks: tuple[str, ...],
+    preset: str | None,
+    eps: float | None,
+    samples: int | None,
+    seed: int | None,
+    device: str,
+    batch_size: int | None,
+    split: str,
+    size: int | None,
+    download: bool,
+    out: Path | None,
+    fresh: bool,
+    no_probes: bool,
+    form: str,
+) -> None:
+    """Attack the classifier in CHECKPOINT and say how robust it is.
+
+    CHECKPOINT is a .safetensors, .pt, .pth or .th file with a state dict, or `demo`: a small
+    network that is trained on handwritten digits in a few seconds.
+
+    The same command continues a run that was stopped.
+
+    \b
+    Examples:
+      robusteval evaluate demo
+      robusteval evaluate net.pt --arch torchvision:resnet18 --data photos/ \\
+        --samples 500 --attack pgd:eps=4/255,steps=20
+    """
+    specs, settings = chosen(preset, attacks, eps)
+    samples = samples or settings.samples
+    seed = settings.seed or 0 if seed is None else seed
+    if data is None and checkpoint != "demo":
+        raise UsageError("say what to attack with --data; `robusteval list data` shows the forms")
+
+    with stoppable(fresh) as stop, bars() as progress:
+        stop.progress = progress
+        from robusteval.evaluate import execute
+        from robusteval.plan import prepare
+
+        classifier = opened(
+            checkpoint,
+            progress,
+            arch=arch,
+            mean=mean,
+            std=std,
+            num_classes=num_classes,
+            device=device,
+        )
+        images = images_for(classifier, data or "digits", split, download, size)
+        for note in images.notes:
+            progress.say(note)
+        if samples and samples > len(images):
+            progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
+        plan = prepare(
+            classifier,
+            images,
+            specs,
+            samples=samples,
+            seed=seed,
+            probes=not no_probes,
+            progress=progress,
+        )
+        name = "demo" if checkpoint == "demo" else Path(checkpoint).stem
+        stop.politely = True
+        run = execute(
+            plan,
+            out or Path("runs") / f"{name}-{plan.key[:8]}",
+            batch_size=batch_size,
+            fresh=fresh,
+            progress=progress,
+            stopping=lambda: stop.asked > 0,
+            command=command_line(),
+        )
+    show(run, form)
+    conclude(run)
+
+
+def chosen(
+    preset: str | None, attacks: tuple[str, ...], eps: float | None
+) -> tuple[list[Spec], Preset]:
+    """The attacks asked for, names and parameters checked, and other settings of the preset."""
+    specs = [check(parse(text)) for text in attacks]
+    if attacks and not preset:
+        if eps is not None:
+            raise UsageError("--eps is for the attacks of a preset: write --attack NAME:eps=...")
+        return specs, Preset(())
+    settings = read_preset(preset or "quick")
+    theirs = settings.attack
+    if eps is not None:
+        theirs = tuple(with_eps(spec, eps) for spec in theirs)
+        if all("eps" not in spec.parameters for spec in theirs):
+            raise UsageError(f"no attack of the preset {preset} has a radius that --eps could set")
+    return [*theirs, *specs], settings
+
+
+def conclude(run: Run) -> None:
+    """Leave with the code that fits the run."""
+    if run.failures:
+        raise RunError(
+            f"{len(run.failures)} of {len(run.failures) + len(run.attacks)} attacks have no result"
+        )
+    if not (run.clean["pred_clean"] == run.clean["label"]).any():
+        raise NothingEvaluated("no image is classified correctly, so there is nothing to attack")

@@ -1,0 +1,243 @@
+"""What commands that run a model share: its options, progress, and an orderly stop."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import reduce
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from robusteval.errors import Interrupted
+
+from .shell import F, Whole, batches, numbers, option
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from robusteval.data import Data
+    from robusteval.model import Classifier
+    from robusteval.progress import Bars
+
+
+def together(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
+    """Several options as one decorator, in this order in the help."""
+    return lambda function: reduce(lambda made, add: add(made), reversed(options), function)
+
+
+model_options = together(
+    [
+        option(
+            "Model",
+            "--arch",
+            metavar="SPEC",
+            help="torchvision:NAME, timm:NAME, robusteval:NAME, path/to/file.py:function or"
+            " package.module:function (runs that code); not needed if the checkpoint says it.",
+        ),
+        option(
+            "Model",
+            "--mean",
+            callback=numbers,
+            metavar="R,G,B",
+            help="Normalisation: mean per channel, or one for all. [default: the checkpoint's or"
+            " the architecture's own]",
+        ),
+        option(
+            "Model",
+            "--std",
+            callback=numbers,
+            metavar="R,G,B",
+            help="Normalisation: deviation per channel, or one for all.",
+        ),
+        option(
+            "Model",
+            "--num-classes",
+            type=Whole(2),
+            metavar="N",
+            help="Passed to the architecture. [default: found from the weights]",
+        ),
+    ]
+)
+
+data_options = together(
+    [
+        option(
+            "Data",
+            "--data",
+            metavar="DATA",
+            help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...;"
+            " see `robusteval list data`.",
+        ),
+        option(
+            "Data",
+            "--split",
+            type=click.Choice(("test", "train")),
+            metavar="NAME",
+            default="test",
+            show_default=True,
+            help="Part of a named data set: test or train.",
+        ),
+        option(
+            "Data",
+            "--size",
+            type=Whole(1),
+            metavar="N",
+            help="Resize and crop images to N x N pixels.",
+        ),
+        option(
+            "Data",
+            "--download",
+            is_flag=True,
+            help="Let torchvision download a data set that is missing.",
+        ),
+    ]
+)
+
+device_options = together(
+    [
+        option(
+            "Run",
+            "--device",
+            metavar="NAME",
+            default="auto",
+            show_default=True,
+            help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.",
+        ),
+        option(
+            "Run",
+            "--batch-size",
+            callback=batches,
+            default="auto",
+            show_default=True,
+            metavar="N",
+            help="Images attacked at a time; changes no result.",
+        ),
+    ]
+)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Progress on stderr; whatever other people's code prints or warns of goes there, too."""
+    from robusteval.progress import Bars, Stderr
+
+    with Bars(Stderr()) as progress, redirect_stdout(sys.stderr), warnings.catch_warnings():
+
+        def said(
+            message: Warning | str, category: type[Warning], *place: object, **more: object
+        ) -> None:
+            # without the place, which is a path of this machine
+            progress.say(f"{category.__name__}: {' '.join(str(message).split())}")
+
+        warnings.showwarning = said
+        yield progress
+
+
+def opened(checkpoint: str, progress: Bars, *, device: str, **options: Any) -> Classifier:
+    """The classifier in a checkpoint, on its device."""
+    from robusteval.checkpoint import load, pick_device
+
+    target = pick_device(device)
+    if checkpoint == "demo":
+        from robusteval.zoo import demo
+
+        def trained(done: int, total: int) -> None:
+            if done == 0:
+                progress.begin("Training the demo network", total)
+            else:
+                progress.advance(1)
+            if done == total:
+                progress.end()
+
+        checkpoint = str(demo(progress=trained))
+    return load(checkpoint, **options, device=target)
+
+
+def images_for(
+    classifier: Classifier, spec: str, split: str, download: bool, size: int | None
+) -> Data:
+    """The data as this classifier takes it."""
+    from robusteval.data import open_data
+
+    hint = classifier.identity
+    resize = None
+    photos = Path(spec).is_dir() or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
+    if size is None and photos and hint.get("num_classes") == 1000:
+        # what torchvision's networks for ImageNet are made for
+        size, resize = hint.get("size"), hint.get("resize")
+    return open_data(
+        spec,
+        split=split,
+        download=download,
+        channels=hint.get("input_channels"),
+        size=size,
+        resize=resize,
+    )
+
+
+class Stop:
+    """How often a stop was asked for, whether there is something to save, and who says so."""
+
+    asked = 0
+    politely = False
+    progress: Bars | None = None
+
+
+@contextmanager
+def stoppable(fresh: bool) -> Iterator[Stop]:
+    """Stop on Ctrl-C or SIGTERM: after the batch, at once the second time, bluntly the third."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked += 1
+        if stop.progress is None or not stop.politely or stop.asked > 2:
+            abandon(stop.progress)
+        if stop.asked == 2:
+            raise KeyboardInterrupt
+        # by another thread: this one may be in the middle of writing to the same stream
+        words = ("Finishing the batch; press Ctrl-C again to stop at once.",)
+        Thread(target=stop.progress.say, args=words).start()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except (Interrupted, KeyboardInterrupt):
+        how = "the same command without --fresh" if fresh else "the same command"
+        raise Interrupted(f"Stopped; {how} continues where this one ended.") from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def abandon(progress: Bars | None) -> NoReturn:
+    """Leave from within a signal handler, when there is nothing to save.
+
+    Without an exception: torch aborts with a dump if one comes while it is imported.
+    """
+    words = "Stopped.\n"
+    if progress is not None and progress.live:
+        progress.console.quiet = True
+        words = f"\r\x1b[2K\x1b[?25h{words}"  # take the bar away, show the cursor again
+    with suppress(OSError):
+        os.write(2, words.encode())
+    os._exit(Interrupted.exit_code)
+
+
+def command_line() -> str:
+    """The command as it was given, without the folders of this machine's user."""
+    here, home = f"{Path.cwd()}/", os.path.expanduser("~") + "/"
+    words = []
+    for word in sys.argv[1:]:
+        if here != "//":
+            word = word.replace(here, "")
+        pieces = word.split(home) if len(home) > 2 else [word]
+        words.append('"$HOME"/'.join(shlex.quote(piece) if piece else "" for piece in pieces))
+    return " ".join(["robusteval", *(word or "''" for word in words)])
