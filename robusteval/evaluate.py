@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from robusteval import trust
 from robusteval.data import Data
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
+from robusteval.gallery import Gallery, hardness
 from robusteval.guard import out_of_memory, sentence
-from robusteval.judge import confidence, judge, untouched
+from robusteval.judge import confidence, judge, repaired, untouched
 from robusteval.losses import Loss, attacker_loss, margin
 from robusteval.model import block_size, counting, frozen, predictions
+from robusteval.norms import quantise
 from robusteval.plan import Attack, Plan, Positions, build, environment, prepare
 from robusteval.progress import Progress, Silent
 from robusteval.records import Columns, Finding, Outcome, Run, Spec, Store, digest, entry_of
@@ -348,16 +350,26 @@ class Execution:
         attacked = self.clean["pred_clean"] == self.clean["label"]
         rows = np.flatnonzero(attacked)  # positions attacked
         shown = np.arange(len(attacked))  # positions in the columns
-        if attack.role != "attack":
+        gallery = None
+        if attack.role == "attack":
+            gallery = Gallery(self.store.candidates(key))
+        else:
             rows = shown = rows[:PROBED]
         self.notes = []
+
+        def keep_candidates() -> None:
+            if gallery is not None and gallery.candidates:
+                self.store.save_candidates(key, gallery.candidates)
+
         found = self.filled(
             key,
             str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}",
             rows,
             self.natural if attack.foreign else self.batch_size,
-            partial(self.attack_rows, attack),
+            partial(self.attack_rows, attack, gallery),
             whole=attack.foreign,
+            # before the columns: what these say is done is not offered again
+            before=keep_candidates,
         )
         clean = {name: column[shown] for name, column in self.clean.items()}
         columns = untouched(clean)
@@ -372,10 +384,11 @@ class Execution:
             notes=tuple(dict.fromkeys(self.notes)),
             resolved=attack.resolved,
         )
-        self.store.save_cell(key, columns, entry_of(outcome))
+        pictures = gallery.chosen(hardness(found, attack.threat)) if gallery else ()
+        self.store.save_cell(key, columns, entry_of(outcome), pictures)
         return outcome
 
-    def attack_rows(self, attack: Attack, positions: Positions) -> Columns:
+    def attack_rows(self, attack: Attack, gallery: Gallery | None, positions: Positions) -> Columns:
         """Columns of some images under attack."""
         plan, model = self.plan, self.plan.classifier
         batch = plan.data.batch(plan.index[positions])
@@ -393,9 +406,18 @@ class Execution:
             torch.cuda.synchronize(model.device)
         seconds = time.perf_counter() - started
 
+        columns = judge(model, x_adv, x, y, attack.threat)
+        columns["target"] = goal.cpu().numpy() if targeted else np.full(len(x), -1)
+        if gallery is not None:
+
+            def images(some: Positions) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+                z = x[some]
+                changed, _ = repaired(x_adv[some].detach().to(z), z, attack.threat)
+                return pixels(quantise(z) * 255).round().astype(np.uint8), pixels(changed - z)
+
+            gallery.offer(positions, batch.ids, hardness(columns, attack.threat), images)
         return {
-            **judge(model, x_adv, x, y, attack.threat),
-            "target": goal.cpu().numpy() if targeted else np.full(len(x), -1),
+            **columns,
             "forwards": passes.forwards.double().cpu().numpy(),
             "backwards": passes.backwards.double().cpu().numpy(),
             "seconds": np.full(len(x), seconds / len(x)),
@@ -410,6 +432,7 @@ class Execution:
         work: Callable[[Positions], Columns],
         *,
         whole: bool = False,
+        before: Callable[[], object] = lambda: None,
     ) -> Columns:
         """Columns for these positions, in their order, worked out batch by batch.
 
@@ -433,11 +456,13 @@ class Execution:
                     unsaved.append(self.roomy(work, todo))
                 self.progress.advance(len(batch))
                 if time.monotonic() - saved > SAVE_EVERY:
+                    before()
                     parts += self.saved(key, unsaved)
                     unsaved, saved = [], time.monotonic()
                 if self.stopping():
                     raise Interrupted("stopped; the same command continues where this one ended")
         finally:
+            before()
             parts += self.saved(key, unsaved)
             self.worked += time.monotonic() - started
             self.progress.end()
@@ -481,6 +506,11 @@ def assembled(parts: list[Columns], positions: Positions) -> Columns:
     last = {row: at for at, row in enumerate(rows.tolist())}  # a row that was redone counts last
     places = [last[row] for row in positions.tolist()]
     return {name: column[places] for name, column in whole.items()}
+
+
+def pixels(images: Tensor) -> np.ndarray[Any, Any]:
+    """Images ``(m, c, h, w)`` as arrays ``(m, h, w, c)``."""
+    return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def looks_like_probabilities(logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ A run is a folder::
     run.json                what was asked, of which model and data, where; one entry per cell
     samples/<key>.npz       the columns of one cell
     samples/<key>.parts/    what is finished of a cell that is not
+    pictures/<key>.npz      a few of its images, for people to look at
 
 Every file is written under another name, synced and renamed, so that at any moment the folder
 holds whole files only. A cell's key hashes everything its numbers depend on.
@@ -20,7 +21,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,7 @@ class Outcome:
     confidence_adv : softmax probability of `pred_adv`
     forwards, backwards, seconds : the image's share of the cost
     fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
+    score, flagged : behind a detector, what it says of the attacked image, and its alarm
     """
 
     attack: Spec
@@ -133,6 +135,8 @@ class Outcome:
     role: str = "attack"  # or the name of a probe
     notes: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
+    defense: Spec | None = None  # None: the model as it is
+    adaptive: bool = True  # the attack knew the defense
 
     @property
     def attacked(self) -> Flags:
@@ -144,13 +148,35 @@ class Outcome:
         """The attacked images ``(n,)`` on which the attack reached its goal.
 
         Judged by the column `pred`; logits that are not finite count for the attacker, and what
-        a PNG file cannot hold is judged in float.
+        a PNG file cannot hold is judged in float. An image that a detector flags is no success.
         """
         c = self.columns
         made = np.where(c[pred] == -2, c["pred_adv"], c[pred])
         reached = made == c["target"] if self.threat.targeted else made != c["label"]
         success: Flags = self.attacked & (reached | (made == -1))
-        return success
+        return success & ~c["flagged"] if "flagged" in c else success
+
+
+class Defended(NamedTuple):
+    """A defense, and what it does to the images as they are.
+
+    `clean` has the columns of `Run.clean`, as the defended model classifies; behind a detector
+    also `score` and `flagged` ``(n,)``.
+    """
+
+    spec: Spec
+    kind: str  # "model": another network; "detector": alarms beside the same one
+    clean: Columns
+    facts: dict[str, Any]  # threshold, fpr it was set at, forwards per prediction
+
+
+class Picture(NamedTuple):
+    """One image of a cell as people look at it."""
+
+    place: str  # "easiest", "median" or "hardest" of those attacked
+    row: int  # in the columns of its cell
+    clean: np.ndarray[Any, Any]  # (h, w, c) uint8
+    delta: np.ndarray[Any, Any]  # (h, w, c) float32, in units of the [0, 1] pixel range
 
 
 @dataclass(frozen=True)
@@ -169,6 +195,7 @@ class Run:
     seconds: float = 0.0
     created: str = ""
     folder: str | None = None
+    defenses: tuple[Defended, ...] = ()
 
     @property
     def attacks(self) -> tuple[Outcome, ...]:
@@ -230,6 +257,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.samples = folder / "samples"
+        self.pictures = folder / "pictures"
         self.created = ""  # when the run was begun
         self.seconds = 0.0  # what earlier calls spent on it
         self._entries: dict[str, dict[str, Any]] = {}
@@ -275,6 +303,7 @@ class Store:
         if fresh:
             # in this order: samples without a record would not be known as ours
             shutil.rmtree(self.samples, ignore_errors=True)
+            shutil.rmtree(self.pictures, ignore_errors=True)
             path.unlink()
             return
         here = dict(config)
@@ -321,12 +350,33 @@ class Store:
         name = hashlib.sha256(content).hexdigest()[:16]
         write_atomically(self._parts(key) / f"{name}.npz", content)
 
-    def save_cell(self, key: str, columns: Columns, entry: dict[str, Any]) -> None:
+    def candidates(self, key: str) -> Columns:
+        """What `save_candidates` kept of a cell that is not finished; empty if nothing."""
+        try:
+            return unpack((self.pictures / f"{key}.npz").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def save_candidates(self, key: str, candidates: Columns) -> None:
+        """Keep the images that may become the pictures of a cell."""
+        write_atomically(self.pictures / f"{key}.npz", pack(candidates))
+
+    def save_cell(
+        self,
+        key: str,
+        columns: Columns,
+        entry: dict[str, Any],
+        pictures: Sequence[Picture] = (),
+    ) -> None:
         """Keep a whole cell; its parts go once the record names it."""
         content = pack(columns)
         write_atomically(self.samples / f"{key}.npz", content)
         sha256 = hashlib.sha256(content).hexdigest()
         self._entries[key] = {"key": key, "sha256": sha256, **entry}
+        if pictures:
+            content = pack(as_columns(pictures))
+            write_atomically(self.pictures / f"{key}.npz", content)
+            self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
 
     def _parts(self, key: str) -> Path:
         return self.samples / f"{key}.parts"
@@ -373,14 +423,50 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
     """The columns of a cell; RunError if the file is gone or not the one that was written."""
-    path = folder / "samples" / f"{entry['key']}.npz"
+    return read_columns(folder / "samples" / f"{entry['key']}.npz", entry["sha256"])
+
+
+def read_columns(path: Path, sha256: str) -> Columns:
+    """The columns in a file of this hash; RunError if it is gone or was changed."""
     try:
         content = path.read_bytes()
     except OSError:
         raise RunError(f"{path} is missing: run the evaluation again to restore it") from None
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
     return unpack(content)
+
+
+def as_columns(pictures: Sequence[Picture]) -> Columns:
+    """Pictures of one size as arrays; the reverse is in `load_pictures`."""
+    return {
+        "place": np.array([picture.place for picture in pictures]),
+        "row": np.array([picture.row for picture in pictures]),
+        "clean": np.stack([picture.clean for picture in pictures]),
+        # half precision is relative: it keeps three digits of any change
+        "delta": np.stack([picture.delta for picture in pictures]).astype(np.float16),
+    }
+
+
+def load_pictures(run: Run) -> dict[int, list[Picture]]:
+    """The pictures of each cell that has some, by its position in `run.outcomes`.
+
+    RunError if one is missing or was changed.
+    """
+    if run.folder is None:
+        return {}
+    folder = Path(run.folder)
+    cells = [cell for cell in read_record(folder / "run.json")["cells"] if "attack" in cell]
+    found = {}
+    for position, cell in enumerate(cells):
+        if cell.get("pictures"):
+            c = read_columns(folder / "pictures" / f"{cell['key']}.npz", cell["pictures"])
+            rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
+            found[position] = [
+                Picture(str(place), int(row), clean, delta.astype(np.float32))
+                for place, row, clean, delta in rows
+            ]
+    return found
 
 
 def load_run(folder: Path | str) -> Run:
@@ -398,10 +484,13 @@ def load_run(folder: Path | str) -> Run:
     try:
         cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
         clean: Columns = {}
-        outcomes = []
+        defenses, outcomes = [], []
         for entry, columns in cells.values():
             if entry["role"] == "clean":
                 clean = columns
+            elif entry["role"] == "defense":
+                spec = Spec(**entry["defense"])
+                defenses.append(Defended(spec, entry["kind"], columns, entry["facts"]))
             else:
                 outcomes.append(outcome_of(entry, columns))
         return Run(
@@ -417,6 +506,7 @@ def load_run(folder: Path | str) -> Run:
             seconds=record["seconds"],
             created=record["created"],
             folder=str(folder),
+            defenses=tuple(defenses),
         )
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
@@ -431,6 +521,8 @@ def entry_of(outcome: Outcome) -> dict[str, Any]:
         "knowledge": outcome.knowledge,
         "resolved": outcome.resolved,
         "notes": list(outcome.notes),
+        "defense": outcome.defense and outcome.defense._asdict(),
+        "adaptive": outcome.adaptive,
     }
 
 
@@ -444,4 +536,6 @@ def outcome_of(entry: dict[str, Any], columns: Columns) -> Outcome:
         role=entry["role"],
         notes=tuple(entry["notes"]),
         resolved=entry["resolved"],
+        defense=Spec(**entry["defense"]) if entry.get("defense") else None,
+        adaptive=entry.get("adaptive", True),
     )

@@ -1,8 +1,9 @@
-"""Names of attacks, and `NAME:key=value` checked against their signatures.
+"""Names of attacks and interpreters, and `NAME:key=value` checked against their signatures.
 
 What exists is read from source, not imported: `robusteval list` and a mistyped name cost no
 second of importing torch. Other packages add theirs through an entry point of the group
-`robusteval.attacks` that names a module like those in `attacks/`.
+`robusteval.attacks` that names a module like those in `attacks/`, or of the group
+`robusteval.interpreters`.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Entry:
     norms: tuple[str, ...]
     knowledge: str  # "white-box", "black-box" or "none": what the attacker sees of the model
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    differentiable: bool = False  # of an interpreter: its maps stay on the graph
 
     def resolve(self, spec: Spec) -> dict[str, Any]:
         """All parameters of a spec, defaults included."""
@@ -103,10 +105,15 @@ class Registry:
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def add(
-        self, name: str, *, norms: tuple[str, ...] = (), knowledge: str = "white-box"
+        self,
+        name: str,
+        *,
+        norms: tuple[str, ...] = (),
+        knowledge: str = "white-box",
+        differentiable: bool = False,
     ) -> Callable[[F], F]:
         """Decorator: make a function known as `name`. Arguments must be literals."""
-        del norms, knowledge  # read from the source
+        del norms, knowledge, differentiable  # read from the source
 
         def register(function: F) -> F:
             known = self._functions.get(name)
@@ -222,6 +229,7 @@ def read_entries(module: str, noun: str) -> Iterator[Entry]:
                     norms=options.get("norms", ()),
                     knowledge=options.get("knowledge", "white-box"),
                     parameters={p.name: p for p in read_parameters(node)},
+                    differentiable=options.get("differentiable", False),
                 )
 
 
@@ -255,3 +263,4 @@ def constant(node: ast.expr) -> Any:
 
 
 ATTACKS = Registry("robusteval.attacks", "attack")
+INTERPRETERS = Registry("robusteval.interpreters", "interpreter")

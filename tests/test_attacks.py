@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
-from toys import Linear
+from toys import Linear, asked
 
 from robusteval.errors import UsageError
 from robusteval.losses import Loss
@@ -19,8 +19,15 @@ from robusteval.registry import ATTACKS, PROTOCOL, WORDS, parse
 from robusteval.search import Stop
 
 NAMES = list(ATTACKS.entries)
-GRADIENT = [name for name in NAMES if ATTACKS.entries[name].knowledge == "white-box"]
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS.entries[name].norms]
+# those that search a ball
+BOUNDED = [(name, norm) for name, norm in CASES if "eps" in asked(name, norm=norm, eps=0.0)]
+BALL = ("linf", "l2")
+GRADIENT = [
+    name
+    for name, entry in ATTACKS.entries.items()
+    if entry.knowledge == "white-box" and entry.norms == BALL
+]
 SEEDS = torch.arange(8) * 1000
 
 
@@ -45,7 +52,7 @@ def test_gradient_attacks_succeed_just_beyond_the_known_boundary(
         assert labels_of(linear, x_adv).ne(label).all()
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
 def test_no_attack_succeeds_short_of_the_known_boundary(
     linear: Classifier, grey_images: Tensor, name: str, norm: str
 ) -> None:
@@ -61,7 +68,7 @@ def test_no_attack_succeeds_short_of_the_known_boundary(
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
 def test_results_lie_in_ball_and_box(
     bands: Classifier, name: str, norm: str, targeted: bool
 ) -> None:
@@ -79,7 +86,44 @@ def test_results_lie_in_ball_and_box(
     assert bool((distances(x_adv, x)[norm] <= eps).all())
 
 
+@pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("name", "norm"), CASES)
+def test_results_are_images_like_those_given(
+    bands: Classifier, name: str, norm: str, targeted: bool
+) -> None:
+    """In the box, of the same shape and dtype; what was given is not modified."""
+    x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    kept, y = x.clone(), torch.arange(4) % 3
+    settings = asked(name, norm=norm, eps=0.07, steps=20)
+
+    x_adv = ATTACKS.load(name)(bands, x, y, targeted=targeted, seeds=SEEDS[:4], **settings)
+
+    assert torch.equal(x, kept)
+    assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
+    assert not x_adv.requires_grad
+    assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_the_model_is_left_as_it_was(bands: Classifier, name: str, norm: str) -> None:
+    """No gradients, no hooks, every mode as before."""
+    x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    weights = {key: value.clone() for key, value in bands.state_dict().items()}
+    grads = [parameter.grad for parameter in bands.parameters()]
+
+    ATTACKS.load(name)(
+        bands, x, labels_of(bands, x), seeds=SEEDS[:2], **asked(name, norm=norm, steps=5)
+    )
+
+    assert not any(module.training for module in bands.modules())
+    assert all(p.grad is grad for p, grad in zip(bands.parameters(), grads, strict=True))
+    for module in bands.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        assert not any(hooks)
+    assert all(torch.equal(value, weights[key]) for key, value in bands.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
 def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm: str) -> None:
     """To the bit."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -97,7 +141,8 @@ def test_a_result_does_not_depend_on_the_batch(bands: Classifier, name: str, nor
     order = torch.tensor([5, 0, 7, 2, 1, 6, 3, 4])
 
     def attack(some: Tensor) -> Tensor:
-        found = ATTACKS.load(name)(bands, x[some], y[some], seeds=SEEDS[some], norm=norm, eps=0.05)
+        settings = asked(name, norm=norm, eps=0.05, steps=20)
+        found = ATTACKS.load(name)(bands, x[some], y[some], seeds=SEEDS[some], **settings)
         assert isinstance(found, Tensor)
         return found
 
@@ -114,8 +159,9 @@ def test_masked_pixels_are_not_touched(bands: Classifier, name: str, norm: str) 
     mask = torch.ones(1, 1, 12, 12)
     mask[..., :6] = 0
 
+    settings = asked(name, norm=norm, eps=0.05)
     x_adv = ATTACKS.load(name)(
-        bands, x, labels_of(bands, x), seeds=SEEDS[:4], mask=mask, norm=norm, eps=0.05
+        bands, x, labels_of(bands, x), seeds=SEEDS[:4], mask=mask, **settings
     )
 
     assert torch.equal(x_adv[..., :6], x[..., :6])

@@ -8,6 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robusteval.registry import ATTACKS
+
+
+def asked(name: str, **wanted: Any) -> dict[str, Any]:
+    """Those of the parameters that the attack has; `eps` only where there is a radius."""
+    known = ATTACKS.entries[name].parameters
+    has_radius = "eps" in known and known["eps"].default is not None
+    return {
+        key: value
+        for key, value in wanted.items()
+        if key in known and (key != "eps" or has_radius or wanted.get("norm") in ("linf", "l2"))
+    }
+
 
 class Linear(nn.Module):
     """Two logits from one hyperplane: how far each image is from the other class is known."""
