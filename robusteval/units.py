@@ -24,6 +24,7 @@ from robusteval.seeds import per_image
 FIRES = 0.005  # share of places at which a unit counts as firing, as in arXiv:1704.05796
 MATCH = 0.04  # least overlap of a unit and its concept, the same
 PLACES = 2**16  # activations per unit from which its threshold is taken, at most
+FINEST = 56  # pixels along which maps and masks are compared, at most
 
 
 class Dissection(NamedTuple):
@@ -100,15 +101,15 @@ def dissect(
         probes, maps = features(rows)
         for probe, narrow in zip(probes, maps, strict=True):
             # one image at a time: (K, h, w) of a whole batch would be gigabytes
-            size = probe.image.shape[1:]
+            size = [min(edge, FINEST) for edge in probe.image.shape[1:]]
             wide = F.interpolate(narrow[None], size=size, mode="bilinear", align_corners=False)[0]
             fires = (wide.flatten(1) >= threshold[:, None]).float()  # (K, h*w)
             looked = torch.tensor([name in probe.categories for name in category])
             fired += fires.sum(1, keepdim=True).cpu() * looked
             for at, mask in probe.masks.items():
-                inside = mask.flatten().to(fires)
-                shared[:, at] += (fires @ inside).cpu()
-                shown[at] += mask.sum()
+                inside = F.interpolate(mask[None, None].float(), size=size)[0, 0].flatten()
+                shared[:, at] += (fires @ inside.to(fires)).cpu()
+                shown[at] += inside.sum()
     overlap = shared / (fired + shown - shared).clamp_min(1)
     score, best = overlap.max(1)
     return Dissection(overlap, best, score)
