@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from robusteval.records import Run, visible
 
 from . import words
-from .tables import as_dict
+from .tables import Checked, as_dict
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
 PROSE = ENTITIES | {"@": "&#64;&#8203;"} | {char: f"\\{char}" for char in "*_[]~#$"}
 
 
-def to_markdown(run: Run) -> str:
-    """The report as a Markdown document; text from outside cannot become markup."""
-    record = as_dict(run)
-    return "\n".join(document(record)) + "\n"
+LEFT, RIGHT = ":--", "--:"
+RULE = f"| {LEFT} |"  # how the second line of every table begins
+CUT = "*Cut here: the whole report is too long for this place.*"
+
+
+def to_markdown(run: Run, check: Checked | None = None, limit: int | None = None) -> str:
+    """The report as a Markdown document; text from outside cannot become markup.
+
+    With a `limit`, it has so many bytes at most: it ends between two of its lines, and says so.
+    """
+    lines = list(document(as_dict(run, check)))
+    return "\n".join(lines if limit is None else shortened(lines, limit)) + "\n"
+
+
+def shortened(lines: Sequence[str], limit: int) -> list[str]:
+    """The first lines of a document and a note that it goes on; all where there is room.
+
+    What comes back has at most `limit` bytes, line ends included, of which the note needs some
+    60. Lines are whole, and so are tables up to their last row.
+    """
+    sizes = [len(line.encode()) + 1 for line in lines]
+    if sum(sizes) <= limit:
+        return list(lines)
+    room = limit - len(CUT.encode()) - 2  # an empty line before it, its own end
+    kept = 0
+    while kept < len(lines) and sizes[kept] <= room:
+        room -= sizes[kept]
+        kept += 1
+    if kept < len(lines) and lines[kept].startswith(RULE):
+        kept -= 1  # the head of a table without its rule is no table
+    while kept and (not lines[kept - 1] or lines[kept - 1].startswith("#")):
+        kept -= 1  # a heading of nothing
+    return [*lines[:kept], "", CUT] if kept else [CUT]
 
 
 def document(record: words.Record) -> Iterator[str]:
     """The lines of the document."""
     yield f"**{prose(record['verdict'])}**"
     yield from listed("", words.meaning(record))
-    yield from listed("Findings", map(words.finding, record["findings"]))
+    yield from gates(record)
     if record["attacks"]:
+        if record["defenses"]:
+            yield from matrix(record)
         yield from table(record)
+    yield from listed("Findings", map(words.finding, record["findings"]))
     yield from listed("Trust probes", words.probes(record))
     yield from listed("Without a result", words.absences(record))
     facts = (f"{label}: {text}" for label, text in words.provenance(record))
@@ -44,19 +76,63 @@ def listed(title: str, items: Iterable[str]) -> Iterator[str]:
         yield from marked
 
 
+def gates(record: words.Record) -> Iterator[str]:
+    """The gates, a row each; nothing if there were none."""
+    check = record["gates"]
+    if check is None:
+        return
+    yield from ("", f"### Gates: {prose(words.gates(check))}", "")
+    yield row(["outcome", "gate", "found", "asked", "margin", "why"])
+    yield row([LEFT, LEFT, RIGHT, RIGHT, RIGHT, LEFT])
+    for gate in check["gates"]:
+        facts = " ".join(words.gate_facts(gate))
+        cells = (
+            words.OUTCOMES[gate["outcome"]],
+            words.gate_title(gate),
+            words.gate_value(gate),
+            words.gate_limit(gate),
+            words.gate_margin(gate),
+            facts,
+        )
+        yield row(list(map(prose, cells)))
+
+
+def matrix(record: words.Record) -> Iterator[str]:
+    """Attacks against defenses, and what detectors tell apart."""
+    titles, rows = words.matrix(record)
+    yield from ("", "### Robust accuracy, attacks against defenses", "")
+    yield row(["attack", titles[0], *map(code, titles[1:])])
+    yield row([LEFT, *(RIGHT for _ in titles)])
+    for line in rows:
+        cells = map(cell, line.cells) if line.cells else ("" for _ in titles)
+        yield row([title_of(line), *cells])
+    yield from listed("Detectors", words.detectors(record))
+
+
+def cell(found: Sequence[words.Cell]) -> str:
+    """The numbers in one place of the matrix, with what must be known of each."""
+    said = (f"{number}, {note}" if note else number for number, note in found)
+    return prose("; ".join(said) or words.MISSING)
+
+
 def table(record: words.Record) -> Iterator[str]:
     """All attacks, a row each."""
-    columns = (*words.strength(record), *words.COST)
-    yield ""
+    columns = (*words.strength(record), *words.cost(record))
+    yield from ("", "### Attacks", "")
     yield row(["attack", *(column.title for column in columns)])
-    yield row([":--", *(":--" if column.left else "--:" for column in columns)])
+    yield row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
     for line in words.lines(record):
-        if line.kind == "threat":
-            yield row([f"**{prose(line.title)}**", *([""] * len(columns))])
-            continue
-        title = code(line.title) if line.kind == "attack" else prose(line.title)
-        yield row([title, *(prose(column.cell(line.numbers)) for column in columns)])
+        cells = [prose(c.cell(line.numbers)) if line.numbers else "" for c in columns]
+        yield row([title_of(line), *cells])
     yield from ("", prose(words.legend(record)))
+
+
+def title_of(line: words.Line | words.Row) -> str:
+    """The name of a row as it is set."""
+    if line.kind == "attack":
+        note = line.note if isinstance(line, words.Line) else ""
+        return code(line.title) + (f" {prose(note)}" if note else "")
+    return f"**{prose(line.title)}**" if line.kind == "threat" else prose(line.title)
 
 
 def row(cells: list[str]) -> str:

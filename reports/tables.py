@@ -1,19 +1,19 @@
 """The one record of a report: every number and sentence that any format shows.
 
-Built once from a run. JSON is this record; the other formats only lay it out, so that they cannot
-disagree.
+Built once from a run. JSON is this record, as `report.schema.json` describes it; the other formats
+only lay it out, so that they cannot disagree.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from robusteval import metrics
 from robusteval.metrics import Rate
-from robusteval.records import Outcome, Run, Threat, show_number
+from robusteval.records import Defended, Outcome, Run, Threat, show_number
 
 from .words import verdict
 
@@ -23,30 +23,53 @@ SCHEMA = 1
 JUDGED = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
 
 
-def as_dict(run: Run) -> dict[str, Any]:
+# the norms in which curves are drawn; `ssim` stands for 1 - SSIM
+CURVED = ("linf", "l2", "l1", "l0", "l0_pixels", "ssim")
+
+
+# their radius is no brightness
+COUNTED = ("l0", "l0_pixels", "ssim")
+
+
+class Checked(Protocol):
+    """What the gates said of a run."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Their outcome, and each gate with its numbers."""
+        ...
+
+
+def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
     """The record of a report, JSON-able: no number in it is infinite or nan, but null.
 
     Rates are ``{k, n, value, low, high}`` with the Wilson 95 % interval.
     """
-    attacks = run.attacks
-    grouped = metrics.groups(attacks)
+    groups = [
+        (defense, threat, group)
+        for defense, outcomes in by_defense(run.attacks).items()
+        for threat, group in metrics.groups(outcomes).items()
+    ]
+    position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
     asked = [str(spec) for spec in run.config.get("attacks") or ()]
-    done = {str(outcome.attack) for outcome in attacks}
+    behind = [None, *(str(spec) for spec in run.config.get("defenses") or ())]
     complete = run.status == "complete"
     record = {
         "complete": complete,
-        "attacks_asked": max(len(asked), len(attacks)),
+        "attacks_asked": max(len(asked) * len(behind), len(run.attacks)),
         "upper_bound": not complete or any(f.grave and not f.misfed for f in run.findings),
         "misfed": any(finding.misfed for finding in run.findings),
         "clean_accuracy": rate_of(metrics.accuracy(run.clean)),
-        "worst_cases": [worst_of(threat, group) for threat, group in grouped.items()],
+        "gates": check and check.as_dict(),
+        "worst_cases": [worst_of(*group) for group in groups],
         "attacks": [
-            {**attack_of(outcome), "unique_breaks": unique}
-            for group in grouped.values()
+            {**attack_of(outcome, position), "unique_breaks": unique}
+            for _, _, group in groups
             for outcome, unique in zip(group, metrics.unique_breaks(group), strict=True)
         ],
+        "defenses": [defense_of(run, defended) for defended in run.defenses],
+        "curves": list(curves_of(run)),
         "probes": [
-            {"probe": outcome.role, **attack_of(outcome)}
+            {"probe": outcome.role, **attack_of(outcome, position)}
             for outcome in run.outcomes
             if outcome.role != "attack"
         ],
@@ -54,7 +77,7 @@ def as_dict(run: Run) -> dict[str, Any]:
             finding._asdict() for finding in sorted(run.findings, key=lambda f: not f.grave)
         ],
         "failures": dict(run.failures),
-        "not_run": [spec for spec in asked if spec not in done | run.failures.keys()],
+        "not_run": list(missing(run, asked, behind)),
         "provenance": {
             "created": run.created,
             "seconds": run.seconds,
@@ -71,35 +94,71 @@ def as_dict(run: Run) -> dict[str, Any]:
     return {"schema": SCHEMA, "verdict": verdict(plain), **plain}
 
 
-def to_json(run: Run) -> str:
-    """The record as JSON text, ASCII only."""
-    return json.dumps(as_dict(run), indent=2, allow_nan=False)
+def to_json(runs: Run | Sequence[Run], checks: Sequence[Checked | None] = ()) -> str:
+    """The record as JSON text, ASCII only; of several runs an object with all of them.
+
+    `checks` tells what the gates said of each run; empty: nothing.
+    """
+    every = [runs] if isinstance(runs, Run) else list(runs)
+    gates = checks or [None] * len(every)
+    records = [as_dict(run, check) for run, check in zip(every, gates, strict=True)]
+    whole = records[0] if len(records) == 1 else {"schema": SCHEMA, "runs": records}
+    return json.dumps(whole, indent=2, allow_nan=False)
 
 
-def worst_of(threat: Threat, group: Sequence[Outcome]) -> dict[str, Any]:
+def by_defense(outcomes: Iterable[Outcome]) -> dict[str | None, list[Outcome]]:
+    """Outcomes by what stood before the model: nothing first, then in order of appearance."""
+    found: dict[str | None, list[Outcome]] = {None: []}
+    for outcome in outcomes:
+        found.setdefault(name_of(outcome), []).append(outcome)
+    return found
+
+
+def name_of(outcome: Outcome) -> str | None:
+    """The defense of a cell; None without one."""
+    return None if outcome.defense is None else str(outcome.defense)
+
+
+def missing(run: Run, asked: Sequence[str], behind: Sequence[str | None]) -> Iterator[str]:
+    """The attacks that were asked for, and have neither a result nor a reason for it."""
+    done = {(str(outcome.attack), name_of(outcome)) for outcome in run.attacks}
+    for defense in behind if run.status != "complete" else [None]:
+        for spec in asked:
+            name = f"{spec} behind {defense}" if defense else spec
+            if (spec, defense) not in done and name not in run.failures:
+                yield name
+
+
+def worst_of(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> dict[str, Any]:
     """What is left of a model when the attacker picks the best attack for each image."""
     attacked = int(group[0].attacked.sum())
     robust = {way: metrics.worst_case(group, pred) for way, pred in ways(group).items()}
     fooled = {way: Rate(attacked - rate.k, attacked) for way, rate in robust.items()}
     return {
         "threat": threat_of(threat),
+        "defense": defense,
+        "adaptive": any(outcome.adaptive for outcome in group),
         "attacks": [str(outcome.attack) for outcome in group],
         "robust_accuracy": rates_of(robust),
         "success_rate": rates_of(fooled),
         "distance": metrics.nearest(group)._asdict(),
+        "distances": metrics.distances(*group)._asdict(),
         "cost": metrics.cost(group)._asdict(),
     }
 
 
-def attack_of(outcome: Outcome) -> dict[str, Any]:
-    """One attack by itself."""
+def attack_of(outcome: Outcome, position: Mapping[int, int]) -> dict[str, Any]:
+    """One attack by itself; `position` tells where in the run it is."""
     judged = ways([outcome])
     return {
+        "outcome": position[id(outcome)],
         "spec": str(outcome.attack),
         "name": outcome.attack.name,
         "parameters": outcome.resolved or outcome.attack.parameters,
         "threat": threat_of(outcome.threat),
         "knowledge": outcome.knowledge,
+        "defense": name_of(outcome),
+        "adaptive": outcome.adaptive,
         "robust_accuracy": rates_of(
             {way: metrics.robust_accuracy(outcome, pred) for way, pred in judged.items()}
         ),
@@ -114,6 +173,100 @@ def attack_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def defense_of(run: Run, defended: Defended) -> dict[str, Any]:
+    """A defense: what it costs on clean images, and whether attacks that know it defeat it."""
+    before, after = metrics.right(run.clean), metrics.right(defended.clean)
+    lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(after)
+    against = by_defense(run.attacks).get(str(defended.spec), [])
+    return {
+        "spec": str(defended.spec),
+        "name": defended.spec.name,
+        "kind": defended.kind,
+        "clean_accuracy": rate_of(metrics.accuracy(defended.clean)),
+        "clean_cost": {
+            "lost": lost,
+            "gained": gained,
+            "n": n,
+            "value": (lost - gained) / n if n else None,
+        },
+        "forwards": defended.facts.get("forwards"),
+        "facts": defended.facts,
+        "defeated": list(defeats(run, against)),
+        "detector": detector_of(defended, against) if defended.kind == "detector" else None,
+    }
+
+
+def defeats(run: Run, against: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
+    """The threats under which a defense is no better than none to an attacker who knows it.
+
+    No better: less robust, or by no more than what the intervals of both leave open.
+    """
+    undefended = metrics.groups(by_defense(run.attacks)[None])
+    knowing = metrics.groups(outcome for outcome in against if outcome.adaptive)
+    for threat, group in knowing.items():
+        if threat not in undefended:
+            continue
+        with_it, without = metrics.worst_case(group), metrics.worst_case(undefended[threat])
+        if with_it.interval.low <= without.interval.high:
+            yield {
+                "threat": threat_of(threat),
+                "attacks": [str(outcome.attack) for outcome in group],
+                "robust_accuracy": rate_of(with_it),
+                "undefended": rate_of(without),
+            }
+
+
+def detector_of(defended: Defended, against: Iterable[Outcome]) -> dict[str, Any]:
+    """What a detector tells apart, at its threshold and at any other."""
+    scores = defended.clean["score"]
+    return {
+        "threshold": defended.facts.get("threshold"),
+        "fpr_asked": defended.facts.get("fpr"),
+        "fpr": rate_of(metrics.false_alarms(defended)),
+        "attacks": [
+            {
+                "attack": str(outcome.attack),
+                "threat": threat_of(outcome.threat),
+                "adaptive": outcome.adaptive,
+                "auc": metrics.auc(scores, outcome.columns["score"][metrics.fooled(outcome)]),
+                "tpr": rate_of(metrics.detected(outcome)),
+                "roc": metrics.roc(
+                    scores, outcome.columns["score"][metrics.fooled(outcome)]
+                ).tolist(),
+            }
+            for outcome in against
+        ],
+    }
+
+
+def curves_of(run: Run) -> Iterator[dict[str, Any]]:
+    """Robust images over the distance allowed, a curve for each norm, goal and defense."""
+    found: dict[tuple[str, bool, str | None], list[Outcome]] = {}
+    for outcome in run.attacks:
+        key = (outcome.threat.norm, outcome.threat.targeted, name_of(outcome))
+        found.setdefault(key, []).append(outcome)
+    for (norm, targeted, defense), group in found.items():
+        if norm not in CURVED:
+            continue
+        curve = metrics.curve(group)
+        if len(curve.budgets) < 2:
+            continue
+        yield {
+            "norm": norm,
+            "targeted": targeted,
+            "defense": defense,
+            "attacks": list(dict.fromkeys(str(outcome.attack) for outcome in group)),
+            "budgets": curve.budgets.tolist(),
+            "robust": curve.robust.tolist(),
+            "n": len(group[0].attacked),
+            "tested": [
+                {"eps": threat.eps, "robust_accuracy": rate_of(metrics.worst_case(same))}
+                for threat, same in metrics.groups(group).items()
+                if threat.eps is not None
+            ],
+        }
+
+
 def ways(group: Sequence[Outcome]) -> dict[str, str]:
     """The columns to judge by; without PNG where it cannot hold the images."""
     holds = all((outcome.columns["pred_png"][outcome.attacked] != -2).all() for outcome in group)
@@ -123,7 +276,7 @@ def ways(group: Sequence[Outcome]) -> dict[str, str]:
 def threat_of(threat: Threat) -> dict[str, Any]:
     """A threat with its radius on both scales: of [0, 1] and in grey levels."""
     eps = threat.eps
-    levels = None if eps is None or threat.norm.startswith("l0") else f"{grey(eps)}/255"
+    levels = None if eps is None or threat.norm in COUNTED else f"{grey(eps)}/255"
     return {**threat._asdict(), "eps_255": levels}
 
 

@@ -3,76 +3,114 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from rich import box
-from rich.console import Console
+from rich.align import VerticalAlignMethod
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from robusteval.records import Run, visible
 
 from . import words
-from .tables import as_dict
+from .tables import Checked, as_dict
 
-WIDE = 120  # columns from which one table shows everything
 NARROWEST = 16  # a spec may become
-STYLES = {"threat": "italic", "attack": "", "worst": "bold"}
-MARKS = {"✗": "red", "!": "yellow", "-": ""}
-PLAIN = str.maketrans({"–": "-", "✗": "x", "×": "x", "“": '"', "”": '"'})
+ROOM = 20  # for the names of rows, rather than one more column
+GAP = 2  # between columns
+STYLES = {"clean": "", "threat": "italic", "attack": "", "worst": "bold"}
+MARKS = {"✗": "red", "!": "yellow", "?": "yellow", "✓": "", "-": ""}
+PLAIN = str.maketrans({"–": "-", "✗": "x", "✓": "+", "×": "x", "“": '"', "”": '"'})
 
 
-def print_table(run: Run, console: Console) -> None:
+class Shown(NamedTuple):
+    """A column of a table, cell by cell; a cell may have several lines."""
+
+    title: str
+    cells: list[str]
+    left: bool = False
+
+    @property
+    def width(self) -> int:
+        """What it needs so that nothing in it is broken."""
+        parts = (*self.title.split("\n"), *(part for c in self.cells for part in c.split("\n")))
+        return max(map(len, parts)) + GAP
+
+
+def print_table(run: Run, console: Console, check: Checked | None = None) -> None:
     """Print the report; text from outside is shown, never interpreted."""
-    record = as_dict(run)
+    record = as_dict(run, check)
     doubtful = record["upper_bound"] or record["misfed"]
     say(console, record["verdict"], "bold red" if doubtful else "bold")
     console.print()
     for sentence in words.meaning(record):
         say(console, sentence)
-    findings = [words.finding(finding) for finding in record["findings"]]
-    listed(console, "Findings", findings)
+    gates(console, record)
     if record["attacks"]:
         tables(console, record)
+    listed(console, "Findings", [words.finding(finding) for finding in record["findings"]])
     listed(console, "Trust probes", [f"- {probe}" for probe in words.probes(record)])
     listed(console, "Without a result", [f"✗ {absence}" for absence in words.absences(record)])
     facts(console, words.provenance(record))
     command = record["provenance"]["command"]
     if command:
         # not wrapped, so that it can be copied
+        console.print()
         say(console, "reproduce with:", "dim")
         console.print(text(console, command), soft_wrap=True)
 
 
 def text(console: Console, content: str, style: str = "") -> Text:
     """Text as it is, in what the stream can carry."""
-    shown = visible(content)
+    return Text(carried(console, visible(content)), style)
+
+
+def carried(console: Console, shown: str) -> str:
+    """The same in what the stream can carry."""
     try:
         shown.encode(console.encoding)
     except UnicodeEncodeError:
         encoded = shown.translate(PLAIN).encode(console.encoding, "backslashreplace")
-        shown = encoded.decode(console.encoding)
-    return Text(shown, style)
+        return encoded.decode(console.encoding)
+    return shown
+
+
+def put(console: Console, item: RenderableType) -> None:
+    """Print without the blanks at the ends of lines that layout leaves behind."""
+    for line in console.render_lines(item, pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        console.print(Segments([*line, Segment.line()]), end="")
 
 
 def say(console: Console, content: str, style: str = "") -> None:
     """A paragraph."""
-    console.print(text(console, content, style))
+    put(console, text(console, content, style))
+
+
+def heading(console: Console, title: str) -> None:
+    """The title of a section, after an empty line."""
+    console.print()
+    say(console, title, "bold")
 
 
 def listed(console: Console, title: str, items: Sequence[str]) -> None:
     """A heading and its marked items, indented where they wrap; nothing if there are none."""
     if not items:
         return
-    console.print()
-    say(console, title, "bold")
+    heading(console, title)
     grid = Table.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(overflow="fold")
     for item in items:
         mark, _, rest = item.partition(" ")
         grid.add_row(text(console, mark, MARKS[mark]), text(console, rest, MARKS[mark]))
-    console.print(grid)
+    put(console, grid)
 
 
 def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
@@ -83,56 +121,151 @@ def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         grid.add_row(text(console, name), text(console, value))
-    console.print(grid)
+    put(console, grid)
+
+
+def gates(console: Console, record: words.Record) -> None:
+    """The gates, worst news first to see: outcome, margin, and why."""
+    check = record["gates"]
+    if check is None:
+        return
+    heading(console, f"Gates: {words.gates(check)}")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for gate in check["gates"]:
+        outcome = words.OUTCOMES[gate["outcome"]]
+        mark = MARKS[outcome[0]]
+        grid.add_row(text(console, outcome, mark), text(console, words.gate_title(gate), mark))
+        for fact in filter(None, (words.gate_line(gate), *words.gate_facts(gate))):
+            grid.add_row("", text(console, fact))
+    put(console, grid)
 
 
 def tables(console: Console, record: words.Record) -> None:
     """The attacks, in as many tables as the width asks for."""
-    strength = words.strength(record)
-    sides = [strength, words.COST]
-    if console.width >= WIDE:
-        sides = [strength + words.COST]
-    for columns in sides:
-        console.print()
-        console.print(table(console, record, columns))
+    lines = list(words.lines(record))
+    names = [(f"{line.title} {line.note}".rstrip(), line.kind) for line in lines]
+    strength, cost = (
+        [
+            Shown(
+                title=column.title.replace(" ", "\n", 1),
+                cells=[show(console, column.cell(n.numbers) if n.numbers else "") for n in lines],
+                left=column.left,
+            )
+            for column in columns
+        ]
+        for columns in (words.strength(record), words.cost(record))
+    )
+    if record["defenses"]:
+        titles, rows = words.matrix(record)
+        columns = [
+            Shown(title, [cell(console, row, i) for row in rows], left=True)
+            for i, title in enumerate(titles)
+        ]
+        kinds = [(row.title, row.kind) for row in rows]
+        heading(console, "Robust accuracy, attacks against defenses")
+        put_tables(console, kinds, [[wrapped(console, column) for column in columns]])
+        listed(console, "Detectors", [f"- {line}" for line in words.detectors(record)])
+    # the matrix has taken from the first side what set it apart
+    put_tables(console, names, [strength + cost] if record["defenses"] else [strength, cost])
     console.print()
     say(console, words.legend(record), "dim")
 
 
-def table(console: Console, record: words.Record, columns: Sequence[words.Column]) -> Table:
-    """The attacks, a row each, with these columns."""
-    rows = [
-        (line, [column.cell(line.numbers) for column in columns] if line.numbers else [])
-        for line in words.lines(record)
-    ]
-    titles = [column.title.replace(" ", "\n", 1) for column in columns]
-    wide = [
-        max(len(part) for part in (*title.split("\n"), *(cells[i] for _, cells in rows if cells)))
-        for i, title in enumerate(titles)
-    ]
-    room = max(console.width - sum(wide) - 3 * len(wide), NARROWEST)
+def show(console: Console, content: str) -> str:
+    """The text of a cell as it will be printed, so that its width is known."""
+    return carried(console, visible(content))
 
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    shown.add_column("attack", overflow="fold", vertical="bottom")
-    for column, title in zip(columns, titles, strict=True):
+
+def cell(console: Console, row: words.Row, i: int) -> str:
+    """What stands in one column of a row of the matrix, a line for each number and note."""
+    if not row.cells:
+        return ""
+    lines = [part for found in row.cells[i] for part in (found.number, found.note) if part]
+    return "\n".join(show(console, line) for line in lines) or show(console, words.MISSING)
+
+
+def wrapped(console: Console, column: Shown) -> Shown:
+    """A column with its title on as many lines as its cells are narrow."""
+    narrow = max(column._replace(title="").width - GAP, NARROWEST)
+    return column._replace(title=folded(show(console, column.title), narrow))
+
+
+def put_tables(
+    console: Console, names: Sequence[tuple[str, str]], sides: Sequence[list[Shown]]
+) -> None:
+    """One table with the columns of all sides, or tables of as many as there is room for."""
+    whole = [column for side in sides for column in side]
+    parts = [part for side in sides for part in split(console, side)]
+    for columns in [whole] if fits(console, whole) else parts:
+        console.print()
+        put(console, table(console, names, columns))
+
+
+def fits(console: Console, columns: Sequence[Shown]) -> bool:
+    """Whether there is room for these columns beside the names of the rows."""
+    return sum(column.width for column in columns) + ROOM <= console.width
+
+
+def split(console: Console, columns: Sequence[Shown]) -> Iterator[list[Shown]]:
+    """The columns in groups that fit, in order; one that never fits is alone."""
+    group: list[Shown] = []
+    for column in columns:
+        if group and not fits(console, [*group, column]):
+            yield group
+            group = []
+        group.append(column)
+    yield group
+
+
+def table(console: Console, names: Sequence[tuple[str, str]], columns: Sequence[Shown]) -> Table:
+    """A row for each name with its cells."""
+    room = max(console.width - sum(column.width for column in columns), NARROWEST)
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+        header_style="bold",
+    )
+    # a number stands at the end of a long name; several of them below each other begin beside it
+    stacked = any("\n" in cell for column in columns for cell in column.cells)
+    vertical: VerticalAlignMethod = "top" if stacked else "bottom"
+    shown.add_column("attack", overflow="fold", vertical=vertical)
+    for column in columns:
         shown.add_column(
-            title,
+            Text(column.title),
             justify="left" if column.left else "right",
             overflow="fold",
-            vertical="bottom",
+            vertical=vertical,
         )
-    for line, cells in rows:
-        style = STYLES[line.kind]
-        name = Text(folded(text(console, line.title).plain, room), style)
-        shown.add_row(name, *(text(console, cell, style) for cell in cells))
+    for i in filled(names, columns):
+        title, kind = names[i]
+        name = folded(show(console, title), room)
+        cells = (Text(column.cells[i]) for column in columns)
+        shown.add_row(Text(name), *cells, style=STYLES[kind])
     return shown
+
+
+def filled(names: Sequence[tuple[str, str]], columns: Sequence[Shown]) -> Iterator[int]:
+    """The rows that say something in these columns, under their threats."""
+    threat = None
+    for i, (_, kind) in enumerate(names):
+        if kind == "threat":
+            threat = i
+        elif any(column.cells[i] for column in columns):
+            if threat is not None:
+                yield threat
+                threat = None
+            yield i
 
 
 def folded(spec: str, room: int) -> str:
     """A spec on as many lines as it needs, broken between its parameters where possible."""
     lines = [""]
-    for piece in re.split(r"(?<=[,:])", spec):
+    for piece in re.split(r"(?<=[,: ])", spec):
         if lines[-1] and len(lines[-1]) + len(piece) > room:
             lines.append("  ")
         lines[-1] += piece
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)

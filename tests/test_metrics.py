@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_curve
 
 from robusteval import metrics
 from robusteval.metrics import Interval, Rate
-from robusteval.records import Outcome, Spec, Threat
+from robusteval.records import Defended, Outcome, Spec, Threat
 
 Make = Callable[..., Outcome]
 ONLY_FIRST, ONLY_SECOND = [True, False, False, False], [False, True, False, False]
@@ -268,3 +269,136 @@ def test_what_reads_runs_imports_neither_torch_nor_art() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+SCORES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=30)
+
+
+@given(SCORES, SCORES)
+def test_auc_is_the_share_of_pairs_in_order(negatives: list[float], positives: list[float]) -> None:
+    pairs = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
+
+    assert metrics.auc(np.array(negatives), np.array(positives)) == pytest.approx(
+        sum(pairs) / len(pairs)
+    )
+
+
+@given(SCORES, SCORES)
+def test_roc_is_scikit_learns(negatives: list[float], positives: list[float]) -> None:
+    labels = [0] * len(negatives) + [1] * len(positives)
+    fpr, tpr, _ = roc_curve(labels, negatives + positives, drop_intermediate=False)
+
+    ours = metrics.roc(np.array(negatives), np.array(positives))
+
+    np.testing.assert_allclose(ours, np.stack([fpr, tpr], axis=1), atol=1e-12)
+    assert np.trapezoid(ours[:, 1], ours[:, 0]) == pytest.approx(
+        metrics.auc(np.array(negatives), np.array(positives))
+    )
+
+
+def test_a_long_roc_is_thinned_between_its_ends() -> None:
+    rng = np.random.default_rng(0)
+
+    ours = metrics.roc(rng.normal(0, 1, 5000), rng.normal(1, 1, 5000))
+
+    assert len(ours) == 100
+    assert ours[0].tolist() == [0, 0]
+    assert ours[-1].tolist() == [1, 1]
+    assert (np.diff(ours, axis=0) >= 0).all()
+
+
+def test_nothing_can_be_told_apart_from_nothing() -> None:
+    some, none = np.ones(3), np.zeros(0)
+
+    assert math.isnan(metrics.auc(some, none))
+    assert math.isnan(metrics.auc(none, some))
+    assert metrics.roc(some, none).shape == (0, 2)
+
+
+def test_a_detector_is_judged_by_the_results_that_fool_the_model(make_outcome: Make) -> None:
+    flagged = np.array([True, True, False, True, False])
+    right = [True, True, True, True, False]
+    outcome = make_outcome([True, True, True, False, True], right=right, flagged=flagged)
+
+    assert metrics.fooled(outcome).tolist() == [True, True, True, False, False]
+    assert metrics.detected(outcome) == Rate(2, 3)
+    assert metrics.success_rate(outcome) == Rate(1, 4)
+    assert metrics.robust_accuracy(outcome) == Rate(3, 5)
+
+
+def test_a_flagged_clean_image_is_a_false_alarm_and_not_right() -> None:
+    clean = {
+        "label": np.array([0, 1, 2, 3]),
+        "pred_clean": np.array([0, 1, 9, -1]),
+        "flagged": np.array([True, False, True, False]),
+    }
+
+    assert metrics.right(clean).tolist() == [False, True, False, False]
+    assert metrics.accuracy(clean) == Rate(1, 4)
+    assert metrics.false_alarms(Defended(Spec("d", {}), "detector", clean, {})) == Rate(2, 4)
+
+
+def test_a_curve_falls_where_the_nearest_success_is(make_outcome: Make) -> None:
+    threat = Threat("l2", None, False)
+    first = make_outcome(
+        [True, True, False, False],
+        right=[True, True, True, False],
+        threat=threat,
+        l2=np.array([0.5, 0.2, 9.0, 9.0]),
+    )
+    second = make_outcome(
+        [True, False, False, False],
+        right=[True, True, True, False],
+        threat=threat,
+        l2=np.array([0.1, 9.0, 9.0, 9.0]),
+    )
+
+    curve = metrics.curve([first, second])
+
+    assert curve.budgets.tolist() == [0.0, 0.1, 0.2, 0.5]
+    assert curve.robust.tolist() == [3, 2, 1, 1]
+
+
+def test_a_curve_ends_at_the_largest_radius(make_outcome: Make) -> None:
+    far = np.array([0.1, 0.3 + 1e-9, 0.0])
+    outcome = make_outcome([True, True, False], threat=Threat("linf", 0.3, False), linf=far)
+
+    curve = metrics.curve([outcome])
+
+    assert curve.budgets.tolist() == [0.0, 0.1, 0.3]
+    assert curve.robust.tolist() == [3, 2, 1]
+
+
+def test_a_distance_that_is_not_known_does_not_move_a_curve(make_outcome: Make) -> None:
+    ssim = np.array([np.nan, 0.75])
+    outcome = make_outcome([True, True], threat=Threat("ssim", None, False), ssim=ssim)
+
+    curve = metrics.curve([outcome])
+
+    assert curve.budgets.tolist() == [0.0, 0.25]
+    assert curve.robust.tolist() == [2, 1]
+
+
+def test_a_long_curve_is_thinned_and_stays_exact(make_outcome: Make) -> None:
+    far = np.random.default_rng(0).random(3000)
+    outcome = make_outcome([True] * 3000, threat=Threat("l2", None, False), l2=far)
+
+    curve = metrics.curve([outcome])
+
+    assert len(curve.budgets) == 200
+    assert curve.budgets[-1] == far.max()
+    assert curve.robust.tolist() == [(far > budget).sum() for budget in curve.budgets]
+
+
+def test_distances_of_several_attacks_are_those_of_the_nearest_success(make_outcome: Make) -> None:
+    threat = Threat("l2", 1.0, False)
+    near = np.array([0.1, 0.9, 0.1])
+    mid = np.full(3, 0.4)
+    first = make_outcome([True, True, False], threat=threat, l2=near, linf=near, ssim=near)
+    second = make_outcome([True, True, False], threat=threat, l2=mid, linf=2 * mid, ssim=mid)
+
+    found = metrics.distances(first, second)
+
+    assert found.l2 == pytest.approx(0.25)
+    assert found.linf == pytest.approx(0.45)
+    assert found.ssim == pytest.approx(0.25)

@@ -6,18 +6,22 @@ import html
 import io
 import json
 import re
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from reportable import DETECTOR, JPEG, LINF, PGD, TRADES, Check, behind, check, defended, gate
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 from robusteval import metrics
-from robusteval.records import Finding, Outcome, Run, Spec, Threat, visible
+from robusteval.records import Defended, Finding, Outcome, Run, Spec, Threat, visible
 from robusteval.reports import words
-from robusteval.reports.markdown import to_markdown
+from robusteval.reports.markdown import document, shortened, to_markdown
 from robusteval.reports.tables import as_dict, to_json
 from robusteval.reports.terminal import print_table
 
@@ -34,6 +38,9 @@ HOSTILE = (
     "\u202egnp.exe\u2066",
     "``` & &lt; **b** _i_ ~~s~~ $x$ @everyone #1 ![i](http://h/)",
     "\udc80 \x00 \x9b31m \u2028",
+    "]]>",
+    "=cmd()",
+    "::error::x%0A",
 )
 LONG = Spec(
     "art:AutoProjectedGradientDescent",
@@ -41,10 +48,10 @@ LONG = Spec(
 )
 
 
-def printed(run: Run, width: int = 80, **options: Any) -> str:
+def printed(run: Run, width: int = 80, *, checked: Check | None = None, **options: Any) -> str:
     """What the terminal report looks like without a terminal."""
     console = Console(file=io.StringIO(), width=width, **options)
-    print_table(run, console)
+    print_table(run, console, checked)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -94,8 +101,8 @@ def test_a_grave_finding_makes_the_number_an_upper_bound(
 
     assert "Robust accuracy at most 45.2 % (40.9–49.6)" in verdict
     assert verdict.endswith("this evaluation is weak: 1 grave finding below")
-    assert text.index("✗ pgd:eps=8/255,steps=20: The gradient") < text.index("! Two images")
-    assert text.index("! Two images") < text.index("knowledge")
+    assert text.index("knowledge") < text.index("✗ pgd:eps=8/255,steps=20: The gradient")
+    assert text.index("The gradient") < text.index("! Two images")
     assert as_dict(run)["upper_bound"] is True
 
 
@@ -233,7 +240,7 @@ def test_every_format_shows_every_cell(two_attacks: Run, width: int) -> None:
         column.cell(line.numbers)
         for line in words.lines(record)
         if line.numbers
-        for column in (*words.strength(record), *words.COST)
+        for column in (*words.strength(record), *words.cost(record))
     }
     terminal, markdown = printed(two_attacks, width), to_markdown(two_attacks)
 
@@ -543,3 +550,506 @@ def test_no_color_is_honoured(two_attacks: Run, monkeypatch: pytest.MonkeyPatch)
     text = printed(two_attacks, force_terminal=True)
 
     assert not re.search("\x1b\\[[0-9;]*3[0-9]m", text)
+
+
+@pytest.fixture
+def shielded(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
+    """Attacks of several norms against nothing, two models and a detector."""
+    return defended(make_outcome, make_run)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_line_is_too_wide_or_ends_in_blanks(shielded: Run, width: int) -> None:
+    lines = printed(shielded, width, checked=check()).splitlines()
+
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_order_is_verdict_gates_matrix_cost_trust_origin(shielded: Run, width: int) -> None:
+    text, page = printed(shielded, width, checked=check()), to_markdown(shielded, check())
+
+    for whole in (text, page):
+        at = 0
+        for mark in (
+            "Robust accuracy at most 0.0 %",
+            "Gates: ✗ FAILED",
+            "Robust accuracy, attacks against defenses",
+            "undefended",
+            "clean accuracy",
+            "clean cost",
+            "Detectors",
+            "success",
+            "Findings",
+            "0123456789ab",
+            "robusteval evaluate net.pt",
+        ):
+            at = whole.index(mark, at)
+
+
+def test_the_verdict_names_each_defense(shielded: Run) -> None:
+    assert as_dict(shielded)["verdict"] == (
+        "Robust accuracy at most 0.0 % (0.0–0.8), n = 500, linf eps 8/255 (0.0314), worst case of"
+        " 2 attacks; clean 95.0 %; behind jpeg at most 0.0 % (0.0–0.8) adaptive, defeated, clean"
+        " 92.2 %; behind trades at most 22.4 % (19.0–26.3) adaptive, clean 87.8 %; behind detector"
+        " at most 55.4 % (51.0–59.7) oblivious, clean 89.6 %; this evaluation is weak: 1 grave"
+        " finding below"
+    )
+
+
+def test_the_verdict_names_each_threat_behind_a_defense(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    linf = make_outcome([True, False])
+    l2 = make_outcome([False, False], spec=Spec("square", {}), threat=Threat("l2", 0.5, False))
+    run = make_run(linf, l2, behind(linf, JPEG, adaptive=True), behind(l2, JPEG, adaptive=False))
+    run = replace(run, defenses=(Defended(JPEG, "model", run.clean, {}),))
+
+    verdict = as_dict(run)["verdict"]
+
+    assert "; behind jpeg at linf eps 8/255 (0.0314) 50 % (9–91) adaptive, defeated" in verdict
+    assert "; behind jpeg at l2 eps 0.5 (127.5/255) 100 % (34–100) oblivious, clean" in verdict
+
+
+def test_defenses_of_one_name_are_told_apart(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    cell = make_outcome([True, False])
+    other = Spec("jpeg", {"quality": 50})
+    base = make_run(cell)
+    run = make_run(
+        cell,
+        *(behind(cell, spec, adaptive=True) for spec in (JPEG, other)),
+        defenses=tuple(Defended(spec, "model", base.clean, {}) for spec in (JPEG, other)),
+    )
+
+    assert "behind jpeg:quality=75 50 %" in as_dict(run)["verdict"]
+    assert "behind jpeg:quality=50 50 %" in as_dict(run)["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("undefended", "adaptive", "expected"),
+    [(500, 497, True), (500, 500, True), (400, 390, True), (400, 410, True), (500, 490, False)],
+)
+def test_a_defense_that_helps_against_nobody_who_knows_it_is_called_defeated(
+    undefended: int,
+    adaptive: int,
+    expected: bool,
+    make_outcome: MakeOutcome,
+    make_run: MakeRun,
+) -> None:
+    without, knowing, unaware = (
+        make_outcome(mask) for mask in masks(500, undefended, adaptive, 10)
+    )
+    run = make_run(
+        without,
+        behind(knowing, JPEG, adaptive=True),
+        behind(unaware, JPEG, adaptive=False),
+    )
+    run = replace(run, defenses=(Defended(JPEG, "model", run.clean, {}),))
+
+    (defense,) = as_dict(run)["defenses"]
+
+    assert bool(defense["defeated"]) == expected
+    assert ("Defeated: against attacks that know it, jpeg is" in flat(printed(run))) == expected
+    assert ("adaptive, defeated" in to_markdown(run)) == expected
+    if expected:
+        assert defense["defeated"][0]["robust_accuracy"]["k"] == 500 - adaptive
+        assert defense["defeated"][0]["undefended"]["k"] == 500 - undefended
+
+
+def test_a_defense_that_no_attack_knows_is_called_so(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    cell = make_outcome(masks(500, 400)[0])
+    run = make_run(cell, behind(make_outcome(masks(500, 10)[0]), JPEG, adaptive=False))
+    run = replace(run, defenses=(Defended(JPEG, "model", run.clean, {}),))
+
+    text = flat(printed(run))
+
+    assert "Oblivious: no attack here knows jpeg; one that does may be stronger." in text
+    assert as_dict(run)["defenses"][0]["defeated"] == []
+    assert "98.0 % (96.4–98.9) oblivious" in as_dict(run)["verdict"]
+
+
+def test_a_run_with_nothing_but_a_defense_still_has_a_verdict(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    cell = make_outcome([True, False])
+    near = behind(
+        make_outcome([True, False], threat=Threat("l2", None, False)), JPEG, adaptive=True
+    )
+    clean = Defended(JPEG, "model", make_run(cell).clean, {})
+    bounded = make_run(behind(cell, JPEG, adaptive=True), defenses=(clean,))
+    nearest = make_run(near, defenses=(clean,))
+
+    assert "50 % (9–91), n = 2, linf eps 8/255 (0.0314) behind jpeg" in as_dict(bounded)["verdict"]
+    assert "1 of 2 images it had right behind jpeg, one attack" in as_dict(nearest)["verdict"]
+    assert bounded.defenses[0].spec == JPEG
+    assert "–" in to_markdown(bounded)
+
+
+def test_what_was_asked_behind_a_defense_and_not_run_is_told(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    cell = make_outcome([True, False], spec=PGD)
+    config = {"attacks": [str(PGD), "late"], "defenses": [str(JPEG), str(TRADES)]}
+    run = make_run(
+        cell,
+        behind(cell, JPEG, adaptive=True),
+        config=config,
+        status="incomplete",
+        failures={f"{PGD} behind {TRADES}": "out of memory"},
+    )
+
+    record = as_dict(run)
+
+    assert record["verdict"].startswith("Incomplete: 2 of 6 attacks finished.")
+    assert record["not_run"] == ["late", f"late behind {JPEG}", f"late behind {TRADES}"]
+
+
+def test_a_distance_is_told_in_the_measure_of_its_threat(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    ssim = make_outcome(
+        [True, True],
+        spec=Spec("pgap", {}),
+        threat=Threat("ssim", None, False),
+        ssim=np.array([0.9991, 0.9993]),
+        psnr=np.array([49.0, 50.0]),
+    )
+    sparse = make_outcome(
+        [True, True],
+        spec=Spec("sigma_zero", {}),
+        threat=Threat("l0", None, False),
+        l0=np.array([3.0, 5.0]),
+        l0_pixels=np.array([2.0, 2.0]),
+    )
+    alike, counted, both = make_run(ssim), make_run(sparse), make_run(sparse, ssim)
+
+    assert as_dict(alike)["verdict"] == (
+        "Fooled on 2 of 2 images it had right, mean SSIM 0.9992 and PSNR 49.5 dB, ssim, no fixed"
+        " radius, one attack, n = 2; clean 100 %"
+    )
+    assert as_dict(alike)["worst_cases"][0]["distance"]["median"] == pytest.approx(0.0008)
+    assert "| mean SSIM | mean PSNR |" in to_markdown(alike)
+    assert "| 0.9992 | 49.5 dB |" in to_markdown(alike)
+    assert "| median values | median pixels |" in to_markdown(counted)
+    assert "| 4 | 2 |" in to_markdown(counted)
+    assert "median distance" not in to_markdown(alike) + to_markdown(counted)
+    assert "| 100 % | 4 | 2 |  |  |" in to_markdown(both)
+    assert "| 100 % |  |  | 0.9992 | 49.5 dB |" in to_markdown(both)
+    assert as_dict(both)["attacks"][1]["threat"]["eps_255"] is None
+
+
+def test_columns_of_another_threat_leave_no_empty_rows(shielded: Run) -> None:
+    _, _, likeness = printed(shielded, 80).partition("SSIM")
+
+    assert likeness.index("ssim, no fixed radius") < likeness.index("pgap")
+    for line in printed(shielded, 40).splitlines():
+        if "pgap:eps2=0.01" in line:
+            assert line != "pgap:eps2=0.01"
+
+
+@pytest.mark.parametrize(
+    ("threat", "expected"),
+    [
+        (Threat("ssim", None, False), "ssim, no fixed radius"),
+        (Threat("ssim", None, True), "ssim, no fixed radius targeted"),
+        (Threat("ssim", 0.01, False), "ssim eps 0.01"),
+        (Threat("none", None, False), "no stated norm"),
+        (Threat("none", 0.25, True), "no stated norm, eps 0.25 (63.75/255) targeted"),
+    ],
+)
+def test_what_is_no_norm_is_not_called_one(
+    threat: Threat, expected: str, make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    record = as_dict(make_run(make_outcome([True], threat=threat)))
+
+    assert words.threat(record["worst_cases"][0]["threat"]) == expected
+    assert "minimum" not in record["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1.0, "1.0000"), (0.99996, "> 0.9999"), (0.9995, "0.9995"), (None, "–")],
+)
+def test_likeness_is_never_rounded_to_identity(value: float | None, expected: str) -> None:
+    assert words.similarity(value) == expected
+
+
+GATES = [
+    (gate("failed"), "12.4 % (9.8–15.6); asked at least 30.0 %; margin -20.2 points"),
+    (gate("passed", limit=0.05), "12.4 % (9.8–15.6); asked at least 5.0 %; margin +4.8 points"),
+    (
+        gate("failed", kind="max_drop", limit=0.01, value=0.042, low=0.028, high=0.056),
+        "4.2 points (2.8–5.6); asked at most 1.0 points; margin -3.2 points",
+    ),
+    (
+        gate("inconclusive", kind="max_clean_cost", limit=0.02, value=0.018, low=None, high=None),
+        "1.8 points; asked at most 2.0 points; margin +0.2 points",
+    ),
+    (
+        gate("failed", kind="findings", limit=0, value=2, low=None, high=None),
+        "2; asked at most 0; margin -2",
+    ),
+    (gate("failed", value=None, low=None, high=None), "asked at least 30.0 %"),
+    (gate("passed", kind="findings", value=None, low=None, high=None, limit=None), ""),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), GATES)
+def test_a_gate_tells_its_margin(asked: dict[str, Any], expected: str) -> None:
+    assert words.gate_line(asked) == expected
+    assert words.gate(asked).startswith("worst-linf: robust accuracy at linf eps 8/255, worst")
+
+
+def test_a_gate_tells_why_and_what_flipped(shielded: Run) -> None:
+    text = flat(printed(shielded, 100, checked=check()))
+
+    assert "It lost 4.2 points against drop. Lost: 0000000000000000 (image 0), 000000000" in text
+    assert "(image 35), 18 more." in text
+
+
+def test_a_gate_without_numbers_is_still_a_sentence() -> None:
+    bare = {"value": None, "low": None, "high": None, "limit": None, "on": "trust checks"}
+    quiet = gate("passed", name="findings", kind="findings", reason="No grave finding.", **bare)
+
+    assert words.gate(quiet) == "findings: trust checks: passed. No grave finding."
+
+
+@pytest.mark.parametrize("outcome", ["passed", "failed", "inconclusive"])
+def test_the_outcome_of_gates_needs_no_colour(
+    outcome: str, shielded: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    checked = Check({**check().as_dict(), "outcome": outcome, "gates": [gate(outcome)]})
+    word = {"passed": "✓ passed", "failed": "✗ FAILED", "inconclusive": "? inconclusive"}[outcome]
+
+    text = printed(shielded, checked=checked, force_terminal=True)
+    page = to_markdown(shielded, checked)
+
+    assert f"Gates: {word} (1 {outcome}, baseline drop" in flat(re.sub("\x1b\\[[^m]*m", "", text))
+    assert f"| {word} | worst-linf" in page
+
+
+def test_without_gates_nothing_is_said_of_them(shielded: Run) -> None:
+    assert "Gates" not in printed(shielded)
+    assert "Gates" not in to_markdown(shielded)
+    assert as_dict(shielded)["gates"] is None
+
+
+def counted(mask: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """How many of how many, one by one."""
+    return sum(bool(value) for value in mask), len(mask)
+
+
+def success(outcome: Outcome, pred: str = "pred_adv") -> list[bool]:
+    """On which images an attack succeeds, one by one."""
+    c = outcome.columns
+    return [
+        bool(c["attacked"][i])
+        and (c[pred][i] != c["label"][i])
+        and not ("flagged" in c and c["flagged"][i])
+        for i in range(len(c["id"]))
+    ]
+
+
+def test_every_number_of_the_record_is_that_of_the_columns(shielded: Run) -> None:
+    record = as_dict(shielded)
+
+    def same(rate: dict[str, Any], k: int, n: int) -> None:
+        assert (rate["k"], rate["n"]) == (k, n)
+        assert rate["value"] == k / n
+        assert (rate["low"], rate["high"]) == metrics.wilson(k, n)
+
+    for row in record["attacks"]:
+        outcome = shielded.outcomes[row["outcome"]]
+        assert (row["spec"], row["threat"]["norm"]) == (str(outcome.attack), outcome.threat.norm)
+        assert row["defense"] == (str(outcome.defense) if outcome.defense else None)
+        c, made = outcome.columns, success(outcome)
+        right, n = counted(c["attacked"])
+        for way, pred in (("float", "pred_adv"), ("eight_bit", "pred_8bit"), ("png", "pred_png")):
+            broken = sum(success(outcome, pred))
+            same(row["robust_accuracy"][way], right - broken, n)
+            same(row["success_rate"][way], broken, right)
+        for name in ("l0", "l0_pixels", "l1", "l2", "linf"):
+            assert row["distances"][name] == statistics.median(c[name][made])
+        assert row["distances"]["ssim"] == pytest.approx(statistics.fmean(c["ssim"][made]))
+        assert row["cost"]["forwards"] == sum(c["forwards"]) / right
+        assert row["cost"]["seconds"] == pytest.approx(sum(c["seconds"]))
+
+    for case in record["worst_cases"]:
+        cells = [
+            outcome
+            for outcome in shielded.outcomes
+            if outcome.threat._asdict().items() <= case["threat"].items()
+            and case["defense"] == (str(outcome.defense) if outcome.defense else None)
+        ]
+        fallen = [any(each) for each in zip(*map(success, cells), strict=True)]
+        right, n = counted(cells[0].columns["attacked"])
+        same(case["robust_accuracy"]["float"], right - sum(fallen), n)
+        alone = [
+            sum(s[i] and not any(success(o)[i] for o in cells if o is not cell) for i in range(n))
+            for cell in cells
+            for s in [success(cell)]
+        ]
+        assert alone == [
+            row["unique_breaks"]
+            for row in record["attacks"]
+            if (row["threat"], row["defense"]) == (case["threat"], case["defense"])
+        ]
+
+    before = shielded.clean["pred_clean"] == shielded.clean["label"]
+    for defense, (spec, _, clean, _) in zip(record["defenses"], shielded.defenses, strict=True):
+        assert (defense["spec"], defense["name"]) == (str(spec), spec.name)
+        flags = clean.get("flagged", np.zeros(500, np.bool_))
+        after = (clean["pred_clean"] == clean["label"]) & ~flags
+        same(defense["clean_accuracy"], *counted(after))
+        paid = defense["clean_cost"]
+        assert paid["lost"] == sum(before & ~after)
+        assert paid["gained"] == sum(after & ~before)
+        assert paid["value"] == pytest.approx(before.mean() - after.mean())
+
+    found = record["defenses"][2]["detector"]
+    clean = shielded.defenses[2].clean
+    same(found["fpr"], *counted(clean["flagged"]))
+    for attack, outcome in zip(found["attacks"], shielded.outcomes[-2:], strict=True):
+        c = outcome.columns
+        wrong = c["attacked"] & (c["pred_adv"] != c["label"])
+        same(attack["tpr"], *counted(c["flagged"][wrong]))
+        scores = np.concatenate([clean["score"], c["score"][wrong]])
+        truth = np.arange(len(scores)) >= len(clean["score"])
+        assert attack["auc"] == pytest.approx(roc_auc_score(truth, scores))
+        for fpr, tpr in attack["roc"]:
+            assert any(
+                (fpr, tpr)
+                == pytest.approx(((clean["score"] >= t).mean(), (c["score"][wrong] >= t).mean()))
+                for t in (*np.unique(scores), np.inf)
+            )
+
+
+def test_every_point_of_a_curve_is_that_of_the_columns(shielded: Run) -> None:
+    curves = as_dict(shielded)["curves"]
+
+    assert [(c["norm"], c["defense"]) for c in curves] == [
+        ("linf", None),
+        ("ssim", None),
+        ("l0", None),
+        ("linf", str(JPEG)),
+        ("linf", str(TRADES)),
+        ("linf", str(DETECTOR)),
+        ("l0", str(DETECTOR)),
+    ]
+    for curve in curves:
+        cells = [
+            outcome
+            for outcome in shielded.outcomes
+            if outcome.threat.norm == curve["norm"]
+            and curve["defense"] == (str(outcome.defense) if outcome.defense else None)
+        ]
+        assert len(curve["budgets"]) <= 200
+        assert curve["budgets"] == sorted(set(curve["budgets"]))
+        assert curve["n"] == 500
+        for budget, robust in zip(curve["budgets"], curve["robust"], strict=True):
+            fooled = np.zeros(500, np.bool_)
+            for outcome in cells:
+                c = outcome.columns
+                far = 1 - c["ssim"] if curve["norm"] == "ssim" else c[curve["norm"]]
+                fooled |= np.array(success(outcome)) & (far <= budget)
+            assert robust == sum(cells[0].attacked & ~fooled)
+        if curve["norm"] == "linf":
+            assert curve["budgets"][-1] == LINF.eps
+            (tested,) = curve["tested"]
+            assert tested["robust_accuracy"]["k"] == curve["robust"][-1]
+        else:
+            assert curve["tested"] == []
+
+
+SHARE = r"(?:[<>] )?\d+\.\d % \(\d+\.\d–\d+\.\d\)"
+
+
+@pytest.mark.parametrize("name", ["", *HOSTILE])
+def test_every_format_shows_the_numbers_of_the_columns(
+    name: str, make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    run = defended(make_outcome, make_run, name=name, findings=())
+    cells = [(run.clean["pred_clean"] == run.clean["label"]).sum()]
+    cells += [metrics.accuracy(defense.clean).k for defense in run.defenses]
+    cells += [int(o.attacked.sum()) - sum(success(o)) for o in run.outcomes]
+    cells += [
+        metrics.worst_case(group).k
+        for spec in (None, *(defense.spec for defense in run.defenses))
+        for threat, group in metrics.groups(o for o in run.outcomes if o.defense == spec).items()
+        if threat == LINF
+    ]
+    expected = sorted(
+        words.with_interval({"k": k, "n": 500, **metrics.wilson(int(k), 500)._asdict()})
+        for k in cells
+    )
+
+    for text in (printed(run, 80), printed(run, 400), to_markdown(run)):
+        _, _, rest = text.partition("attacks against defenses")
+        matrix, _, rest = rest.partition("Detectors")
+        assert sorted(re.findall(SHARE, matrix)) == expected
+    stored = [row["robust_accuracy"]["float"]["k"] for row in json.loads(to_json(run))["attacks"]]
+    assert sorted(stored) == sorted(int(o.attacked.sum()) - sum(success(o)) for o in run.outcomes)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_defenses_and_gates_are_text(
+    name: str, make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    run = defended(make_outcome, make_run, n=60, name=name)
+
+    for width in (40, 80, 140):
+        text = printed(run, width, checked=check(name))
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert [line for line in text.splitlines() if line != line.rstrip()] == []
+    source = to_markdown(run, check(name))
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source)
+
+    assert set(re.findall(r"<(/?\w+)[^>]*>", page)) <= {
+        end + tag
+        for end in ("", "/")
+        for tag in "p strong ul li h3 table thead tbody tr th td code".split()
+    }
+    rows = re.findall("<tr>(.*?)</tr>", page, re.S)
+    assert {len(re.findall("<t[hd][ >]", row)) for row in rows} == {5, 6, 11}
+    shown = html.unescape(re.sub("<[^>]*>", "", page)).replace("\u200b", "")
+    assert f"baseline {visible(name)}, gates from {visible(name)}" in shown
+    assert f"against {visible(name)}." in shown
+    assert f"jpeg{visible(name)}:quality=75" in shown
+    record = json.loads(to_json(run, [check(name)]))
+    assert record["gates"] == check(name).as_dict()
+    assert record["defenses"][0]["spec"] == f"jpeg{name}:quality=75"
+
+
+@pytest.mark.parametrize("limit", [100, 200, 700, 1500, 2000, 3000, 5000, 10_000])
+def test_a_long_document_is_cut_between_lines_with_a_note(shielded: Run, limit: int) -> None:
+    whole = to_markdown(shielded, check())
+    cut = to_markdown(shielded, check(), limit)
+
+    assert len(cut.encode()) <= limit
+    if len(whole.encode()) <= limit:
+        assert cut == whole
+        return
+    kept, _, note = cut.rpartition("\n\n")
+    assert note == "*Cut here: the whole report is too long for this place.*\n"
+    assert whole.startswith(kept)
+    assert whole[len(kept)] == "\n" or kept == ""
+
+
+def test_a_table_is_not_cut_within_its_head(shielded: Run) -> None:
+    lines = list(document(as_dict(shielded)))
+    rule = next(i for i, line in enumerate(lines) if line.startswith("| :-"))
+    upto = sum(len(line.encode()) + 1 for line in lines[:rule])
+
+    cut = shortened(lines, upto + 70)
+
+    assert lines[rule - 3].startswith("### ")
+    assert cut[:-2] == lines[: rule - 4]
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(two_attacks: Run) -> None:
+    assert to_markdown(two_attacks, limit=2**20) == to_markdown(two_attacks)

@@ -1,0 +1,186 @@
+"""Runs and gates made of numbers alone, with everything a report can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from robusteval.records import Defended, Finding, Outcome, Run, Spec, Threat
+
+MakeOutcome = Callable[..., Outcome]
+MakeRun = Callable[..., Run]
+
+LINF = Threat("linf", 8 / 255, False)
+PGD = Spec("pgd", {"eps": 8 / 255, "steps": 20})
+APGD = Spec("apgd", {"eps": 8 / 255, "steps": 100, "restarts": 5})
+PGAP = Spec("pgap", {"eps2": 0.01})
+SPARSE = Spec("sigma_zero", {"steps": 300})
+JPEG = Spec("jpeg", {"quality": 75})
+TRADES = Spec("trades", {"eps": 8 / 255, "beta": 6.0})
+DETECTOR = Spec("detector", {"interpreters": "cam+grad", "fpr": 0.05})
+
+
+@dataclass(frozen=True)
+class Check:
+    """What gates said, as a report takes it."""
+
+    record: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record."""
+        return self.record
+
+
+def gate(outcome: str, **changed: Any) -> dict[str, Any]:
+    """A gate on robust accuracy with this outcome."""
+    return {
+        "name": "worst-linf",
+        "kind": "floor",
+        "on": "robust accuracy at linf eps 8/255, worst case",
+        "outcome": outcome,
+        "limit": 0.3,
+        "value": 0.124,
+        "low": 0.098,
+        "high": 0.156,
+        "p": None,
+        "lost": None,
+        "gained": None,
+        "detectable": None,
+        "reason": "The lower end of the interval is below the limit.",
+        "flipped": [],
+        "line": 3,
+        **changed,
+    }
+
+
+def check(name: str = "drop") -> Check:
+    """Gates of all outcomes; `name` stands wherever a name can."""
+    flipped = [{"id": f"{i:016x}", "index": 7 * i, "label": i % 10} for i in range(20)]
+    return Check(
+        {
+            "outcome": "failed",
+            "config": name,
+            "baseline": name,
+            "alpha": 0.05,
+            "gates": [
+                gate("failed"),
+                gate(
+                    "failed",
+                    name=name,
+                    kind="max_drop",
+                    on=name,
+                    limit=0.01,
+                    value=0.042,
+                    low=0.028,
+                    high=0.056,
+                    p=0.00012,
+                    lost=24,
+                    gained=3,
+                    detectable=0.008,
+                    reason=f"It lost 4.2 points against {name}.",
+                    flipped=flipped,
+                ),
+                gate(
+                    "inconclusive",
+                    name="clean-cost",
+                    kind="max_clean_cost",
+                    on="clean accuracy behind jpeg",
+                    limit=0.02,
+                    value=0.018,
+                    low=None,
+                    high=None,
+                    p=0.4,
+                    lost=9,
+                    gained=0,
+                    detectable=0.034,
+                    reason="",
+                    line=None,
+                ),
+                gate("passed", name="tpr", kind="min_tpr", on="detector", limit=0.05),
+                gate("passed", name="findings", kind="findings", on="", limit=1, value=0, low=None),
+                gate("inconclusive", name="absent", value=None, low=None, high=None, limit=None),
+            ],
+        }
+    )
+
+
+def behind(outcome: Outcome, defense: Spec, *, adaptive: bool, **columns: Any) -> Outcome:
+    """The same cell, behind a defense."""
+    return replace(
+        outcome, defense=defense, adaptive=adaptive, columns={**outcome.columns, **columns}
+    )
+
+
+def defended(
+    make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 500, name: str = "", **changed: Any
+) -> Run:
+    """Attacks of several norms against nothing, two models and a detector.
+
+    `name` is put into the name of every defense.
+    """
+    rng = np.random.default_rng(0)
+    right = np.arange(n) < 0.95 * n
+    jpeg, trades, detector = (
+        Spec(spec.name + name, spec.parameters) for spec in (JPEG, TRADES, DETECTOR)
+    )
+
+    def attack(spec: Spec, threat: Threat, share: float, first: Any = right) -> Outcome:
+        broken = rng.random(n) < share
+        far = rng.uniform(0.2, 1.0, n) * (threat.eps or 1.0)
+        sizes: dict[str, Any] = {threat.norm: np.where(broken & first, far, 0.0)}
+        if threat.norm == "ssim":
+            sizes["ssim"] = np.where(broken & first, 1 - 0.004 * far, 1.0)
+        if threat.norm == "l0":
+            sizes = {"l0": np.ceil(30 * far), "l0_pixels": np.ceil(12 * far)}
+        return make_outcome(broken, right=first, spec=spec, threat=threat, **sizes)
+
+    through_jpeg, through_trades = right & (rng.random(n) < 0.98), right & (rng.random(n) < 0.9)
+    score = rng.normal(0.0, 1.0, n)
+    alarm = score > 1.645
+    quiet = right & ~alarm
+    caught, missed = rng.normal(2.0, 1.0, n), rng.normal(0.3, 1.0, n)
+    outcomes = (
+        attack(PGD, LINF, 0.97),
+        attack(APGD, LINF, 0.99),
+        attack(PGAP, Threat("ssim", None, False), 0.9),
+        attack(SPARSE, Threat("l0", None, False), 0.95),
+        behind(attack(PGD, LINF, 0.3, through_jpeg), jpeg, adaptive=False),
+        behind(attack(PGD, LINF, 0.985, through_jpeg), jpeg, adaptive=True),
+        behind(attack(APGD, LINF, 0.985, through_jpeg), jpeg, adaptive=True),
+        behind(attack(PGD, LINF, 0.45, through_trades), trades, adaptive=True),
+        behind(attack(APGD, LINF, 0.5, through_trades), trades, adaptive=True),
+        behind(
+            attack(PGD, LINF, 0.97, quiet),
+            detector,
+            adaptive=False,
+            score=caught,
+            flagged=caught > 1.645,
+        ),
+        behind(
+            attack(SPARSE, Threat("l0", None, False), 0.95, quiet),
+            detector,
+            adaptive=True,
+            score=missed,
+            flagged=missed > 1.645,
+        ),
+    )
+    run = make_run(*outcomes, **changed)
+
+    def clean(first: Any) -> dict[str, Any]:
+        label = run.clean["label"]
+        return {**run.clean, "pred_clean": np.where(first, label, label + 1)}
+
+    facts = {"threshold": 1.645, "fpr": 0.05, "forwards": 3.0}
+    defenses = (
+        Defended(jpeg, "model", clean(through_jpeg), {"forwards": 1.0}),
+        Defended(trades, "model", clean(through_trades), {}),
+        Defended(detector, "detector", {**clean(right), "score": score, "flagged": alarm}, facts),
+    )
+    findings = (
+        Finding("clipped", False, "Two images are in the data twice."),
+        Finding("zero-gradient", True, "The gradient is zero on 12 images.", str(PGD)),
+    )
+    return replace(run, **{"defenses": defenses, "findings": findings, **changed})
