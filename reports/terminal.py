@@ -69,7 +69,8 @@ def text(console: Console, content: str, style: str = "") -> Text:
 
 
 def carried(console: Console, shown: str) -> str:
-    """The same in what the stream can carry."""
+    """The same in what the stream can carry, and without what a GitHub runner would obey."""
+    shown = shown.replace("::", ":\\x3a").replace("##[", "#\\x23[")
     try:
         shown.encode(console.encoding)
     except UnicodeEncodeError:
