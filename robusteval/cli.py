@@ -8,9 +8,11 @@ from __future__ import annotations
 import click
 
 from robusteval import __version__
+from robusteval.commands.check import baseline_, check
 from robusteval.commands.evaluate import evaluate
+from robusteval.commands.explain import explain
 from robusteval.commands.listing import list_
-from robusteval.commands.report import report
+from robusteval.commands.report import compare, report
 from robusteval.commands.shell import Commands
 
 
@@ -24,10 +26,11 @@ def cli() -> None:
     Start with `robusteval evaluate demo`.
 
     \b
-    Exit codes: 0 done, 2 asked wrongly, 3 something broke (finished parts are
-    saved), 4 checkpoint refused for safety, 5 nothing evaluated, 130 stopped.
+    Exit codes: 0 done, 1 a gate failed, 2 asked wrongly, 3 something broke or
+    a run is incomplete (finished parts are saved), 4 checkpoint refused for
+    safety, 5 nothing evaluated or too little to decide, 130 stopped.
     """
 
 
-for command in (evaluate, report, list_):
+for command in (evaluate, report, check, compare, baseline_, explain, list_):
     cli.add_command(command)

@@ -13,7 +13,7 @@ from torch import Tensor
 from toys import Bands, Linear, synthetic, trained
 
 from robusteval.model import Classifier
-from robusteval.records import Columns, Outcome, Run, Spec, Threat
+from robusteval.records import Columns, Outcome, Run, Spec, Store, Threat, entry_of
 
 Made = np.ndarray[Any, Any]
 
@@ -142,6 +142,35 @@ def make_run() -> Callable[..., Run]:
         return Run(**{**facts, **changed})
 
     return make
+
+
+@pytest.fixture
+def keep_run() -> Callable[[Run, Path], Path]:
+    """Writes a run to a folder, as an evaluation does."""
+
+    def keep(run: Run, folder: Path) -> Path:
+        config = {key: value for key, value in run.config.items() if key != "command"}
+        with Store.opened(folder, config) as store:
+            store.save_cell("clean", run.clean, {"role": "clean"})
+            for i, outcome in enumerate(run.outcomes):
+                store.save_cell(f"cell{i}", outcome.columns, entry_of(outcome))
+            record = {
+                "status": run.status,
+                "created": run.created,
+                "seconds": run.seconds,
+                "command": run.config["command"],
+                "config": config,
+                "model": run.model,
+                "data": run.data,
+                "environment": run.environment,
+                "findings": [finding._asdict() for finding in run.findings],
+                "failures": run.failures,
+            }
+            keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
+            store.save_record(record, keys)
+        return folder
+
+    return keep
 
 
 @pytest.fixture

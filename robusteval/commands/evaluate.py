@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,18 +12,19 @@ from robusteval.preset import Preset, check, read_preset, with_eps
 from robusteval.records import Run, Spec
 from robusteval.registry import parse
 
-from .report import FORMAT, show
+from .check import gate_options, held, judged, leave
+from .report import FORMATS, show
 from .running import (
     bars,
     command_line,
     data_options,
-    device_options,
+    device_option,
     images_for,
     model_options,
     opened,
     stoppable,
 )
-from .shell import Command, Whole, option, radius
+from .shell import Command, Whole, batches, option, radius
 
 
 @click.command(cls=Command)
@@ -82,8 +84,34 @@ from .shell import Command, Whole, option, radius
 @option(
     "Run", "--fresh", is_flag=True, help="Throw away what the run folder holds, and start anew."
 )
-@device_options
-@option("Run", "--format", "form", **FORMAT)
+@device_option
+@option(
+    "Run",
+    "--batch-size",
+    callback=batches,
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Images attacked at a time; changes no result.",
+)
+@option(
+    "Report",
+    "--check",
+    "checked",
+    is_flag=True,
+    help="Hold the run against the gates, see `robusteval check`.",
+)
+@gate_options(partial(option, "Report"))
+@option(
+    "Report",
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help=f"How to print the report on stdout: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+)
 def evaluate(
     checkpoint: str,
     data: str | None,
@@ -104,6 +132,9 @@ def evaluate(
     out: Path | None,
     fresh: bool,
     no_probes: bool,
+    checked: bool,
+    baseline: Path | None,
+    config: Path | None,
     form: str,
 ) -> None:
     """Attack the classifier in CHECKPOINT and say how robust it is.
@@ -124,6 +155,10 @@ def evaluate(
     seed = settings.seed or 0 if seed is None else seed
     if data is None and checkpoint != "demo":
         raise UsageError("say what to attack with --data; `robusteval list data` shows the forms")
+
+    if not checked and (baseline or config):
+        raise UsageError("--baseline and --config are for --check: add it, or leave them out")
+    gates = held(baseline, config) if checked else None
 
     with stoppable(fresh) as stop, bars() as progress:
         stop.progress = progress
@@ -164,8 +199,13 @@ def evaluate(
             stopping=lambda: stop.asked > 0,
             command=command_line(),
         )
-    show(run, form)
-    conclude(run)
+    if gates is None or run.status != "complete" or nothing_to_attack(run):
+        show([run], form)
+        conclude(run)
+        return
+    verdicts = judged([run], *gates)
+    show([run], form, verdicts)
+    leave(verdicts)
 
 
 def chosen(
@@ -192,5 +232,10 @@ def conclude(run: Run) -> None:
         raise RunError(
             f"{len(run.failures)} of {len(run.failures) + len(run.attacks)} attacks have no result"
         )
-    if not (run.clean["pred_clean"] == run.clean["label"]).any():
+    if nothing_to_attack(run):
         raise NothingEvaluated("no image is classified correctly, so there is nothing to attack")
+
+
+def nothing_to_attack(run: Run) -> bool:
+    """Whether no image was right to begin with."""
+    return not (run.clean["pred_clean"] == run.clean["label"]).any()

@@ -1,54 +1,194 @@
-"""`robusteval report`: what a run folder says."""
+"""`robusteval report` and `robusteval compare`: what run folders say."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.records import Run, load_run
+from robusteval.errors import UsageError
+from robusteval.records import Run, load_run, write_atomically
 
-from .shell import emit, written
+from .shell import F, emit, written
 
-FORMAT: dict[str, Any] = {
-    "type": click.Choice(("table", "json", "markdown")),
-    "default": "table",
-    "show_default": True,
-    "metavar": "FORMAT",
-    "help": "How to print the report on stdout: table, json or markdown.",
+if TYPE_CHECKING:
+    from robusteval.reports.gate import Check
+
+FORMATS = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
+# what the name of a file says of its format
+SUFFIXES = {
+    ".txt": "table",
+    ".md": "markdown",
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".xml": "junit",
+    ".sarif": "sarif",
+    ".csv": "csv",
 }
+RUN = click.Path(path_type=Path)
 
 
-def show(run: Run, form: str) -> None:
-    """Print the report on stdout."""
-    if form == "json":
-        from robusteval.reports.tables import to_json
+def output_options(formats: Sequence[str] = FORMATS) -> Callable[[F], F]:
+    """The options that say where a report goes, and in which form."""
 
-        emit(to_json(run) + "\n")
-    elif form == "markdown":
+    def decorate(function: F) -> F:
+        for option in (
+            click.option(
+                "--force", is_flag=True, help="Write over the file of --out if it is there."
+            ),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="Write to FILE, not to stdout; its suffix says the format unless --format"
+                " does.",
+            ),
+            click.option(
+                "--format",
+                "form",
+                type=click.Choice(formats),
+                metavar="FORMAT",
+                help=f"{', '.join(formats[:-1])} or {formats[-1]}. [default: table]",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS) -> str:
+    """The format asked for, by name or by the file's suffix; UsageError if neither tells."""
+    if form is not None:
+        return form
+    if out is None:
+        return "table"
+    named = SUFFIXES.get(out.suffix.lower())
+    if named is None or named not in formats:
+        raise UsageError(
+            f"the suffix of {out} does not say a format: add --format {', '.join(formats)}"
+        )
+    return named
+
+
+def check_free(out: Path | None, force: bool) -> None:
+    """UsageError if the file is there and may not be written over."""
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
+
+
+def rendered(runs: Sequence[Run], form: str, checks: Sequence[Check | None], *, page: bool) -> str:
+    """The report of some runs; as a `page` without the width and colours of this terminal."""
+    if form == "table":
+        return tabled(runs, checks, page=page)
+    if form == "html":
+        from robusteval.reports.html import to_html
+
+        return to_html(runs, checks)
+    if form == "markdown":
         from robusteval.reports.markdown import to_markdown
 
-        emit(to_markdown(run))
+        return "\n".join(to_markdown(run, check) for run, check in zip(runs, checks, strict=True))
+    from robusteval.reports import ci, spreadsheet
+    from robusteval.reports.tables import as_dict, to_json
+
+    if form == "json":
+        return to_json(runs, checks) + "\n"
+    records = [as_dict(run, check) for run, check in zip(runs, checks, strict=True)]
+    if form == "badge":
+        if len(records) > 1:
+            raise UsageError("a badge is for one run")
+        return ci.badge(records[0]) + "\n"
+    make = {"junit": ci.to_junit, "sarif": ci.to_sarif, "csv": spreadsheet.to_csv}[form]
+    return make(records)
+
+
+def tabled(runs: Sequence[Run], checks: Sequence[Check | None], *, page: bool) -> str:
+    """The reports as they stand in a terminal."""
+    from rich.console import Console
+
+    from robusteval.reports.terminal import print_table
+
+    console = Console(width=100, no_color=True, force_terminal=False) if page else Console()
+    with written(), console.capture() as text:  # leaving it writes, if only nothing
+        for number, (run, check) in enumerate(zip(runs, checks, strict=True)):
+            if number:
+                console.print()
+                console.rule()
+                console.print()
+            print_table(run, console, check)
+    return text.get()
+
+
+def show(
+    runs: Sequence[Run],
+    form: str,
+    checks: Sequence[Check | None] = (),
+    *,
+    out: Path | None = None,
+) -> None:
+    """Print the report on stdout, or write it to a file."""
+    text = rendered(runs, form, checks or [None] * len(runs), page=out is not None)
+    if out is None:
+        emit(text)
     else:
-        from rich.console import Console
-
-        from robusteval.reports.terminal import print_table
-
-        console = Console()
-        with written(), console.capture() as page:  # leaving it writes, if only nothing
-            print_table(run, console)
-        emit(page.get())
+        write_atomically(out, text.encode())
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "form", **FORMAT)
-def report(run: Path, form: str) -> None:
-    """Print the report of RUN, a run folder, again.
+@click.argument("runs", metavar="RUN...", type=RUN, nargs=-1, required=True)
+@output_options()
+def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bool) -> None:
+    """Print the report of each RUN, a run folder.
+
+    Everything is read from the folders; nothing is computed again. With gates: `robusteval check`.
+
+    \b
+    Examples:
+      robusteval report runs/demo-0123abcd
+      robusteval report runs/demo-0123abcd --out report.html
+      robusteval report runs/old runs/new --format csv
+    """
+    form = form_of(form, out)
+    check_free(out, force)
+    show([load_run(run) for run in runs], form, out=out)
+
+
+@click.command()
+@click.argument("run_a", type=RUN)
+@click.argument("run_b", type=RUN)
+@output_options(("table", "markdown", "json"))
+def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force: bool) -> None:
+    """Compare two runs image by image: what changed from RUN_A to RUN_B.
+
+    Both must have attacked the same images in the same way; what differs is said.
 
     \b
     Example:
-      robusteval report runs/demo-0123abcd --format markdown
+      robusteval compare runs/before runs/after
     """
-    show(load_run(run), form)
+    formats = ("table", "markdown", "json")
+    form = form_of(form, out, formats)
+    check_free(out, force)
+    from robusteval.reports import compare as comparing
+
+    found = comparing.compare(load_run(run_a), load_run(run_b))
+    text: Any
+    if form == "json":
+        text = comparing.to_json(found) + "\n"
+    elif form == "markdown":
+        text = comparing.to_markdown(found)
+    else:
+        from rich.console import Console
+
+        console = Console() if out is None else Console(width=100, no_color=True)
+        with written(), console.capture() as page:
+            comparing.print_comparison(found, console)
+        text = page.get()
+    if out is None:
+        emit(text)
+    else:
+        write_atomically(out, text.encode())

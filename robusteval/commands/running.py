@@ -18,7 +18,7 @@ import click
 
 from robusteval.errors import Interrupted
 
-from .shell import F, Whole, batches, numbers, option
+from .shell import F, Whole, numbers, option
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -101,26 +101,13 @@ data_options = together(
     ]
 )
 
-device_options = together(
-    [
-        option(
-            "Run",
-            "--device",
-            metavar="NAME",
-            default="auto",
-            show_default=True,
-            help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.",
-        ),
-        option(
-            "Run",
-            "--batch-size",
-            callback=batches,
-            default="auto",
-            show_default=True,
-            metavar="N",
-            help="Images attacked at a time; changes no result.",
-        ),
-    ]
+device_option = option(
+    "Run",
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, mps, or auto: a GPU if there is one.",
 )
 
 

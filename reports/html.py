@@ -1,0 +1,322 @@
+"""A report as one HTML file: offline, without scripts, for light and dark, screen and paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from robusteval.metrics import wilson
+from robusteval.records import Picture, Run, load_pictures, visible
+
+from . import figures, pictures, words
+from .tables import Checked, as_dict
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+LIMIT = 2_900_000  # bytes of the file: 3 MB, less what is said of pictures that do not fit
+SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the largest budget that are said of a curve
+BUDGETS = {  # name and unit of what attacks may spend
+    "linf": ("linf budget", "grey levels of 255"),
+    "l2": ("l2 budget", "pixels in [0, 1]"),
+    "l1": ("l1 budget", "pixels in [0, 1]"),
+    "l0": ("l0 budget", "values changed"),
+    "l0_pixels": ("l0 budget", "pixels changed"),
+    "ssim": ("likeness lost", "1 - SSIM"),
+}
+PLACES = (
+    "Of each attack the easiest, a median and the hardest image: by the margin that is left within"
+    " a radius, by distance without one. Changes are amplified around mid-grey."
+)
+
+
+class Drawing(NamedTuple):
+    """A chart with its numbers as a table."""
+
+    title: str
+    note: str
+    light: str  # data URIs
+    dark: str
+    alt: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Page(NamedTuple):
+    """What the template lays out of one run."""
+
+    record: words.Record
+    curves: Sequence[Drawing]
+    rocs: Sequence[Drawing]
+    gallery: Sequence[pictures.Cell]
+    fit: pictures.Fit
+
+
+def to_html(runs: Sequence[Run], checks: Sequence[Checked | None] = ()) -> str:
+    """The report as one HTML document; text from outside cannot become markup.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        A chapter each. Their pictures are read from their folders, and reduced or left out
+        where the document would exceed 3 MB.
+    checks : sequence of Checked or None
+        What the gates said of each run; none of them if empty.
+
+    Raises
+    ------
+    RunError
+        If a picture is missing or was changed.
+    """
+    gates = checks or [None] * len(runs)
+    pages = [page(run, check) for run, check in zip(runs, gates, strict=True)]
+    template = compiled()
+    room = LIMIT - len(template.render(pages=pages).encode())
+    return template.render(pages=list(illustrated(pages, room)))
+
+
+def compiled() -> Template:
+    """The template; whatever is put into it is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=legible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        words=words, places=PLACES, title=title, doubtful=doubtful, contents=contents, bar=bar
+    )
+    environment.filters["sha256"] = lambda text: encoded(hashlib.sha256(text.encode()).digest())
+    source = resources.files("robusteval.reports").joinpath("report.html.jinja")
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def legible(value: Any) -> Any:
+    """Text with all that does not show spelled out; what the template itself made as it is."""
+    if isinstance(value, str) and not (hasattr(value, "__html__") or value.isprintable()):
+        return visible(value)
+    return value
+
+
+def encoded(content: bytes) -> str:
+    """Bytes in base 64."""
+    return base64.b64encode(content).decode("ascii")
+
+
+def page(run: Run, check: Checked | None) -> Page:
+    """Everything of a run but the bytes of its pictures."""
+    record = as_dict(run, check)
+    stored = kept(run)
+    gallery = [
+        pictures.cell(run, record, row, stored[row["outcome"]])
+        for row in record["attacks"]
+        if row["outcome"] in stored
+    ]
+    fit = pictures.Fit(reduced=False, left_out=0)
+    return Page(record, list(curves(record)), list(rocs(record)), gallery, fit)
+
+
+def kept(run: Run) -> dict[int, list[Picture]]:
+    """The pictures in the folder of a run; none of a run that is in no folder."""
+    stored = run.folder is not None and (Path(run.folder) / "run.json").exists()
+    return load_pictures(run) if stored else {}
+
+
+def illustrated(pages: Sequence[Page], room: int) -> Iterator[Page]:
+    """The pages with as much of their pictures as there is room for, in bytes."""
+    cells, edge = pictures.fitted([cell for each in pages for cell in each.gallery], room)
+    rest = iter(cells)
+    for each in pages:
+        gallery = list(islice(rest, len(each.gallery)))
+        yield each._replace(gallery=gallery, fit=pictures.fit_of(each.gallery, gallery, edge))
+
+
+def title(record: words.Record) -> str:
+    """What a run is about."""
+    source = record["provenance"]
+    model, data = words.base(source["model"].get("file")), words.base(source["data"].get("name"))
+    return f"Robustness of {model or 'a model'} on {data or 'its data'}"
+
+
+def doubtful(record: words.Record) -> bool:
+    """Whether the numbers are not what they seem."""
+    return bool(record["upper_bound"] or record["misfed"])
+
+
+def contents(page: Page) -> list[str]:
+    """The sections that have something to say, in the order of every report."""
+    record = page.record
+    attacks = "Attacks and defenses" if record["defenses"] else "Attacks"
+    sections = {
+        "Gates": record["gates"],
+        attacks: record["attacks"],
+        "Budgets": page.curves,
+        "Gallery": page.gallery,
+        "Detectors": any(defense["detector"] for defense in record["defenses"]),
+        "Cost": record["attacks"],
+        "Trust": record["attacks"] or record["findings"],
+        "Without a result": record["failures"] or record["not_run"],
+        "Provenance": True,
+    }
+    return [section for section, there in sections.items() if there]
+
+
+def bar(rate: words.Record) -> str:
+    """A share and its interval between nothing and all, as a data URI; the number is beside it."""
+    low, wide = 100 * rate["low"], 100 * (rate["high"] - rate["low"])
+    interval = f'<path d="M{low:.2f} 0h{wide:.2f}v8h-{wide:.2f}z" fill-opacity=".45"/>'
+    value = f'<path d="M{99 * rate["value"]:.2f} 0h1v8h-1z"/>' if rate["n"] else ""
+    return drawn(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 8" preserveAspectRatio="none"'
+        ' fill="#3f83d8"><path d="M0 0h100v8h-100z" fill="#8899aa" fill-opacity=".22"/>'
+        f"{interval if rate['n'] else ''}{value}</svg>"
+    )
+
+
+def drawn(svg: str) -> str:
+    """A drawing as a data URI."""
+    return f"data:image/svg+xml;base64,{encoded(svg.encode())}"
+
+
+def curves(record: words.Record) -> Iterator[Drawing]:
+    """Robust accuracy against the budget, a chart for each norm and goal."""
+    found: dict[tuple[str, bool], list[words.Record]] = {}
+    for curve in record["curves"]:
+        found.setdefault((curve["norm"], curve["targeted"]), []).append(curve)
+    for (norm, targeted), group in found.items():
+        sizes = said(norm, max(curve["budgets"][-1] for curve in group))
+        header = ["", *(pictures.distance(norm, size) for size in sizes)]
+        rows = [
+            [name(curve), *(words.percent(left(curve, size)) for size in sizes)] for curve in group
+        ]
+        budget, unit = BUDGETS[norm]
+        about = f"Robust accuracy against {budget}" + (", targeted" if targeted else "")
+        chart = figures.steps(
+            [line(curve) for curve in group],
+            xlabel=f"{budget}, {unit}",
+            ylabel="robust accuracy, %",
+            alt=spoken(about, header, rows),
+        )
+        attacks = dict.fromkeys(spec for curve in group for spec in curve["attacks"])
+        note = f"Images right and not fooled within the budget by {', '.join(attacks)}."
+        if any(curve["tested"] for curve in group):
+            note += " Nearer than the radius it was given an attack did not look: an upper bound."
+        yield drawing(about, note, chart, header, rows)
+
+
+def said(norm: str, largest: float) -> list[float]:
+    """The budgets at which a curve is put into words; whole where values are counted."""
+    budgets = [part * largest for part in SHOWN]
+    if norm.startswith("l0"):
+        budgets = [float(math.floor(budget)) for budget in budgets]
+    return list(dict.fromkeys(budgets))
+
+
+def name(curve: words.Record) -> str:
+    """What a curve is of."""
+    return curve["defense"] or "undefended"
+
+
+def left(curve: words.Record, budget: float) -> words.Record:
+    """The images a curve leaves at a budget, of none where nothing is known."""
+    at = bisect_right(curve["budgets"], budget) - 1
+    known = budget <= curve["budgets"][-1]
+    return {"k": curve["robust"][at], "n": curve["n"] if known else 0}
+
+
+def line(curve: words.Record) -> figures.Series:
+    """A curve as it is drawn, with the budgets that attacks were given."""
+    n, scale = curve["n"], 255 if curve["norm"] == "linf" else 1
+    intervals = [wilson(k, n) for k in curve["robust"]]
+    tested = [
+        figures.Measured(scale * point["eps"], rate["value"], rate["low"], rate["high"])
+        for point in curve["tested"]
+        for rate in [point["robust_accuracy"]]
+    ]
+    return figures.Series(
+        name(curve),
+        [scale * budget for budget in curve["budgets"]],
+        [k / n for k in curve["robust"]],
+        [interval.low for interval in intervals],
+        [interval.high for interval in intervals],
+        tested,
+    )
+
+
+def rocs(record: words.Record) -> Iterator[Drawing]:
+    """What each detector tells apart, a line for each attack that gave it something to flag."""
+    for defense in record["defenses"]:
+        detector = defense["detector"]
+        found = [row for row in detector["attacks"] if row["auc"] is not None] if detector else []
+        if not found:
+            continue
+        alarms = detector["fpr"]
+        names = [f"{row['attack']} ({aware(row)})" for row in found]
+        header = ["", "AUC", "clean images flagged", "attacked images flagged"]
+        rows = [
+            [
+                spec,
+                f"{row['auc']:.3f}",
+                words.with_interval(alarms),
+                words.with_interval(row["tpr"]),
+            ]
+            for spec, row in zip(names, found, strict=True)
+        ]
+        lines = [
+            figures.Series(
+                spec,
+                [x for x, _ in row["roc"]],
+                [y for _, y in row["roc"]],
+                points=[operating(alarms, row)],
+            )
+            for spec, row in zip(names, found, strict=True)
+        ]
+        about = f"What {defense['spec']} tells apart"
+        note = (
+            "Attacked images: those that reach the goal of the attack when alarms are left aside."
+            " Marked: the threshold in use."
+        )
+        chart = figures.roc(lines, alt=spoken(about, header, rows))
+        yield drawing(about, note, chart, header, rows)
+
+
+def aware(row: words.Record) -> str:
+    """Whether an attack knew the detector."""
+    return "adaptive" if row["adaptive"] else "oblivious"
+
+
+def operating(alarms: words.Record, row: words.Record) -> figures.Measured:
+    """Where a detector stands with the threshold in use."""
+    tpr = row["tpr"]
+    return figures.Measured(alarms["value"], tpr["value"], tpr["low"], tpr["high"])
+
+
+def spoken(about: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as sentences."""
+    said = (
+        f"{first}: "
+        + ", ".join(f"{head} {cell}" for head, cell in zip(header[1:], rest, strict=True))
+        for first, *rest in rows
+    )
+    return f"{about}. {'; '.join(said)}."
+
+
+def drawing(
+    about: str,
+    note: str,
+    chart: figures.Chart,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> Drawing:
+    """A chart as it is put into the page."""
+    return Drawing(about, note, drawn(chart.svg), drawn(chart.dark), chart.alt, header, rows)

@@ -1,0 +1,278 @@
+"""Images of a run as people look at them: before, after, and what was changed, as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robusteval import metrics
+from robusteval.records import Outcome, Picture, Run
+
+from . import words
+
+Array = np.ndarray[Any, Any]
+
+EDGES = (224, 112, 75, 56)  # pixels a picture may measure: the first at which all of them fit
+CHANGE = 75  # pixels a picture of a change may measure, so that single pixels are not lost
+CRISP = 96  # pixels up to which a picture is enlarged as squares
+COLOURED = 3  # channels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture: its pixels ``(h, w, c)`` uint8 and, once they fit, its data URI."""
+
+    title: str
+    caption: Sequence[str]  # lines
+    alt: str
+    pixels: Array
+    change: bool = False  # what was changed, not a photo
+    uri: str = ""
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def crisp(self) -> bool:
+        """Whether its pixels are to be seen as such."""
+        return self.change or max(self.height, self.width) <= CRISP
+
+
+class Sample(NamedTuple):
+    """An image before and after an attack, and what was changed."""
+
+    title: str
+    outcome: str
+    pictures: Sequence[Shown]
+
+
+class Cell(NamedTuple):
+    """The samples of one attack."""
+
+    title: str
+    setting: str
+    samples: Sequence[Sample]
+
+
+class Fit(NamedTuple):
+    """How the pictures of a run were made to fit."""
+
+    reduced: bool  # some are shown smaller than they are
+    left_out: int  # samples
+
+
+def cell(run: Run, record: words.Record, row: words.Record, kept: Sequence[Picture]) -> Cell:
+    """The samples of one attack, `row` being what the record says of it."""
+    setting = words.joined(words.place(row), *words.known(record, row))
+    outcome = run.outcomes[row["outcome"]]
+    return Cell(row["spec"], setting, [sample(run, outcome, picture) for picture in kept])
+
+
+def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
+    """An image with what the model made of it."""
+    c, at = outcome.columns, kept.row
+    number = f"image {int(c['index'][at]):,}"
+    before = [class_of(run, c["label"][at]), share(confidence(run, outcome, at))]
+    after = [class_of(run, c["pred_adv"][at]), share(float(c["confidence_adv"][at]))]
+    size = float(metrics.sizes(outcome)[at])
+    far = [measured(outcome.threat.norm, size)]
+    factor = amplification(kept.delta)
+    change = f"change {times(factor)}"
+    attacked, amplified = kept.clean / 255 + kept.delta, 0.5 + factor * kept.delta
+    return Sample(
+        f"{kept.place}: {number}",
+        verdict(run, outcome, at),
+        (
+            shown(number, "clean", before, kept.clean / 255),
+            shown(number, "attacked", after, attacked),
+            replace(shown(number, change, far, amplified), change=True),
+        ),
+    )
+
+
+def shown(number: str, what: str, caption: Sequence[str], image: Array) -> Shown:
+    """A picture of an image ``(h, w, c)`` in [0, 1]."""
+    return Shown(what, caption, f"{number}, {what}: {words.joined(*caption)}", viewable(image))
+
+
+def class_of(run: Run, index: Any) -> str:
+    """The name of a class where the data has names, else its number."""
+    names = run.data.get("class_names") or ()
+    if index < 0:
+        return "not finite"
+    return str(names[index]) if index < len(names) else f"class {index}"
+
+
+def confidence(run: Run, outcome: Outcome, at: int) -> float:
+    """Softmax probability of the clean prediction of a row; nan where it is not known."""
+    defended = (d.clean for d in run.defenses if d.spec == outcome.defense)
+    clean = next(defended, run.clean) if outcome.defense else run.clean
+    found = np.flatnonzero(clean["id"] == outcome.columns["id"][at])
+    return float(clean["confidence_clean"][found[0]]) if len(found) else math.nan
+
+
+def share(probability: float) -> str:
+    """A probability, never rounded to all or nothing; empty if it is not known."""
+    if not math.isfinite(probability):
+        return ""
+    text = words.share(probability)
+    return {"100.0 %": "> 99.9 %", "0.0 %": "< 0.1 %"}.get(text, text)
+
+
+def measured(norm: str, size: float) -> str:
+    """How far an image went, with the name of the measure; empty if there is none."""
+    if not math.isfinite(size):
+        return ""
+    return (
+        f"SSIM {words.similarity(1 - size)}" if norm == "ssim" else f"{norm} {distance(norm, size)}"
+    )
+
+
+def distance(norm: str, size: float) -> str:
+    """A distance in what its norm counts in."""
+    return f"{words.quantity(255 * size)}/255" if norm == "linf" else words.quantity(size)
+
+
+def verdict(run: Run, outcome: Outcome, at: int) -> str:
+    """What became of an image, with a mark that needs no colour."""
+    c = outcome.columns
+    if "flagged" in c and c["flagged"][at]:
+        return "✓ flagged"
+    fooled = outcome.success()[at]
+    if outcome.threat.targeted:
+        goal = class_of(run, c["target"][at])
+        return f"✗ made {goal}" if fooled else f"✓ not made {goal}"
+    return "✗ fooled" if fooled else "✓ withstood"
+
+
+def amplification(delta: Array) -> float:
+    """The power of two by which the largest change just fits around mid-grey."""
+    largest = float(np.abs(delta).max(initial=0))
+    # a grey level over the edge is not seen, and 8/255 deserves its 16
+    return 2.0 ** math.floor(math.log2((0.5 + 1 / 255) / largest)) if largest else 1.0
+
+
+def times(factor: float) -> str:
+    """A factor, as ``×16`` or ``×1/2``."""
+    return f"×{factor:.0f}" if factor >= 1 else f"×1/{1 / factor:.0f}"
+
+
+def viewable(image: Array) -> Array:
+    """Pixels ``(h, w, 1 or 3)`` uint8 of an image in [0, 1]; other channels are averaged."""
+    if image.shape[2] not in (1, COLOURED):
+        image = image.mean(axis=2, keepdims=True)
+    rounded: Array = (image * 255).round().clip(0, 255).astype(np.uint8)
+    return rounded
+
+
+def fitted(cells: Sequence[Cell], room: int) -> tuple[list[Cell], int]:
+    """Cells with the data URIs of their pictures, in no more than `room` characters.
+
+    Pictures are reduced as far as needed; if that is not enough, the largest samples go. Returns
+    also to how many pixels they were reduced.
+    """
+    edge, whole = largest(cells, room)
+    sizes = sorted(weight(sample) for sample in samples(whole))
+    while sum(sizes) > room:
+        sizes.pop()
+    most = sizes[-1] if sizes else 0
+    few = [cell._replace(samples=[s for s in cell.samples if weight(s) <= most]) for cell in whole]
+    return few, edge
+
+
+def fit_of(before: Sequence[Cell], after: Sequence[Cell], edge: int) -> Fit:
+    """What `fitted` did to these cells."""
+    few = list(samples(after))
+    return Fit(
+        reduced=any(reduction(p, edge) > 1 for sample in few for p in sample.pictures),
+        left_out=len(list(samples(before))) - len(few),
+    )
+
+
+def largest(cells: Sequence[Cell], room: int) -> tuple[int, list[Cell]]:
+    """The largest size at which all pictures fit, the smallest if none; and the pictures so."""
+    for edge in EDGES[:-1]:
+        whole = embedded(cells, edge, room)
+        if whole is not None:
+            return edge, whole
+    edge = EDGES[-1]
+    return edge, [cell._replace(samples=[small(s, edge) for s in cell.samples]) for cell in cells]
+
+
+def embedded(cells: Sequence[Cell], edge: int, room: int) -> list[Cell] | None:
+    """The cells with their pictures as data URIs; None as soon as they prove not to fit."""
+    done = []
+    for cell in cells:
+        done.append(cell._replace(samples=[small(sample, edge) for sample in cell.samples]))
+        room -= size(done[-1:])
+        if room < 0:
+            return None
+    return done
+
+
+def small(sample: Sample, edge: int) -> Sample:
+    """The sample with its pictures as data URIs, none of more than `edge` pixels."""
+    return sample._replace(pictures=[replace(p, uri=uri(p, edge)) for p in sample.pictures])
+
+
+def size(cells: Sequence[Cell]) -> int:
+    """Characters of all data URIs."""
+    return sum(weight(sample) for sample in samples(cells))
+
+
+def weight(sample: Sample) -> int:
+    """Characters of the data URIs of one sample."""
+    return sum(len(picture.uri) for picture in sample.pictures)
+
+
+def samples(cells: Sequence[Cell]) -> Iterator[Sample]:
+    """All samples of these cells."""
+    return (sample for cell in cells for sample in cell.samples)
+
+
+def uri(shown: Shown, edge: int) -> str:
+    """A picture as the data URI of a PNG file."""
+    from PIL import Image
+
+    pixels = reduced(shown.pixels, reduction(shown, edge), shown.change)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def reduction(shown: Shown, edge: int) -> int:
+    """The whole number by which the sides of a picture must be divided."""
+    most = min(edge, CHANGE) if shown.change else edge
+    return math.ceil(max(shown.height, shown.width) / most)
+
+
+def reduced(pixels: Array, by: int, change: bool) -> Array:
+    """The picture with blocks of `by` times `by` pixels as one.
+
+    Blocks of a photo are averaged. Of a change the largest is kept, as it would average away.
+    """
+    if by == 1:
+        return pixels
+    h, w, c = (pixels.shape[0] // by, pixels.shape[1] // by, pixels.shape[2])
+    blocks = pixels[: h * by, : w * by].reshape(h, by, w, by, c).swapaxes(1, 2)
+    blocks = blocks.reshape(h, w, by * by, c)
+    if not change:
+        averaged: Array = blocks.mean(axis=2).round().astype(np.uint8)
+        return averaged
+    # 127.5 is no change
+    far = np.abs(blocks - 127.5).sum(axis=3)
+    kept: Array = np.take_along_axis(blocks, far.argmax(axis=2)[..., None, None], axis=2)
+    return kept.squeeze(2)

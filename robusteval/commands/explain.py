@@ -1,0 +1,187 @@
+"""`robusteval explain`: what an attack did, and to which parts of an image and a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robusteval.errors import UsageError
+from robusteval.preset import check
+from robusteval.records import write_atomically
+from robusteval.registry import parse
+
+from .running import (
+    bars,
+    command_line,
+    data_options,
+    device_option,
+    images_for,
+    model_options,
+    opened,
+    stoppable,
+)
+from .shell import Command, Whole, emit, option, written
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@model_options
+@data_options
+@option(
+    "Data",
+    "--samples",
+    type=Whole(1),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Explain N images, drawn at random among those classified correctly.",
+)
+@option(
+    "Analysis",
+    "--attack",
+    metavar="SPEC",
+    default="pgd:eps=8/255",
+    show_default=True,
+    help="What to explain; see `robusteval list attacks`.",
+)
+@option(
+    "Analysis",
+    "--side",
+    type=Whole(1),
+    metavar="N",
+    help="Pixels along a region. [default: a 23rd of the height, at least 2]",
+)
+@option(
+    "Analysis",
+    "--layer",
+    metavar="NAME",
+    help="Layer whose maps and units are looked at. [default: the last feature maps]",
+)
+@option(
+    "Analysis",
+    "--concepts",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Images with masks that units may stand for: images/ and masks/CONCEPT/, or Broden."
+    " [default: drawn colours, textures and shapes]",
+)
+@option(
+    "Analysis",
+    "--seed",
+    type=Whole(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Decides which images are drawn, and all noise.",
+)
+@option(
+    "Report",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write explanation.json and a picture of each image there.",
+)
+@option("Report", "--force", is_flag=True, help="Write over an explanation that DIR holds.")
+@option(
+    "Report",
+    "--format",
+    "form",
+    type=click.Choice(("table", "json")),
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="How to print the summary on stdout: table or json.",
+)
+@device_option
+def explain(
+    checkpoint: str,
+    data: str | None,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    num_classes: int | None,
+    attack: str,
+    samples: int,
+    side: int | None,
+    layer: str | None,
+    concepts: Path | None,
+    seed: int,
+    device: str,
+    split: str,
+    size: int | None,
+    download: bool,
+    out: Path | None,
+    force: bool,
+    form: str,
+) -> None:
+    """Explain what an attack does to the classifier in CHECKPOINT.
+
+    Promotion-suppression analysis (arXiv:1904.02057): which regions of a perturbation hold the
+    true class down and which push another up, whether it sits where the network looks, how little
+    of it would do, and whether the units it moves stand for anything. Every figure has its control.
+
+    \b
+    Examples:
+      robusteval explain demo --out explained
+      robusteval explain net.pt --arch torchvision:resnet18 --data photos/ \\
+        --attack pgd:eps=2/255 --samples 5
+    """
+    spec = check(parse(attack))
+    if data is None and checkpoint != "demo":
+        raise UsageError("say what to attack with --data; `robusteval list data` shows the forms")
+    if out is not None and (out / "explanation.json").exists() and not force:
+        raise UsageError(
+            f"{out} holds an explanation: choose another --out, or --force to replace it"
+        )
+    with stoppable(fresh=False) as stop, bars() as progress:
+        stop.progress = progress
+        from robusteval.concepts import open_concepts
+        from robusteval.explain import explain as explained
+
+        classifier = opened(
+            checkpoint,
+            progress,
+            arch=arch,
+            mean=mean,
+            std=std,
+            num_classes=num_classes,
+            device=device,
+        )
+        images = images_for(classifier, data or "digits", split, download, size)
+        for note in images.notes:
+            progress.say(note)
+        found = explained(
+            classifier,
+            images,
+            spec,
+            samples=samples,
+            seed=seed,
+            side=side,
+            layer=layer,
+            concepts=None if concepts is None else open_concepts(concepts, images.shape),
+            progress=progress,
+        )
+    found.record["provenance"]["command"] = command_line()
+
+    from robusteval.reports.explanation import print_explanation, to_json, to_png
+
+    if out is not None:
+        for panel, image in zip(found.panels, found.record["images"], strict=True):
+            picture = to_png(panel, found.record, image)
+            write_atomically(out / f"image-{panel.position:06d}.png", picture)
+        write_atomically(out / "explanation.json", to_json(found.record).encode())
+    if form == "json":
+        emit(to_json(found.record))
+        return
+    from rich.console import Console
+
+    console = Console()
+    with written(), console.capture() as page:
+        print_explanation(found.record, console)
+        if out is not None:
+            console.print()
+            console.print(
+                f"{len(found.panels)} pictures and explanation.json in {out}", markup=False
+            )
+    emit(page.get())
