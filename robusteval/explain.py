@@ -76,7 +76,8 @@ class Panel(NamedTuple):
     regions: Values  # (h, w) region of each pixel
     kinds: Values  # (m,) index into promotion.KINDS
     strength: Values  # (m,) what the region does for the attacker, in logits
-    maps: dict[str, Values]  # "clean, label" -> (h, w); empty where the network has none
+    interpreter: str  # whose maps they are; empty where the network has none
+    maps: dict[str, Values]  # "clean, label" -> (h, w)
 
 
 @dataclass(frozen=True)
@@ -514,7 +515,8 @@ def panel_of(
 ) -> Panel:
     """One image for a picture; maps on the scale of the largest among the four."""
     shown: dict[str, Values] = {}
-    for views in maps.values():  # the last is shown
+    name = ""
+    for name, views in maps.items():  # the last is shown
         largest = max(float(view[row].abs().max()) for view in views.values()) or 1.0
         shown = {name: (view[row, 0] / largest).cpu().numpy() for name, view in views.items()}
     return Panel(
@@ -526,6 +528,7 @@ def panel_of(
         regions=regions.cpu().numpy(),
         kinds=found.kinds[row].cpu().numpy(),
         strength=found.strength[row].cpu().numpy(),
+        interpreter=name,
         maps=shown,
     )
 
