@@ -192,9 +192,13 @@ def curves(record: words.Record) -> Iterator[Drawing]:
     """Robust accuracy against the budget, a chart for each norm and goal."""
     found: dict[tuple[str, bool], list[words.Record]] = {}
     for curve in record["curves"]:
-        found.setdefault((curve["norm"], curve["targeted"]), []).append(curve)
+        # of a single radius the tables say all there is; nearer ones were not looked at
+        if curve["nearest"] or len(curve["tested"]) > 1:
+            found.setdefault((curve["norm"], curve["targeted"]), []).append(curve)
     for (norm, targeted), group in found.items():
-        sizes = said(norm, max(curve["budgets"][-1] for curve in group))
+        sizes = radii(group)
+        if any(curve["nearest"] for curve in group):
+            sizes = said(norm, max(curve["budgets"][-1] for curve in group))
         header = ["", *(pictures.distance(norm, size) for size in sizes)]
         rows = [
             [name(curve), *(words.percent(left(curve, size)) for size in sizes)] for curve in group
@@ -212,6 +216,11 @@ def curves(record: words.Record) -> Iterator[Drawing]:
         if any(curve["tested"] for curve in group):
             note += " Nearer than the radius it was given an attack did not look: an upper bound."
         yield drawing(about, note, chart, header, rows)
+
+
+def radii(group: Sequence[words.Record]) -> list[float]:
+    """Nothing, and every radius that was tried."""
+    return sorted({0.0, *(point["eps"] for curve in group for point in curve["tested"])})
 
 
 def said(norm: str, largest: float) -> list[float]:

@@ -259,6 +259,7 @@ def curves_of(run: Run) -> Iterator[dict[str, Any]]:
             "budgets": curve.budgets.tolist(),
             "robust": curve.robust.tolist(),
             "n": len(group[0].attacked),
+            "nearest": any(outcome.threat.eps is None for outcome in group),
             "tested": [
                 {"eps": threat.eps, "robust_accuracy": rate_of(metrics.worst_case(same))}
                 for threat, same in metrics.groups(group).items()

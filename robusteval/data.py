@@ -298,6 +298,38 @@ def open_data(
     return Data(source, (c, size, size), size, resize or size)
 
 
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    name: str = "arrays",
+    class_names: tuple[str, ...] | None = None,
+) -> Data:
+    """Images and labels in memory as data, checked as those of a file are.
+
+    Parameters
+    ----------
+    images : ndarray
+        ``(n, c, h, w)``, ``(n, h, w, c)`` or ``(n, h, w)``; uint8, or floats in [0, 1].
+    labels : ndarray
+        ``(n,)`` whole numbers from 0 up.
+    name : str
+        What reports call it.
+    class_names : tuple of str, optional
+        What classes are called.
+
+    Raises
+    ------
+    UsageError
+        Shapes, values or labels are not of this form.
+    NothingEvaluated
+        There are no images.
+    """
+    source = _arrays(name, images, labels, class_names)
+    c, h, w = source.image(0).shape
+    return Data(source, (c, h, w))
+
+
 def draw(n: int, samples: int | None, seed: int) -> np.ndarray:
     """Choose the images of a run: the start of a seeded permutation.
 

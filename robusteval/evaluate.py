@@ -384,7 +384,7 @@ class Execution:
             notes=tuple(dict.fromkeys(self.notes)),
             resolved=attack.resolved,
         )
-        pictures = gallery.chosen(hardness(found, attack.threat)) if gallery else ()
+        pictures = gallery.chosen(hardness(found, attack.threat)) if gallery and len(rows) else ()
         self.store.save_cell(key, columns, entry_of(outcome), pictures)
         return outcome
 

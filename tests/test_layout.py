@@ -13,7 +13,7 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 MAPPING: dict[str, str] = SETUP["package-dir"]
 LEAVES = ("attacks", "defenses", "reports")
 # start at once, also on a machine without torch
-LIGHT = ("cli", "errors", "metrics", "preset", "progress", "records", "registry")
+LIGHT = ("cli", "errors", "metrics", "preset", "progress", "records", "registry", "testing")
 
 
 @pytest.mark.parametrize("package", [name for name in MAPPING if "." in name])

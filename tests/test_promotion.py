@@ -121,7 +121,9 @@ def test_removal_equals_a_loop_to_the_bit_for_any_chunk(bands: Classifier) -> No
 
 
 def test_removal_equals_captum(bands: Classifier) -> None:
-    captum = pytest.importorskip("captum.attr", reason="captum is not installed")
+    captum = pytest.importorskip(
+        "captum.attr", exc_type=ImportError, reason="captum is not installed"
+    )
     x, x_adv, y = attacked(bands)
     regions = grid(12, 12, 4)
 

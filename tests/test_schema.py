@@ -15,7 +15,9 @@ from reportable import JPEG, LINF, PGD, check, defended
 from robusteval.records import Outcome, Run, Threat
 from robusteval.reports.tables import as_dict, to_json
 
-jsonschema = pytest.importorskip("jsonschema", reason="jsonschema checks the record")
+jsonschema = pytest.importorskip(
+    "jsonschema", exc_type=ImportError, reason="jsonschema checks the record"
+)
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]

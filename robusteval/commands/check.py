@@ -163,7 +163,7 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
     if baseline.is_dir():
         raise UsageError(f"{baseline} is a folder: name a file with --baseline")
     old = read_baseline(baseline) if baseline.exists() else None
-    emit("\n".join(changes(old, new)) + "\n")
+    emit("\n".join(changes(old, new) or ["nothing changes"]) + "\n")
     if dry_run:
         tell(f"{baseline} was not written: --dry-run.")
         return

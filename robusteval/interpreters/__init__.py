@@ -1,0 +1,1 @@
+"""What a network looks at: maps of importance, one file per family."""

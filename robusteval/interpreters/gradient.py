@@ -1,0 +1,511 @@
+"""Maps made of the derivative of a class's score with respect to the image.
+
+All follow one form: ``(model, x, y, *, seeds=None, …) -> maps``. `model` maps images
+``(n, c, h, w)`` in [0, 1] to logits, `x` are images, `y` ``(n,)`` int64 the class that each map is
+for. Maps are ``(n, 1, h', w')``, larger where more important, not scaled. They stay on the graph
+exactly when `x` requires a gradient, and are detached otherwise; the parameters may be frozen.
+The model runs in the mode it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, autograd, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from robusteval.model import Classifier, block_size
+from robusteval.registry import INTERPRETERS
+from robusteval.seeds import per_image
+
+Slope = Literal["smooth", "adv2", "true"]
+
+
+@INTERPRETERS.add("grad", differentiable=True)
+def grad(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Tensor | None = None,
+    score: Literal["logit", "logprob"] = "logit",
+    pool: int = 1,
+    relu: Literal["smooth", "adv2", "true"] = "smooth",
+) -> Tensor:
+    """Size of the class score's derivative at each pixel (saliency).
+
+    Deep Inside Convolutional Networks, arXiv:1312.6034, section 3. The score there is the logit.
+    Attacks on maps used the log-probability, whose derivative vanishes as the probability goes to
+    one: after scaling, the map of a confident image is then mostly rounding.
+
+    Parameters
+    ----------
+    model, x, y
+        See the module.
+    seeds : Tensor, optional
+        Not used: nothing is random.
+    score : {"logit", "logprob"}
+        What is differentiated.
+    pool : int
+        Side of the squares that are averaged, in pixels: 1 keeps full resolution. Published
+        attacks used 4 for images of 224 pixels and 2 for 32.
+    relu : {"smooth", "adv2", "true"}
+        Slope of the network's ReLUs while the map stays on the graph, see `smooth_relu`. Off the
+        graph it is always the true one.
+
+    Returns
+    -------
+    Tensor
+        Maps ``(n, 1, h // pool, w // pool)``, at least 0.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, a class does not exist or the logits have no derivative.
+    """
+    if not 1 <= pool <= min(x.shape[2:]):
+        raise ValueError(f"pool must be between 1 and the image's side, not {pool}")
+    with slope_for(x, relu):
+        derivative = input_gradient(model, x, y, score=score)
+    return F.avg_pool2d(derivative.abs().amax(1, keepdim=True), pool)
+
+
+@INTERPRETERS.add("smoothgrad", differentiable=True)
+def smoothgrad(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Tensor | None = None,
+    samples: int = 25,
+    sigma: float = 0.1,
+    relu: Literal["smooth", "adv2", "true"] = "smooth",
+) -> Tensor:
+    """Size of the logit's derivative averaged over noisy copies of the image.
+
+    SmoothGrad: removing noise by adding noise, arXiv:1706.03825, section 2. The signed derivatives
+    are averaged, then their size is taken as in `grad`. Noisy copies may leave [0, 1].
+
+    Parameters
+    ----------
+    model, x, y
+        See the module.
+    seeds : Tensor, optional
+        One seed per image ``(n,)`` for the noise; zeros if not given.
+    samples : int
+        Noisy copies of each image; each costs one forward and one backward pass.
+    sigma : float
+        Standard deviation of the noise, in units of the [0, 1] pixel range.
+    relu : {"smooth", "adv2", "true"}
+        See `grad`.
+
+    Returns
+    -------
+    Tensor
+        Maps ``(n, 1, h, w)``, at least 0.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, a class does not exist or the logits have no derivative.
+    """
+    if samples < 1 or sigma < 0:
+        raise ValueError(
+            f"samples must be at least 1 and sigma at least 0, not {samples} and {sigma:g}"
+        )
+    drawn = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
+
+    def noisy(sample: int) -> Tensor:
+        return x + sigma * per_image(drawn + sample, x.shape[1:], normal=True).to(x)
+
+    with slope_for(x, relu):
+        derivative = mean_gradient(model, noisy, samples, y)
+    return derivative.abs().amax(1, keepdim=True)
+
+
+@INTERPRETERS.add("integrated_gradients", differentiable=True)
+def integrated_gradients(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Tensor | None = None,
+    steps: int = 32,
+    baseline: float = 0.0,
+    relu: Literal["smooth", "adv2", "true"] = "smooth",
+) -> Tensor:
+    """What each pixel adds to the logit on the straight way from an even grey image.
+
+    Axiomatic Attribution for Deep Networks, arXiv:1703.01365, Eq. 3, by the midpoint rule. The
+    map's sum approaches the logit's gain from the baseline to the image as `steps` grows.
+
+    Parameters
+    ----------
+    model, x, y
+        See the module.
+    seeds : Tensor, optional
+        Not used: nothing is random.
+    steps : int
+        Points on the way; each costs one forward and one backward pass.
+    baseline : float
+        Grey level of the image at the start, in units of the [0, 1] pixel range.
+    relu : {"smooth", "adv2", "true"}
+        See `grad`.
+
+    Returns
+    -------
+    Tensor
+        Maps ``(n, 1, h, w)``, negative where a pixel speaks against the class.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, a class does not exist or the logits have no derivative.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    way = (x if differentiated(x) else x.detach()) - baseline
+    with slope_for(x, relu):
+        derivative = mean_gradient(
+            model, lambda step: baseline + (step + 0.5) / steps * way, steps, y
+        )
+    return (way * derivative).sum(1, keepdim=True)
+
+
+@INTERPRETERS.add("input_x_gradient", differentiable=True)
+def input_x_gradient(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Tensor | None = None,
+    centre: float | None = None,
+    relu: Literal["smooth", "adv2", "true"] = "smooth",
+) -> Tensor:
+    """Image times the logit's derivative: layer-wise relevance (LRP-0) of a ReLU network.
+
+    Relevance propagation with the plain rule (doi:10.1371/journal.pone.0130140, Eq. 56) equals it
+    where every nonlinearity is a ReLU or a maximum; elsewhere, with GELU or SiLU, it is just the
+    product. The map of a network without biases sums to the logit.
+
+    Parameters
+    ----------
+    model, x, y
+        See the module.
+    seeds : Tensor, optional
+        Not used: nothing is random.
+    centre : float, optional
+        Pixel value that counts as zero, in units of the [0, 1] pixel range. If not given, the mean
+        that a `Classifier` subtracts, as relevance propagation inside the network has it, and 0
+        for any other module.
+    relu : {"smooth", "adv2", "true"}
+        See `grad`.
+
+    Returns
+    -------
+    Tensor
+        Maps ``(n, 1, h, w)``, negative where a pixel speaks against the class.
+
+    Raises
+    ------
+    ValueError
+        If a class does not exist or the logits have no derivative.
+    """
+    zero: Tensor | float = 0.0 if centre is None else centre
+    if centre is None and isinstance(model, Classifier):
+        zero = model.mean
+    with slope_for(x, relu):
+        derivative = input_gradient(model, x, y)
+    image = x if differentiated(x) else x.detach()
+    return ((image - zero) * derivative).sum(1, keepdim=True)
+
+
+@INTERPRETERS.add("guided_backprop", differentiable=False)
+def guided_backprop(
+    model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = None
+) -> Tensor:
+    """Size of the derivative that keeps only what raises the class at every ReLU.
+
+    Striving for Simplicity, arXiv:1412.6806, section 3.4. It shows edges of the image more than
+    reasons of the network: randomising the weights hardly changes it (arXiv:1810.03292).
+
+    Parameters
+    ----------
+    model, x, y
+        See the module.
+    seeds : Tensor, optional
+        Not used: nothing is random.
+
+    Returns
+    -------
+    Tensor
+        Maps ``(n, 1, h, w)``, at least 0, never on the graph.
+
+    Raises
+    ------
+    ValueError
+        If a class does not exist or the logits have no derivative.
+    """
+    return guided_gradient(model, x, y).abs().amax(1, keepdim=True)
+
+
+def guided_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Guided derivative ``(n, c, h, w)`` of the logit, signed and per channel, off the graph.
+
+    Times a resized `gradcam` it is Guided Grad-CAM (arXiv:1610.02391, section 3.2).
+    """
+    with guided_relu():
+        return input_gradient(model, x.detach(), y)
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, *, score: Literal["logit", "logprob"] = "logit"
+) -> Tensor:
+    """Derivative ``(n, c, h, w)`` of each image's class score with respect to its raw pixels.
+
+    One forward and one backward pass for the whole batch. On the graph if `x` is.
+    """
+    keep = differentiated(x)
+    with torch.enable_grad():
+        image = x if keep else x.detach().requires_grad_()
+        scores = class_scores(model(image), y, score)
+        if not scores.requires_grad:
+            raise ValueError("the logits have no derivative with respect to the image")
+        (derivative,) = autograd.grad(scores.sum(), image, create_graph=keep)
+    return derivative
+
+
+def mean_gradient(
+    model: nn.Module, variant: Callable[[int], Tensor], count: int, y: Tensor
+) -> Tensor:
+    """Mean `input_gradient` of the variants ``(n, c, h, w)`` of a batch, numbered from 0.
+
+    As many variants travel together as the model runs at once, so that few images are not
+    padded `count` times.
+    """
+    first = variant(0)
+    n, shape = len(first), first.shape[1:]
+    together = max(1, block_size(shape.numel(), first.device) // max(n, 1))
+    total = torch.zeros_like(first)
+    for start in range(0, count, together):
+        variants = [variant(i) for i in range(start, min(start + together, count))]
+        gradients = input_gradient(model, torch.cat(variants), y.repeat(len(variants)))
+        # one by one: the order of the sum must not depend on n
+        for gradient in gradients.view(len(variants), n, *shape).unbind():
+            total = total + gradient
+    return total / count
+
+
+def class_scores(logits: Tensor, y: Tensor, score: Literal["logit", "logprob"] = "logit") -> Tensor:
+    """The score ``(n,)`` of class `y` ``(n,)`` in logits ``(n, k)``; ValueError if it has none."""
+    n, k = logits.shape
+    if y.shape != (n,) or y.dtype != torch.int64:
+        raise ValueError(f"y must hold one int64 class for each of the {n} images")
+    if n and not 0 <= int(y.min()) <= int(y.max()) < k:
+        raise ValueError(f"classes must lie between 0 and {k - 1}")
+    if score not in ("logit", "logprob"):
+        raise ValueError(f"score must be logit or logprob, not {score!r}")
+    values = logits if score == "logit" else logits.log_softmax(1)
+    return values.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether maps of these images stay on the graph."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+@contextmanager
+def slope_for(x: Tensor, relu: Slope) -> Iterator[None]:
+    """The named slope for ReLUs if maps of `x` stay on the graph, the true one if not."""
+    if relu not in get_args(Slope):
+        raise ValueError(f"relu must be smooth, adv2 or true, not {relu!r}")
+    with smooth_relu(relu) if differentiated(x) and relu != "true" else nullcontext():
+        yield
+
+
+@contextmanager
+def smooth_relu(kind: Literal["smooth", "adv2"] = "smooth", tau: float = 1e-4) -> Iterator[None]:
+    """ReLUs inside keep their values, to the bit, and get a slope that itself has a slope.
+
+    The derivative of a ReLU network is constant almost everywhere, so a map made of it cannot be
+    attacked by its own derivative, which is zero. ReLU, ReLU6, hardtanh and leaky ReLU are caught,
+    as modules, functions, methods and in place; one spelt as a clamp or a maximum is not, nor is
+    anything inside a scripted module. Derivatives exist up to the second.
+
+    Parameters
+    ----------
+    kind : {"smooth", "adv2"}
+        `smooth`: slope ``(1 + z / sqrt(z² + tau)) / 2``, which rises from 0 to 1. `adv2`: as
+        published with the attack ADV2 (arXiv:1812.00891), ``z / sqrt(z² + tau)``, plus 1 below
+        zero: not monotone, with a unit jump down at zero.
+    tau : float
+        Squared width of the bend, in units of the activations.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+    """
+    if kind not in ("smooth", "adv2") or not tau > 0:
+        raise ValueError(f"kind must be smooth or adv2 and tau positive, not {kind!r} and {tau:g}")
+
+    def rule(z: Tensor, upper: Tensor, bends: Bends) -> Tensor:
+        down: Tensor = Bent.apply(z, upper, bends, kind, tau)
+        return down
+
+    with Rectifiers(rule):
+        yield
+
+
+@contextmanager
+def guided_relu() -> Iterator[None]:
+    """ReLUs inside keep their values and hand down only positive derivatives."""
+
+    def rule(z: Tensor, upper: Tensor, bends: Bends) -> Tensor:
+        return upper.clamp_min(0) * bends.slope(z, lambda z: (z > 0).to(z))
+
+    with Rectifiers(rule):
+        yield
+
+
+class Bends(NamedTuple):
+    """A piecewise linear function by its slope on the left and the jumps of its slope."""
+
+    start: float
+    jumps: tuple[tuple[float, float], ...]  # (place, change of slope)
+
+    def slope(self, z: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+        """Its slope, or any sum of steps at its bends."""
+        (place, jump), *more = self.jumps
+        slope = step(z - place if place else z)
+        if jump != 1:
+            slope = slope * jump
+        for place, jump in more:
+            slope = slope + jump * step(z - place)
+        return slope + self.start if self.start else slope
+
+
+class Bent(autograd.Function):
+    """Derivative times smooth slope, as one operation with a derivative of its own.
+
+    Spelt out for speed: left to autograd, each slope costs a dozen passes over the activations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, upper: Tensor, bends: Bends, kind: Slope, tau: float
+    ) -> Tensor:
+        """``upper * slope(z)``."""
+
+        def step(z: Tensor) -> Tensor:
+            rise = z.square().add_(tau).rsqrt_().mul_(z)
+            return rise.mul_(0.5).add_(0.5) if kind == "smooth" else rise.add_(z < 0)
+
+        slope = bends.slope(z, step)
+        ctx.save_for_backward(z, upper, slope)
+        ctx.bends, ctx.kind, ctx.tau = bends, kind, tau
+        return upper * slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, outer: Tensor
+    ) -> Any:
+        """With the derivative of the slope, ``tau / (z² + tau)**1.5``, halved for `smooth`."""
+        z, upper, slope = ctx.saved_tensors
+        factor = ctx.tau / 2 if ctx.kind == "smooth" else ctx.tau
+
+        def bump(z: Tensor) -> Tensor:
+            root = z.square().add_(ctx.tau).rsqrt_()
+            return root.square().mul_(root).mul_(factor)
+
+        curve = ctx.bends._replace(start=0.0).slope(z, bump)
+        return curve.mul_(upper).mul_(outer), outer * slope, None, None, None
+
+
+# (values before the rectifier, derivative from above, rectifier) -> derivative handed down
+Rule = Callable[[Tensor, Tensor, Bends], Tensor]
+
+
+class Rectifiers(TorchFunctionMode):
+    """Gives every rectifier that is called inside another derivative."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reader = RECTIFIERS.get(func)
+        if reader is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        z, bends, inplace = reader(*args, **kwargs)
+        # the rule needs the values that in place would be overwritten
+        before = z.clone() if inplace else z
+        after: Tensor = Ruled.apply(before, bends, self.rule)
+        return z.copy_(after) if inplace else after
+
+
+class Ruled(autograd.Function):
+    """A rectifier whose derivative is what a rule says."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bends: Bends, rule: Rule) -> Tensor:
+        """The rectifier itself."""
+        ctx.save_for_backward(z)
+        ctx.bends, ctx.rule = bends, rule
+        if bends.start:
+            return F.leaky_relu(z, bends.start)
+        if len(bends.jumps) == 1:
+            return torch.relu(z)
+        return F.hardtanh(z, bends.jumps[0][0], bends.jumps[1][0])
+
+    @staticmethod
+    def backward(ctx: Any, *upper: Any) -> Any:
+        """By the rule, differentiable as the rule is."""
+        (z,) = ctx.saved_tensors
+        return ctx.rule(z, upper[0], ctx.bends), None, None
+
+
+Called = tuple[Tensor, Bends, bool]  # input, function, in place
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Called:
+    return input, Bends(0.0, ((0.0, 1.0),)), inplace
+
+
+def _relu_in_place(input: Tensor) -> Called:
+    return _relu(input, inplace=True)
+
+
+def _hardtanh(
+    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Called:
+    return input, Bends(0.0, ((min_val, 1.0), (max_val, -1.0))), inplace
+
+
+def _relu6(input: Tensor, inplace: bool = False) -> Called:
+    return _hardtanh(input, 0.0, 6.0, inplace)
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Called:
+    return input, Bends(negative_slope, ((0.0, 1.0 - negative_slope),)), inplace
+
+
+RECTIFIERS: dict[Any, Callable[..., Called]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_in_place,
+    Tensor.relu_: _relu_in_place,
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.leaky_relu: _leaky_relu,
+}
