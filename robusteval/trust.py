@@ -349,7 +349,8 @@ def against_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]
                     " overestimated.",
                 )
             )
-        if probe.role == "probe:double" and probe.attack == doubled(outcome):
+        bounded = outcome.threat.eps is not None
+        if probe.role == "probe:double" and bounded and probe.attack == doubled(outcome):
             lost = int((mine & ~theirs).sum())
             if lost - only > max(1, 0.02 * n):
                 found.append(

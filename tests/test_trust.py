@@ -335,3 +335,21 @@ def test_saturated_cross_entropy_is_found() -> None:
     assert [f.code for f in trust.of_slopes(ce, margin)] == ["saturated"]
     assert [f.code for f in trust.of_slopes(ce, ce)] == ["zero-gradient"]
     assert not trust.of_slopes(margin, margin)
+
+
+def test_an_attack_without_a_radius_stands_beside_one_with(
+    make_outcome: Callable[..., Outcome],
+) -> None:
+    """The probe of twice the radius says nothing of it."""
+    free = make_outcome([True] * 8, spec=Spec("sigma_zero", {}), threat=Threat("l0", None, False))
+    ball = make_outcome(
+        [True] * 8, spec=Spec("pgd", {"eps": 0.1}), threat=Threat("linf", 0.1, False)
+    )
+    probe = make_outcome(
+        [True] * 8,
+        spec=Spec("pgd", {"eps": 0.2}),
+        threat=Threat("linf", 0.2, False),
+        role="probe:double",
+    )
+
+    assert not [f for f in trust.of_outcomes([free, ball, probe]) if f.code == "larger-budget"]
