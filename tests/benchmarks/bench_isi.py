@@ -1,0 +1,131 @@
+"""What `isi` changes and what it costs. Run by hand; nothing fails on a clock.
+
+    python tests/benchmarks/bench_isi.py
+    python tests/benchmarks/bench_isi.py CHECKPOINT --data DATA --arch SPEC [--mean … --std …]
+
+Of correctly classified images:
+
+- success and changed values, over all images (a failure counts as infinitely many), with passes
+  and seconds, beside `sigma_zero`
+- seconds of all steps against plain forward and backward passes of the same numbers of images,
+  the least of several alternating rounds
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import click
+import torch
+from bench_pgd import best_of, correct_images
+from torch import Tensor
+
+from robusteval.attacks.isi import isi
+from robusteval.attacks.sigma_zero import sigma_zero
+from robusteval.checkpoint import load
+from robusteval.commands.shell import numbers
+from robusteval.losses import margin
+from robusteval.model import Classifier, counting, frozen, predictions
+from robusteval.norms import distances
+from robusteval.zoo import demo
+
+Attack = Callable[..., Tensor]
+
+greedy = partial(isi, values=1, undo=False, prune=False)
+SPARSE: dict[str, Attack] = {
+    "paper, relevance": partial(isi, variant="paper"),
+    "paper, sensitivity": partial(isi, variant="paper", indicator="sensitivity"),
+    "gain and margin, one value": greedy,
+    "and steps undone": partial(greedy, undo=True),
+    "and pruned": partial(greedy, undo=True, prune=True),
+    "and two values: the default": isi,
+    "pixels": partial(isi, norm="l0_pixels"),
+    "sigma_zero, 30 steps": partial(sigma_zero, steps=30),
+    "sigma_zero, 300 steps": sigma_zero,
+}
+STEPPED: dict[str, Attack] = {
+    "paper, l0": partial(isi, variant="paper"),
+    "l0": partial(isi, prune=False),
+    "l0, one value": greedy,
+    "l0_pixels": partial(isi, norm="l0_pixels", prune=False),
+    "l2": partial(isi, norm="l2", stop="float"),
+    "l2, eps 0.5": partial(isi, norm="l2", stop="float", eps=0.5),
+    "linf": partial(isi, norm="linf", stop="float"),
+}
+
+
+def print_sparsity(model: Classifier, x: Tensor, y: Tensor, steps: int) -> None:
+    """Success against changes."""
+    click.echo(f"{'':30}{'success':>8}{'mean':>7}{'median':>8}{'passes':>8}{'seconds':>9}")
+    for name, attack in SPARSE.items():
+        settings = {} if "sigma" in name else {"steps": steps}
+        started = time.perf_counter()
+        with counting(model, len(x), x.device) as passes:
+            x_adv = attack(model, x, y, **settings)
+        taken = time.perf_counter() - started
+        with torch.no_grad():
+            fooled = predictions(model(x_adv)) != y
+        size = distances(x_adv, x)["l0_pixels" if name == "pixels" else "l0"]
+        median = torch.where(fooled, size, torch.inf).median()
+        click.echo(
+            f"{name:30}{fooled.double().mean():8.3f}{size[fooled].mean():7.2f}{median:8g}"
+            f"{passes.forwards.mean():8.1f}{taken:9.2f}"
+        )
+
+
+def plain_passes(model: Classifier, x: Tensor, y: Tensor, sizes: list[int]) -> None:
+    """Forward and backward passes of so many images, one after the other."""
+    for size in sizes:
+        z = x[:size].detach().requires_grad_()
+        torch.autograd.grad(margin(model(z), y[:size]).sum(), z)
+
+
+def print_ratios(model: Classifier, x: Tensor, y: Tensor, rounds: int, steps: int) -> None:
+    """Seconds per step."""
+    click.echo("\nsteps against plain passes of the same images")
+    for name, attack in STEPPED.items():
+        job = partial(attack, model, x, y, steps=steps)
+        sizes: list[int] = []
+        handle = model.register_forward_hook(lambda *call, found=sizes: found.append(len(call[2])))
+        job()
+        handle.remove()
+        mine, plain = best_of(rounds, job, partial(plain_passes, model, x, y, sizes))
+        click.echo(
+            f"{name:30}{1000 * mine:8.0f} ms of {1000 * plain:.0f} ms, ratio {mine / plain:.3f};"
+            f" {sum(sizes) / len(sizes):.0f} images in {len(sizes)} passes"
+        )
+
+
+@click.command()
+@click.argument("checkpoint", default="demo")
+@click.option("--data", default="digits")
+@click.option("--arch")
+@click.option("--mean", callback=numbers)
+@click.option("--std", callback=numbers)
+@click.option("--images", default=200)
+@click.option("--steps", default=100)
+@click.option("--rounds", default=3)
+def main(
+    checkpoint: str,
+    data: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    images: int,
+    steps: int,
+    rounds: int,
+) -> None:
+    """Print both tables."""
+    path = str(demo()) if checkpoint == "demo" else checkpoint
+    with frozen(load(path, arch=arch, mean=mean, std=std)) as model:
+        assert isinstance(model, Classifier)
+        x, y = correct_images(model, data, images)
+        click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads\n")
+        print_sparsity(model, x, y, steps)
+        print_ratios(model, x, y, rounds, steps)
+
+
+if __name__ == "__main__":
+    main()
