@@ -154,13 +154,28 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     over windows that lie inside the image and over channels. An image smaller than the window
     gets the largest odd window that fits.
     """
-    c = x.shape[1]
     size = min(11, *(edge - 1 + edge % 2 for edge in x.shape[2:]))
-    at = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    bell = torch.exp(-at.square() / (2 * 1.5**2))
-    bell = bell / bell.sum()
-    column = bell.view(1, 1, -1, 1).expand(c, 1, -1, 1)
-    row = bell.view(1, 1, 1, -1).expand(c, 1, 1, -1)
+    return ssim_map(x, y, bell(size, x)).flatten(1).mean(1)
+
+
+def bell(size: int, like: Tensor) -> Tensor:
+    """The weights of a Gaussian window of deviation 1.5 pixels along one edge ``(size,)``.
+
+    With dtype and device of `like`.
+    """
+    at = torch.arange(size, dtype=like.dtype, device=like.device) - size // 2
+    weights = torch.exp(-at.square() / (2 * 1.5**2))
+    return weights / weights.sum()
+
+
+def ssim_map(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
+    """Structural similarity ``(n, c, h - k + 1, w - k + 1)`` in every window inside the images.
+
+    `window` ``(k,)`` holds the weights along one edge, which sum to one.
+    """
+    c = x.shape[1]
+    column = window.view(1, 1, -1, 1).expand(c, 1, -1, 1)
+    row = window.view(1, 1, 1, -1).expand(c, 1, 1, -1)
 
     def mean(z: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(z, column, groups=c), row, groups=c)
@@ -170,7 +185,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
     structure = (2 * vxy + c2) / (vx + vy + c2)
-    return (luminance * structure).flatten(1).mean(1)
+    return luminance * structure
 
 
 def psnr(x_adv: Tensor, x: Tensor) -> Tensor:
