@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.losses import Loss, attacker_loss
 from robusteval.model import predictions, rows
-from robusteval.norms import Ball
+from robusteval.norms import Ball, quantise
 
 Stop = Literal["8bit", "float", "never"]
+Count = Literal["l0", "l0_pixels"]
 
 
 class Score(NamedTuple):
@@ -176,3 +177,134 @@ def as_8bit(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> F
     holds = score.success & ball.holds(rounded)
     # those that do not are ranked below the success they were made of
     return Found(rounded, score.loss, holds, holds)
+
+
+def changes(x_adv: Tensor, x: Tensor, count: Count) -> Tensor:
+    """How many values of each image differ, or at how many places any channel does: ``(n,)``."""
+    changed = x_adv != x
+    if count == "l0_pixels":
+        changed = changed.any(1)
+    return changed.flatten(1).sum(1)
+
+
+def in_levels(z: Tensor, x: Tensor) -> Tensor:
+    """`z` with the values that differ from `x` rounded to 8 bits, the others as they are."""
+    return torch.where(z != x, quantise(z), x)
+
+
+class Sparsest:
+    """The success with the fewest changes of each image, the image itself until there is one."""
+
+    def __init__(self, x: Tensor, count: Count) -> None:
+        self.x = x
+        self.count: Count = count
+        self.x_adv = x.clone()
+        # infinite as long as there is no success
+        self.size = torch.full((len(x),), torch.inf, device=x.device)
+
+    def take(self, index: Tensor, x_adv: Tensor, success: Tensor) -> None:
+        """Take over images ``(m, c, h, w)`` for rows `index` where they succeed with less."""
+        index, x_adv = index[success], x_adv[success]
+        size = changes(x_adv, self.x[index], self.count).to(self.size)
+        better = size < self.size[index]
+        self.x_adv[index[better]] = x_adv[better]
+        self.size[index[better]] = size[better]
+
+
+def prune(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    rounds: int = 30,
+    count: Count = "l0",
+) -> Tensor:
+    """Adversarial images with as many values as possible put back to the original.
+
+    Each round puts back the values that by the gradient of the logit margin cost the attacker
+    least: half of them at first, half of that share whenever too much was asked for. A single
+    value that cannot be spared is not tried again. What is kept was seen to succeed, so a success
+    is never lost and no image ever gets more changes; an 8-bit image stays one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x : Tensor
+        Originals ``(n, c, h, w)`` in [0, 1].
+    x_adv : Tensor
+        Any attack's results for them, of the same shape.
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Success is class `y` instead of any other.
+    rounds : int
+        Passes per image at most, the one that judges `x_adv` included.
+    count : {"l0", "l0_pixels"}
+        Put back single values, or all channels of a place together.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)``; those of `x_adv` that are no success come back as they are.
+
+    Raises
+    ------
+    ValueError
+        If `rounds` is negative or `count` unknown.
+    """
+    if rounds < 0:
+        raise ValueError(f"rounds must be 0 or more, not {rounds}")
+    if count not in get_args(Count):
+        raise ValueError(f"count must be l0 or l0_pixels, not {count!r}")
+    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    best, z, origin = x_adv.clone(), x_adv, x
+    left = torch.arange(len(x), device=x.device)  # rows that may still lose values
+    places = torch.zeros_like(x if count == "l0" else x[:, :1])
+    cost = torch.full_like(places, torch.inf)  # of putting back; infinite where it cannot be
+    needed = torch.zeros_like(places, dtype=torch.bool)
+    tried = needed.clone()
+    share = torch.full((len(x),), 0.5, device=x.device)
+
+    for i in range(rounds):
+        if len(left) == 0:
+            break
+        last = i == rounds - 1
+        z = z.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss, success = objective(z, left)
+        best[left[success]] = z.detach()[success]
+        if last:
+            break
+        delta = z.detach() - origin
+        fresh = -autograd.grad(loss.sum(), z)[0].nan_to_num(0.0, 0.0, 0.0) * delta
+        changed = delta != 0
+        if count == "l0_pixels":
+            fresh, changed = fresh.sum(1, keepdim=True), changed.any(1, keepdim=True)
+
+        # what a failure teaches
+        won = success.view(-1, 1, 1, 1)
+        number = tried.flatten(1).sum(1)
+        needed = needed | (tried & ~won & (number == 1).view(-1, 1, 1, 1))
+        share = torch.where(success | (number <= 1), share, share / 2)
+        cost = torch.where(won, fresh.masked_fill(~changed, torch.inf), cost)
+        cost = cost.masked_fill(needed, torch.inf)
+
+        # an image that failed as it was given has no finite cost; one change is the least
+        spare = cost.isfinite().flatten(1).sum(1)
+        going = (spare > 0) & ((spare > 1) | needed.flatten(1).any(1))
+        left, origin, cost, needed, share, spare = (
+            column[going] for column in (left, origin, cost, needed, share, spare)
+        )
+        tried = cheapest(cost, (share * spare).long().clamp_min(1))
+        z = torch.where(tried, origin, best[left])
+    return best
+
+
+def cheapest(cost: Tensor, number: Tensor) -> Tensor:
+    """Where the `number` ``(n,)`` lowest costs of each image are, of the shape of `cost`."""
+    order = cost.flatten(1).argsort(dim=1, stable=True)
+    chosen = torch.arange(order.shape[1], device=cost.device) < number.unsqueeze(1)
+    return torch.zeros_like(chosen).scatter(1, order, chosen).view_as(cost)
