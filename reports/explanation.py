@@ -68,6 +68,8 @@ class Shown(Protocol):
     def interpreter(self) -> str: ...
     @property
     def maps(self) -> dict[str, Array]: ...
+    @property
+    def portrait(self) -> dict[str, Array]: ...
 
 
 def to_json(record: Record) -> str:
@@ -110,6 +112,8 @@ def print_explanation(record: Record, console: Console) -> None:
         of_regions(console, record["regions"])
         if record["focus"]:
             of_focus(console, record["focus"])
+        if record["noise"]:
+            of_noise(console, record["noise"])
         of_refinement(console, record["refinement"])
         if record["units"]:
             of_units(console, record["units"])
@@ -164,13 +168,13 @@ def of_focus(console: Console, rows: Sequence[Record]) -> None:
     heading(console, "Does the perturbation sit where the network looks? (top 20 % of each map)")
     table(
         console,
-        ("map", "of", "score", "chance", "others", "shifted", "focused"),
+        ("map", "of", "score", "others", "shifted", "focused"),
         [
             (
                 row["map"],
-                row["view"].replace(", ", ",\n"),
+                "before" if row["view"].startswith("clean") else "after",
                 value(row["score"]),
-                *(plain(row[name]["value"]) for name in ("chance", "elsewhere", "shifted")),
+                *(plain(row[name]["value"]) for name in ("elsewhere", "shifted")),
                 f"{row['focused']['k']} of {row['focused']['n']}",
             )
             for row in rows
@@ -179,10 +183,38 @@ def of_focus(console: Console, rows: Sequence[Record]) -> None:
     console.print()
     say(
         console,
-        "Score: norm inside over norm. Chance: root of the area, what noise scores. Others:"
-        " against the maps of the other images. Shifted: 95 % of what the same perturbation"
-        " scores elsewhere in the image. Focused: above all three.",
+        "Score: norm inside over norm; noise scores the root of the area,"
+        f" {plain(rows[0]['chance']['value'])}. Before: map of the true class on the benign image;"
+        " after: of the predicted class on the adversarial one. Others: against the maps of the"
+        " other images. Shifted: 95 % of what the same perturbation scores elsewhere in the image."
+        " Focused: above all three.",
         "dim",
+    )
+
+
+def of_noise(console: Console, found: Record) -> None:
+    """Whether sparse noise hides the true class or leads to another."""
+    heading(console, f"Sparse noise (top {percent(found['top'])} of Grad-CAM)")
+    table(
+        console,
+        ("changed places", "share", "over chance"),
+        [
+            (what, share(found["places"][name]["share"]), value(found["places"][name]["lift"]))
+            for name, what in (
+                ("obscuring", "where the true class was seen"),
+                ("leading", "where the other class is seen"),
+                ("both", "in both"),
+                ("neither", "in neither"),
+            )
+        ],
+    )
+    acting = found["roles"]
+    console.print()
+    say(
+        console,
+        f"Put back place by place, {share(acting['obscuring'])} mostly obscure and"
+        f" {share(acting['leading'])} mostly lead. In all the true logit falls by"
+        f" {value(acting['fall'])} and the other rises by {value(acting['rise'])}.",
     )
 
 
@@ -259,7 +291,13 @@ def of_units(console: Console, units: Record) -> None:
 
 def table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; its first and any wordy column to the left."""
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
     for number, title in enumerate(header):
         wordy = number == 0 or title in ("regions that", "concept", "of")
         shown.add_column(title, justify="left" if wordy else "right", overflow="fold")
@@ -291,7 +329,7 @@ def to_png(panel: Shown, record: Record, image: Record) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = 2 if panel.maps else 1
+    rows = 1 + bool(panel.maps) + bool(panel.portrait)
     figure = Figure(figsize=(10, 2.9 * rows + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(rows, 4, squeeze=False)
     for ax in axes.flat:
@@ -312,6 +350,8 @@ def to_png(panel: Shown, record: Record, image: Record) -> bytes:
         for ax, view in zip(axes[1], VIEWS, strict=True):
             which, _, whose = view.partition(", ")
             draw(ax, overlaid(panel, view), f"{which}: {panel.interpreter} of {names[whose]}")
+    for ax, (name, pixels) in zip(axes[-1], panel.portrait.items(), strict=False):
+        portrayed(ax, panel, name, pixels)
     figure.suptitle(
         visible(f"{record['attack']}, image {image['index']}"), fontsize=10, parse_math=False
     )
@@ -321,6 +361,16 @@ def to_png(panel: Shown, record: Record, image: Record) -> bytes:
         FigureCanvasAgg(figure)
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def portrayed(ax: Any, panel: Shown, name: str, pixels: Array) -> None:
+    """Grad-CAM or Guided Grad-CAM of the image before or after."""
+    which = name.removesuffix("_guided")
+    if name.endswith("_guided"):
+        draw(ax, np.clip(0.5 + 0.5 * pixels, 0, 1), f"{which}: Guided Grad-CAM")
+        return
+    image = panel.clean if which == "clean" else panel.adversarial
+    draw(ax, warmed(image, pixels[..., 0]), f"{which}: Grad-CAM")
 
 
 def called(name: str | None, number: int) -> str:
@@ -349,10 +399,15 @@ def by_type(panel: Shown) -> Array:
 
 def overlaid(panel: Shown, view: str) -> Array:
     """A map over the grey image it was drawn for, ``(h, w, 3)``."""
+    image = panel.clean if view.startswith("clean") else panel.adversarial
+    return warmed(image, panel.maps[view])
+
+
+def warmed(image: Array, heat: Array) -> Array:
+    """An image ``(h, w, c)`` in grey, hot where the map ``(h, w)`` is high."""
     from matplotlib import colormaps
 
-    image = panel.clean if view.startswith("clean") else panel.adversarial
-    grey = image.mean(2, keepdims=True) * 0.5
-    heat = np.clip(panel.maps[view], 0, 1)[..., None]
-    hot = np.asarray(colormaps["inferno"](heat[..., 0]))[..., :3]
+    heat = np.clip(heat, 0, 1)
+    hot = np.asarray(colormaps["inferno"](heat))[..., :3]
+    grey, heat = image.mean(2, keepdims=True) * 0.5, heat[..., None]
     return np.asarray(np.clip(grey * (1 - heat) + hot * np.maximum(heat, 0.25), 0, 1))

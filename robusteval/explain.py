@@ -28,6 +28,7 @@ from robusteval.interpreters.maps import resize
 from robusteval.judge import repaired
 from robusteval.model import Classifier, counting, frozen, predictions
 from robusteval.norms import distances
+from robusteval.obscuring import REGIONS, places, portrait, roles
 from robusteval.plan import Attack, build, environment, identified
 from robusteval.progress import Progress, Silent
 from robusteval.promotion import (
@@ -46,7 +47,7 @@ from robusteval.promotion import (
     refine,
     top,
 )
-from robusteval.records import Spec, digest
+from robusteval.records import Spec
 from robusteval.search import prune
 from robusteval.seeds import random_targets, sample_seeds
 from robusteval.units import Link, dissect, link, sensitivity
@@ -61,6 +62,7 @@ DISCRIMINATIVE = 0.2  # share of a map that counts as the discriminative region
 ROUNDS = 11  # forward passes that every way of refining may spend
 RESAMPLED = 1000
 LISTED = 10  # units named one by one
+SPARSE = 0.1  # share of places up to which changes are looked at one by one
 
 Values = np.ndarray[Any, Any]
 
@@ -78,6 +80,7 @@ class Panel(NamedTuple):
     strength: Values  # (m,) what the region does for the attacker, in logits
     interpreter: str  # whose maps they are; empty where the network has none
     maps: dict[str, Values]  # "clean, label" -> (h, w)
+    portrait: dict[str, Values]  # Grad-CAM (h, w) and Guided Grad-CAM (h, w, c) before and after
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ def explain(
         record["regions"] = of_regions(classifier, case, found, regions, fooled, seed)
         maps = looked(classifier, case, layer, remarks, progress)
         record["focus"] = of_focus(case, maps, fooled, seed)
+        record["noise"] = of_noise(classifier, case, maps, fooled, seed)
         record["refinement"] = of_refinement(classifier, case, found, regions, maps, ready, fooled)
         record["units"] = of_units(
             classifier, case, layer, concepts or Generated(data.shape), fooled, remarks, progress
@@ -189,8 +193,10 @@ def explain(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - began,
         }
-    record["key"] = digest([record["provenance"]["model"], str(ready.spec), seed, samples])
-    panels = tuple(panel_of(case, found, regions, maps, row) for row in range(len(case.x)))
+        portraits = portraits_of(classifier, case, maps, layer)
+    panels = tuple(
+        panel_of(case, found, regions, maps, portraits, row) for row in range(len(case.x))
+    )
     return Explanation(record, panels)
 
 
@@ -372,6 +378,66 @@ def of_focus(
     return rows
 
 
+def of_noise(
+    model: Classifier,
+    case: Case,
+    maps: dict[str, dict[str, Tensor]],
+    fooled: Tensor,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Whether sparse noise obscures the true class or leads to the wrong one (arXiv:2506.17250).
+
+    None where changes are not sparse: then every place is one of them.
+    """
+    x, x_adv, y = case.x[fooled], case.x_adv[fooled], case.y[fooled]
+    changed = (x != x_adv).any(1).flatten(1).double().mean(1)
+    if "gradcam" not in maps or not len(x) or float(changed.median()) > SPARSE:
+        return None
+    views = maps["gradcam"]
+    lying = places(
+        x,
+        x_adv,
+        views["clean, label"][fooled],
+        views["adversarial, predicted"][fooled],
+        shares=[DISCRIMINATIVE],
+    )
+    acting = roles(model, x, x_adv, y)
+
+    def averaged(values: Tensor) -> dict[str, Any]:
+        return mean_of(values.cpu().numpy(), seed)
+
+    return {
+        "top": DISCRIMINATIVE,
+        "places": {
+            name: {
+                "share": averaged(lying.share[:, 0, column]),
+                "lift": averaged(lying.lift[:, 0, column]),
+            }
+            for column, name in enumerate(REGIONS)
+        },
+        "roles": {
+            name: averaged(getattr(acting, name))
+            for name in ("obscuring", "leading", "fall", "rise")
+        },
+    }
+
+
+def portraits_of(
+    model: Classifier, case: Case, maps: dict[str, dict[str, Tensor]], layer: str | None
+) -> dict[str, Tensor]:
+    """Grad-CAM and Guided Grad-CAM before and after, each on the scale of both; empty without."""
+    if "gradcam" not in maps:
+        return {}
+    drawn = portrait(model, case.x, case.x_adv, case.y, layer=layer)
+    found = {}
+    for one, other in (("clean", "adversarial"), ("clean_guided", "adversarial_guided")):
+        pair = [getattr(drawn, name) for name in (one, other)]
+        largest = torch.maximum(*(z.abs().amax((1, 2, 3), keepdim=True) for z in pair))
+        for name, z in zip((one, other), pair, strict=True):
+            found[name] = z / largest.clamp_min(1e-12)
+    return found
+
+
 def of_refinement(
     model: Classifier,
     case: Case,
@@ -511,6 +577,7 @@ def panel_of(
     found: Effects,
     regions: Tensor,
     maps: dict[str, dict[str, Tensor]],
+    portraits: dict[str, Tensor],
     row: int,
 ) -> Panel:
     """One image for a picture; maps on the scale of the largest among the four."""
@@ -530,6 +597,9 @@ def panel_of(
         strength=found.strength[row].cpu().numpy(),
         interpreter=name,
         maps=shown,
+        portrait={
+            name: drawn[row].permute(1, 2, 0).cpu().numpy() for name, drawn in portraits.items()
+        },
     )
 
 

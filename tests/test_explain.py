@@ -106,6 +106,19 @@ def test_an_attack_that_fools_nothing_leaves_nothing_to_explain(
     assert "nothing to explain" in shown(record)
 
 
+def test_sparse_noise_is_told_apart(bands: Classifier, data: Data) -> None:
+    """Into what obscures and what leads; of dense noise every place would be either."""
+    found = explain(bands, data, "sigma_zero:steps=100", samples=4, concepts=FEW)
+
+    noise = found.record["noise"]
+    shares = {name: noise["places"][name]["share"]["value"] for name in noise["places"]}
+    both = shares["both"]
+    assert shares["obscuring"] + shares["leading"] - both + shares["neither"] == pytest.approx(1)
+    assert 0 <= noise["roles"]["obscuring"]["value"] + noise["roles"]["leading"]["value"] <= 1
+    assert "mostly obscure" in shown(found.record)
+    assert explain(bands, data, "noise:eps=.4", samples=4, concepts=FEW).record["noise"] is None
+
+
 def test_targeted_attacks_are_explained_by_their_target(bands: Classifier, data: Data) -> None:
     found = explain(bands, data, "pgd:eps=.4,targeted=true", samples=4, concepts=FEW)
 
@@ -206,7 +219,7 @@ def test_pictures_show_everything_and_survive_strange_names(found: Explanation) 
     assert first == second
     picture = Image.open(io.BytesIO(first))
     assert picture.size[0] > 900
-    without = found.panels[0]._replace(maps={})
+    without = found.panels[0]._replace(maps={}, portrait={})
     assert Image.open(io.BytesIO(to_png(without, found.record, image))).size[1] < picture.size[1]
 
 
