@@ -50,12 +50,12 @@ def public_name(arch: str) -> str:
     return f"{Path(source).name}:{function}" if source.endswith(".py") else arch
 
 
-def build(arch: str, num_classes: int | None, state: State) -> Built:
+def build(arch: str, num_classes: int | None, state: State, *, seed: int = 0) -> Built:
     """The architecture with random weights; the global generator is left as it was."""
     kind, _, name = arch.partition(":")
     sized = {} if num_classes is None else {"num_classes": num_classes}
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         match kind:
             case "torchvision":
                 return Built(_from_torchvision(name, sized, state), arch)

@@ -14,6 +14,7 @@ from robusteval.commands.explain import explain
 from robusteval.commands.listing import list_
 from robusteval.commands.report import compare, report
 from robusteval.commands.shell import Commands
+from robusteval.commands.train import train
 
 
 @click.group(
@@ -32,5 +33,5 @@ def cli() -> None:
     """
 
 
-for command in (evaluate, report, check, compare, baseline_, explain, list_):
+for command in (evaluate, report, check, compare, baseline_, explain, train, list_):
     cli.add_command(command)

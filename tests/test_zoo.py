@@ -111,4 +111,5 @@ def test_architecture_has_as_many_logits_as_asked_for(name: str) -> None:
     with torch.random.fork_rng():
         network = zoo.ARCHITECTURES[name](num_classes=4).eval()
 
-    assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    assert network(torch.zeros(2, first.in_channels, 32, 32)).shape == (2, 4)

@@ -1,0 +1,297 @@
+"""What robust training lowers, and what the search for its images raises.
+
+The interpretation terms are those of Proper Network Interpretability Helps Adversarial
+Robustness in Classification, arXiv:2006.14748, called [1] here. Its authors' code leaves its maps
+undivided by their number of positions, so that one and the same `gamma` weighs more the larger
+the maps are. Here maps are divided: 0.01 there is 0.01 times the number of positions here, 0.49
+for maps of 7x7 and 0.64 for maps of 8x8, and results do not change with the size of the maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robusteval.interpreters.cam import Head, head
+from robusteval.model import frozen
+from robusteval.norms import Ball
+from robusteval.search import Score, restarted
+
+Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
+Weighting = Literal["softmax", "runner_up"]
+Weights = Mapping[Term, float]
+
+OF_MAPS: frozenset[Term] = frozenset(("maps", "own_map"))
+# compare an image with its attacked self
+OF_BOTH: frozenset[Term] = frozenset(("maps", "own_map", "divergence"))
+
+
+class Objective(NamedTuple):
+    """Terms that training lowers, and those of them that the search raises."""
+
+    lowered: frozenset[Term]
+    raised: frozenset[Term]
+
+
+def _objective(lowered: Iterable[Term], raised: Iterable[Term] = ()) -> Objective:
+    return Objective(frozenset(lowered), frozenset(raised))
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "standard": _objective(["clean"]),
+    "adv": _objective(["adversarial"], ["adversarial"]),
+    "trades": _objective(["clean", "divergence"], ["divergence"]),
+    "int": _objective(["clean", "maps"], ["maps"]),
+    "int2": _objective(["clean", "maps"], ["adversarial"]),
+    "int_adv": _objective(["adversarial", "maps"], ["adversarial", "maps"]),
+    "int2_adv": _objective(["adversarial", "maps"], ["adversarial"]),
+    "one_class": _objective(["clean", "own_map"], ["own_map"]),
+}
+
+
+def weighed(objective: str, *, gamma: float, beta: float) -> tuple[Weights, Weights]:
+    """Weights of the terms that are lowered and of those that are raised.
+
+    A term of weight zero is left out, so that it costs nothing and changes no bit.
+    """
+    weight: Weights = {
+        "clean": 1.0,
+        "adversarial": 1.0,
+        "divergence": beta,
+        "maps": gamma,
+        "own_map": gamma,
+    }
+
+    def present(terms: frozenset[Term]) -> Weights:
+        return {term: weight[term] for term in sorted(terms) if weight[term]}
+
+    lowered, raised = OBJECTIVES[objective]
+    return present(lowered), present(raised)
+
+
+class Seen(NamedTuple):
+    """What a network makes of images."""
+
+    logits: Tensor  # (n, k)
+    maps: Tensor | None  # (n, k, h', w'), where the terms ask for them
+
+
+def seen(model: nn.Module, x: Tensor, terms: Iterable[Term]) -> Seen:
+    """One forward pass; ValueError if maps are asked for and the network has none."""
+    if OF_MAPS.isdisjoint(terms):
+        return Seen(model(x), None)
+    found = head(model, x)
+    return Seen(found.logits, activation_maps(found))
+
+
+def activation_maps(found: Head) -> Tensor:
+    """Class activation maps ``(n, k, h', w')`` of all classes, divided by their positions.
+
+    Signed and never stretched: the sum of a map plus the class's bias is the logit.
+    """
+    positions = found.features.shape[2:].numel()
+    return torch.einsum("kc,nchw->nkhw", found.weight, found.features) / positions
+
+
+def discrepancy(
+    clean: Tensor, attacked: Tensor, logits: Tensor, y: Tensor, weighting: Weighting = "softmax"
+) -> Tensor:
+    """How far the maps of all classes have moved, in l1: the discrepancy of [1] for training.
+
+    Parameters
+    ----------
+    clean, attacked : Tensor
+        `activation_maps` ``(n, k, h', w')`` of images and of the attacked images.
+    logits : Tensor
+        ``(n, k)`` of the attacked images.
+    y : Tensor
+        Labels ``(n,)``.
+    weighting : {"softmax", "runner_up"}
+        How maps of wrong classes count, see `wrong_classes`.
+
+    Returns
+    -------
+    Tensor
+        ``(n,)``, in units of the logits; twice the discrepancy that `bounded` gives if all
+        weight is on one wrong class.
+    """
+    moved = (clean - attacked).abs().sum((2, 3))  # (n, k)
+    own = moved.gather(1, y.unsqueeze(1)).squeeze(1)
+    return own + (wrong_classes(logits, y, weighting) * moved).sum(1)
+
+
+def wrong_classes(logits: Tensor, y: Tensor, weighting: Weighting) -> Tensor:
+    """Weights ``(n, k)`` that sum to one over the wrong classes, zero for `y` ``(n,)``.
+
+    Their softmax, on the graph as in [1], or all for the likeliest.
+    """
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
+    if weighting == "softmax":
+        return others.softmax(1)
+    return F.one_hot(others.argmax(1), logits.shape[1]).to(logits)
+
+
+def losses(
+    weights: Weights, clean: Seen | None, attacked: Seen | None, y: Tensor, weighting: Weighting
+) -> Tensor:
+    """The weighted sum of the terms ``(n,)``; a side that no term needs may be None."""
+    total = torch.zeros(len(y), device=y.device)
+    for term, weight in weights.items():
+        total = total + weight * _term(term, clean, attacked, y, weighting)
+    return total
+
+
+def _term(
+    term: Term, clean: Seen | None, attacked: Seen | None, y: Tensor, weighting: Weighting
+) -> Tensor:
+    if term == "clean":
+        assert clean is not None
+        return F.cross_entropy(clean.logits, y, reduction="none")
+    assert attacked is not None
+    if term == "adversarial":
+        return F.cross_entropy(attacked.logits, y, reduction="none")
+    assert clean is not None
+    if term == "divergence":  # Theoretically Principled Trade-off (TRADES), arXiv:1901.08573
+        before, after = clean.logits.log_softmax(1), attacked.logits.log_softmax(1)
+        return (before.exp() * (before - after)).sum(1)
+    assert clean.maps is not None
+    assert attacked.maps is not None
+    if term == "maps":
+        return discrepancy(clean.maps, attacked.maps, attacked.logits, y, weighting)
+    rows = torch.arange(len(y), device=y.device)
+    return (clean.maps[rows, y] - attacked.maps[rows, y]).abs().sum((1, 2))
+
+
+def training_loss(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    weights: Weights,
+    weighting: Weighting = "softmax",
+) -> Tensor:
+    """The loss ``(n,)`` of images and attacked images, in one forward pass.
+
+    In train mode batch normalisation sees what this pass sees: clean images, attacked images or,
+    where terms need both, all together.
+    """
+    if weights.keys() == {"clean"}:
+        return losses(weights, seen(model, x, weights), None, y, weighting)
+    if weights.keys() == {"adversarial"}:
+        return losses(weights, None, seen(model, x_adv, weights), y, weighting)
+    both = seen(model, torch.cat([x, x_adv]), weights)
+    n = len(x)
+    first, second = (
+        Seen(both.logits[part], None if both.maps is None else both.maps[part])
+        for part in (slice(None, n), slice(n, None))
+    )
+    return losses(weights, first, second, y, weighting)
+
+
+def worst_images(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    seeds: Tensor,
+    weights: Weights,
+    *,
+    eps: float,
+    steps: int,
+    step: float,
+    weighting: Weighting = "softmax",
+) -> Tensor:
+    """Images within `eps` that raise the terms: projected ascent from a random start.
+
+    With the model in eval mode, left as it was. Of all iterates the one of highest value counts,
+    where [1] takes the last.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x, y : Tensor
+        Images ``(n, c, h, w)`` in [0, 1] and labels ``(n,)``.
+    seeds : Tensor
+        One per image ``(n,)``, for the starts.
+    weights : mapping
+        Of the terms that are raised; without any, the images stay as they are.
+    eps, step : float
+        Radius in linf and length of a step, in units of the [0, 1] pixel range.
+    steps : int
+        Steps.
+    weighting : {"softmax", "runner_up"}
+        See `wrong_classes`.
+
+    Returns
+    -------
+    Tensor
+        ``(n, c, h, w)``, off the graph.
+    """
+    if eps == 0 or not weights:
+        return x
+    with frozen(model):
+        clean: Seen | None = None
+        if not OF_BOTH.isdisjoint(weights):
+            with torch.no_grad():
+                clean = seen(model, x, weights)
+
+        def objective(x_adv: Tensor, index: Tensor) -> Score:
+            value = losses(weights, clean, seen(model, x_adv, weights), y, weighting)
+            # nothing is finished before the last step: `index` is always the whole batch
+            return Score(-value, torch.zeros_like(y, dtype=torch.bool))
+
+        found = restarted(
+            objective,
+            Ball.around(x, "linf", eps),
+            seeds,
+            restarts=1,
+            random_start=True,
+            step=step,
+            steps=steps,
+            stop="never",
+        )
+    return found.x_adv
+
+
+class Bounded(NamedTuple):
+    """The two sides of the bound of [1], per image."""
+
+    discrepancy: Tensor  # (n,)
+    bound: Tensor  # (n,)
+
+
+def bounded(model: nn.Module, x: Tensor, x_adv: Tensor) -> Bounded:
+    """Discrepancy of the maps in l1, and what it cannot fall below once a prediction changes.
+
+    With t predicted before and t' after, half the l1 distances of the maps of t and t' are at
+    least half of what the logit of t exceeds that of t' by on the clean image, whatever was
+    changed: a map's sum moves by no more than the map. That holds for maps neither rectified nor
+    stretched, and of both classes; the map of t alone has no such bound.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for `robusteval.interpreters.cam.head`.
+    x, x_adv : Tensor
+        Images ``(n, c, h, w)`` and attacked images.
+
+    Returns
+    -------
+    Bounded
+        The bound is zero where the prediction is the same.
+
+    Raises
+    ------
+    ValueError
+        If the network has no class activation maps.
+    """
+    with frozen(model), torch.no_grad():
+        before, after = head(model, x), head(model, x_adv)
+        moved = (activation_maps(before) - activation_maps(after)).abs().sum((2, 3))  # (n, k)
+    pair = torch.stack([before.logits.argmax(1), after.logits.argmax(1)], 1)  # (n, 2)
+    own = before.logits.gather(1, pair)
+    return Bounded(moved.gather(1, pair).sum(1) / 2, (own[:, 0] - own[:, 1]) / 2)

@@ -1,0 +1,95 @@
+"""Robust training as an ART trainer.
+
+Importing ART takes seconds, so nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from art.defences.trainer.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from robusteval.art import Array, AsSeen, checked_images, class_indices
+from robusteval.data import from_arrays
+
+from .course import Course, Settings
+
+
+class RobustTrainer(Trainer):  # type: ignore[misc]
+    """The objectives of `robusteval.defenses.objectives` for an ART estimator.
+
+    Trains on all images, without holding any out, and keeps the last epoch.
+
+    Parameters
+    ----------
+    classifier : PyTorchClassifier
+        Trained in place, with whatever preprocessing it has; its `clip_values` must be (0, 1).
+        Its own loss and optimiser are not used.
+    verbose : bool
+        Show progress.
+    **settings
+        Those of `robusteval.defenses.course.Settings`, such as ``objective="int_adv", eps=0.1``.
+
+    Raises
+    ------
+    TypeError
+        If it is another kind of estimator, or for an unknown setting.
+    ValueError
+        For other clip values.
+    UsageError
+        For a setting out of range.
+    """
+
+    _classifier: PyTorchClassifier
+
+    def __init__(
+        self, classifier: PyTorchClassifier, *, verbose: bool = True, **settings: Any
+    ) -> None:
+        if not isinstance(classifier, PyTorchClassifier):
+            raise TypeError(f"a PyTorchClassifier is needed, not {type(classifier).__name__}")
+        clip = classifier.clip_values
+        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
+            raise ValueError("the classifier's clip_values must be (0, 1): eps is in these units")
+        super().__init__(classifier)
+        self.verbose = verbose
+        self.settings = Settings(**settings)
+
+    def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
+        """Train.
+
+        Parameters
+        ----------
+        x : ndarray
+            Images ``(n, c, h, w)`` in [0, 1].
+        y : ndarray
+            Labels: indices ``(n,)`` or ``(n, 1)``, or one-hot ``(n, k)``.
+        **kwargs
+            `batch_size` and `nb_epochs`, instead of those given before, as ART's trainers take.
+
+        Raises
+        ------
+        TypeError
+            For another argument.
+        ValueError
+            If images or labels are not of this form, or the network lacks the maps of the
+            objective.
+        RunError
+            The loss was not finite.
+        """
+        known = {"batch_size": "batch_size", "nb_epochs": "epochs"}
+        for name in kwargs.keys() - known.keys():
+            raise TypeError(f"unknown argument of fit {name!r}: known are {', '.join(known)}")
+        changed = {known[name]: value for name, value in kwargs.items()}
+        settings = replace(self.settings, **changed)
+        images = checked_images(x)
+        labels = class_indices(y, len(images), self._classifier.nb_classes)
+        data = from_arrays(images, labels)
+        model = AsSeen(self._classifier)
+        course = Course(model, data, np.arange(len(data)), settings, self._classifier.device)
+        for number in tqdm(range(settings.epochs), disable=not self.verbose):
+            course.epoch(number, lambda _: None, lambda: False)
+        model.eval()
