@@ -83,7 +83,13 @@ class Entry:
     norms: tuple[str, ...]
     knowledge: str  # "white-box", "black-box" or "none": what the attacker sees of the model
     parameters: dict[str, Parameter] = field(default_factory=dict)
-    differentiable: bool = False  # of an interpreter: its maps stay on the graph
+    # by parameter, the words that leave an attack without a radius, and the norm it then has
+    unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
+    # of an interpreter
+    differentiable: bool = False  # its maps stay on the graph
+    seeded: bool = False  # another seed gives another map
+    cost: str = ""  # passes for one map
+    alike: tuple[str, ...] = ()  # those that say the same of a network that ends in pooling
 
     def resolve(self, spec: Spec) -> dict[str, Any]:
         """All parameters of a spec, defaults included."""
@@ -92,8 +98,12 @@ class Entry:
     def threat(self, spec: Spec) -> Threat:
         """Norm and budget that a spec stands for."""
         values = self.resolve(spec)
+        targeted = bool(values.get("targeted", False))
+        for name, norms in self.unbounded.items():
+            if values[name] in norms:
+                return Threat(norms[values[name]], None, targeted)
         norm = values.get("norm", self.norms[0] if self.norms else "none")
-        return Threat(norm, values.get("eps"), bool(values.get("targeted", False)))
+        return Threat(norm, values.get("eps"), targeted)
 
 
 class Registry:
@@ -110,10 +120,15 @@ class Registry:
         *,
         norms: tuple[str, ...] = (),
         knowledge: str = "white-box",
+        unbounded: dict[str, dict[str, str]] | None = None,
         differentiable: bool = False,
+        seeded: bool = False,
+        cost: str = "",
+        alike: tuple[str, ...] = (),
     ) -> Callable[[F], F]:
         """Decorator: make a function known as `name`. Arguments must be literals."""
-        del norms, knowledge, differentiable  # read from the source
+        # read from the source
+        del norms, knowledge, unbounded, differentiable, seeded, cost, alike
 
         def register(function: F) -> F:
             known = self._functions.get(name)
@@ -229,7 +244,11 @@ def read_entries(module: str, noun: str) -> Iterator[Entry]:
                     norms=options.get("norms", ()),
                     knowledge=options.get("knowledge", "white-box"),
                     parameters={p.name: p for p in read_parameters(node)},
+                    unbounded=options.get("unbounded", {}),
                     differentiable=options.get("differentiable", False),
+                    seeded=options.get("seeded", False),
+                    cost=options.get("cost", ""),
+                    alike=options.get("alike", ()),
                 )
 
 
@@ -250,8 +269,9 @@ def read_parameters(node: ast.FunctionDef) -> Iterator[Parameter]:
         assert default is not None, f"{argument.arg} needs a default"
         kind = ast.unparse(argument.annotation)
         choices = WORDS.get(kind, ())
-        if kind.startswith("Literal["):
-            choices = ast.literal_eval("(" + kind[len("Literal[") : -1] + ",)")
+        words = kind.removesuffix(" | None")
+        if words.startswith("Literal["):
+            choices = ast.literal_eval("(" + words[len("Literal[") : -1] + ",)")
         yield Parameter(argument.arg, kind, constant(default), choices)
 
 

@@ -109,3 +109,16 @@ def test_specs_are_taken_apart() -> None:
 def test_numbers_are_decimals_or_fractions(text: str, value: float) -> None:
     """As users write them."""
     assert read_number(text) == value
+
+
+def test_a_word_may_leave_an_attack_without_a_radius() -> None:
+    """Its results must not be brought into a ball it never knew."""
+    entry = ATTACKS.entry("advedge")
+
+    threats = [entry.threat(Spec("advedge", {"search": word})) for word in ("pgd", "cw", "stadv")]
+
+    assert threats == [
+        Threat("linf", 8 / 255, False),
+        Threat("l2", None, False),
+        Threat("none", None, False),
+    ]

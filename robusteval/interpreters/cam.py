@@ -22,7 +22,12 @@ from robusteval.model import Classifier
 from robusteval.registry import INTERPRETERS
 
 
-@INTERPRETERS.add("cam", differentiable=True)
+@INTERPRETERS.add(
+    "cam",
+    differentiable=True,
+    cost="1 forward",
+    alike=("gradcam", "library:method=gradcam", "library:method=hirescam"),
+)
 def cam(model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = None) -> Tensor:
     """Feature maps before the pooling, weighted as the final layer weights them for the class.
 
@@ -112,7 +117,12 @@ def same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
 
 
-@INTERPRETERS.add("gradcam", differentiable=True)
+@INTERPRETERS.add(
+    "gradcam",
+    differentiable=True,
+    cost="1 forward, 1 backward",
+    alike=("cam", "library:method=gradcam", "library:method=hirescam"),
+)
 def gradcam(
     model: nn.Module,
     x: Tensor,
@@ -151,7 +161,7 @@ def gradcam(
     return F.relu((weight * features).sum(1, keepdim=True))
 
 
-@INTERPRETERS.add("gradcam_plus_plus", differentiable=True)
+@INTERPRETERS.add("gradcam_plus_plus", differentiable=True, cost="1 forward, 1 backward")
 def gradcam_plus_plus(
     model: nn.Module,
     x: Tensor,

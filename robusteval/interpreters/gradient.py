@@ -26,7 +26,7 @@ from robusteval.seeds import per_image
 Slope = Literal["smooth", "adv2", "true"]
 
 
-@INTERPRETERS.add("grad", differentiable=True)
+@INTERPRETERS.add("grad", differentiable=True, cost="1 forward, 1 backward")
 def grad(
     model: nn.Module,
     x: Tensor,
@@ -75,7 +75,7 @@ def grad(
     return F.avg_pool2d(derivative.abs().amax(1, keepdim=True), pool)
 
 
-@INTERPRETERS.add("smoothgrad", differentiable=True)
+@INTERPRETERS.add("smoothgrad", differentiable=True, seeded=True, cost="25 forwards, 25 backwards")
 def smoothgrad(
     model: nn.Module,
     x: Tensor,
@@ -128,7 +128,7 @@ def smoothgrad(
     return derivative.abs().amax(1, keepdim=True)
 
 
-@INTERPRETERS.add("integrated_gradients", differentiable=True)
+@INTERPRETERS.add("integrated_gradients", differentiable=True, cost="32 forwards, 32 backwards")
 def integrated_gradients(
     model: nn.Module,
     x: Tensor,
@@ -177,7 +177,7 @@ def integrated_gradients(
     return (way * derivative).sum(1, keepdim=True)
 
 
-@INTERPRETERS.add("input_x_gradient", differentiable=True)
+@INTERPRETERS.add("input_x_gradient", differentiable=True, cost="1 forward, 1 backward")
 def input_x_gradient(
     model: nn.Module,
     x: Tensor,
@@ -225,7 +225,7 @@ def input_x_gradient(
     return ((image - zero) * derivative).sum(1, keepdim=True)
 
 
-@INTERPRETERS.add("guided_backprop", differentiable=False)
+@INTERPRETERS.add("guided_backprop", differentiable=False, cost="1 forward, 1 backward")
 def guided_backprop(
     model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = None
 ) -> Tensor:

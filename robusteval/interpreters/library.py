@@ -31,7 +31,7 @@ METHODS = {
 }
 
 
-@INTERPRETERS.add("library", differentiable=False)
+@INTERPRETERS.add("library", differentiable=False, cost="1 forward to hundreds, by method")
 def library(
     model: nn.Module,
     x: Tensor,
