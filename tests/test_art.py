@@ -172,7 +172,7 @@ def test_the_batch_size_does_not_matter(
 @pytest.mark.parametrize("name", NAMES)
 def test_the_batch_size_hardly_matters_to_any_other_module(images: Array, name: str) -> None:
     """Kernels depend on the batch, and the sign of a tiny gradient on the kernel."""
-    attack = art_class(name)(plain_estimator(), **asked(name, eps=EPS, steps=20), verbose=False)
+    attack = art_class(name)(plain_estimator(), **asked(name, eps=EPS, steps=5), verbose=False)
 
     whole = attack.generate(images)
     attack.set_params(batch_size=1)

@@ -62,7 +62,8 @@ def test_no_attack_succeeds_short_of_the_known_boundary(
     y = labels_of(linear, grey_images)
     eps = 0.98 * float(network.distance(grey_images, norm).min())
 
-    x_adv = ATTACKS.load(name)(linear, grey_images, y, seeds=SEEDS, norm=norm, eps=eps)
+    settings = asked(name, norm=norm, eps=eps)
+    x_adv = ATTACKS.load(name)(linear, grey_images, y, seeds=SEEDS, **settings)
 
     assert labels_of(linear, x_adv).equal(y)
 
@@ -77,7 +78,8 @@ def test_results_lie_in_ball_and_box(
     kept, y = x.clone(), torch.arange(8) % 3
     eps = 0.07
 
-    x_adv = ATTACKS.load(name)(bands, x, y, targeted=targeted, seeds=SEEDS, norm=norm, eps=eps)
+    settings = asked(name, norm=norm, eps=eps)
+    x_adv = ATTACKS.load(name)(bands, x, y, targeted=targeted, seeds=SEEDS, **settings)
 
     assert torch.equal(x, kept)
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
@@ -128,7 +130,8 @@ def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm:
     """To the bit."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
-    x_adv = ATTACKS.load(name)(bands, x, labels_of(bands, x), seeds=SEEDS[:4], norm=norm, eps=0.0)
+    settings = asked(name, norm=norm, eps=0.0)
+    x_adv = ATTACKS.load(name)(bands, x, labels_of(bands, x), seeds=SEEDS[:4], **settings)
 
     assert torch.equal(x_adv, x)
 

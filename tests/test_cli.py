@@ -366,7 +366,10 @@ def test_images_of_a_size_that_the_network_cannot_take_are_refused(desk: Path) -
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["pgdd"], "unknown attack 'pgdd' (did you mean 'pgd'?): known are fgsm, noise, pgd"),
+        (
+            ["pgdd"],
+            f"unknown attack 'pgdd' (did you mean 'pgd'?): known are {', '.join(ATTACKS.entries)}",
+        ),
         (["noise:eps=x"], "noise: eps must be a number or a fraction such as 8/255, not 'x'"),
         (
             ["noise:trys=3"],
@@ -450,10 +453,10 @@ def test_a_mistake_about_a_preset_is_one_sentence(
     [
         (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'?"),
         (["evaluate"], "Missing argument 'CHECKPOINT'."),
-        (["report"], "Missing argument 'RUN'."),
+        (["report"], "Missing argument 'RUN...'."),
         (
             ["list", "nope"],
-            "Invalid value for '[WHAT]': 'nope' is not one of 'attacks', 'data', 'p",
+            "Invalid value for '[WHAT]': 'nope' is not one of 'attacks', 'int",
         ),
         (["evaluate", "demo", "--sampels", "3"], "No such option '--sampels'. (Did you mean"),
         (
@@ -853,12 +856,12 @@ def test_list_shows_everything_there_is() -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     headings = [line for line in result.stdout.splitlines() if line and line[0] != " "]
-    assert headings == ["attacks", "data", "presets"]
+    assert headings == ["attacks", "interpreters", "data", "presets"]
     assert "…" not in result.stdout
     assert "nb_random_init=1,loss_type=difference_logits_ratio\n" in result.stdout
 
 
-@pytest.mark.parametrize("what", ["attacks", "data", "presets"])
+@pytest.mark.parametrize("what", ["attacks", "interpreters", "data", "presets"])
 def test_list_shows_one_kind_as_json(what: str) -> None:
     """Nothing but JSON; a line on each."""
     content = json.loads(ran("list", what, "--json").stdout)

@@ -156,4 +156,4 @@ def test_help_has_headings_and_examples() -> None:
 
     for heading in ("Data:", "Model:", "Objective:", "Training:", "Run:"):
         assert heading in text
-    assert "robusteval train --data digits --arch robusteval:digits_cnn --out net.safet" in text
+    assert "robusteval train --data digits --arch robusteval:digits_cnn" in text
