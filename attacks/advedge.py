@@ -1,0 +1,226 @@
+"""Attacks on a classifier together with the maps that explain it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, autograd, nn
+
+from robusteval.art import ArtAttack
+from robusteval.dual import Best, Dual, Plan, Settings, Smoothing
+from robusteval.edges import edge_weights
+from robusteval.norms import Ball
+from robusteval.registry import ATTACKS
+from robusteval.search import Stop
+from robusteval.searches import Base, Flow, Search, Signed, Tanh
+from robusteval.seeds import random_targets
+
+Stage = Literal["preset", "warmup", "all"]
+Target = Literal["runner_up", "random", "least_likely"]
+MapClass = Literal["predicted", "target"]
+
+
+@ATTACKS.add(
+    "advedge",
+    norms=("linf",),
+    knowledge="white-box",
+    unbounded={"search": {"cw": "l2", "stadv": "none"}},
+)
+def advedge(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    seeds: Tensor | None = None,
+    mask: Tensor | None = None,
+    variant: Literal["adv2", "advedge", "advedge_plus"] = "advedge",
+    search: Literal["pgd", "cw", "stadv"] = "pgd",
+    interpreter: str = "grad",
+    settings: Literal["fast", "released", "paper"] = "fast",
+    eps: float = 8 / 255,
+    step: float | None = None,
+    warmup: int | None = None,
+    steps: int | None = None,
+    weight: float = 1.0,
+    edge_stage: Literal["preset", "warmup", "all"] = "preset",
+    alpha: float = 0.1,
+    edges: Literal["sobel", "random", "inverse"] = "sobel",
+    edge_normalise: bool = False,
+    smoothing: Literal["preset", "none", "uniform", "published"] = "preset",
+    target: Literal["runner_up", "random", "least_likely"] = "runner_up",
+    map_class: Literal["predicted", "target"] = "predicted",
+    confidence: float | None = None,
+    every: int | None = None,
+    stop: Stop = "8bit",
+) -> Tensor:
+    """Reach a class while the explanation stays as it was: ADV2, AdvEdge and AdvEdge+.
+
+    Interpretable Deep Learning under Fire, arXiv:1812.00891 (ADV2), and Hardening Interpretable
+    Deep Learning Systems, arXiv:2211.15926 (AdvEdge, Eq. 7 to 15; reconstructed from it and the
+    code published with it). A warm-up towards the class alone, then class and map together; the
+    result is the image of the nearest map among those that are predicted as the class. Departs
+    from that code in choosing for each image by itself, in projecting every step to [0, 1], in a
+    warm-up of the C&W search that weighs the class as the rest does (as published it hardly
+    moves), and in unrolling MASK within one loss instead of bisecting its step.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Reach class `y`; otherwise the class that `target` picks for each image.
+    seeds : Tensor, optional
+        One seed per image ``(n,)`` for all that is drawn; zeros if not given.
+    mask : Tensor, optional
+        Broadcastable to `x`; zero where a pixel may not change.
+    variant : {"adv2", "advedge", "advedge_plus"}
+        Where the image may change: anywhere alike, in proportion to the strength of its edges, or
+        only where that exceeds `alpha`; see `robusteval.edges.edge_weights`.
+    search : {"pgd", "cw", "stadv"}
+        Signed steps in the linf ball of radius `eps`; or, without a radius, at a cost of the
+        squared l2 distance (C&W, arXiv:1608.04644) or of moving neighbouring pixels differently
+        (StAdv, arXiv:1801.02612). See `robusteval.searches`.
+    interpreter : str
+        Name of a differentiable interpreter, or several joined by ``+``, all fooled at once.
+    settings : {"fast", "released", "paper"}
+        What decides where a parameter is None or ``preset``. `released`: as the published code,
+        edges in the warm-up only. `paper`: equal budgets for all variants, edges in every step,
+        smoothing that sums to one. `fast`: a tenth of the steps, edges in the warm-up.
+    eps : float
+        Radius of the ball of `search=pgd`, in units of the [0, 1] pixel range; no other search
+        has one.
+    step : float, optional
+        Length of a step: for `pgd` in units of the [0, 1] pixel range, eps / 8 if not given; else
+        the learning rate, for `stadv` in pixels.
+    warmup : int, optional
+        Steps towards the class alone.
+    steps : int, optional
+        Steps towards class and map.
+    weight : float
+        Factor on the preset's weights of the map; 0 leaves the map out of the steps, not out of
+        the choice of the result.
+    edge_stage : {"preset", "warmup", "all"}
+        Whether edges restrict the warm-up, as in the published code, or every step, as in the
+        formulas. With `all`, `advedge_plus` changes nothing off the edges.
+    alpha : float
+        Least strength of an edge for `advedge_plus`, in units of the [0, 1] pixel range.
+    edges : {"sobel", "random", "inverse"}
+        Edges, or as controls equally many random places or those without an edge.
+    edge_normalise : bool
+        Divide the strength of edges by the image's largest.
+    smoothing : {"preset", "none", "uniform", "published"}
+        Target probabilities of the cross-entropy: one; from U(0.95, 1) at first to U(0.99, 1)
+        with the rest shared by the other classes; or, as published, a ninth of the rest to each
+        of them, which for k classes sums to more than one if k is above 10.
+    target : {"runner_up", "random", "least_likely"}
+        Without `targeted`, the class to reach: the most likely one besides the label, a random
+        one besides it, or the least likely one.
+    map_class : {"predicted", "target"}
+        Class of the benign map. The map of the attacked image is that of the class to reach.
+    confidence : float, optional
+        Least probability of the class for an image to be chosen.
+    every : int, optional
+        Steps between one comparison of maps and the next.
+    stop : {"8bit", "float", "never"}
+        What is compared: images rounded to 8 bits inside the ball, or as they are; `never`
+        returns the last image. All steps are taken in any case, as the map still improves.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)`` in [0, 1]; the last ones where the class was not reached.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, an interpreter is unknown, has no derivative or does not
+        fit the network, or a target is no class.
+    """
+    words: dict[str, tuple[str, Any]] = {
+        "search": (search, Base),
+        "settings": (settings, Settings),
+        "edge_stage": (edge_stage, Stage),
+        "smoothing": (smoothing, Smoothing),
+        "target": (target, Target),
+        "map_class": (map_class, MapClass),
+        "stop": (stop, Stop),
+    }
+    for name, (word, kind) in words.items():
+        if word not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {word!r}")
+    if step is not None and not 0 < step < math.inf:
+        raise ValueError(f"step must be positive, not {step:g}")
+    plan = Plan.made(
+        interpreter.split("+"), settings, search, variant, smoothing, min(x.shape[2:])
+    ).changed(warmup=warmup, steps=steps, weight=weight, confidence=confidence, every=every)
+
+    # where the image may change, and how far each step goes there
+    edge = edge_weights(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
+    throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
+    free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
+    if throughout and variant == "advedge_plus":
+        free = free & (edge != 0)  # exactly, whatever a step or rounding would do
+    moves: Search
+    if search == "pgd":
+        moves = Signed(Ball.around(x, "linf", eps, free), eps / 8 if step is None else step)
+    elif search == "cw":
+        moves = Tanh(x, free, step or plan.rate)
+    else:
+        moves = Flow(x, free, step or plan.rate, seeds, tau=plan.tau, neighbours=plan.neighbours)
+
+    if len(x) == 0:
+        for explainer in plan.explainers:
+            explainer.maps(model, x, y, seeds)  # for its checks
+        return x.clone()
+    with torch.no_grad():
+        logits = model(x)
+    goal = checked(y, logits) if targeted else chosen(logits, y, target, seeds)
+    shown = logits.argmax(1) if map_class == "predicted" else goal
+    dual = Dual(model, x, goal, shown, plan, seeds)
+    best = Best(dual, moves, x, stop)
+
+    here: Tensor | None = None
+    for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
+        if plan.begins(i):
+            moves.restart()
+        here = edge if throughout or i < 0 else None
+        point = moves.point.detach().requires_grad_()
+        x_adv = moves.images(point, here)
+        loss, hit = dual.loss(x_adv, i)
+        cost = moves.penalty(point, x_adv)
+        grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
+        if i >= 0 and i % plan.every == 0:
+            best.take(x_adv.detach(), hit)
+        moves.step(grad, here)
+    return best.after(moves.images(moves.point, here).detach())
+
+
+def checked(y: Tensor, logits: Tensor) -> Tensor:
+    """The classes to reach ``(n,)``; ValueError if one is none of those of logits ``(n, k)``."""
+    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise ValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}")
+    return y
+
+
+def chosen(logits: Tensor, y: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
+    """A class other than `y` for each image ``(n,)``."""
+    if logits.shape[1] < 2:
+        raise ValueError("there is no class to reach: the model has only one")
+    if target == "random":
+        drawn = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds
+        return random_targets(y, drawn, logits.shape[1])
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf if target == "runner_up" else torch.inf)
+    return others.argmax(1) if target == "runner_up" else others.argmin(1)
+
+
+class AdvEdge(ArtAttack):
+    """`advedge` as an ART evasion attack."""
+
+    perturb = staticmethod(advedge)

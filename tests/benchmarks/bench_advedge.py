@@ -1,0 +1,245 @@
+"""What `advedge` does to classes and maps, and how fast. Run by hand.
+
+    python tests/benchmarks/bench_advedge.py
+    python tests/benchmarks/bench_advedge.py CHECKPOINT --data DATA --arch SPEC [--mean … --std …]
+
+Of correctly classified images, each with a random class to reach:
+
+- success as 8-bit images, mean absolute difference of the scaled maps, and its paired difference
+  from the baseline with a 95 % interval; the baseline is plain targeted PGD with as many steps
+  for the search `pgd`, the same search without the map term for the others
+- seconds per step of class and map against the forward and backward passes that it must do, the
+  least of several alternating rounds
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
+
+import click
+import torch
+from torch import Tensor, autograd
+from torch.nn import functional as F
+
+from robusteval.attacks.advedge import advedge
+from robusteval.attacks.pgd import pgd
+from robusteval.checkpoint import load
+from robusteval.commands.shell import numbers
+from robusteval.data import draw, open_data
+from robusteval.dual import Settings, recipe_for
+from robusteval.edges import Variant
+from robusteval.interpreters.distance import Explainer, mean_distance
+from robusteval.interpreters.gradient import smooth_relu
+from robusteval.model import Classifier, counting, frozen, predictions
+from robusteval.norms import quantise, ssim
+from robusteval.seeds import random_targets
+from robusteval.zoo import demo
+
+BATCH = 64
+VARIANTS = get_args(Variant)
+
+
+def correct_images(model: Classifier, spec: str, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of a seeded draw that the model classifies correctly."""
+    data = open_data(spec, channels=model.identity["input_channels"])
+    found: list[tuple[Tensor, Tensor]] = []
+    index = draw(len(data), None, 0)
+    for start in range(0, len(index), BATCH):
+        batch = data.batch(index[start : start + BATCH])
+        with torch.no_grad():
+            right = predictions(model(batch.x)) == batch.y
+        found.append((batch.x[right], batch.y[right]))
+        if sum(len(y) for _, y in found) >= count:
+            break
+    x, y = (torch.cat(column)[:count] for column in zip(*found, strict=True))
+    return x, y
+
+
+class Compared:
+    """Results of one search on one interpreter beside those of its baseline."""
+
+    def __init__(
+        self, model: Classifier, x: Tensor, y: Tensor, goal: Tensor, interpreter: str
+    ) -> None:
+        self.model, self.x, self.goal = model, x, goal
+        self.explainer = Explainer.named(interpreter, {})
+        self.benign = self.explainer.maps(model, x, y, None)[0]
+        self.base: Tensor | None = None
+
+    def show(self, name: str, attack: Callable[[], Tensor]) -> None:
+        """One line; the first is the baseline."""
+        started = time.perf_counter()
+        with counting(self.model, len(self.x), self.x.device) as passes:
+            x_adv = quantise(attack())
+        seconds = time.perf_counter() - started
+        with torch.no_grad():
+            reached = predictions(self.model(x_adv)) == self.goal
+            maps = self.explainer.maps(self.model, x_adv, self.goal, None)[0]
+        far = mean_distance(maps, self.benign)
+        line = (
+            f"{name:34}{float(reached.double().mean()):8.3f}{float(far.mean()):8.4f}"
+            f"{float(ssim(x_adv, self.x).mean()):8.4f}{float(passes.forwards.mean()):8.0f}"
+            f"{float(passes.backwards.mean()):7.0f}{seconds / len(self.x):8.2f}"
+        )
+        if self.base is not None:
+            gap = far - self.base
+            wide = 1.96 * float(gap.std()) / math.sqrt(len(gap))
+            ratio = float(far.mean() / self.base.mean())
+            line += f"{float(gap.mean()):10.4f} ± {wide:.4f}{ratio:8.2f}"
+        else:
+            self.base = far
+        click.echo(line)
+
+
+def print_figures(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    search: str,
+    interpreter: str,
+    settings: Settings,
+    eps: float,
+) -> None:
+    """Baseline and the three variants."""
+    seeds = torch.arange(len(x))
+    goal = random_targets(y, seeds, model.num_classes)
+    table = Compared(model, x, y, goal, interpreter)
+    click.echo(
+        f"\n{search + ' ' + interpreter + ' ' + settings:34}{'reached':>8}{'map':>8}{'SSIM':>8}"
+        f"{'forw.':>8}{'backw.':>7}{'s':>8}{'difference':>19}{'ratio':>8}"
+    )
+    common: dict[str, Any] = {
+        "targeted": True,
+        "seeds": seeds,
+        "search": search,
+        "interpreter": interpreter,
+        "settings": settings,
+        "eps": eps,
+    }
+    recipe = recipe_for(interpreter, settings, search, "advedge")
+    steps = recipe.warmup + recipe.steps
+    if search == "pgd":
+        plain: dict[str, Any] = {
+            "steps": steps,
+            "step": eps / 8,
+            "random_start": False,
+            "stop": "never",
+        }
+        table.show(
+            "plain targeted pgd",
+            lambda: pgd(model, x, goal, targeted=True, eps=eps, **plain),
+        )
+    table.show(
+        "without the map",
+        lambda: advedge(model, x, goal, variant="adv2", weight=0.0, **common),
+    )
+    for variant in VARIANTS:
+        table.show(variant, partial(advedge, model, x, goal, variant=variant, **common))
+
+
+def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
+    """Seconds per step of class and map, every image in every step."""
+    steps, goal = 5, (y + 1) % model.num_classes
+    settings: dict[str, Any] = {
+        "targeted": True,
+        "variant": "adv2",
+        "warmup": 0,
+        "every": 10**6,
+        "stop": "never",
+    }
+
+    def image() -> Tensor:
+        return x.detach().clone().requires_grad_()
+
+    def cam_alone() -> None:
+        for _ in range(steps):
+            z = image()
+            autograd.grad(F.cross_entropy(model(z), goal, reduction="sum"), z)
+
+    def grad_alone() -> None:
+        # a pass for the class; a pass, its derivative and that one's derivative for the map
+        for _ in range(steps):
+            z = image()
+            loss = F.cross_entropy(model(z), goal, reduction="sum")
+            with smooth_relu():
+                score = model(z).gather(1, goal.unsqueeze(1)).sum()
+                (slope,) = autograd.grad(score, z, create_graph=True)
+            autograd.grad(loss + slope.square().sum(), z)
+
+    def run(interpreter: str, count: int) -> Callable[[], object]:
+        return lambda: advedge(
+            model,
+            x,
+            goal,
+            interpreter=interpreter,
+            steps=count,
+            **settings,
+        )
+
+    jobs = {
+        "cam must": cam_alone,
+        "grad must": grad_alone,
+        # the difference of two lengths leaves out what is done once
+        "cam 1": run("cam", 1),
+        "cam": run("cam", 1 + steps),
+        "grad 1": run("grad", 1),
+        "grad": run("grad", 1 + steps),
+    }
+    best = dict.fromkeys(jobs, math.inf)
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            job()
+            best[name] = min(best[name], time.perf_counter() - started)
+    click.echo(f"\nper step, {len(x)} images; ratio to the passes it must do")
+    for name in ("cam", "grad"):
+        must, does = best[f"{name} must"] / steps, (best[name] - best[f"{name} 1"]) / steps
+        click.echo(f"{name:8}{1e3 * must:9.1f} ms{1e3 * does:9.1f} ms{does / must:8.3f}")
+
+
+@click.command()
+@click.argument("checkpoint", default="demo")
+@click.option("--data", default="digits")
+@click.option("--arch")
+@click.option("--mean", callback=numbers)
+@click.option("--std", callback=numbers)
+@click.option("--images", default=50)
+@click.option("--rounds", default=3)
+@click.option("--search", default="pgd")
+@click.option("--interpreter", multiple=True, default=("cam", "grad"))
+@click.option("--settings", type=click.Choice(get_args(Settings)), default="fast")
+@click.option("--eps", default=8.0, help="radius of pgd in grey levels")
+@click.option("--part", type=click.Choice(["figures", "time"]), multiple=True)
+def main(
+    checkpoint: str,
+    data: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    images: int,
+    rounds: int,
+    search: str,
+    interpreter: tuple[str, ...],
+    settings: Settings,
+    eps: float,
+    part: tuple[str, ...],
+) -> None:
+    """Print the tables."""
+    path = str(demo()) if checkpoint == "demo" else checkpoint
+    model = load(path, arch=arch, mean=mean, std=std)
+    x, y = correct_images(model, data, images)
+    click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
+    with frozen(model):
+        if not part or "figures" in part:
+            for name in interpreter:
+                print_figures(model, x, y, search, name, settings, eps / 255)
+        if not part or "time" in part:
+            print_time(model, x, y, rounds)
+
+
+if __name__ == "__main__":
+    main()
