@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from robusteval.metrics import wilson
 from robusteval.records import Picture, Run, load_pictures, visible
 
-from . import figures, pictures, words
+from . import figures, maps, pictures, words
 from .tables import Checked, as_dict
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ BUDGETS = {  # name and unit of what attacks may spend
 }
 PLACES = (
     "Of each attack the easiest, a median and the hardest image: by the margin that is left within"
-    " a radius, by distance without one. Changes are amplified around mid-grey."
+    " a radius, by distance without one. Changes are amplified around mid-grey. Maps, where"
+    " interpreters were asked for, are for the class predicted, bright where high."
 )
 
 
@@ -94,7 +95,13 @@ def compiled() -> Template:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        words=words, places=PLACES, title=title, doubtful=doubtful, contents=contents, bar=bar
+        words=words,
+        maps=maps,
+        places=PLACES,
+        title=title,
+        doubtful=doubtful,
+        contents=contents,
+        bar=bar,
     )
     environment.filters["sha256"] = lambda text: encoded(hashlib.sha256(text.encode()).digest())
     source = resources.files("robusteval.reports").joinpath("report.html.jinja")
@@ -160,6 +167,7 @@ def contents(page: Page) -> list[str]:
     sections = {
         "Gates": record["gates"],
         attacks: record["attacks"],
+        "Explanations": record["interpreters"],
         "Budgets": page.curves,
         "Gallery": page.gallery,
         "Detectors": any(defense["detector"] for defense in record["defenses"]),

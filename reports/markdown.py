@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from robusteval.records import Run, visible
 
-from . import words
+from . import maps, words
 from .tables import Checked, as_dict
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
@@ -58,6 +58,8 @@ def document(record: words.Record) -> Iterator[str]:
         if record["defenses"]:
             yield from matrix(record)
         yield from table(record)
+    if record["interpreters"]:
+        yield from explanations(record)
     yield from listed("Findings", map(words.finding, record["findings"]))
     yield from listed("Trust probes", words.probes(record))
     yield from listed("Without a result", words.absences(record))
@@ -125,6 +127,18 @@ def table(record: words.Record) -> Iterator[str]:
         cells = [prose(c.cell(line.numbers)) if line.numbers else "" for c in columns]
         yield row([title_of(line), *cells])
     yield from ("", prose(words.legend(record)))
+
+
+def explanations(record: words.Record) -> Iterator[str]:
+    """What attacks did to maps."""
+    yield from listed("Explanations", maps.sentences(record))
+    for table in maps.tables(record):
+        yield from ("", f"### {prose(table.title)}", "")
+        yield row(["attack", *map(code, table.columns)])
+        yield row([LEFT, *(LEFT for _ in table.columns)])
+        for name, cells in table.rows:
+            yield row([code(name), *(prose("; ".join(lines)) for lines in cells)])
+        yield from ("", prose(table.note))
 
 
 def title_of(line: words.Line | words.Row) -> str:

@@ -92,6 +92,11 @@ def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
     factor = amplification(kept.delta)
     change = f"change {times(factor)}"
     attacked, amplified = kept.clean / 255 + kept.delta, 0.5 + factor * kept.delta
+    explained = [
+        picture
+        for name, (benign, changed) in kept.maps.items()
+        for picture in heat(outcome, at, number, name, benign, changed)
+    ]
     return Sample(
         f"{kept.place}: {number}",
         verdict(run, outcome, at),
@@ -99,6 +104,7 @@ def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
             shown(number, "clean", before, kept.clean / 255),
             shown(number, "attacked", after, attacked),
             replace(shown(number, change, far, amplified), change=True),
+            *explained,
         ),
     )
 
@@ -106,6 +112,25 @@ def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
 def shown(number: str, what: str, caption: Sequence[str], image: Array) -> Shown:
     """A picture of an image ``(h, w, c)`` in [0, 1]."""
     return Shown(what, caption, f"{number}, {what}: {words.joined(*caption)}", viewable(image))
+
+
+def heat(
+    outcome: Outcome, at: int, number: str, name: str, benign: Array, changed: Array
+) -> Iterator[Shown]:
+    """The maps of an image before and after, and how far they are apart, bright where high."""
+    from matplotlib import colormaps
+
+    c = outcome.columns
+    apart = f"distance {c[f'map_distance:{name}'][at]:.3f}"
+    beside = f"noise {c[f'map_noise:{name}'][at]:.3f}"
+    views: tuple[tuple[str, list[str], Array], ...] = (
+        (f"{name}, clean", [], benign),
+        (f"{name}, attacked", [], changed),
+        (f"{name}, difference", [apart, beside], np.abs(changed - benign)),
+    )
+    for title, caption, values in views:
+        known = np.nan_to_num(values.astype(np.float32)).clip(0, 1)
+        yield shown(number, title, caption, np.asarray(colormaps["inferno"](known))[..., :3])
 
 
 def class_of(run: Run, index: Any) -> str:

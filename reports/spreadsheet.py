@@ -16,6 +16,7 @@ from .ci import names
 # return hide one
 ACTIVE = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 WAYS = {"float": "", "eight_bit": "_8bit", "png": "_png"}
+MAPS = ("distance", "noise", "floor", "iou")
 DISTANCES = ("l0", "l0_pixels", "l1", "l2", "linf", "ssim", "psnr")
 COLUMNS = (
     *("run", "kind", "defense", "adaptive", "attack", "knowledge", "norm", "eps", "targeted"),
@@ -23,16 +24,18 @@ COLUMNS = (
     *(f"accuracy{way}{part}" for way in WAYS.values() for part in ("_k", "", "_low", "_high")),
     *("success_k", "success", "median_distance", "mean_distance", *DISTANCES),
     *("forwards", "backwards", "seconds", "unique_breaks"),
+    *("confidence", "noise_rate", "edge_energy", "edge_area", "interpreter", "map_attacked"),
+    *(f"map_{what}{part}" for what in MAPS for part in ("", "_low", "_high")),
 )
 
 
 def to_csv(records: Sequence[words.Record]) -> str:
     """The numbers of runs as CSV (RFC 4180), in full precision.
 
-    The column `kind` says what the accuracy of a row is: "clean" of the images as they are,
-    "attack" after one attack, "worst case" after the best attack for each image. Numbers that do
-    not exist are empty; text that a spreadsheet would take for a formula begins with an
-    apostrophe.
+    The column `kind` says what a row is about: the accuracy of the images as they are ("clean"),
+    after one attack ("attack"), after the best attack for each image ("worst case"), or what an
+    attack did to the maps of one interpreter ("map"). Numbers that do not exist are empty; text
+    that a spreadsheet would take for a formula begins with an apostrophe.
     """
     page = io.StringIO(newline="")
     writer = csv.DictWriter(page, COLUMNS, restval="", quoting=csv.QUOTE_NONNUMERIC)
@@ -57,6 +60,30 @@ def rows(record: words.Record) -> Iterator[dict[str, Any]]:
         yield {"kind": "attack", "attack": row["spec"], **known, **numbers(row)}
     for case in record["worst_cases"]:
         yield {"kind": "worst case", "attack": listed(case["attacks"]), **numbers(case)}
+    if record["interpreters"]:
+        for row in record["interpreters"]["attacks"]:
+            yield from map_rows(row)
+
+
+def map_rows(row: words.Record) -> Iterator[dict[str, Any]]:
+    """A row for each interpreter: means over the images on which an attack succeeds."""
+    means = ("confidence", "noise_rate", "edge_energy", "edge_area")
+    known = {
+        "kind": "map",
+        **{key: row[key] for key in ("defense", "adaptive")},
+        "attack": row["spec"],
+        "attacked": row["success_rate"]["n"],
+        "success_k": row["success_rate"]["k"],
+        "success": row["success_rate"]["value"],
+        **{name: row[name]["value"] for name in means},
+    }
+    for one in row["maps"]:
+        made = {"interpreter": one["interpreter"], "map_attacked": one["attacked"]}
+        for what in MAPS:
+            mean = one[what] or {}
+            made[f"map_{what}"] = mean.get("value")
+            made |= {f"map_{what}_{end}": mean.get(end) for end in ("low", "high")}
+        yield known | made
 
 
 def listed(specs: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from robusteval import metrics
 from robusteval.metrics import Rate
 from robusteval.records import Defended, Outcome, Run, Threat, show_number
 
+from .maps import maps_of
 from .words import verdict
 
 SCHEMA = 1
@@ -68,6 +69,7 @@ def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
         ],
         "defenses": [defense_of(run, defended) for defended in run.defenses],
         "curves": list(curves_of(run)),
+        "interpreters": maps_of(run),
         "probes": [
             {"probe": outcome.role, **attack_of(outcome, position)}
             for outcome in run.outcomes

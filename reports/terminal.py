@@ -15,12 +15,13 @@ from rich.text import Text
 
 from robusteval.records import Run, visible
 
-from . import words
+from . import maps, words
 from .tables import Checked, as_dict
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
 GAP = 2  # between columns
+SHORT = 12  # a line of the title of a column
 STYLES = {"clean": "", "threat": "italic", "attack": "", "worst": "bold"}
 MARKS = {"✗": "red", "!": "yellow", "?": "yellow", "✓": "", "-": ""}
 PLAIN = str.maketrans({"–": "-", "✗": "x", "✓": "+", "×": "x", "“": '"', "”": '"'})
@@ -51,6 +52,8 @@ def print_table(run: Run, console: Console, check: Checked | None = None) -> Non
     gates(console, record)
     if record["attacks"]:
         tables(console, record)
+    if record["interpreters"]:
+        explanations(console, record)
     listed(console, "Findings", [words.finding(finding) for finding in record["findings"]])
     listed(console, "Trust probes", [f"- {probe}" for probe in words.probes(record)])
     listed(console, "Without a result", [f"✗ {absence}" for absence in words.absences(record)])
@@ -172,6 +175,24 @@ def tables(console: Console, record: words.Record) -> None:
     put_tables(console, names, [strength + cost] if record["defenses"] else [strength, cost])
     console.print()
     say(console, words.legend(record), "dim")
+
+
+def explanations(console: Console, record: words.Record) -> None:
+    """What attacks did to maps: a table after the other, then what follows."""
+    for table in maps.tables(record, brief=True):
+        heading(console, table.title)
+        columns = [
+            Shown(
+                folded(show(console, title), SHORT),
+                ["\n".join(show(console, line) for line in cells[i]) for _, cells in table.rows],
+                left=True,
+            )
+            for i, title in enumerate(table.columns)
+        ]
+        put_tables(console, [(name, "attack") for name, _ in table.rows], [columns])
+        console.print()
+        say(console, table.note, "dim")
+    listed(console, "Explanations", [f"- {line}" for line in maps.sentences(record)])
 
 
 def show(console: Console, content: str) -> str:

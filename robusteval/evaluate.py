@@ -21,6 +21,7 @@ from robusteval.data import Data
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
 from robusteval.gallery import Gallery, hardness
 from robusteval.guard import out_of_memory, sentence
+from robusteval.interpretation import Measurement
 from robusteval.judge import confidence, judge, repaired, untouched
 from robusteval.losses import Loss, attacker_loss, margin
 from robusteval.model import block_size, counting, frozen, predictions
@@ -46,6 +47,7 @@ def evaluate(
     out: Path | str | None = None,
     fresh: bool = False,
     probes: bool = True,
+    interpreters: Sequence[str | Spec] = (),
     progress: Progress | None = None,
 ) -> Run:
     """Attack a classifier and judge the results.
@@ -71,6 +73,9 @@ def evaluate(
         Throw away what is in `out`.
     probes : bool
         Run the extra attacks on a few images that the trust checks need.
+    interpreters : sequence of str or Spec
+        Such as ``"cam"`` or ``"grad:pool=2"``: whose maps are compared before and after each
+        attack, see `robusteval.interpretation`.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -88,7 +93,14 @@ def evaluate(
     """
     progress = progress or Silent()
     plan = prepare(
-        classifier, data, attacks, samples=samples, seed=seed, probes=probes, progress=progress
+        classifier,
+        data,
+        attacks,
+        samples=samples,
+        seed=seed,
+        probes=probes,
+        interpreters=interpreters,
+        progress=progress,
     )
     if out is not None:
         return execute(plan, Path(out), batch_size=batch_size, fresh=fresh, progress=progress)
@@ -172,7 +184,10 @@ class Execution:
         self.outcomes: list[Outcome] = []
         self.failures: dict[str, str] = {}
         self.notes: list[str] = []
-        self.findings: list[Finding] = []
+        self.findings: list[Finding] = list(plan.findings)
+        self.measurement = None
+        if plan.interpreters:
+            self.measurement = Measurement(plan.classifier, plan.interpreters, plan.seed)
         self.clean: Columns = {}
 
     def run(self) -> Run:
@@ -334,14 +349,16 @@ class Execution:
 
     def attack_cell(self, attack: Attack) -> Outcome:
         """One attack on every image that was right at first; a probe on the first few of them."""
-        key = digest(
-            {
-                "role": attack.role,
-                "attack": attack.spec.name,
-                "resolved": attack.resolved,
-                "basis": self.basis(),
-            }
-        )
+        measurement = self.measurement if attack.role == "attack" else None
+        facts = {
+            "role": attack.role,
+            "attack": attack.spec.name,
+            "resolved": attack.resolved,
+            "basis": self.basis(),
+        }
+        if measurement is not None:
+            facts["maps"] = self.plan.config["maps"]
+        key = digest(facts)
         self.keys.append(key)
         stored = self.store.outcome(key)
         if stored is not None:
@@ -373,6 +390,8 @@ class Execution:
         )
         clean = {name: column[shown] for name, column in self.clean.items()}
         columns = untouched(clean)
+        if measurement is not None:
+            columns |= {name: np.full(len(shown), np.nan) for name in measurement.names()}
         for name, values in found.items():
             columns[name][np.searchsorted(shown, rows)] = values
         outcome = Outcome(
@@ -408,6 +427,13 @@ class Execution:
 
         columns = judge(model, x_adv, x, y, attack.threat)
         columns["target"] = goal.cpu().numpy() if targeted else np.full(len(x), -1)
+        maps: Columns = {}
+        if self.measurement is not None and attack.role == "attack":
+            changed, _ = repaired(x_adv.detach().to(x), x, attack.threat)
+            measure = partial(self.measured, self.measurement, positions, x, changed, columns)
+            found = self.roomy(measure, np.arange(len(x)))
+            columns |= {name: found.pop(name) for name in self.measurement.names()}
+            maps = {name: column for name, column in found.items() if name != "row"}
         if gallery is not None:
 
             def images(some: Positions) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -415,13 +441,32 @@ class Execution:
                 changed, _ = repaired(x_adv[some].detach().to(z), z, attack.threat)
                 return pixels(quantise(z) * 255).round().astype(np.uint8), pixels(changed - z)
 
-            gallery.offer(positions, batch.ids, hardness(columns, attack.threat), images)
+            gallery.offer(positions, batch.ids, hardness(columns, attack.threat), images, maps)
         return {
             **columns,
             "forwards": passes.forwards.double().cpu().numpy(),
             "backwards": passes.backwards.double().cpu().numpy(),
             "seconds": np.full(len(x), seconds / len(x)),
         }
+
+    def measured(
+        self,
+        measurement: Measurement,
+        positions: Positions,
+        x: Tensor,
+        x_adv: Tensor,
+        judged: Columns,
+        some: Positions,
+    ) -> Columns:
+        """What became of the maps of some images of a batch; not booked as the attack's cost."""
+        rows = positions[some]
+        return measurement.columns(
+            x[some],
+            x_adv[some],
+            self.clean["id"][rows],
+            self.clean["pred_clean"][rows],
+            judged["pred_adv"][some],
+        )
 
     def filled(
         self,

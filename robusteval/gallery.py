@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.records import Columns, Picture, Threat
+from robusteval.records import Columns, Picture, Threat, stored_maps
 
 SPARE = 8  # candidates for the median
 
@@ -30,7 +30,12 @@ class Gallery:
         return self._kept
 
     def offer(
-        self, rows: Array, ids: Array, hard: Array, images: Callable[[Array], tuple[Array, Array]]
+        self,
+        rows: Array,
+        ids: Array,
+        hard: Array,
+        images: Callable[[Array], tuple[Array, Array]],
+        maps: Columns | None = None,
     ) -> None:
         """Consider a batch.
 
@@ -41,6 +46,9 @@ class Gallery:
         images : callable
             Given positions in the batch ``(m,)``: the images ``(m, h, w, c)`` uint8 and what was
             changed of them, float. Called for those that are kept.
+        maps : dict of ndarray, optional
+            Of all images the maps ``(n, h', w')`` in [0, 1] that explain them, by
+            ``benign:NAME`` and ``changed:NAME``; the same names at every offer.
         """
         old = self._kept.get("row", np.zeros(0, np.int64))
         new = ~np.isin(rows, old)
@@ -52,9 +60,11 @@ class Gallery:
         keep = wanted(merged["id"], merged["hard"])
         stay, come = keep[keep < len(old)], keep[keep >= len(old)] - len(old)
         clean, delta = images(np.flatnonzero(new)[come])
+        arrays = {"clean": clean, "delta": delta.astype(np.float16)}
+        for name, values in (maps or {}).items():
+            arrays[name] = values[new][come].astype(np.float16)
         self._kept = {name: column[keep] for name, column in merged.items()} | {
-            "clean": joined(self._kept.get("clean"), stay, clean),
-            "delta": joined(self._kept.get("delta"), stay, delta.astype(np.float16)),
+            name: joined(self._kept.get(name), stay, array) for name, array in arrays.items()
         }
 
     def chosen(self, hard: Array) -> list[Picture]:
@@ -74,7 +84,9 @@ class Gallery:
 
     def _picture(self, place: str, at: int) -> Picture:
         c = self._kept
-        return Picture(place, int(c["row"][at]), c["clean"][at], c["delta"][at].astype(np.float32))
+        maps = {name: (one[at], other[at]) for name, one, other in stored_maps(c)}
+        delta = c["delta"][at].astype(np.float32)
+        return Picture(place, int(c["row"][at]), c["clean"][at], delta, maps)
 
 
 PLACES = ("easiest", "median", "hardest")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from robusteval import __version__
 from robusteval.data import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.guard import sentence
+from robusteval.interpretation import Interpreter, described
 from robusteval.model import Classifier, frozen
 from robusteval.progress import Progress, Silent
-from robusteval.records import Spec, Threat, digest
+from robusteval.records import Finding, Spec, Threat, digest
 from robusteval.registry import ATTACKS, parse
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Plan:
     seed: int
     probes: bool
     config: dict[str, Any]
+    interpreters: tuple[Interpreter, ...] = ()
+    findings: tuple[Finding, ...] = ()  # what a reader must know of the choice of attacks
 
     @property
     def key(self) -> str:
@@ -65,9 +69,15 @@ def prepare(
     samples: int | None = None,
     seed: int = 0,
     probes: bool = True,
+    interpreters: Sequence[str | Spec] = (),
+    optional: Sequence[Spec] = (),
     progress: Progress | None = None,
 ) -> Plan:
-    """Check everything that can be checked before the first attack; see `evaluate`."""
+    """Check everything that can be checked before the first attack; see `evaluate`.
+
+    The attacks and interpreters that are also `optional` are left out, with a remark, where the
+    network cannot have them.
+    """
     progress = progress or Silent()
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
@@ -75,7 +85,24 @@ def prepare(
     model = classifier if isinstance(classifier, Classifier) else wrapped(classifier, data)
     check_labels(data, index, model)
     check_images(data, index, model)
-    built = tuple(build(spec, model, data.shape) for spec in attacks)
+    left_out: dict[str, str] = {}
+
+    def fitting(specs: Iterable[str | Spec], make: Callable[..., T]) -> tuple[T, ...]:
+        found = []
+        for spec in specs:
+            try:
+                found.append(make(spec, model, data.shape))
+            except UsageError as error:
+                if spec not in optional:
+                    raise
+                left_out[str(spec)] = str(error)
+        return tuple(found)
+
+    explained = fitting(interpreters, Interpreter.made)
+    check_interpreters(explained)
+    built = fitting(attacks, build)
+    if left_out and not built:
+        raise UsageError("; ".join(dict.fromkeys(left_out.values())))
     names = [str(attack.spec) for attack in built]
     if len({digest([attack.spec.name, attack.resolved]) for attack in built}) < len(built):
         raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
@@ -93,8 +120,20 @@ def prepare(
         "data": {"name": data.name, "sha256": sha256},
         "versions": versions(),
         "device": model.device.type,
+        **described(explained),
     }
-    return Plan(model, data, index, built, seed, probes, config)
+    findings = tuple(
+        Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
+        for spec, reason in left_out.items()
+    )
+    return Plan(model, data, index, built, seed, probes, config, explained, findings)
+
+
+def check_interpreters(interpreters: Sequence[Interpreter]) -> None:
+    """Refuse an interpreter that is asked for twice."""
+    if len({digest([each.spec.name, each.resolved]) for each in interpreters}) < len(interpreters):
+        names = ", ".join(str(each.spec) for each in interpreters)
+        raise UsageError(f"the same interpreter is asked for twice: {names}")
 
 
 def wrapped(module: nn.Module, data: Data) -> Classifier:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
 from robusteval.records import Spec
-from robusteval.registry import ATTACKS, parse, unknown
+from robusteval.registry import ATTACKS, INTERPRETERS, parse, unknown
 
 
 class Preset(NamedTuple):
@@ -20,6 +20,8 @@ class Preset(NamedTuple):
     description: str = ""
     samples: int | None = None
     seed: int | None = None
+    interpreter: tuple[Spec, ...] = ()
+    adapt: bool = False  # what a network cannot have is left out, with a remark
 
 
 # the type of each value, as a user would call it; the least a number may be
@@ -28,6 +30,8 @@ KINDS: dict[str, tuple[type, str]] = {
     "attack": (list, "a list of texts such as 'pgd:eps=8/255'"),
     "samples": (int, "a whole number from 1 up"),
     "seed": (int, "a whole number from 0 up"),
+    "interpreter": (list, "a list of texts such as 'cam'"),
+    "adapt": (bool, "true or false"),
 }
 LEAST = {"samples": 1, "seed": 0}
 
@@ -73,11 +77,15 @@ def checked(name: str, values: dict[str, Any]) -> Preset:
     texts = values.get("attack", [])
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{name}: attack must be {KINDS['attack'][1]}, not {texts!r}")
+    names = values.get("interpreter", [])
+    if not all(isinstance(text, str) for text in names):
+        raise UsageError(f"{name}: interpreter must be {KINDS['interpreter'][1]}, not {names!r}")
     try:
         specs = tuple(check(parse(text)) for text in texts)
+        interpreters = tuple(INTERPRETERS.check(parse(text)) for text in names)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
-    return Preset(**{**values, "attack": specs})
+    return Preset(**{**values, "attack": specs, "interpreter": interpreters})
 
 
 def check(spec: Spec) -> Spec:

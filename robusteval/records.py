@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,8 @@ SHAPE: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
 }
 
-Columns = dict[str, np.ndarray[Any, Any]]
+Values = np.ndarray[Any, Any]
+Columns = dict[str, Values]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -126,6 +128,8 @@ class Outcome:
     forwards, backwards, seconds : the image's share of the cost
     fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
     score, flagged : behind a detector, what it says of the attacked image, and its alarm
+    map_distance:NAME, map_iou:NAME, map_noise:NAME, map_floor:NAME, edge_energy, edge_area : where
+        interpreters were asked for, see `robusteval.interpretation.Measurement`
     """
 
     attack: Spec
@@ -177,6 +181,8 @@ class Picture(NamedTuple):
     row: int  # in the columns of its cell
     clean: np.ndarray[Any, Any]  # (h, w, c) uint8
     delta: np.ndarray[Any, Any]  # (h, w, c) float32, in units of the [0, 1] pixel range
+    # by interpreter the maps before and after, (h', w') float16 in [0, 1]
+    maps: Mapping[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -445,7 +451,20 @@ def as_columns(pictures: Sequence[Picture]) -> Columns:
         "clean": np.stack([picture.clean for picture in pictures]),
         # half precision is relative: it keeps three digits of any change
         "delta": np.stack([picture.delta for picture in pictures]).astype(np.float16),
+        **{
+            f"{when}:{name}": np.stack([picture.maps[name][i] for picture in pictures])
+            for name in pictures[0].maps
+            for i, when in enumerate(("benign", "changed"))
+        },
     }
+
+
+def stored_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
+    """The maps ``(m, h', w')`` among the arrays of pictures: interpreter, before, after."""
+    for name, values in columns.items():
+        when, _, interpreter = name.partition(":")
+        if when == "benign":
+            yield interpreter, values, columns[f"changed:{interpreter}"]
 
 
 def load_pictures(run: Run) -> dict[int, list[Picture]]:
@@ -462,9 +481,16 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
         if cell.get("pictures"):
             c = read_columns(folder / "pictures" / f"{cell['key']}.npz", cell["pictures"])
             rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
+            maps = list(stored_maps(c))
             found[position] = [
-                Picture(str(place), int(row), clean, delta.astype(np.float32))
-                for place, row, clean, delta in rows
+                Picture(
+                    str(place),
+                    int(row),
+                    clean,
+                    delta.astype(np.float32),
+                    {name: (before[i], after[i]) for name, before, after in maps},
+                )
+                for i, (place, row, clean, delta) in enumerate(rows)
             ]
     return found
 

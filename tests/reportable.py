@@ -184,3 +184,56 @@ def defended(
         Finding("zero-gradient", True, "The gradient is zero on 12 images.", str(PGD)),
     )
     return replace(run, **{"defenses": defenses, "findings": findings, **changed})
+
+
+def explained(make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 100, name: str = "") -> Run:
+    """Plain targeted PGD and attacks on maps, measured by three interpreters.
+
+    `name` is put into the name of one of them.
+    """
+    rng = np.random.default_rng(0)
+    right = np.arange(n) < 0.9 * n
+    threat = Threat("linf", 8 / 255, True)
+    interpreters = ("cam", "gradcam", f"mask{name}")
+
+    def attack(spec: Spec, share: float, near: dict[str, float]) -> Outcome:
+        made = np.arange(n) % 100 < 100 * share
+        columns: dict[str, Any] = {
+            "target": (np.arange(n) + 1) % 10,
+            "edge_energy": rng.uniform(0.3, 0.6, n),
+            "edge_area": rng.uniform(0.1, 0.3, n),
+        }
+        for each in interpreters:
+            spread = rng.normal(0, 0.01, n)
+            columns |= {
+                f"map_distance:{each}": np.where(right, near.get(each, 0.3) + spread, np.nan),
+                f"map_iou:{each}": np.where(right, 0.5, np.nan),
+                f"map_noise:{each}": np.where(right, 0.1 + spread, np.nan),
+            }
+        columns[f"map_floor:mask{name}"] = np.where(right, 0.31 + rng.normal(0, 0.01, n), np.nan)
+        outcome = make_outcome(made, right=right, spec=spec, threat=threat, **columns)
+        columns["pred_adv"] = np.where(made & right, columns["target"], outcome.columns["label"])
+        return replace(
+            outcome, columns={**outcome.columns, **columns}, resolved={"weight": 1.0, **spec[1]}
+        )
+
+    outcomes = (
+        attack(Spec("pgd", {"eps": 8 / 255, "targeted": True}), 0.95, {}),
+        attack(Spec("advedge", {"interpreter": "cam"}), 0.9, {"cam": 0.08, "gradcam": 0.1}),
+        attack(Spec("advedge", {"interpreter": "cam+mask"}), 0.8, {"cam": 0.15}),
+        attack(Spec("advedge", {"interpreter": "cam", "weight": 0}), 0.97, {"cam": 0.28}),
+    )
+    run = make_run(*outcomes)
+    facts = [
+        {
+            "spec": each,
+            "name": each.removesuffix(name) if name else each,
+            "parameters": {},
+            "stretched": not each.startswith("mask"),
+            "seeded": each.startswith("mask"),
+            "alike": {"cam": ["gradcam"], "gradcam": ["cam"]}.get(each, []),
+        }
+        for each in interpreters
+    ]
+    maps = {"top": 0.2, "edge": 0.1, "interpreters": facts}
+    return replace(run, config={**run.config, "interpreters": list(interpreters), "maps": maps})

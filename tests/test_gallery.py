@@ -60,6 +60,25 @@ def test_an_offer_that_is_made_twice_changes_nothing() -> None:
     assert len(rows) == len(set(rows)) <= SPARE + 2
 
 
+def test_maps_go_with_their_images() -> None:
+    """Whatever the batches; half precision is enough to look at."""
+    maps = {"benign:cam": RNG.random((100, 3, 3)), "changed:cam": RNG.random((100, 3, 3))}
+    found = []
+    for batches in ([np.arange(100)], np.array_split(np.arange(100), 9)):
+        gallery = Gallery({})
+        for rows in batches:
+            some = {name: values[rows] for name, values in maps.items()}
+            gallery.offer(rows, IDS[rows], HARD[rows], images_of(rows), some)
+        found.append(gallery.chosen(HARD))
+
+    for one, other in zip(*found, strict=True):
+        assert one.row == other.row
+        for picture in (one, other):
+            benign, changed = picture.maps["cam"]
+            assert benign == pytest.approx(maps["benign:cam"][one.row], abs=1e-3)
+            assert changed == pytest.approx(maps["changed:cam"][one.row], abs=1e-3)
+
+
 def test_few_images_give_few_pictures() -> None:
     for n, places in ((0, []), (1, ["easiest"]), (2, ["easiest", "hardest"])):
         rows = np.arange(n)

@@ -402,3 +402,44 @@ def test_distances_of_several_attacks_are_those_of_the_nearest_success(make_outc
     assert found.l2 == pytest.approx(0.25)
     assert found.linf == pytest.approx(0.45)
     assert found.ssim == pytest.approx(0.25)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    """Against tables, and SciPy."""
+    values = np.array([0.1, 0.4, np.nan, 0.2, np.inf, 0.7])
+
+    mean = metrics.mean_of(values)
+
+    assert mean.n == 4
+    assert mean.value == pytest.approx(0.35)
+    low, high = stats.t.interval(0.95, 3, 0.35, stats.sem([0.1, 0.4, 0.2, 0.7]))
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=1e-3)
+    for degrees in (1, 2, 3, 4, 10, 1000):
+        assert metrics.student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
+
+
+def test_few_values_have_no_interval() -> None:
+    one, none = metrics.mean_of(np.array([0.3])), metrics.mean_of(np.zeros(0))
+
+    assert (one.value, one.n) == (0.3, 1)
+    assert np.isnan([one.low, one.high, none.value, none.low, none.high]).all()
+
+
+def test_paired_differences_are_of_images_on_which_both_succeed(
+    make_outcome: Callable[..., Outcome],
+) -> None:
+    one = make_outcome([True, True, True, False], far=np.array([1.0, 2.0, 3.0, 0.0]))
+    other = make_outcome([True, True, False, True], far=np.array([2.0, 2.0, 0.0, 9.0]))
+
+    found = metrics.compared(one, other, "far")
+
+    assert (found.value, found.n, found.less, found.more, found.p) == (-0.5, 2, 1, 0, 1.0)
+
+
+def test_the_sign_test_of_a_difference_is_two_sided() -> None:
+    values = np.arange(1.0, 9.0)
+    everywhere = np.ones(8, np.bool_)
+
+    assert metrics.difference(values, 2 * values, everywhere).p == 2 / 2**8
+    assert metrics.difference(2 * values, values, everywhere).p == 2 / 2**8
+    assert metrics.difference(values, values, everywhere).p == 1.0

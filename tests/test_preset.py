@@ -18,11 +18,11 @@ def written(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_quick_and_standard_are_shipped() -> None:
+def test_presets_are_shipped() -> None:
     """In alphabetical order, each with a line on it and attacks."""
     presets = dict(shipped())
 
-    assert list(presets) == ["quick", "standard"]
+    assert list(presets) == ["interpretation", "quick", "standard"]
     assert all(preset.description and preset.attack for preset in presets.values())
 
 
@@ -37,11 +37,17 @@ def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
     """All that a preset can set."""
     path = written(
         tmp_path,
-        'description = "mine"\nattack = ["pgd:steps=3", "art:DeepFool"]\nsamples = 7\nseed = 0\n',
+        'description = "mine"\nattack = ["pgd:steps=3", "art:DeepFool"]\nsamples = 7\nseed = 0\n'
+        'interpreter = ["grad:pool=2"]\nadapt = true\n',
     )
 
     assert read_preset(path) == Preset(
-        (Spec("pgd", {"steps": 3}), Spec("art:DeepFool", {})), "mine", 7, 0
+        attack=(Spec("pgd", {"steps": 3}), Spec("art:DeepFool", {})),
+        description="mine",
+        samples=7,
+        seed=0,
+        interpreter=(Spec("grad", {"pool": 2}),),
+        adapt=True,
     )
 
 
@@ -57,6 +63,10 @@ def test_what_a_file_leaves_out_stays_open(tmp_path: Path) -> None:
     [
         ('atack = ["pgd"]', "unknown key 'atack' (did you mean 'attack'?)"),
         ('attack = "pgd"', "attack must be a list of texts such as 'pgd:eps=8/255', not 'pgd'"),
+        ('attack = ["pgd"]\ninterpreter = "cam"', "interpreter must be a list of texts such as"),
+        ('attack = ["pgd"]\ninterpreter = [1]', "interpreter must be a list of texts such as"),
+        ('attack = ["pgd"]\ninterpreter = ["kam"]', "unknown interpreter 'kam'"),
+        ('attack = ["pgd"]\nadapt = 1', "adapt must be true or false, not 1"),
         ("attack = [1]", "attack must be a list of texts such as 'pgd:eps=8/255', not [1]"),
         ("attack = []", "attack must be a list of texts such as 'pgd:eps=8/255', not []"),
         ("samples = 3", "attack must be a list of texts such as 'pgd:eps=8/255', not []"),
@@ -109,8 +119,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         read_preset("standart")
 
     assert str(caught.value) == (
-        "unknown preset 'standart' (did you mean 'standard'?): known are quick, standard;"
-        " or give the path of a .toml file"
+        "unknown preset 'standart' (did you mean 'standard'?): known are interpretation, quick,"
+        " standard; or give the path of a .toml file"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reportable import JPEG, LINF, PGD, check, defended
+from reportable import JPEG, LINF, PGD, check, defended, explained
 
 from robusteval.records import Outcome, Run, Threat
 from robusteval.reports.tables import as_dict, to_json
@@ -86,10 +86,22 @@ def test_records_of_poor_runs_are_valid(
         make_run(make_outcome([True], threat=Threat("none", None, True))),
         make_run(make_outcome([True], pred_png=np.full(1, -2), psnr=np.array([np.inf]))),
         make_run(outcome, folder=None),
+        explained(make_outcome, make_run, n=3),
     )
 
     for run in runs:
         validator.validate(json.loads(to_json(run)))
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[31m\n]]>"])
+def test_a_record_with_maps_is_valid(
+    name: str, validator: Any, make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    record = as_dict(explained(make_outcome, make_run, name=name))
+
+    validator.validate(record)
+    assert record["interpreters"]["pairs"]
+    assert record["interpreters"]["transfer"]
 
 
 def test_several_runs_are_valid_together(

@@ -10,7 +10,7 @@ import click
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.preset import Preset, check, read_preset, with_eps
 from robusteval.records import Run, Spec
-from robusteval.registry import parse
+from robusteval.registry import INTERPRETERS, parse
 
 from .check import gate_options, held, judged, leave
 from .report import FORMATS, show
@@ -20,6 +20,7 @@ from .running import (
     data_options,
     device_option,
     images_for,
+    masks_for,
     model_options,
     opened,
     stoppable,
@@ -53,6 +54,15 @@ from .shell import Command, Whole, batches, option, radius
     metavar="NAME",
     help="A set of attacks by name, or a TOML file; see `robusteval list presets`."
     " [default: quick, unless --attack is given]",
+)
+@option(
+    "Attacks",
+    "--interpreter",
+    "interpreters",
+    multiple=True,
+    metavar="SPEC",
+    help="Compare maps such as cam or grad:pool=2 before and after each attack; may be repeated."
+    " See `robusteval list interpreters`.",
 )
 @option(
     "Attacks",
@@ -121,6 +131,7 @@ def evaluate(
     num_classes: int | None,
     attacks: tuple[str, ...],
     preset: str | None,
+    interpreters: tuple[str, ...],
     eps: float | None,
     samples: int | None,
     seed: int | None,
@@ -151,6 +162,8 @@ def evaluate(
         --samples 500 --attack pgd:eps=4/255,steps=20
     """
     specs, settings = chosen(preset, attacks, eps)
+    explained = explaining(interpreters, settings)
+    optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     if data is None and checkpoint != "demo":
@@ -179,6 +192,14 @@ def evaluate(
             progress.say(note)
         if samples and samples > len(images):
             progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
+        if needs_rts([*specs, *explained]):
+            other = "train" if split == "test" else "test"
+            try:
+                masks_for(classifier, data or "digits", images, other, size, progress)
+            except RunError as error:
+                if needs_rts([spec for spec in [*specs, *explained] if spec not in optional]):
+                    raise
+                progress.say(str(error))
         plan = prepare(
             classifier,
             images,
@@ -186,6 +207,8 @@ def evaluate(
             samples=samples,
             seed=seed,
             probes=not no_probes,
+            interpreters=explained,
+            optional=optional,
             progress=progress,
         )
         name = "demo" if checkpoint == "demo" else Path(checkpoint).stem
@@ -224,6 +247,18 @@ def chosen(
         if all("eps" not in spec.parameters for spec in theirs):
             raise UsageError(f"no attack of the preset {preset} has a radius that --eps could set")
     return [*theirs, *specs], settings
+
+
+def explaining(interpreters: tuple[str, ...], settings: Preset) -> list[Spec]:
+    """The interpreters asked for, names and parameters checked, after those of the preset."""
+    asked = [INTERPRETERS.check(parse(text)) for text in interpreters]
+    return [*settings.interpreter, *(spec for spec in asked if spec not in settings.interpreter)]
+
+
+def needs_rts(specs: list[Spec]) -> bool:
+    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
+    names = "+".join([str(spec.parameters.get("interpreter", spec.name)) for spec in specs])
+    return "rts" in names.split("+")
 
 
 def conclude(run: Run) -> None:

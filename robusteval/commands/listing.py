@@ -13,7 +13,7 @@ import click
 
 from robusteval.preset import shipped
 from robusteval.records import show as show_value
-from robusteval.registry import ATTACKS
+from robusteval.registry import ATTACKS, INTERPRETERS, Entry
 
 from .shell import emit
 
@@ -22,12 +22,12 @@ from .shell import emit
 @click.argument(
     "what",
     metavar="[WHAT]",
-    type=click.Choice(("attacks", "data", "presets")),
+    type=click.Choice(("attacks", "interpreters", "data", "presets")),
     required=False,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def list_(what: str | None, as_json: bool) -> None:
-    """Show what there is: WHAT is attacks, data or presets; all three if not given."""
+    """Show what there is: WHAT is attacks, interpreters, data or presets; all if not given."""
     from robusteval.data import list_kinds
 
     attacks = [
@@ -51,12 +51,14 @@ def list_(what: str | None, as_json: bool) -> None:
     )
     everything: dict[str, list[dict[str, Any]]] = {
         "attacks": attacks,
+        "interpreters": [interpreter(entry) for entry in INTERPRETERS.entries.values()],
         "data": [{"name": name, "summary": summary} for name, summary in list_kinds()],
         "presets": [
             {
                 "name": name,
                 "summary": preset.description,
                 "attack": [str(spec) for spec in preset.attack],
+                "interpreter": [str(spec) for spec in preset.interpreter],
             }
             for name, preset in shipped()
         ],
@@ -67,6 +69,33 @@ def list_(what: str | None, as_json: bool) -> None:
         emit(json.dumps(everything, indent=1) + "\n")
     else:
         emit("\n".join(listed(everything)) + "\n")
+
+
+def interpreter(entry: Entry) -> dict[str, Any]:
+    """What there is to know of an interpreter before it is used."""
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "differentiable": entry.differentiable,
+        "seeded": entry.seeded,
+        "cost": entry.cost,
+        "alike": list(entry.alike),
+        "parameters": {p.name: p.default for p in entry.parameters.values()},
+    }
+
+
+def facts(item: dict[str, Any]) -> Iterator[str]:
+    """The facts of an interpreter in words; nothing for other items."""
+    if "differentiable" in item:
+        graph = "on the graph: can be attacked" if item["differentiable"] else "not on the graph"
+        cost = f"{item['cost']} per map" if item["cost"] else ""
+        random = "another seed gives another map" if item["seeded"] else ""
+        yield "; ".join(filter(None, (graph, cost, random)))
+        if item["alike"]:
+            yield (
+                f"same information as {', '.join(item['alike'])}"
+                " on a network that ends in average pooling and one linear layer"
+            )
 
 
 def listed(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -81,8 +110,10 @@ def listed(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             lines = [
                 item["summary"],
                 ", ".join(filter(None, (*item.get("norms", ()), item.get("knowledge", "")))),
+                *facts(item),
                 " ".join(f"{key}={show_value(value)}" for key, value in given),
                 *item.get("attack", ()),
+                *(f"interpreter {spec}" for spec in item.get("interpreter", ())),
             ]
             first, *more = filter(None, lines)
             for mark, line in ((f"  {item['name']}", first), *(("", line) for line in more)):

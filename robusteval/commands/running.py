@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from robusteval.errors import Interrupted
+from robusteval.errors import Interrupted, UsageError
 
 from .shell import F, Whole, numbers, option
 
@@ -168,6 +168,27 @@ def images_for(
         size=size,
         resize=resize,
     )
+
+
+def masks_for(
+    classifier: Classifier, spec: str, images: Data, other: str, size: int | None, progress: Bars
+) -> None:
+    """The mask network of RTS for this classifier, kept or trained on the spot.
+
+    On the other split of named data; on these images themselves where there is none, which a
+    message says.
+    """
+    from robusteval.interpreters.rts import ready_rts
+
+    try:
+        train = images_for(classifier, spec, other, False, size)
+    except UsageError:
+        train = images
+    if train.name == images.name and len(train) == len(images):
+        progress.say(
+            "The masks of rts are trained on the images they explain: there are no others."
+        )
+    ready_rts(classifier, train, progress=progress)
 
 
 class Stop:
