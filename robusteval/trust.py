@@ -211,6 +211,8 @@ def probes(outcomes: Sequence[Outcome]) -> list[Probe]:
         norm, eps, targeted = outcome.threat
         if not is_strong(outcome) or eps is None or norm not in ("linf", "l2"):
             continue
+        if "interpreter" in outcome.resolved:
+            continue  # it also has a map to keep: dear, and no measure of the class alone
         if not targeted:
             noise = Spec("noise", {"norm": norm, "eps": eps})
             wanted.append(Probe(noise, "probe:noise"))

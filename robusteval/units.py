@@ -202,4 +202,4 @@ def spearman(one: Tensor, other: Tensor) -> float:
     sides = one.double().cpu().numpy(), other.double().cpu().numpy()
     if any(np.ptp(side) == 0 for side in sides):
         return float("nan")
-    return float(stats.spearmanr(*sides).statistic)
+    return float(np.asarray(stats.spearmanr(*sides)[0]))

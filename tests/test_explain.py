@@ -164,11 +164,12 @@ def test_a_network_without_feature_maps_is_explained_by_region(data: Data) -> No
 
 
 def test_mistakes_are_named(bands: Classifier, data: Data, tmp_path: Path) -> None:
-    for options, words in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"side": 13}, "side must be from 1 to 12"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"layer": "conv9"}, "did you mean"),
-    ):
+    ]
+    for options, words in mistakes:
         with pytest.raises(UsageError, match=words):
             explain(bands, data, "pgd", concepts=FEW, **options)
     x, y = synthetic(5, seed=1)

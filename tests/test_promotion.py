@@ -320,7 +320,11 @@ def test_refinement_finds_the_one_pixel_that_matters() -> None:
     weight = torch.zeros(2, 1, 8, 8)
     weight[1, 0, 3, 3] = 1
     model = Affine(weight)
-    model.register_forward_hook(lambda _m, _a, out: out + torch.tensor([0.5, 0.0]))
+
+    def biased(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
+        return out + torch.tensor([0.5, 0.0])
+
+    model.register_forward_hook(biased)
     x = torch.zeros(1, 1, 8, 8)
     x_adv = drawn(1, 1, 8, 8) * 0.1
     x_adv[0, 0, 3, 3] = 0.9

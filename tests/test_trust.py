@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +354,15 @@ def test_an_attack_without_a_radius_stands_beside_one_with(
     )
 
     assert not [f for f in trust.of_outcomes([free, ball, probe]) if f.code == "larger-budget"]
+
+
+def test_attacks_that_also_keep_a_map_are_not_repeated(
+    make_outcome: Callable[..., Outcome],
+) -> None:
+    """They cost many times as much and say less of the class."""
+    dual = replace(
+        make_outcome([True] * 8, spec=Spec("advedge", {"eps": 0.1})),
+        resolved={"eps": 0.1, "interpreter": "cam"},
+    )
+
+    assert trust.probes([dual]) == []
