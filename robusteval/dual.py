@@ -93,8 +93,13 @@ def recipe_for(interpreter: str, settings: Settings, search: str, variant: str) 
         return recipe._replace(**UNEQUAL.get((search, kind, variant), {}))
     if settings == "paper":
         return recipe
-    first, last = recipe.phases[0][0], recipe.phases[-1][1]
-    return recipe._replace(warmup=50, phases=((first, last, 150),), smoothed=False, confidence=0.0)
+    first, last, rate = recipe.phases[0][0], recipe.phases[-1][1], recipe.rate
+    if kind == "mask":
+        # in few steps the published weight keeps images from reaching the class
+        first, last, rate = 10, 10, 0.02 if search == "cw" else 0.03
+    return recipe._replace(
+        warmup=50, phases=((first, last, 150),), rate=rate, smoothed=False, confidence=0.0
+    )
 
 
 def map_settings(interpreter: str, settings: Settings, search: str, side: int) -> dict[str, Any]:
