@@ -330,7 +330,7 @@ def looked(
         try:
             found[name] = {}
             for view, (z, y) in views.items():
-                with sentence_of(UsageError):
+                with users_error():
                     maps = interpreter(model, z, y, **options)
                 found[name][view] = resize(maps, size)
                 progress.advance(1)
@@ -344,12 +344,12 @@ def looked(
 
 
 @contextmanager
-def sentence_of(kind: type[UsageError]) -> Iterator[None]:
+def users_error() -> Iterator[None]:
     """A ValueError of an interpreter as an error of the user's."""
     try:
         yield
     except ValueError as error:
-        raise kind(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def of_focus(
@@ -507,7 +507,7 @@ def of_units(
     if not bool(fooled.any()):
         return None
     try:
-        with sentence_of(UsageError):
+        with users_error():
             moved = sensitivity(
                 model,
                 case.x[fooled],

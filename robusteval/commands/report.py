@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,12 @@ from robusteval.records import Run, load_run, write_atomically
 from .shell import F, emit, written
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from robusteval.reports.gate import Check
 
 FORMATS = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
+COMPARED = ("table", "markdown", "json")
 # what the name of a file says of its format
 SUFFIXES = {
     ".txt": "table",
@@ -108,18 +111,26 @@ def rendered(runs: Sequence[Run], form: str, checks: Sequence[Check | None], *, 
 
 def tabled(runs: Sequence[Run], checks: Sequence[Check | None], *, page: bool) -> str:
     """The reports as they stand in a terminal."""
-    from rich.console import Console
-
     from robusteval.reports.terminal import print_table
 
-    console = Console(width=100, no_color=True, force_terminal=False) if page else Console()
-    with written(), console.capture() as text:  # leaving it writes, if only nothing
+    def print_all(console: Console) -> None:
         for number, (run, check) in enumerate(zip(runs, checks, strict=True)):
             if number:
                 console.print()
                 console.rule()
                 console.print()
             print_table(run, console, check)
+
+    return captured(print_all, page=page)
+
+
+def captured(print_it: Callable[[Console], None], *, page: bool) -> str:
+    """What is printed on a console; as a `page` without the width and colours of this one."""
+    from rich.console import Console
+
+    console = Console(width=100, no_color=True, force_terminal=False) if page else Console()
+    with written(), console.capture() as text:  # leaving it writes, if only nothing
+        print_it(console)
     return text.get()
 
 
@@ -131,7 +142,11 @@ def show(
     out: Path | None = None,
 ) -> None:
     """Print the report on stdout, or write it to a file."""
-    text = rendered(runs, form, checks or [None] * len(runs), page=out is not None)
+    deliver(rendered(runs, form, checks or [None] * len(runs), page=out is not None), out)
+
+
+def deliver(text: str, out: Path | None) -> None:
+    """Print on stdout, or write to a file."""
     if out is None:
         emit(text)
     else:
@@ -160,7 +175,7 @@ def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bo
 @click.command()
 @click.argument("run_a", type=RUN)
 @click.argument("run_b", type=RUN)
-@output_options(("table", "markdown", "json"))
+@output_options(COMPARED)
 def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force: bool) -> None:
     """Compare two runs image by image: what changed from RUN_A to RUN_B.
 
@@ -170,25 +185,17 @@ def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force:
     Example:
       robusteval compare runs/before runs/after
     """
-    formats = ("table", "markdown", "json")
-    form = form_of(form, out, formats)
+    form = form_of(form, out, COMPARED)
     check_free(out, force)
     from robusteval.reports import compare as comparing
 
     found = comparing.compare(load_run(run_a), load_run(run_b))
-    text: Any
     if form == "json":
         text = comparing.to_json(found) + "\n"
     elif form == "markdown":
         text = comparing.to_markdown(found)
     else:
-        from rich.console import Console
-
-        console = Console() if out is None else Console(width=100, no_color=True)
-        with written(), console.capture() as page:
-            comparing.print_comparison(found, console)
-        text = page.get()
-    if out is None:
-        emit(text)
-    else:
-        write_atomically(out, text.encode())
+        text = captured(
+            lambda console: comparing.print_comparison(found, console), page=out is not None
+        )
+    deliver(text, out)
