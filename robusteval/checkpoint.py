@@ -13,9 +13,11 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -34,6 +36,7 @@ from robusteval.architecture import (
     shown,
 )
 from robusteval.errors import Refused, UsageError
+from robusteval.masked import Masked
 from robusteval.model import Classifier
 from robusteval.records import write_atomically
 
@@ -54,6 +57,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SIZES = (32, 28, 224)  # tried in this order where nothing says what images the network takes
 MOST_LINES = 8
 CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the rest of the file
+MASKS = "robusteval_masks"  # a tensor beside the weights; the header's note "mask" says the rest
 
 
 def load(
@@ -92,7 +96,8 @@ def load(
     Classifier
         ``identity`` holds sha256, file, arch, arch_sha256, mean, std, normalisation (where it came
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
-        (pixels of the preset's crop and of the short side before it) and parameters (count).
+        (pixels of the preset's crop and of the short side before it) and parameters (count); of a
+        file with masks also mask, see `robusteval.masked.Masked.facts`.
 
     Raises
     ------
@@ -106,10 +111,12 @@ def load(
     raw = _read(path)
     state, notes = _opened(raw, path.name)
     _check_plain(state, len(raw), path.name)
+    masks = state.pop(MASKS, None)
     arch = arch or _arch_in_file(notes, path.name)
     wanted = num_classes or _classes_in_file(notes, state, path.name)
     built = _fitted(arch, wanted, state, path.name)
     preset = preset_of(arch, built.network)
+    built = _masked(built, masks, notes, path.name)
     shape = _shape_in_file(notes, path.name) or (preset.shape if preset else None)
     channels, found = _probed(built, shape)
     if wanted is not None and found != wanted:
@@ -117,7 +124,7 @@ def load(
     if found < 2:
         raise UsageError(f"{built.name} has one output; a classifier needs a logit for each class")
     normalisation = _normalisation((mean, std), notes, preset, channels)
-    identity = {
+    identity: dict[str, Any] = {
         "sha256": hashlib.sha256(raw).hexdigest(),
         "file": path.name,
         "arch": built.name,
@@ -132,6 +139,8 @@ def load(
         "resize": preset.resize if preset else None,
         "parameters": sum(p.numel() for p in built.network.parameters()),
     }
+    if isinstance(built.network, Masked):
+        identity["mask"] = built.network.facts
     classifier = Classifier(
         built.network,
         mean=normalisation.mean,
@@ -140,6 +149,7 @@ def load(
         input_shape=shape,
         identity=identity,
     )
+    classifier.arch = arch
     return classifier.requires_grad_(False).eval().to(target)
 
 
@@ -184,6 +194,15 @@ def save(
         "std": None if std is None else list(std),
     }
     write_atomically(Path(path), _serialised(state, notes))
+
+
+def contents(network: nn.Module) -> tuple[State, dict[str, Any]]:
+    """What `save` needs of a network: its state dict, and facts if units of it are masked."""
+    if not isinstance(network, Masked):
+        return network.state_dict(), {}
+    state = {**network.network.state_dict(), MASKS: network.masks.to(torch.uint8)}
+    seen = [f"{number:016x}" for number in network.seen.tolist()]
+    return state, {"mask": {"layer": network.layer, "seen": seen}}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -461,6 +480,28 @@ def _fitted(arch: str, num_classes: int | None, state: State, file: str) -> Buil
     return built
 
 
+def _masked(built: Built, masks: Tensor | None, notes: Mapping[str, Any], file: str) -> Built:
+    """The network with the masks of the file, if it has any."""
+    note = notes.get("mask")
+    if masks is None and note is None:
+        return built
+    match note:
+        case {"layer": str(layer), "seen": list(seen)} if masks is not None:
+            pass
+        case _:
+            raise UsageError(
+                f"{file} has masks without the note that says of what, or the note without masks:"
+                " make it again with `robusteval defend mask`"
+            )
+    try:
+        ids = np.array([int(number, 16) for number in seen], np.uint64)
+        return replace(built, network=Masked(built.network, layer, masks, ids).eval())
+    except UsageError as error:
+        raise UsageError(f"the masks in {file} do not fit {built.name}: {error}") from None
+    except (ValueError, TypeError, OverflowError):
+        raise UsageError(f"the metadata of {file} is wrong: mask must list ids of images") from None
+
+
 class Misfit(NamedTuple):
     """How weights differ from a network's: names with shapes, and shapes in file and network."""
 
@@ -533,6 +574,8 @@ def _probed(built: Built, shape: Shape | None) -> tuple[int | None, int]:
         try:
             with torch.no_grad():
                 logits = built.network(torch.zeros(2, c, h, w))
+        except UsageError as error:  # of masks
+            raise UsageError(f"the masks do not fit {built.name}: {error}") from None
         except Exception as error:  # whatever a network does on images it was not made for
             failure = error
             continue

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.interpreters.gradient import class_scores, differentiated
+from robusteval.masked import Masked
 from robusteval.model import Classifier
 from robusteval.registry import INTERPRETERS
 
@@ -282,16 +283,17 @@ def network_of(model: nn.Module) -> nn.Module:
 
 def named(model: nn.Module, network: nn.Module, layer: str) -> nn.Module:
     """The module of that name, counted from the network or from the model around it."""
-    for root in (network, model):
+    inner = network.network if isinstance(network, Masked) else network
+    for root in (inner, network, model):
         modules: dict[str, nn.Module] = dict(root.named_modules())
         if layer and layer in modules:
             return modules[layer]
     known = [
         name
-        for name, child in network.named_children()
+        for name, child in inner.named_children()
         if any(isinstance(part, nn.Conv2d) for part in child.modules())
     ]
-    close = difflib.get_close_matches(layer, dict(network.named_modules()), n=1)
+    close = difflib.get_close_matches(layer, dict(inner.named_modules()), n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ValueError(
         f"the network has no layer {layer!r}{hint}: with convolutions there are"
@@ -331,12 +333,18 @@ class Watch(TorchFunctionMode):
         with ExitStack() as stack:
             stack.callback(self.network.register_forward_pre_hook(self._start).remove)
             stack.callback(self.network.register_forward_hook(self._end).remove)
+            if isinstance(self.network, Masked):  # of two passes the second gives the logits
+                inner = self.network.network
+                stack.callback(inner.register_forward_pre_hook(self._again).remove)
             for part in self.network.modules():
                 if isinstance(part, nn.Linear):
                     stack.callback(part.register_forward_hook(self._see_linear).remove)
             if self.module is not None:
                 stack.callback(self.module.register_forward_hook(self._see_layer).remove)
             yield
+
+    def _again(self, _module: nn.Module, _args: Any) -> None:
+        self._begin()
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...]) -> Any:
         self._begin()

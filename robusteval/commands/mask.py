@@ -1,0 +1,302 @@
+"""`robusteval defend mask`: a checkpoint with units switched off, and what that is worth."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robusteval.errors import UsageError
+from robusteval.metrics import Rate
+from robusteval.preset import check
+from robusteval.records import Spec
+from robusteval.registry import ATTACKS, parse
+
+from .running import bars, device_option, images_for, model_options, opened, stoppable
+from .shell import Command, Whole, emit, option
+
+if TYPE_CHECKING:
+    from robusteval.data import Data
+    from robusteval.defenses.masking import Chosen, Judgement
+
+EARLY = (
+    "This attack stops at the first success, of which little carries over to another network: with"
+    " stop=never the figures in the middle are lower."
+)
+
+
+def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | Fraction:
+    """Option callback: a whole number of units, or a share of them."""
+    try:
+        return int(value) if value.strip().isdecimal() else Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(
+            f"{value!r} is neither a number of units, such as 16, nor a share, such as 0.25"
+        ) from None
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@model_options
+@option(
+    "Data",
+    "--data",
+    metavar="DATA",
+    help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...; see"
+    " `robusteval list data`.",
+)
+@option(
+    "Data",
+    "--split",
+    type=click.Choice(("test", "train")),
+    metavar="NAME",
+    default="train",
+    show_default=True,
+    help="Part of a named data set: test or train.",
+)
+@option(
+    "Data", "--size", type=Whole(1), metavar="N", help="Resize and crop images to N x N pixels."
+)
+@option(
+    "Data",
+    "--download",
+    is_flag=True,
+    help="Let torchvision download a data set that is missing.",
+)
+@option(
+    "Data",
+    "--samples",
+    type=Whole(2),
+    metavar="N",
+    default=500,
+    show_default=True,
+    help="Images, drawn at random: half of them rank the units, the others judge the mask.",
+)
+@option(
+    "Mask",
+    "--rank",
+    type=click.Choice(("sensitivity", "importance", "random")),
+    metavar="NAME",
+    default="sensitivity",
+    show_default=True,
+    help="What is masked: sensitivity, the units that the attack moves most; importance, those"
+    " without which the logit of the true class changes least; or random ones.",
+)
+@option(
+    "Mask",
+    "--units",
+    callback=some_units,
+    required=True,
+    metavar="N|SHARE",
+    help="How many units are masked (16), or what share of the layer's (0.25); with --per-class"
+    " that many of each class, so that the others are kept.",
+)
+@option(
+    "Mask",
+    "--layer",
+    metavar="NAME",
+    help="Layer whose units are masked. [default: what is pooled for the final linear layer]",
+)
+@option(
+    "Mask",
+    "--per-class",
+    is_flag=True,
+    help="A mask for each class, by its own images; a prediction then takes two passes, of which"
+    " the first decides on the masks.",
+)
+@option(
+    "Mask",
+    "--attack",
+    metavar="SPEC",
+    default="pgd:eps=1/255,steps=20,stop=never",
+    show_default=True,
+    help="What moves the units, and what the mask is judged by; see `robusteval list attacks`.",
+)
+@option(
+    "Mask",
+    "--seed",
+    type=Whole(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Decides which images are drawn, which units are random, and all noise.",
+)
+@option(
+    "Run",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="The checkpoint to write, ending in .safetensors.",
+)
+@option("Run", "--force", is_flag=True, help="Write over FILE if it is there.")
+@device_option
+def mask(
+    checkpoint: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    num_classes: int | None,
+    data: str | None,
+    split: str,
+    size: int | None,
+    download: bool,
+    samples: int,
+    rank: str,
+    units: int | Fraction,
+    layer: str | None,
+    per_class: bool,
+    attack: str,
+    seed: int,
+    out: Path,
+    force: bool,
+    device: str,
+) -> None:
+    """Switch off units of the classifier in CHECKPOINT, as a checkpoint of its own.
+
+    Units are ranked by some images and the mask is judged on others: as they are, under the attack
+    made for the unmasked network, and under the attack made for the masked one, beside a random
+    mask of equal size. Only what remains under an attack that knows the mask is robustness.
+
+    \b
+    Examples:
+      robusteval defend mask demo --units 0.25 --out masked.safetensors
+      robusteval defend mask net.pt --arch torchvision:resnet18 \\
+        --data cifar10:data --rank importance --per-class --units 0.9 \\
+        --out masked.safetensors
+    """
+    spec = check(parse(attack))
+    if data is None and checkpoint != "demo":
+        raise UsageError("say which images with --data; `robusteval list data` shows the forms")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out must end in .safetensors, not {out.suffix or 'in nothing'}")
+    if Path(checkpoint).resolve() == out.resolve():
+        raise UsageError(f"--out would replace {checkpoint}: choose another")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
+    with stoppable(fresh=False) as stop, bars() as progress:
+        stop.progress = progress
+        from robusteval.checkpoint import contents, save
+        from robusteval.defenses.masking import choose, judge_masks
+        from robusteval.masked import masked
+
+        options = {"arch": arch, "mean": mean, "std": std, "num_classes": num_classes}
+        classifier = opened(checkpoint, progress, device=device, **options)
+        images = images_for(classifier, data or "digits", split, download, size)
+        for note in images.notes:
+            progress.say(note)
+        chosen = choose(
+            classifier,
+            images,
+            rank=rank,  # type: ignore[arg-type]  # a choice
+            units=units,
+            layer=layer,
+            per_class=per_class,
+            attack=spec,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+        )
+        found = judge_masks(classifier, images, chosen, attack=spec, seed=seed, progress=progress)
+        network = masked(classifier, chosen.layer, chosen.masks, chosen.ranking.ids).network
+        state, facts = contents(network)
+        facts["mask"] |= {"rank": rank, "attack": str(spec), "data": images.name, "seed": seed}
+        assert classifier.arch is not None  # it was loaded
+        save(
+            out,
+            state,
+            arch=classifier.arch,
+            num_classes=classifier.num_classes,
+            input_shape=classifier.input_shape or images.shape,
+            mean=classifier.identity["mean"],
+            std=classifier.identity["std"],
+            **facts,
+        )
+    words = ["robusteval", "evaluate", checkpoint, "--defense", str(out)]
+    emit(page(found, chosen, out, rank, spec, images))
+    emit(how_to_measure(words, images, data or "digits", size, spec, options))
+
+
+def page(found: Judgement, chosen: Chosen, out: Path, rank: str, spec: Spec, images: Data) -> str:
+    """What was masked, the figures, and what they amount to, in 80 columns."""
+    classes = chosen.masks.ndim == 2
+    each = " for each class" if classes else ""
+    by = f"by {chosen.ranked} other images"
+    why = {
+        "sensitivity": f"those that the attack moves most, {by}",
+        "importance": f"those that matter least to the logit of the true class, {by}",
+        "random": "drawn at random",
+    }[rank]
+    width = chosen.masks.shape[-1]
+    rows = [
+        ("", "clean", "attack made for", "attack made for"),
+        ("", "", "the unmasked", "this network"),
+        *(
+            (name, *(share(rate) for rate in figures))
+            for name, figures in (
+                ("unmasked", found.plain),
+                ("masked", found.masked),
+                ("random mask", found.control),
+            )
+        ),
+    ]
+    lines = [
+        *wrapped(
+            f"{out} has {chosen.masked} of {width} units of layer {chosen.layer} masked{each},"
+            f" {why}."
+        ),
+        "",
+        *wrapped(
+            f"Right of {found.plain.clean.n} images of {images.name}, in % with 95 % intervals, as"
+            f" they are and under {spec}:"
+        ),
+        "",
+        *(f"  {a:<13}{b:<18}{c:<18}{d}".rstrip() for a, b, c, d in rows),
+        "",
+        *wrapped(found.verdict),
+        *(wrapped(EARLY) if stops_early(spec) else ()),
+        *(line for finding in found.findings for line in wrapped(f"Note: {finding.message}")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def stops_early(spec: Spec) -> bool:
+    """Whether an attack is content with the first success, which carries over worst."""
+    if spec.name not in ATTACKS.entries:
+        return False
+    known = ATTACKS.entry(spec.name).resolve(spec)
+    return "stop" in known and known["stop"] != "never"
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of at most 80 columns."""
+    return textwrap.wrap(text, 80, break_long_words=False, break_on_hyphens=False)
+
+
+def share(rate: Rate) -> str:
+    """A share in per cent, with its interval."""
+    low, high = rate.interval
+    return f"{100 * rate.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def how_to_measure(
+    words: list[str], images: Data, data: str, size: int | None, spec: Spec, options: dict[str, Any]
+) -> str:
+    """The command that measures more."""
+    from .train import has_other_part
+
+    tested = has_other_part(images, data, size)
+    words += ["--data", data if tested else "IMAGES"]
+    if size is not None:
+        words += ["--size", str(size)]
+    for name, value in options.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+    words += ["--attack", str(spec)]
+    unseen = "" if tested else f" on images it has not seen ({data} has no other part)"
+    return f"\nMeasure more{unseen} with\n  {shlex.join(words)}\n"
