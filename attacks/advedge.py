@@ -9,16 +9,25 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art import ArtAttack
-from robusteval.dual import Best, Dual, Plan, Settings, Smoothing
+from robusteval.dual import (
+    Best,
+    Dual,
+    Plan,
+    Settings,
+    Smoothing,
+    Target,
+    checked,
+    chosen,
+    in_parts,
+)
 from robusteval.edges import edge_weights
+from robusteval.model import predictions
 from robusteval.norms import Ball
 from robusteval.registry import ATTACKS
 from robusteval.search import Stop
 from robusteval.searches import Base, Flow, Search, Signed, Tanh
-from robusteval.seeds import random_targets
 
 Stage = Literal["preset", "warmup", "all"]
-Target = Literal["runner_up", "random", "least_likely"]
 MapClass = Literal["predicted", "target"]
 
 
@@ -28,6 +37,7 @@ MapClass = Literal["predicted", "target"]
     knowledge="white-box",
     unbounded={"search": {"cw": "l2", "stadv": "none"}},
 )
+@in_parts
 def advedge(
     model: nn.Module,
     x: Tensor,
@@ -184,7 +194,7 @@ def advedge(
     goal = checked(y, logits) if targeted else chosen(logits, y, target, seeds)
     shown = logits.argmax(1) if map_class == "predicted" else goal
     dual = Dual(model, x, goal, shown, plan, seeds)
-    best = Best(dual, moves, x, stop)
+    best = Best(dual.judged, moves.settle, x, stop)
 
     here: Tensor | None = None
     for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
@@ -197,27 +207,16 @@ def advedge(
         cost = moves.penalty(point, x_adv)
         grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
         if i >= 0 and i % plan.every == 0:
-            best.take(x_adv.detach(), hit)
+            best.take(x_adv.detach()[hit], hit.nonzero().flatten())
         moves.step(grad, here)
-    return best.after(moves.images(moves.point, here).detach())
 
-
-def checked(y: Tensor, logits: Tensor) -> Tensor:
-    """The classes to reach ``(n,)``; ValueError if one is none of those of logits ``(n, k)``."""
-    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-        raise ValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}")
-    return y
-
-
-def chosen(logits: Tensor, y: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
-    """A class other than `y` for each image ``(n,)``."""
-    if logits.shape[1] < 2:
-        raise ValueError("there is no class to reach: the model has only one")
-    if target == "random":
-        drawn = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds
-        return random_targets(y, drawn, logits.shape[1])
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf if target == "runner_up" else torch.inf)
-    return others.argmax(1) if target == "runner_up" else others.argmin(1)
+    x_adv = moves.images(moves.point, here).detach()
+    if stop == "never":
+        return x_adv
+    with torch.no_grad():
+        hit = predictions(model(x_adv)) == goal
+    best.take(x_adv[hit], hit.nonzero().flatten())
+    return best.otherwise(x_adv)
 
 
 class AdvEdge(ArtAttack):

@@ -3,23 +3,80 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import wraps
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval.guard import out_of_memory
 from robusteval.interpreters.distance import Explainer, mean_distance, squared_distance
 from robusteval.interpreters.masks import Deletion, State, offsets
 from robusteval.losses import margin
-from robusteval.model import predictions, rows
+from robusteval.model import Classifier, block_size, predictions, rows
 from robusteval.norms import quantise
 from robusteval.search import Found, Stop, keep_best
-from robusteval.searches import Neighbours, Search
-from robusteval.seeds import per_image
+from robusteval.searches import Neighbours
+from robusteval.seeds import per_image, random_targets
 
 Settings = Literal["fast", "released", "paper"]
 Smoothing = Literal["preset", "none", "uniform", "published"]
+Target = Literal["runner_up", "random", "least_likely"]
+Attack = TypeVar("Attack", bound=Callable[..., Tensor])
+
+
+def in_parts(attack: Attack) -> Attack:
+    """Decorator: attack a large batch part by part, and in halves where memory runs out.
+
+    The derivative of a map keeps several times what one of the class does, for every image that is
+    searched. A part is as large as the batches of an evaluation, four calls of the network, and
+    never less than one call. As no result depends on the batch, nothing else changes.
+    """
+
+    @wraps(attack)
+    def parts(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seeds: Tensor | None = None,
+        mask: Tensor | None = None,
+        **parameters: Any,
+    ) -> Tensor:
+        def some(index: Tensor) -> Tensor:
+            with rows(index):
+                return attack(
+                    model,
+                    x[index],
+                    y[index],
+                    seeds=None if seeds is None else seeds[index.to(seeds.device)],
+                    mask=None if mask is None else mask.expand_as(x)[index],
+                    **parameters,
+                )
+
+        inner = next((part for part in model.modules() if isinstance(part, Classifier)), None)
+        least = (inner and inner.block) or block_size(x.shape[1:].numel(), x.device)
+        size = 4 * least
+        left = torch.arange(len(x), device=x.device)
+        found: list[Tensor] = []
+        while len(left) or not found:
+            part = left[:size]
+            try:
+                found.append(some(part))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                # blocks of a Classifier are never smaller, whatever it is given
+                if len(part) <= (1 if inner is None else least) or not out_of_memory(error):
+                    raise
+                size = len(part) // 2
+            else:
+                left = left[size:]
+        return torch.cat(found)
+
+    return cast(Attack, parts)
 
 
 class Recipe(NamedTuple):
@@ -244,8 +301,29 @@ class Chased:
         self.shifts = offsets(seeds, steps * (self.BLIND + self.SEEN), deletion.jitter)
         self.count = 0
 
+    @classmethod
+    def made(
+        cls, explainers: Sequence[Explainer], x: Tensor, seeds: Tensor, steps: int, rate: float
+    ) -> Chased | None:
+        """That of the MASK among some interpreters, None if there is none."""
+        for explainer in explainers:
+            if explainer.name == "mask":
+                search = ("iterations", "rate", "unroll")
+                game = {k: v for k, v in explainer.settings.items() if k not in search}
+                deletion = Deletion.made(x, **game)
+                iterations = explainer.settings.get("iterations") or deletion.iterations
+                return cls(replace(deletion, iterations=iterations), x, seeds, steps, rate)
+        return None
+
     def distance(self, model: nn.Module, x_adv: Tensor, y: Tensor, benign: Tensor) -> Tensor:
         """Squared distance ``(n,)`` of the map for classes `y` from the benign one, summed."""
+        total = x_adv.new_zeros(len(x_adv))
+        for maps in self.maps(model, x_adv, y):
+            total = total + squared_distance("mask", maps, benign)
+        return total / self.SEEN
+
+    def maps(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> list[Tensor]:
+        """Maps ``(n, 1, grid, grid)`` for classes `y` of the steps that have a derivative."""
         if self.count % self.REFRESH == 0:
             self.refresh(model, x_adv.detach(), y)
         at = self.count * (self.BLIND + self.SEEN)
@@ -256,13 +334,21 @@ class Chased:
             state = self.deletion.step(
                 model, scene.detach(), y, state, self.shifts[:, i], self.rate
             )
-        total = x_adv.new_zeros(len(x_adv))
+        found = []
         for i in range(at + self.BLIND, at + self.BLIND + self.SEEN):
             state = state._replace(mask=state.mask.detach())
             state = self.deletion.step(model, scene, y, state, self.shifts[:, i], self.rate)
-            total = total + squared_distance("mask", 1 - state.mask, benign)
+            found.append(1 - state.mask)
         self.state = state.detached()
-        return total / self.SEEN
+        return found
+
+    def of(self, index: Tensor) -> Chased:
+        """The masks of some of the images."""
+        part = copy(self)
+        part.seeds, part.shifts = self.seeds[index.cpu()], self.shifts[index.to(self.shifts.device)]
+        mask, mean, var, step = self.state
+        part.state = State(mask[index], mean[index], var[index], step)
+        return part
 
     def refresh(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         """Start from the mask of the image itself, with part of the momentum."""
@@ -303,10 +389,7 @@ class Dual:
         self.draws = per_image(self.seeds, torch.Size((plan.steps,))).to(x)  # (n, steps)
         with torch.no_grad():
             self.benign = [e.maps(model, x, shown, self.seeds)[0] for e in plan.explainers]
-        for explainer in plan.explainers:
-            if explainer.name == "mask":
-                deletion = Deletion.made(x, **explainer.settings)
-                self.chased = Chased(deletion, x, self.seeds, plan.steps, plan.mask_rate)
+        self.chased = Chased.made(plan.explainers, x, self.seeds, plan.steps, plan.mask_rate)
 
     def loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Classification and map terms ``(n,)`` of images, and whether they reach the class.
@@ -321,7 +404,7 @@ class Dual:
         ):
             if not weight:
                 continue
-            if explainer.name == "mask":
+            if explainer.name == "mask" and self.chased is not None:
                 term = self.chased.distance(self.model, x_adv, self.goal, benign)
             else:
                 maps, seen = explainer.maps(self.model, x_adv, self.goal, self.seeds)
@@ -352,14 +435,11 @@ class Dual:
         Measured on the network's own slopes. Finished: with the probability that is asked for.
         """
         goal, seeds = self.goal[index], self.seeds[index.cpu()]
-        logits: Tensor | None = None
         far = torch.zeros(len(index), dtype=x_adv.dtype, device=x_adv.device)
         with torch.no_grad(), rows(index):
-            for explainer, benign in zip(self.plan.explainers, self.benign, strict=True):
-                maps, seen = explainer.maps(self.model, x_adv, goal, seeds)
-                logits = seen if seen is not None else logits
-                far = far + mean_distance(maps, benign[index]) / len(self.benign)
-            own: Tensor = self.model(x_adv) if logits is None else logits
+            found, own = explained(self.plan.explainers, self.model, x_adv, goal, seeds)
+        for maps, benign in zip(found, self.benign, strict=True):
+            far = far + mean_distance(maps, benign[index]) / len(self.benign)
         hit = predictions(own) == goal
         p = own.softmax(1).gather(1, goal.unsqueeze(1)).squeeze(1)
         return Found(x_adv, far, hit, hit & (p >= self.plan.confidence))
@@ -378,35 +458,90 @@ def smoothed_cross_entropy(
 
 
 class Best:
-    """The image of the nearest maps among those that reach the class, of each original."""
+    """Of each original the best image among those that reach the class.
 
-    def __init__(self, dual: Dual, moves: Search, x: Tensor, stop: Stop) -> None:
-        self.dual, self.moves, self.stop = dual, moves, stop
+    Parameters
+    ----------
+    judged : callable
+        ``(images (m, c, h, w), their rows (m,)) -> Found``, with a loss that is lower for a better
+        image.
+    settled : callable
+        Of the same: the images rounded to 8 bits, and whether they are still allowed.
+    x : Tensor
+        Originals ``(n, c, h, w)``.
+    stop : {"8bit", "float", "never"}
+        Whether images are judged rounded, as they are, or not at all.
+    """
+
+    def __init__(
+        self,
+        judged: Callable[[Tensor, Tensor], Found],
+        settled: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        x: Tensor,
+        stop: Stop,
+    ) -> None:
+        self.judged, self.settled, self.stop = judged, settled, stop
         far = torch.full((len(x),), torch.inf, device=x.device)
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.found = Found(x.clone(), far, none, none.clone())
 
-    def take(self, x_adv: Tensor, hit: Tensor) -> None:
-        """Compare images that reach the class as floats, `hit` ``(n,)``, with the best so far."""
-        index = hit.nonzero().flatten()
+    def take(self, x_adv: Tensor, index: Tensor) -> None:
+        """Compare images that as floats reach the class, of rows `index` ``(m,)``."""
         if self.stop == "never" or len(index) == 0:
             return
-        z = x_adv[index]
         if self.stop == "8bit":
             # the latest of those that rounding undoes is better than none
-            one = torch.ones(len(z), dtype=torch.bool, device=z.device)
-            far = torch.full((len(z),), torch.inf, device=z.device)
-            keep_best(self.found, index, Found(z, far, one, ~one))
-            z, allowed = self.moves.settle(z, index)
-            index, z = index[allowed], z[allowed]
+            one = torch.ones(len(index), dtype=torch.bool, device=x_adv.device)
+            far = torch.full((len(index),), torch.inf, device=x_adv.device)
+            keep_best(self.found, index, Found(x_adv, far, one, ~one))
+            x_adv, allowed = self.settled(x_adv, index)
+            index, x_adv = index[allowed], x_adv[allowed]
         if len(index):
-            keep_best(self.found, index, self.dual.judged(z, index))
+            keep_best(self.found, index, self.judged(x_adv, index))
 
-    def after(self, x_adv: Tensor) -> Tensor:
-        """The results, `x_adv` being the last images of the search."""
-        if self.stop == "never":
-            return x_adv
-        with torch.no_grad():
-            hit = predictions(self.dual.model(x_adv)) == self.dual.goal
-        self.take(x_adv, hit)
+    def otherwise(self, x_adv: Tensor) -> Tensor:
+        """The best images, `x_adv` where there is none."""
         return torch.where(self.found.success.view(-1, 1, 1, 1), self.found.x_adv, x_adv)
+
+
+def explained(
+    explainers: Sequence[Explainer],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    seeds: Tensor | None,
+    chased: Chased | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Scaled maps of each interpreter for classes `y`, and the logits, in as few passes as can be.
+
+    On the graph if `x` is. If given, `chased` stands for a mask that is optimised from the start.
+    """
+    logits: Tensor | None = None
+    found = []
+    for explainer in explainers:
+        if explainer.name == "mask" and chased is not None:
+            found.append(torch.stack(chased.maps(model, x, y)).mean(0))
+            continue
+        maps, seen = explainer.maps(model, x, y, seeds)
+        logits = seen if seen is not None else logits
+        found.append(maps)
+    own: Tensor = model(x) if logits is None else logits
+    return found, own
+
+
+def checked(y: Tensor, logits: Tensor) -> Tensor:
+    """The classes to reach ``(n,)``; ValueError if one is none of those of logits ``(n, k)``."""
+    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise ValueError(f"targets must be classes from 0 to {logits.shape[1] - 1}")
+    return y
+
+
+def chosen(logits: Tensor, y: Tensor, target: Target, seeds: Tensor | None) -> Tensor:
+    """A class other than `y` for each image ``(n,)``."""
+    if logits.shape[1] < 2:
+        raise ValueError("there is no class to reach: the model has only one")
+    if target == "random":
+        drawn = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds
+        return random_targets(y, drawn, logits.shape[1])
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf if target == "runner_up" else torch.inf)
+    return others.argmax(1) if target == "runner_up" else others.argmin(1)

@@ -59,6 +59,7 @@ class Classifier(nn.Module):
         self.input_shape = input_shape
         self.identity = dict(identity or {})
         self.block = block
+        self.arch: str | None = None  # how `load` was told to build the network, with its folder
         self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std or (1.0,))).view(-1, 1, 1))
         if not bool((self.std > 0).all()):
@@ -166,9 +167,11 @@ _rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
 def rows(index: Tensor) -> Iterator[None]:
     """Say that the passes inside are for these rows ``(m,)`` of the batch.
 
-    An attack that drops finished images tells the counter this way whose passes it saves.
+    An attack that drops finished images tells the counter this way whose passes it saves. Inside
+    another one, of that one's rows.
     """
-    token = _rows.set(index)
+    around = _rows.get()
+    token = _rows.set(index if around is None else around[index.to(around.device)])
     try:
         yield
     finally:

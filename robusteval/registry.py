@@ -1,9 +1,9 @@
-"""Names of attacks and interpreters, and `NAME:key=value` checked against their signatures.
+"""Names of attacks, interpreters and defenses; `NAME:key=value` checked against signatures.
 
 What exists is read from source, not imported: `robusteval list` and a mistyped name cost no
 second of importing torch. Other packages add theirs through an entry point of the group
-`robusteval.attacks` that names a module like those in `attacks/`, or of the group
-`robusteval.interpreters`.
+`robusteval.attacks` that names a module like those in `attacks/`, or of the groups
+`robusteval.interpreters` and `robusteval.defenses`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Entry:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     # by parameter, the words that leave an attack without a radius, and the norm it then has
     unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
+    detector: bool = False  # it attacks a detector, and needs one
     # of an interpreter
     differentiable: bool = False  # its maps stay on the graph
     seeded: bool = False  # another seed gives another map
@@ -121,6 +122,7 @@ class Registry:
         norms: tuple[str, ...] = (),
         knowledge: str = "white-box",
         unbounded: dict[str, dict[str, str]] | None = None,
+        detector: bool = False,
         differentiable: bool = False,
         seeded: bool = False,
         cost: str = "",
@@ -128,7 +130,7 @@ class Registry:
     ) -> Callable[[F], F]:
         """Decorator: make a function known as `name`. Arguments must be literals."""
         # read from the source
-        del norms, knowledge, unbounded, differentiable, seeded, cost, alike
+        del norms, knowledge, unbounded, detector, differentiable, seeded, cost, alike
 
         def register(function: F) -> F:
             known = self._functions.get(name)
@@ -245,6 +247,7 @@ def read_entries(module: str, noun: str) -> Iterator[Entry]:
                     knowledge=options.get("knowledge", "white-box"),
                     parameters={p.name: p for p in read_parameters(node)},
                     unbounded=options.get("unbounded", {}),
+                    detector=options.get("detector", False),
                     differentiable=options.get("differentiable", False),
                     seeded=options.get("seeded", False),
                     cost=options.get("cost", ""),
@@ -284,3 +287,4 @@ def constant(node: ast.expr) -> Any:
 
 ATTACKS = Registry("robusteval.attacks", "attack")
 INTERPRETERS = Registry("robusteval.interpreters", "interpreter")
+DEFENSES = Registry("robusteval.defenses", "defense")

@@ -16,7 +16,7 @@ from robusteval.attacks.advedge import advedge
 from robusteval.attacks.pgd import pgd
 from robusteval.checkpoint import load
 from robusteval.data import open_data
-from robusteval.dual import RELEASED, Chased, recipe_for, smoothed_cross_entropy
+from robusteval.dual import RELEASED, Chased, chosen, recipe_for, smoothed_cross_entropy
 from robusteval.edges import edge_weights, sobel
 from robusteval.interpreters.distance import (
     Explainer,
@@ -239,13 +239,13 @@ def test_the_class_to_reach_is_chosen_for_each_image(bands: Classifier) -> None:
     logits = torch.tensor([[3.0, 2, 1, 0], [0, 1, 2, 3], [5, 5, 0, 9]])
     y = torch.tensor([0, 3, 0])
 
-    def chosen(target: Any) -> list[int]:
-        found: list[int] = attack_module.chosen(logits, y, target, SEEDS[:3] + 1).tolist()
+    def classes(target: Any) -> list[int]:
+        found: list[int] = chosen(logits, y, target, SEEDS[:3] + 1).tolist()
         return found
 
-    assert chosen("runner_up") == [1, 2, 3]
-    assert chosen("least_likely") == [3, 0, 2]
-    assert all(c != label for c, label in zip(chosen("random"), y.tolist(), strict=True))
+    assert classes("runner_up") == [1, 2, 3]
+    assert classes("least_likely") == [3, 0, 2]
+    assert all(c != label for c, label in zip(classes("random"), y.tolist(), strict=True))
     x = images()
     y = classes_of(bands, x)
     with torch.no_grad():

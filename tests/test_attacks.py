@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
-from toys import Linear, asked
+from toys import Linear, asked, attackable
 
 from robusteval.errors import UsageError
 from robusteval.losses import Loss
@@ -61,9 +61,10 @@ def test_no_attack_succeeds_short_of_the_known_boundary(
     assert isinstance(network, Linear)
     y = labels_of(linear, grey_images)
     eps = 0.98 * float(network.distance(grey_images, norm).min())
+    model = attackable(name, linear)
 
     settings = asked(name, norm=norm, eps=eps)
-    x_adv = ATTACKS.load(name)(linear, grey_images, y, seeds=SEEDS, **settings)
+    x_adv = ATTACKS.load(name)(model, grey_images, y, seeds=SEEDS, **settings)
 
     assert labels_of(linear, x_adv).equal(y)
 
@@ -76,10 +77,10 @@ def test_results_lie_in_ball_and_box(
     """Measured in float64; shape and dtype are those of the images, which are not modified."""
     x = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     kept, y = x.clone(), torch.arange(8) % 3
-    eps = 0.07
+    model, eps = attackable(name, bands), 0.07
 
     settings = asked(name, norm=norm, eps=eps)
-    x_adv = ATTACKS.load(name)(bands, x, y, targeted=targeted, seeds=SEEDS, **settings)
+    x_adv = ATTACKS.load(name)(model, x, y, targeted=targeted, seeds=SEEDS, **settings)
 
     assert torch.equal(x, kept)
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
@@ -96,9 +97,10 @@ def test_results_are_images_like_those_given(
     """In the box, of the same shape and dtype; what was given is not modified."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     kept, y = x.clone(), torch.arange(4) % 3
+    model = attackable(name, bands)
     settings = asked(name, norm=norm, eps=0.07, steps=20)
 
-    x_adv = ATTACKS.load(name)(bands, x, y, targeted=targeted, seeds=SEEDS[:4], **settings)
+    x_adv = ATTACKS.load(name)(model, x, y, targeted=targeted, seeds=SEEDS[:4], **settings)
 
     assert torch.equal(x, kept)
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
@@ -110,19 +112,20 @@ def test_results_are_images_like_those_given(
 def test_the_model_is_left_as_it_was(bands: Classifier, name: str, norm: str) -> None:
     """No gradients, no hooks, every mode as before."""
     x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    weights = {key: value.clone() for key, value in bands.state_dict().items()}
-    grads = [parameter.grad for parameter in bands.parameters()]
+    model = attackable(name, bands)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    grads = [parameter.grad for parameter in model.parameters()]
 
     ATTACKS.load(name)(
-        bands, x, labels_of(bands, x), seeds=SEEDS[:2], **asked(name, norm=norm, steps=5)
+        model, x, labels_of(model, x), seeds=SEEDS[:2], **asked(name, norm=norm, steps=5)
     )
 
-    assert not any(module.training for module in bands.modules())
-    assert all(p.grad is grad for p, grad in zip(bands.parameters(), grads, strict=True))
-    for module in bands.modules():
+    assert not any(module.training for module in model.modules())
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+    for module in model.modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         assert not any(hooks)
-    assert all(torch.equal(value, weights[key]) for key, value in bands.state_dict().items())
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "norm"), BOUNDED)
@@ -130,8 +133,8 @@ def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm:
     """To the bit."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
-    settings = asked(name, norm=norm, eps=0.0)
-    x_adv = ATTACKS.load(name)(bands, x, labels_of(bands, x), seeds=SEEDS[:4], **settings)
+    settings, model = asked(name, norm=norm, eps=0.0), attackable(name, bands)
+    x_adv = ATTACKS.load(name)(model, x, labels_of(model, x), seeds=SEEDS[:4], **settings)
 
     assert torch.equal(x_adv, x)
 
@@ -140,12 +143,12 @@ def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm:
 def test_a_result_does_not_depend_on_the_batch(bands: Classifier, name: str, norm: str) -> None:
     """Together, one by one, or in another order: the same bits."""
     x = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    y = labels_of(bands, x)
+    y, model = labels_of(bands, x), attackable(name, bands)
     order = torch.tensor([5, 0, 7, 2, 1, 6, 3, 4])
 
     def attack(some: Tensor) -> Tensor:
         settings = asked(name, norm=norm, eps=0.05, steps=20)
-        found = ATTACKS.load(name)(bands, x[some], y[some], seeds=SEEDS[some], **settings)
+        found = ATTACKS.load(name)(model, x[some], y[some], seeds=SEEDS[some], **settings)
         assert isinstance(found, Tensor)
         return found
 
@@ -162,9 +165,9 @@ def test_masked_pixels_are_not_touched(bands: Classifier, name: str, norm: str) 
     mask = torch.ones(1, 1, 12, 12)
     mask[..., :6] = 0
 
-    settings = asked(name, norm=norm, eps=0.05)
+    settings, model = asked(name, norm=norm, eps=0.05), attackable(name, bands)
     x_adv = ATTACKS.load(name)(
-        bands, x, labels_of(bands, x), seeds=SEEDS[:4], mask=mask, **settings
+        model, x, labels_of(model, x), seeds=SEEDS[:4], mask=mask, **settings
     )
 
     assert torch.equal(x_adv[..., :6], x[..., :6])
@@ -178,7 +181,7 @@ def test_an_empty_batch_costs_nothing(bands: Classifier, name: str) -> None:
     calls: list[int] = []
     handle = bands.network.register_forward_hook(lambda *_: calls.append(1))
 
-    x_adv = ATTACKS.load(name)(bands, x, y)
+    x_adv = ATTACKS.load(name)(attackable(name, bands), x, y)
     handle.remove()
 
     assert x_adv.shape == x.shape
@@ -190,8 +193,9 @@ def test_an_attack_without_seeds_is_deterministic(bands: Classifier, name: str) 
     """And leaves torch's global random state alone."""
     x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y, state = labels_of(bands, x), torch.get_rng_state()
+    model = attackable(name, bands)
 
-    first, second = (ATTACKS.load(name)(bands, x, y) for _ in range(2))
+    first, second = (ATTACKS.load(name)(model, x, y) for _ in range(2))
 
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)

@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robusteval.defense import Guarded
+from robusteval.interpreters.distance import Explainer
+from robusteval.model import Classifier, predictions
+from robusteval.norms import quantise
 from robusteval.registry import ATTACKS
 
 
@@ -20,6 +24,58 @@ def asked(name: str, **wanted: Any) -> dict[str, Any]:
         for key, value in wanted.items()
         if key in known and (key != "eps" or has_radius or wanted.get("norm") in ("linf", "l2"))
     }
+
+
+def attackable(name: str, classifier: Classifier) -> Classifier:
+    """The classifier as this attack needs it: behind a detector if that is what it attacks."""
+    return Guarded(classifier, Watcher()) if name == "evade" else classifier
+
+
+class Watcher:
+    """A detector that is linear in the maps of two interpreters.
+
+    Parameters
+    ----------
+    threshold : float
+        An image is flagged if its score is above.
+    slope : Tensor, optional
+        What each feature adds to the score's logit ``(4 * interpreters,)``; 20 if not given.
+    interpreters : tuple of str
+        Whose maps it looks at.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        slope: Tensor | None = None,
+        interpreters: tuple[str, ...] = ("grad", "input_x_gradient"),
+    ) -> None:
+        self.threshold = threshold
+        self.slope = slope
+        self.explainers = tuple(Explainer.named(name, {}) for name in interpreters)
+        self.seen = np.zeros(0, np.uint64)
+        self.facts: dict[str, Any] = {"threshold": threshold, "fpr": 0.05, "forwards": 4.0}
+
+    def features(self, model: Classifier, maps: list[Tensor], logits: Tensor) -> Tensor:
+        """Means of the maps under four patterns of signs each: ``(n, 4 * interpreters)``."""
+        found = []
+        for some in maps:
+            values = some.flatten(1)
+            draw = torch.rand(4, values.shape[1], generator=torch.Generator().manual_seed(3))
+            found += [(values * (pattern - 0.5).sign()).mean(1) for pattern in draw.to(values)]
+        return torch.stack(found, 1)
+
+    def score(self, model: Classifier, x: Tensor, seeds: Tensor) -> Tensor:
+        """Their weighted sum, squeezed into [0, 1] by what rounds alike anywhere in a batch."""
+        x = quantise(x)
+        with torch.no_grad():
+            logits = model(x)
+            y = predictions(logits).clamp_min(0)
+            maps = [e.maps(model, x, y, seeds)[0] for e in self.explainers]
+            features = self.features(model, maps, logits).double()
+        slope: Tensor | float = 20.0 if self.slope is None else self.slope
+        total = (slope * features).sum(1)
+        return (1 + total / (1 + total.abs())) / 2
 
 
 class Linear(nn.Module):

@@ -1,0 +1,314 @@
+"""Attacks on a classifier together with the detector that watches it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, autograd, nn
+from torch.nn import functional as F
+
+from robusteval.art import ArtAttack
+from robusteval.defense import Guarded
+from robusteval.dual import (
+    Best,
+    Chased,
+    Target,
+    checked,
+    chosen,
+    explained,
+    in_parts,
+)
+from robusteval.interpreters.distance import squared_distance
+from robusteval.model import predictions, rows
+from robusteval.norms import Ball
+from robusteval.registry import ATTACKS, INTERPRETERS
+from robusteval.search import Found, Stop
+from robusteval.searches import Signed
+
+Along = Literal["maps", "features", "both"]
+Choice = Literal["distance", "score"]
+
+# of the first search, the second, …; then from the beginning
+WEIGHTS = (1.0, 0.1, 10.0, 0.01, 100.0)
+
+
+@ATTACKS.add("evade", norms=("linf",), knowledge="white-box", detector=True)
+@in_parts
+def evade(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    seeds: Tensor | None = None,
+    mask: Tensor | None = None,
+    along: Literal["maps", "features", "both"] = "maps",
+    choice: Literal["distance", "score"] = "score",
+    eps: float = 8 / 255,
+    step: float | None = None,
+    warmup: int = 50,
+    steps: int = 300,
+    weight: float = 1.0,
+    restarts: int = 1,
+    target: Literal["runner_up", "random", "least_likely"] = "runner_up",
+    every: int = 2,
+    stop: Stop = "8bit",
+) -> Tensor:
+    """Reach a class and leave the detector that watches the explanations nothing to see.
+
+    An adaptive attack in the sense of Adversarial Examples Are Not Easily Detected,
+    arXiv:1705.07263: the attacker knows the classifier, the detector and all interpreters that it
+    looks at. Hardening Interpretable Deep Learning Systems, arXiv:2211.15926, proposes such
+    detectors and names an attack on all their maps at once without running it (reconstructed).
+    Signed steps in the linf ball, first towards the class alone, then along the cross-entropy
+    plus `weight` times a sum of squared distances: of every map, or of the detector's features,
+    from those of the original image. So that no term dominates, each is divided by what it is
+    where the first warm-up ends, image by image: one is what an attack that minds no detector
+    does to it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A `robusteval.defense.Guarded` classifier of images in [0, 1], or a module that holds one.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Reach class `y`; otherwise the class that `target` picks for each image.
+    seeds : Tensor, optional
+        One seed per image ``(n,)`` for all that is drawn; zeros if not given. Not those with
+        which the detector is asked in earnest.
+    mask : Tensor, optional
+        Broadcastable to `x`; zero where a pixel may not change.
+    along : {"maps", "features", "both"}
+        What is kept near the original's: the maps of all interpreters, or what the detector makes
+        of them and of the logits, which decides its score.
+    choice : {"distance", "score"}
+        Which image that reaches the class is the result: that of the least distance of what is
+        kept, or that of the detector's lowest score; an image below its threshold is finished.
+    eps : float
+        Radius of the ball, in units of the [0, 1] pixel range.
+    step : float, optional
+        Length of a step, in units of the [0, 1] pixel range; eps / 4 if not given. After the
+        warm-up it falls to zero, evenly.
+    warmup : int
+        Steps towards the class alone, in each search.
+    steps : int
+        Steps towards class and distance, in each search.
+    weight : float
+        Of the distance; 0 leaves it out of the steps, not out of the choice of the result.
+    restarts : int
+        Searches, on the images that are not finished. From the second on they start at a random
+        point of the ball, and multiply the weight by 0.1, 10, 0.01 and 100 in turn.
+    target : {"runner_up", "random", "least_likely"}
+        Without `targeted`, the class to reach: the most likely one besides the label, a random
+        one besides it, or the least likely one.
+    every : int
+        Steps between one choice and the next. Each costs one more set of maps, which for MASK is
+        hundreds of passes.
+    stop : {"8bit", "float", "never"}
+        What is chosen from: images rounded to 8 bits inside the ball, or as they are; `never`
+        returns the last image of all steps.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)`` inside the ball and in [0, 1]; the last ones where the class was
+        not reached.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, the model has no detector or one with an interpreter that
+        has no derivative, or a target is no class.
+    """
+    guarded = guarded_in(model)
+    words: dict[str, tuple[str, Any]] = {
+        "along": (along, Along),
+        "choice": (choice, Choice),
+        "target": (target, Target),
+        "stop": (stop, Stop),
+    }
+    for name, (word, kind) in words.items():
+        if word not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {word!r}")
+    if min(steps, restarts, every) < 1 or warmup < 0:
+        raise ValueError(
+            "steps, restarts and every must be at least 1 and warmup at least 0,"
+            f" not {steps}, {restarts}, {every} and {warmup}"
+        )
+    if step is not None and not 0 < step < math.inf:
+        raise ValueError(f"step must be positive, not {step:g}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight must be at least 0, not {weight:g}")
+    ball = Ball.around(x, "linf", eps, mask)
+    if len(x) == 0:
+        return x.clone()
+
+    with torch.no_grad():
+        logits = guarded(x)
+        if guarded is not model and not torch.equal(logits, model(x)):
+            raise ValueError("evade cannot see what is done to images before the detector's model")
+    goal = checked(y, logits) if targeted else chosen(logits, y, target, seeds)
+    suspicion = Suspicion(guarded, x, goal, logits.argmax(1), seeds, along, choice)
+    length = eps / 4 if step is None else step
+    best = Best(suspicion.judged, Signed(ball, length).settle, x, stop)
+    ends = x.clone()
+    for restart in range(restarts):
+        left = (~best.found.finished).nonzero().flatten()  # rows still searched
+        if len(left) == 0:
+            break
+        here = ball.of(left)
+        x_adv = here.x if restart == 0 else here.sample(suspicion.seeds[left.cpu()] + restart)
+        suspicion.begin(left, steps)
+        factor = weight * WEIGHTS[restart % len(WEIGHTS)]
+        for i in range(-warmup, steps + 1):  # below zero: towards the class alone
+            last = i == steps
+            if i == restart == 0:
+                suspicion.measure(x_adv)
+            x_adv = x_adv.detach().requires_grad_(not last)
+            loss, hit = suspicion.loss(x_adv, left, factor if 0 <= i < steps else 0.0)
+            # rows that turn out finished waste this one backward pass
+            grad = None if last else autograd.grad(loss.sum(), x_adv)[0]
+            x_adv = x_adv.detach()
+            ends[left] = x_adv
+            if last or (i >= 0 and i % every == 0):
+                best.take(x_adv[hit], left[hit])
+            going = ~best.found.finished[left]
+            if grad is None or not bool(going.any()):
+                break
+            if not bool(going.all()):
+                left, x_adv, grad, here = left[going], x_adv[going], grad[going], here.of(going)
+                suspicion.keep(going)
+            shrink = 1 - max(i, 0) / steps
+            x_adv = here.project(x_adv - shrink * length * here.step(grad))
+    return ends if stop == "never" else best.otherwise(ends)
+
+
+def guarded_in(model: nn.Module) -> Guarded:
+    """The classifier with its detector; ValueError if it cannot be attacked."""
+    found = [part for part in model.modules() if isinstance(part, Guarded)]
+    if len(found) != 1:
+        raise ValueError("evade attacks a model behind a detector: give it one (--defense)")
+    for explainer in found[0].detector.explainers:
+        if not INTERPRETERS.entry(explainer.name).differentiable:
+            raise ValueError(
+                f"the detector looks at maps of {explainer.name}, which have no derivative,"
+                " so evade has none to follow"
+            )
+    return found[0]
+
+
+class Suspicion:
+    """How far the maps of a batch, and what a detector makes of them, are from what they were.
+
+    Parameters
+    ----------
+    model : Guarded
+        Classifier and detector.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    goal : Tensor
+        Classes to reach ``(n,)``; the maps of changed images are those for them.
+    shown : Tensor
+        Classes ``(n,)`` of the maps of `x`.
+    seeds : Tensor, optional
+        One seed per image ``(n,)`` for interpreters that draw; zeros if not given.
+    along : {"maps", "features", "both"}
+        What is measured.
+    choice : {"distance", "score"}
+        What judges an image.
+    """
+
+    def __init__(
+        self,
+        model: Guarded,
+        x: Tensor,
+        goal: Tensor,
+        shown: Tensor,
+        seeds: Tensor | None,
+        along: Along,
+        choice: Choice,
+    ) -> None:
+        self.model, self.x, self.goal, self.along, self.choice = model, x, goal, along, choice
+        self.explainers = model.detector.explainers
+        self.seeds = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
+        with torch.no_grad():
+            self.benign, logits = explained(self.explainers, model, x, shown, self.seeds)
+            self.features = model.detector.features(model, self.benign, logits)
+        self.scales: list[Tensor] = []  # by which distances are divided, once measured
+
+    def measure(self, x_adv: Tensor) -> None:
+        """Let the distances of these images ``(n, c, h, w)`` count one each."""
+        everyone = torch.arange(len(x_adv), device=x_adv.device)
+        with torch.no_grad(), rows(everyone):
+            maps, logits = explained(self.explainers, self.model, x_adv, self.goal, self.seeds)
+            # what hardly moves is not blown up
+            far = [d.clamp_min(1e-6) for d in self.distances(maps, logits, everyone)]
+        self.scales = far
+
+    def begin(self, left: Tensor, steps: int) -> None:
+        """Start a search of so many steps on rows `left` ``(m,)``."""
+        chased = Chased.made(self.explainers, self.x, self.seeds, steps, rate=0.1)
+        self.chased = None if chased is None else chased.of(left)
+
+    def keep(self, going: Tensor) -> None:
+        """Go on with these of the images that are searched."""
+        self.chased = None if self.chased is None else self.chased.of(going)
+
+    def loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """What the rows `left` ``(m,)`` lower ``(m,)``, and whether they reach the class.
+
+        A weight of zero spares maps and features.
+        """
+        goal, terms = self.goal[left], []
+        with rows(left):
+            if weight:
+                maps, logits = explained(
+                    self.explainers, self.model, x_adv, goal, self.seeds[left.cpu()], self.chased
+                )
+                terms = self.distances(maps, logits, left)
+            else:
+                logits = self.model(x_adv)
+        loss = F.cross_entropy(logits, goal, reduction="none")
+        for term in terms:
+            loss = loss + weight * term
+        return loss, predictions(logits.detach()) == goal
+
+    def distances(self, maps: list[Tensor], logits: Tensor, left: Tensor) -> list[Tensor]:
+        """Squared distances ``(m,)`` of maps and features of rows `left` that are minded."""
+        found = []
+        if self.along != "features":
+            for explainer, some, benign in zip(self.explainers, maps, self.benign, strict=True):
+                found.append(squared_distance(explainer.name, some, benign[left]))
+        if self.along != "maps":
+            features = self.model.detector.features(self.model, maps, logits)
+            found.append((features - self.features[left]).square().mean(1))
+        scales = self.scales or [torch.ones_like(self.goal)] * len(found)
+        return [d / scale[left] for d, scale in zip(found, scales, strict=True)]
+
+    def judged(self, x_adv: Tensor, index: Tensor) -> Found:
+        """Images for rows `index` ``(m,)`` with the detector's score, or the sum of distances.
+
+        Finished: in the class and not flagged.
+        """
+        goal, seeds = self.goal[index], self.seeds[index.cpu()]
+        with torch.no_grad(), rows(index):
+            if self.choice == "score":
+                detector = self.model.detector
+                hit = predictions(self.model(x_adv)) == goal
+                score = detector.score(self.model, x_adv, seeds).to(x_adv.device)
+                return Found(x_adv, score.to(x_adv), hit, hit & (score <= detector.threshold))
+            maps, logits = explained(self.explainers, self.model, x_adv, goal, seeds)
+            far = torch.stack(self.distances(maps, logits, index)).sum(0)
+        hit = predictions(logits) == goal
+        return Found(x_adv, far, hit, torch.zeros_like(hit))
+
+
+class Evade(ArtAttack):
+    """`evade` as an ART evasion attack."""
+
+    perturb = staticmethod(evade)
