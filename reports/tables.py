@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from robusteval import metrics
 from robusteval.metrics import Rate
-from robusteval.records import Defended, Outcome, Run, Threat, show_number
+from robusteval.records import Defended, Outcome, Run, Threat, cell_name, show_number
 
 from .maps import maps_of
 from .words import verdict
@@ -51,12 +51,11 @@ def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
         for threat, group in metrics.groups(outcomes).items()
     ]
     position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
-    asked = [str(spec) for spec in run.config.get("attacks") or ()]
-    behind = [None, *(str(spec) for spec in run.config.get("defenses") or ())]
+    cells = run.config.get("cells") or run.config.get("attacks") or ()
     complete = run.status == "complete"
     record = {
         "complete": complete,
-        "attacks_asked": max(len(asked) * len(behind), len(run.attacks)),
+        "attacks_asked": max(len(cells), len(run.attacks)),
         "upper_bound": not complete or any(f.grave and not f.misfed for f in run.findings),
         "misfed": any(finding.misfed for finding in run.findings),
         "clean_accuracy": rate_of(metrics.accuracy(run.clean)),
@@ -79,7 +78,7 @@ def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
             finding._asdict() for finding in sorted(run.findings, key=lambda f: not f.grave)
         ],
         "failures": dict(run.failures),
-        "not_run": list(missing(run, asked, behind)),
+        "not_run": list(missing(run, cells)),
         "provenance": {
             "created": run.created,
             "seconds": run.seconds,
@@ -121,14 +120,10 @@ def name_of(outcome: Outcome) -> str | None:
     return None if outcome.defense is None else str(outcome.defense)
 
 
-def missing(run: Run, asked: Sequence[str], behind: Sequence[str | None]) -> Iterator[str]:
-    """The attacks that were asked for, and have neither a result nor a reason for it."""
-    done = {(str(outcome.attack), name_of(outcome)) for outcome in run.attacks}
-    for defense in behind if run.status != "complete" else [None]:
-        for spec in asked:
-            name = f"{spec} behind {defense}" if defense else spec
-            if (spec, defense) not in done and name not in run.failures:
-                yield name
+def missing(run: Run, cells: Iterable[object]) -> Iterator[str]:
+    """What was asked for, and has neither a result nor a reason for it."""
+    done = {cell_name(o.attack, o.defense, o.adaptive) for o in run.attacks}
+    yield from (str(cell) for cell in cells if str(cell) not in {*done, *run.failures})
 
 
 def worst_of(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> dict[str, Any]:

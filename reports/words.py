@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from robusteval.records import show_number
 
 Record = dict[str, Any]
+CAUGHT = 0.2  # of the results of an attack that knows a detector, below which it is none
 MISSING = "–"
 
 
@@ -325,9 +326,23 @@ def worth(record: Record, defense: Record) -> Iterator[str]:
             f" {with_interval(defeat['robust_accuracy'])} robust, undefended"
             f" {with_interval(defeat['undefended'])}, {threat(defeat['threat'])}."
         )
+    yield from blind(name, defense["detector"])
     rows = [row for row in record["attacks"] if row["defense"] == defense["spec"]]
     if rows and not any(row["adaptive"] for row in rows):
         yield f"Oblivious: no attack here knows {name}; one that does may be stronger."
+
+
+def blind(name: str, detector: Record | None) -> Iterator[str]:
+    """Whether attacks that know a detector pass it by."""
+    known = [row for row in detector["attacks"] if row["adaptive"]] if detector else []
+    known = [row for row in known if row["tpr"]["n"]]
+    worst = min(known, key=lambda row: row["tpr"]["value"], default=None)
+    if detector and worst and worst["tpr"]["value"] < CAUGHT:
+        yield (
+            f"No defense: {name} flags {with_interval(worst['tpr'])} of"
+            f" {worst['tpr']['n']:,} results of {worst['attack']}, which knows it, where it was"
+            f" set to flag {share(detector['fpr_asked'])} of the images as they are."
+        )
 
 
 def spent(record: Record) -> str:
@@ -637,9 +652,11 @@ def probes(record: Record) -> Iterator[str]:
     """What the extra attacks of the trust checks did; what follows from it is in the findings."""
     for probe in record["probes"]:
         form = PROBES.get(probe["probe"], "{spec}")
-        facts = {"threat": threat(probe["threat"]), "norm": probe["threat"]["norm"]}
+        facts = {"threat": at(record, probe), "norm": probe["threat"]["norm"]}
         fooled = probe["success_rate"]["float"]
         what = form.format(spec=cell(probe), **facts)
+        if probe["defense"] and "{norm}" in form:
+            what += f" behind {short(record, probe['defense'])}"
         yield f"{what}: fooled {fooled['k']:,} of {fooled['n']:,} images"
 
 
@@ -655,6 +672,9 @@ def provenance(record: Record) -> Iterator[tuple[str, str]]:
     model, data, environment = source["model"], source["data"], source["environment"]
     yield "model", joined(base(model.get("file")), sha(model), model.get("arch"))
     yield "normalisation", normalisation(model)
+    for defense in record["defenses"]:
+        facts = defense["facts"]
+        yield "defense", joined(defense["spec"], sha(facts), facts.get("arch"))
     drawn = f"{data.get('samples', 0):,} of {data.get('total', 0):,} images"
     seed = "" if source["seed"] is None else f"seed {source['seed']}"
     yield "data", joined(base(data.get("name")), drawn, seed, shape(data), span(data), sha(data))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,24 +16,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval import trust
+from robusteval import metrics, trust
 from robusteval.data import Data
+from robusteval.defense import Defense, Guarded
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
 from robusteval.gallery import Gallery, hardness
 from robusteval.guard import out_of_memory, sentence
-from robusteval.interpretation import Measurement
+from robusteval.interpretation import Interpreter, Measurement
 from robusteval.judge import confidence, judge, repaired, untouched
 from robusteval.losses import Loss, attacker_loss, margin
-from robusteval.model import block_size, counting, frozen, predictions
+from robusteval.model import Classifier, block_size, counting, frozen, predictions
 from robusteval.norms import quantise
 from robusteval.plan import Attack, Plan, Positions, build, environment, prepare
 from robusteval.progress import Progress, Silent
-from robusteval.records import Columns, Finding, Outcome, Run, Spec, Store, digest, entry_of
+from robusteval.records import (
+    Columns,
+    Defended,
+    Finding,
+    Outcome,
+    Picture,
+    Run,
+    Spec,
+    Store,
+    cell_name,
+    digest,
+    entry_of,
+)
 from robusteval.seeds import random_targets, sample_seeds
 
 STEADY = 128  # images predicted twice, and under other conventions
 PROBED = 64  # images whose gradients and probes are looked at
 SAVE_EVERY = 2.0  # seconds
+WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
+BEHIND = "behind:"  # what an attack that knows nothing of a defense does behind it
+# what is another's judgement of the same images
+JUDGED = ("pred_adv", "pred_8bit", "pred_png", "margin_adv", "confidence_adv")
 
 
 def evaluate(
@@ -48,6 +65,7 @@ def evaluate(
     fresh: bool = False,
     probes: bool = True,
     interpreters: Sequence[str | Spec] = (),
+    defenses: Sequence[str | Spec | Defense] = (),
     progress: Progress | None = None,
 ) -> Run:
     """Attack a classifier and judge the results.
@@ -76,6 +94,10 @@ def evaluate(
     interpreters : sequence of str or Spec
         Such as ``"cam"`` or ``"grad:pool=2"``: whose maps are compared before and after each
         attack, see `robusteval.interpretation`.
+    defenses : sequence of str, Spec or Defense
+        Such as ``"detector:file=FILE"`` or the file itself; see `robusteval.defense`. Each attack
+        is judged behind each of them as well, where it knows nothing of the defense, and run
+        against it where it does.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -100,6 +122,7 @@ def evaluate(
         seed=seed,
         probes=probes,
         interpreters=interpreters,
+        defenses=defenses,
         progress=progress,
     )
     if out is not None:
@@ -125,17 +148,19 @@ def execute(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch-size must be at least 1, not {batch_size}")
-    block = plan.classifier.block
+    models = [plan.classifier, *(defense.model for defense in plan.defenses)]
+    blocks = [model.block for model in models]
     try:
-        with (
-            Store.opened(folder, plan.config, fresh=fresh) as store,
-            frozen(plan.classifier),
-            exact_arithmetic(),
-        ):
+        with ExitStack() as stack:
+            store = stack.enter_context(Store.opened(folder, plan.config, fresh=fresh))
+            for model in models:
+                stack.enter_context(frozen(model))
+            stack.enter_context(exact_arithmetic())
             execution = Execution(plan, store, batch_size, progress or Silent(), stopping, command)
             return execution.run()
     finally:
-        plan.classifier.block = block  # made smaller where memory ran out
+        for model, block in zip(models, blocks, strict=True):
+            model.block = block  # made smaller where memory ran out
 
 
 @contextmanager
@@ -154,6 +179,49 @@ def exact_arithmetic() -> Iterator[None]:
             yield
         finally:
             matmul.allow_tf32 = tf32
+
+
+@dataclass
+class Side:
+    """What is attacked: the classifier as it is or behind a defense, and its images."""
+
+    model: Classifier
+    defense: Defense | None = None
+    measurement: Measurement | None = None
+    clean: Columns = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a cell's numbers depend on because of the defense; nothing without one."""
+        return {} if self.defense is None else {"defense": self.defense.identity}
+
+    @property
+    def spec(self) -> Spec | None:
+        """The defense; None without one."""
+        return None if self.defense is None else self.defense.spec
+
+    @property
+    def behind(self) -> str:
+        """For titles and messages."""
+        return "" if self.defense is None else f" behind {self.defense.spec}"
+
+    def watched(self, x: Tensor, seed: int, ids: np.ndarray[Any, Any]) -> Columns:
+        """What a detector says of images; nothing if there is none."""
+        if not isinstance(self.model, Guarded):
+            return {}
+        detector = self.model.detector
+        with sentence("the detector broke"):
+            score = detector.score(self.model, x, sample_seeds(seed, ids ^ WATCHED))
+        columns = {"score": score.double(), "flagged": score > detector.threshold}
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+class DefenseBroke(RunError):
+    """What an attack on the classifier did could not be judged behind a defense."""
+
+    def __init__(self, message: str, side: Side) -> None:
+        super().__init__(message)
+        self.side = side
 
 
 class Execution:
@@ -185,65 +253,108 @@ class Execution:
         self.failures: dict[str, str] = {}
         self.notes: list[str] = []
         self.findings: list[Finding] = list(plan.findings)
-        self.measurement = None
-        if plan.interpreters:
-            self.measurement = Measurement(plan.classifier, plan.interpreters, plan.seed)
-        self.clean: Columns = {}
+        self.side = Side(plan.classifier, measurement=self.measuring(plan.classifier))
+        self.shields = [
+            Side(d.model, d, None if d.kind == "detector" else self.measuring(d.model))
+            for d in plan.defenses
+        ]
+        self.defended: list[Defended] = []
+
+    @property
+    def clean(self) -> Columns:
+        """The images as the undefended classifier sees them."""
+        return self.side.clean
+
+    def measuring(self, model: Classifier) -> Measurement | None:
+        """Measures the maps of a model, if that was asked for and it can have them."""
+        plan = self.plan
+        try:
+            explained = [
+                i if model is plan.classifier else Interpreter.made(i.spec, model, plan.data.shape)
+                for i in plan.interpreters
+            ]
+        except UsageError:
+            return None
+        return Measurement(model, explained, plan.seed) if explained else None
 
     def run(self) -> Run:
         """All cells, one after the other; the record is written after each."""
         self.save("incomplete")
-        self.clean = self.clean_cell()
-        self.save("incomplete")
-        self.findings += trust.of_clean(self.clean, self.plan.classifier.num_classes)
-        self.findings += self.conventions()
+        for side in (self.side, *self.shields):
+            self.look(side)
         for finding in self.findings:
             self.progress.say(finding.message)
         for attack in self.plan.attacks:
-            try:
-                self.attempt(attack)
-            except Interrupted:
-                raise
-            except RobustevalError as error:
-                self.failures[str(attack.spec)] = str(error)
-                self.progress.say(f"{attack.spec} has no result: {error}")
-        if self.plan.probes and not self.failures:
-            for probe in trust.probes(self.outcomes):
-                try:
-                    self.attempt(self.built(probe))
-                except Interrupted:
-                    raise
-                except RobustevalError as error:
-                    message = f"The trust check {probe.spec} has no result: {error}"
-                    self.findings.append(Finding("probe-failed", False, message))
-        self.findings += trust.of_outcomes(self.outcomes)
+            self.attempt(attack, self.side)
+        for side in self.shields:
+            for attack in self.plan.knowing(side.defense):
+                self.attempt(attack, side)
+        for side in (self.side, *self.shields):
+            self.question(side)
         status = "incomplete" if self.failures else "complete"
         self.save(status)
         return self.result(status)
 
-    def conventions(self) -> list[Finding]:
+    def look(self, side: Side) -> None:
+        """The images as they are, and what they say of the model."""
+        side.clean = self.clean_cell(side)
+        self.save("incomplete")
+        if side.defense is not None:
+            self.findings += trust.of_fit(side.clean, side.defense.seen, side.behind)
+        if isinstance(side.model, Guarded):  # the same network; only its alarms are new
+            return
+        found = trust.of_clean(side.clean, side.model.num_classes) + self.conventions(side)
+        self.findings += [named(finding, side) for finding in found]
+
+    def question(self, side: Side) -> None:
+        """The extra attacks of the trust checks, and what all attacks say of each other."""
+        mine = [o for o in self.outcomes if o.defense == side.spec and o.adaptive]
+        if self.plan.probes and not self.failures and not isinstance(side.model, Guarded):
+            for probe in trust.probes(mine):
+                attack = build(probe.spec, side.model, self.plan.data.shape)
+                try:
+                    mine += self.attack_cells(replace(attack, role=probe.role), side)
+                except Interrupted:
+                    raise
+                except RobustevalError as error:
+                    message = f"The trust check {probe.spec} has no result: {error}"
+                    self.findings.append(named(Finding("probe-failed", False, message), side))
+                finally:
+                    self.save("incomplete")
+        if mine or side.defense is None:
+            self.findings += [named(finding, side) for finding in trust.of_outcomes(mine)]
+
+    def conventions(self, side: Side) -> list[Finding]:
         """Whether the model should be fed in another way."""
         some = self.plan.index[:STEADY]
-        self.progress.begin("Checking how the model is fed", len(some))
+        self.progress.begin(f"Checking how the model is fed{side.behind}", len(some))
         found = trust.diagnose(
-            self.plan.classifier,
+            side.model,
             self.plan.data,
             some,
-            self.clean["pred_clean"][:STEADY],
+            side.clean["pred_clean"][:STEADY],
             self.progress.advance,
         )
         self.progress.end()
         return found
 
-    def built(self, probe: trust.Probe) -> Attack:
-        """An extra attack for this plan."""
-        attack = build(probe.spec, self.plan.classifier, self.plan.data.shape)
-        return replace(attack, role=probe.role)
-
-    def attempt(self, attack: Attack) -> None:
-        """One cell, written down when it ends; a stop is passed on, and all other failures."""
+    def attempt(self, attack: Attack, side: Side, without: Sequence[Side] = ()) -> None:
+        """One attack, written down when it ends, or why it has no result; a stop is passed on."""
+        before = set(self.keys)
         try:
-            self.outcomes.append(self.attack_cell(attack))
+            self.attack_cells(attack, side, without)
+        except Interrupted:
+            raise
+        except DefenseBroke as error:  # judged behind the others all the same
+            cell = cell_name(attack.spec, error.side.spec, False)
+            self.failures[cell] = str(error)
+            self.progress.say(f"{cell} has no result: {error}")
+            self.keys = [key for key in self.keys if key in before]
+            self.attempt(attack, side, (*without, error.side))
+        except RobustevalError as error:
+            for missing in self.plan.cells_of(attack, side.defense):
+                self.failures.setdefault(missing.name, str(error))
+            self.progress.say(f"{attack.spec}{side.behind} has no result: {error}")
         finally:
             self.save("incomplete")
 
@@ -298,6 +409,7 @@ class Execution:
             seconds=record["seconds"],
             created=self.created,
             folder=str(self.store.folder),
+            defenses=tuple(self.defended),
         )
 
     def basis(self) -> dict[str, Any]:
@@ -305,23 +417,34 @@ class Execution:
         names = ("model", "data", "samples", "seed", "versions", "device")
         return {name: self.plan.config[name] for name in names}
 
-    def clean_cell(self) -> Columns:
+    def clean_cell(self, side: Side) -> Columns:
         """Every image as it is."""
-        key = digest({"role": "clean", "basis": self.basis()})
+        entry: dict[str, Any] = {"role": "clean"}
+        if side.defense is not None:
+            kind, facts = side.defense.kind, side.defense.facts
+            shown = {"defense": side.defense.spec._asdict(), "kind": kind, "facts": facts}
+            entry = {"role": "defense", **shown}
+        key = digest({"role": entry["role"], "basis": self.basis(), **side.facts})
         self.keys.append(key)
-        stored = self.store.cell(key)
-        if stored is not None:
-            return stored
-        positions = np.arange(len(self.plan.index))
-        columns = self.filled(key, "Clean accuracy", positions, self.batch_size, self.clean_rows)
-        self.store.save_cell(key, columns, {"role": "clean"})
+        columns = self.store.cell(key)
+        if columns is None:
+            positions = np.arange(len(self.plan.index))
+            title = f"Clean accuracy{side.behind}"
+            work = partial(self.clean_rows, side)
+            columns = self.filled(key, title, positions, self.batch_size, work)
+            self.store.save_cell(key, columns, entry)
+        if side.defense is not None:
+            self.defended.append(Defended(side.defense.spec, kind, columns, facts))
         return columns
 
-    def clean_rows(self, positions: Positions) -> Columns:
+    def clean_rows(self, side: Side, positions: Positions) -> Columns:
         """Columns of some images as they are."""
-        model = self.plan.classifier
+        model = side.model
         batch = self.plan.data.batch(self.plan.index[positions])
         x, y = batch.x.to(model.device), batch.y.to(model.device)
+        if isinstance(model, Guarded):
+            known = {name: column[positions] for name, column in self.clean.items()}
+            return {**known, **side.watched(x, self.plan.seed, batch.ids)}
         with torch.no_grad(), sentence(f"the network cannot take images {tuple(x.shape[1:])}"):
             logits = model(x)
         pred = predictions(logits)
@@ -347,24 +470,34 @@ class Execution:
         made = {name: column.cpu().numpy() for name, column in columns.items()}
         return {"index": batch.index, "id": batch.ids, **made}
 
-    def attack_cell(self, attack: Attack) -> Outcome:
-        """One attack on every image that was right at first; a probe on the first few of them."""
-        measurement = self.measurement if attack.role == "attack" else None
+    def attack_cells(
+        self, attack: Attack, side: Side, without: Sequence[Side] = ()
+    ) -> list[Outcome]:
+        """One attack on every image that was right at first; a probe on the first few of them.
+
+        What it does to the classifier as it is is judged behind the defenses, too.
+        """
+        plain = side.defense is None and attack.role == "attack"
+        others = [other for other in self.shields if plain and other not in without]
+        measurement = side.measurement if attack.role == "attack" else None
         facts = {
             "role": attack.role,
             "attack": attack.spec.name,
             "resolved": attack.resolved,
             "basis": self.basis(),
+            **side.facts,
         }
         if measurement is not None:
             facts["maps"] = self.plan.config["maps"]
         key = digest(facts)
-        self.keys.append(key)
-        stored = self.store.outcome(key)
-        if stored is not None:
+        keys = [key, *(digest({"oblivious": key, **other.facts}) for other in others)]
+        self.keys += keys
+        stored = [outcome for each in keys if (outcome := self.store.outcome(each)) is not None]
+        if len(stored) == len(keys):
+            self.outcomes += stored
             return stored
 
-        attacked = self.clean["pred_clean"] == self.clean["label"]
+        attacked = metrics.right(side.clean)
         rows = np.flatnonzero(attacked)  # positions attacked
         shown = np.arange(len(attacked))  # positions in the columns
         gallery = None
@@ -378,40 +511,63 @@ class Execution:
             if gallery is not None and gallery.candidates:
                 self.store.save_candidates(key, gallery.candidates)
 
+        title = str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}"
         found = self.filled(
-            key,
-            str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}",
+            digest({"cells": keys}) if others else key,
+            f"{title}{side.behind}",
             rows,
             self.natural if attack.foreign else self.batch_size,
-            partial(self.attack_rows, attack, gallery),
+            partial(self.attack_rows, attack, side, others, gallery, measurement),
             whole=attack.foreign,
             # before the columns: what these say is done is not offered again
             before=keep_candidates,
         )
-        clean = {name: column[shown] for name, column in self.clean.items()}
-        columns = untouched(clean)
-        if measurement is not None:
-            columns |= {name: np.full(len(shown), np.nan) for name in measurement.names()}
-        for name, values in found.items():
-            columns[name][np.searchsorted(shown, rows)] = values
-        outcome = Outcome(
-            attack=attack.spec,
-            threat=attack.threat,
-            knowledge=attack.knowledge,
-            columns=columns,
-            role=attack.role,
-            notes=tuple(dict.fromkeys(self.notes)),
-            resolved=attack.resolved,
-        )
-        pictures = gallery.chosen(hardness(found, attack.threat)) if gallery and len(rows) else ()
-        self.store.save_cell(key, columns, entry_of(outcome), pictures)
-        return outcome
+        outcomes = []
+        for i, (each, cell) in enumerate(zip(keys, (side, *others), strict=True)):
+            columns = untouched({name: column[shown] for name, column in cell.clean.items()})
+            here = {name: c for name, c in found.items() if not name.startswith(BEHIND)}
+            if measurement is not None and i == 0:
+                columns |= {name: np.full(len(shown), np.nan) for name in measurement.names()}
+            if i > 0:
+                mark = f"{BEHIND}{i - 1}:"
+                theirs = {n.removeprefix(mark): c for n, c in found.items() if n.startswith(mark)}
+                here = {name: c for name, c in here.items() if name in columns} | theirs
+            place = np.searchsorted(shown, rows)
+            open_ = columns["attacked"][place]  # the attack changed no image that was lost before
+            for name, values in here.items():
+                columns[name][place[open_]] = values[open_]
+            outcome = Outcome(
+                attack=attack.spec,
+                threat=attack.threat,
+                knowledge=attack.knowledge,
+                columns=columns,
+                role=attack.role,
+                notes=tuple(dict.fromkeys(self.notes)) if i == 0 else (),
+                resolved=attack.resolved,
+                defense=cell.spec,
+                adaptive=i == 0,
+            )
+            pictures: Sequence[Picture] = ()
+            if i == 0 and gallery is not None and len(rows):
+                pictures = gallery.chosen(hardness(found, attack.threat))
+            self.store.save_cell(each, columns, entry_of(outcome), pictures)
+            outcomes.append(outcome)
+        self.outcomes += outcomes
+        return outcomes
 
-    def attack_rows(self, attack: Attack, gallery: Gallery | None, positions: Positions) -> Columns:
+    def attack_rows(
+        self,
+        attack: Attack,
+        side: Side,
+        others: Sequence[Side],
+        gallery: Gallery | None,
+        measurement: Measurement | None,
+        positions: Positions,
+    ) -> Columns:
         """Columns of some images under attack."""
-        plan, model = self.plan, self.plan.classifier
+        plan, model = self.plan, side.model
         batch = plan.data.batch(plan.index[positions])
-        if not np.array_equal(batch.ids, self.clean["id"][positions]):
+        if not np.array_equal(batch.ids, side.clean["id"][positions]):
             raise RunError(f"images of {plan.data.name} changed while they were evaluated")
         x, y = batch.x.to(model.device), batch.y.to(model.device)
         seeds = sample_seeds(plan.seed, batch.ids)
@@ -427,19 +583,30 @@ class Execution:
 
         columns = judge(model, x_adv, x, y, attack.threat)
         columns["target"] = goal.cpu().numpy() if targeted else np.full(len(x), -1)
+        changed, _ = repaired(x_adv.detach().to(x), x, attack.threat)
+        columns |= side.watched(changed, plan.seed, batch.ids)
+        for i, other in enumerate(others):
+            again = columns
+            try:
+                if not isinstance(other.model, Guarded):  # which answers like the classifier itself
+                    with sentence("the defense broke"):
+                        again = judge(other.model, x_adv, x, y, attack.threat)
+                theirs = {name: again[name] for name in JUDGED}
+                theirs |= other.watched(changed, plan.seed, batch.ids)
+            except RobustevalError as error:
+                raise DefenseBroke(str(error), other) from error
+            columns |= {f"{BEHIND}{i}:{name}": column for name, column in theirs.items()}
         maps: Columns = {}
-        if self.measurement is not None and attack.role == "attack":
-            changed, _ = repaired(x_adv.detach().to(x), x, attack.threat)
-            measure = partial(self.measured, self.measurement, positions, x, changed, columns)
+        if measurement is not None:
+            measure = partial(self.measured, side, measurement, positions, x, changed, columns)
             found = self.roomy(measure, np.arange(len(x)))
-            columns |= {name: found.pop(name) for name in self.measurement.names()}
+            columns |= {name: found.pop(name) for name in measurement.names()}
             maps = {name: column for name, column in found.items() if name != "row"}
         if gallery is not None:
 
             def images(some: Positions) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
                 z = x[some]
-                changed, _ = repaired(x_adv[some].detach().to(z), z, attack.threat)
-                return pixels(quantise(z) * 255).round().astype(np.uint8), pixels(changed - z)
+                return pixels(quantise(z) * 255).round().astype(np.uint8), pixels(changed[some] - z)
 
             gallery.offer(positions, batch.ids, hardness(columns, attack.threat), images, maps)
         return {
@@ -451,6 +618,7 @@ class Execution:
 
     def measured(
         self,
+        side: Side,
         measurement: Measurement,
         positions: Positions,
         x: Tensor,
@@ -463,8 +631,8 @@ class Execution:
         return measurement.columns(
             x[some],
             x_adv[some],
-            self.clean["id"][rows],
-            self.clean["pred_clean"][rows],
+            side.clean["id"][rows],
+            side.clean["pred_clean"][rows],
             judged["pred_adv"][some],
         )
 
@@ -528,15 +696,20 @@ class Execution:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-        model = self.plan.classifier
         if len(positions) == 1:
             raise RunError("memory runs out even for one image: use a machine with more of it")
         half = len(positions) // 2
-        if half < (model.block or half + 1):
+        large = [
+            side.model
+            for side in (self.side, *self.shields)
+            if half < (side.model.block or half + 1)
+        ]
+        for model in large:
             # smaller calls of the network, too: this can change a logit's last digits
-            model.block = max(1, half)
+            model.block = half
+        if large:
             self.notes.append(
-                f"memory ran out: the network was called with {model.block} images at a time"
+                f"memory ran out: the network was called with {half} images at a time"
             )
         parts = [self.roomy(work, p) for p in (positions[:half], positions[half:])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -551,6 +724,15 @@ def assembled(parts: list[Columns], positions: Positions) -> Columns:
     last = {row: at for at, row in enumerate(rows.tolist())}  # a row that was redone counts last
     places = [last[row] for row in positions.tolist()]
     return {name: column[places] for name, column in whole.items()}
+
+
+def named(finding: Finding, side: Side) -> Finding:
+    """What was found of a model behind a defense, and which."""
+    if side.defense is None:
+        return finding
+    cell = finding.cell and f"{finding.cell}{side.behind}"
+    text = f"Behind {side.defense.spec}: {finding.message}"
+    return finding._replace(message=text, cell=cell)
 
 
 def pixels(images: Tensor) -> np.ndarray[Any, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from robusteval.data import png_round_trip
 from robusteval.errors import RunError
 from robusteval.losses import margin
+from robusteval.metrics import right
 from robusteval.model import Classifier, predictions
 from robusteval.norms import TOLERANCE, Ball, distances, psnr, quantise, ssim
 from robusteval.records import Columns, Threat
@@ -101,7 +102,7 @@ def untouched(clean: Columns) -> Columns:
     zero, pred = np.zeros(n), clean["pred_clean"]
     return {
         **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
-        "attacked": clean["pred_clean"] == clean["label"],
+        "attacked": right(clean),
         "target": np.full(n, -1),
         "pred_adv": pred.copy(),
         "pred_8bit": pred.copy(),
@@ -114,4 +115,6 @@ def untouched(clean: Columns) -> Columns:
         "confidence_adv": clean["confidence_clean"].copy(),
         "fault": np.zeros(n, np.uint8),
         **{name: zero.copy() for name in ("forwards", "backwards", "seconds")},
+        # what a detector said of them
+        **{name: clean[name].copy() for name in ("score", "flagged") if name in clean},
     }

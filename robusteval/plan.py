@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +16,23 @@ from torch import Tensor, nn
 
 from robusteval import __version__
 from robusteval.data import Data, draw
+from robusteval.defense import Defense
 from robusteval.errors import RunError, UsageError
 from robusteval.guard import sentence
 from robusteval.interpretation import Interpreter, described
 from robusteval.model import Classifier, frozen
 from robusteval.progress import Progress, Silent
-from robusteval.records import Finding, Spec, Threat, digest
+from robusteval.records import Finding, Spec, Threat, cell_name, digest
 from robusteval.registry import ATTACKS, parse
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+# Attacks on a detector that know it: all the maps it looks at, what it makes of them, and both
+# with the detector itself to choose among the results
+EVASIONS: tuple[dict[str, Any], ...] = (
+    {"along": "maps", "choice": "distance"},
+    {"along": "features", "choice": "distance"},
+    {"along": "both", "choice": "score", "restarts": 3},
+)
 T = TypeVar("T")
 
 
@@ -41,6 +49,19 @@ class Attack:
     role: str = "attack"
 
 
+class Cell(NamedTuple):
+    """An attack, what it is judged behind, and whether it knew."""
+
+    attack: Spec
+    defense: Spec | None
+    adaptive: bool
+
+    @property
+    def name(self) -> str:
+        """As failures call it."""
+        return cell_name(self.attack, self.defense, self.adaptive)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the numbers of a run; nothing is computed yet."""
@@ -54,6 +75,27 @@ class Plan:
     config: dict[str, Any]
     interpreters: tuple[Interpreter, ...] = ()
     findings: tuple[Finding, ...] = ()  # what a reader must know of the choice of attacks
+    defenses: tuple[Defense, ...] = ()
+    adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
+
+    def knowing(self, defense: Defense | None) -> tuple[Attack, ...]:
+        """The attacks that know a defense."""
+        guarded = defense is not None and defense.kind == "detector"
+        return self.adaptive if guarded else self.attacks
+
+    def cells(self) -> Iterator[Cell]:
+        """All that will be in the run."""
+        for attack in self.attacks:
+            yield from self.cells_of(attack, None)
+        for defense in self.defenses:
+            for attack in self.knowing(defense):
+                yield from self.cells_of(attack, defense)
+
+    def cells_of(self, attack: Attack, defense: Defense | None) -> Iterator[Cell]:
+        """What comes of one attack on one model."""
+        yield Cell(attack.spec, None if defense is None else defense.spec, True)
+        if defense is None:
+            yield from (Cell(attack.spec, each.spec, False) for each in self.defenses)
 
     @property
     def key(self) -> str:
@@ -70,6 +112,7 @@ def prepare(
     seed: int = 0,
     probes: bool = True,
     interpreters: Sequence[str | Spec] = (),
+    defenses: Sequence[str | Spec | Defense] = (),
     optional: Sequence[Spec] = (),
     progress: Progress | None = None,
 ) -> Plan:
@@ -100,7 +143,12 @@ def prepare(
 
     explained = fitting(interpreters, Interpreter.made)
     check_interpreters(explained)
-    built = fitting(attacks, build)
+    shields = tuple(d if isinstance(d, Defense) else Defense.made(d, model) for d in defenses)
+    check_defenses(shields, data, index)
+    specs = [parse(attack) if isinstance(attack, str) else attack for attack in attacks]
+    evading = [spec for spec in specs if needs_detector(spec)]
+    built = fitting([spec for spec in specs if spec not in evading], build)
+    adaptive, unmet = evasions(evading, built, shields, data.shape)
     if left_out and not built:
         raise UsageError("; ".join(dict.fromkeys(left_out.values())))
     names = [str(attack.spec) for attack in built]
@@ -122,11 +170,96 @@ def prepare(
         "device": model.device.type,
         **described(explained),
     }
+    if shields:
+        config["defenses"] = [str(defense.spec) for defense in shields]
+        config["shields"] = [defense.identity for defense in shields]
     findings = tuple(
         Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
         for spec, reason in left_out.items()
     )
-    return Plan(model, data, index, built, seed, probes, config, explained, findings)
+    plan = Plan(
+        model,
+        data,
+        index,
+        built,
+        seed,
+        probes,
+        config,
+        explained,
+        (*findings, *unmet),
+        shields,
+        adaptive,
+    )
+    if shields:
+        config["cells"] = [cell.name for cell in plan.cells()]
+    return plan
+
+
+def check_defenses(shields: Sequence[Defense], data: Data, index: Positions) -> None:
+    """Refuse a defense that is asked for twice, or cannot take the images."""
+    names = [str(defense.spec) for defense in shields]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two defenses go by the same name ({', '.join(names)}): name each once, and give files"
+            " of the same name in two folders other names"
+        )
+    for defense in shields:
+        check_images(data, index, defense.model)
+
+
+def needs_detector(spec: Spec) -> bool:
+    """Whether an attack is one on detectors."""
+    return spec.name in ATTACKS.entries and ATTACKS.entries[spec.name].detector
+
+
+def evasions(
+    asked: Sequence[Spec],
+    attacks: Sequence[Attack],
+    shields: Sequence[Defense],
+    shape: tuple[int, int, int],
+) -> tuple[tuple[Attack, ...], list[Finding]]:
+    """The attacks that know the detectors, and what is missing of them.
+
+    Those that were asked for; otherwise for each linf radius of the other attacks the three of
+    `EVASIONS`.
+    """
+    guarded = [defense for defense in shields if defense.kind == "detector"]
+    if asked and not guarded:
+        raise UsageError(f"{asked[0].name} attacks a detector: name one with --defense")
+    if asked and not attacks:
+        raise UsageError(
+            f"{asked[0].name} alone leaves nothing to compare with: add an attack on the model"
+            " itself, such as pgd"
+        )
+    found: list[Finding] = []
+    threats = list(dict.fromkeys(attack.threat for attack in attacks))
+    specs = list(asked)
+    if not asked:
+        for threat in threats:
+            if threat.norm == "linf" and threat.eps:
+                reach = {"eps": threat.eps, **({"targeted": True} if threat.targeted else {})}
+                specs += [Spec("evade", {**kind, **reach}) for kind in EVASIONS]
+    made: list[Attack] = []
+    for defense in guarded:
+        try:
+            made = [build(spec, defense.model, shape) for spec in specs]
+        except UsageError as error:
+            if asked:
+                raise
+            message = f"No attack could be made that knows {defense.spec}: {error}."
+            return (), [Finding("no-adaptive-attack", True, message)]
+    met = {attack.threat for attack in made}
+    open_ = [str(threat) for threat in threats if threat not in met]
+    if guarded and open_:
+        found.append(
+            Finding(
+                "no-adaptive-attack",
+                False,
+                f"No attack at {', '.join(open_)} knows the detector: there it is only measured"
+                " against attackers who do not expect it.",
+            )
+        )
+    return tuple(made), found
 
 
 def check_interpreters(interpreters: Sequence[Interpreter]) -> None:

@@ -92,6 +92,13 @@ def show_number(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
+def cell_name(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
+    """What a cell is called where it has no result."""
+    if defense is None:
+        return str(attack)
+    return f"{attack} behind {defense}" + ("" if adaptive else " (oblivious)")
+
+
 # findings that say that model and data do not belong together as they are
 MISFED = ("convention", "labels-permuted", "guessing", "black-images")
 

@@ -88,6 +88,21 @@ def of_clean(clean: Columns, num_classes: int) -> list[Finding]:
     return found + of_slopes(clean["slope_ce"], clean["slope_margin"])
 
 
+def of_fit(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> list[Finding]:
+    """Whether a defense is judged on images that it was made with, by their ids `seen`."""
+    known = 0 if seen is None else int(np.isin(clean["id"], seen).sum())
+    if not known:
+        return []
+    return [
+        Finding(
+            "seen-before",
+            True,
+            f"{known} of {len(clean['id'])} images were used to make the defense: all numbers"
+            f"{behind} flatter it; take others.",
+        )
+    ]
+
+
 def of_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list[Finding]:
     """What the gradients at the clean images say; entries not asked for are NaN in both."""
     asked = ~(np.isnan(ce) & np.isnan(margin))

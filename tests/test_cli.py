@@ -171,7 +171,7 @@ def test_the_demo_needs_nothing(desk: Path) -> None:
     result = ran("evaluate", "demo", "--samples", "5", "--attack", "fgsm", "--no-probes")
 
     assert result.exit_code == 0
-    assert result.stderr.startswith("Training the demo network: done\n")
+    assert "Training the demo network: done\n" in result.stderr
     assert "robusteval:digits_cnn" in result.stdout
 
 
@@ -456,7 +456,7 @@ def test_a_mistake_about_a_preset_is_one_sentence(
         (["report"], "Missing argument 'RUN...'."),
         (
             ["list", "nope"],
-            "Invalid value for '[WHAT]': 'nope' is not one of 'attacks', 'int",
+            "Invalid value for '[WHAT]': 'nope' is not one of 'attacks', 'def",
         ),
         (["evaluate", "demo", "--sampels", "3"], "No such option '--sampels'. (Did you mean"),
         (
@@ -856,12 +856,12 @@ def test_list_shows_everything_there_is() -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     headings = [line for line in result.stdout.splitlines() if line and line[0] != " "]
-    assert headings == ["attacks", "interpreters", "data", "presets"]
+    assert headings == ["attacks", "defenses", "interpreters", "data", "presets"]
     assert "…" not in result.stdout
     assert "nb_random_init=1,loss_type=difference_logits_ratio\n" in result.stdout
 
 
-@pytest.mark.parametrize("what", ["attacks", "interpreters", "data", "presets"])
+@pytest.mark.parametrize("what", ["attacks", "defenses", "interpreters", "data", "presets"])
 def test_list_shows_one_kind_as_json(what: str) -> None:
     """Nothing but JSON; a line on each."""
     content = json.loads(ran("list", what, "--json").stdout)

@@ -694,8 +694,12 @@ def test_a_run_with_nothing_but_a_defense_still_has_a_verdict(
 def test_what_was_asked_behind_a_defense_and_not_run_is_told(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
-    cell = make_outcome([True, False], spec=PGD)
-    config = {"attacks": [str(PGD), "late"], "defenses": [str(JPEG), str(TRADES)]}
+    cell, both = make_outcome([True, False], spec=PGD), (JPEG, TRADES)
+    config = {
+        "attacks": [str(PGD), "late"],
+        "defenses": [str(JPEG), str(TRADES)],
+        "cells": [f"{a}{b}" for a in (PGD, "late") for b in ("", *(f" behind {d}" for d in both))],
+    }
     run = make_run(
         cell,
         behind(cell, JPEG, adaptive=True),

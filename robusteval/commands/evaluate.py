@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
+from robusteval.files import read_defense
 from robusteval.preset import Preset, check, read_preset, with_eps
 from robusteval.records import Run, Spec
-from robusteval.registry import INTERPRETERS, parse
+from robusteval.registry import DEFENSES, INTERPRETERS, parse
 
 from .check import gate_options, held, judged, leave
 from .report import FORMATS, show
@@ -63,6 +64,16 @@ from .shell import Command, Whole, batches, option, radius
     metavar="SPEC",
     help="Compare maps such as cam or grad:pool=2 before and after each attack; may be repeated."
     " See `robusteval list interpreters`.",
+)
+@option(
+    "Defenses",
+    "--defense",
+    "defenses",
+    multiple=True,
+    metavar="SPEC",
+    help="A file that `robusteval defend` or `robusteval train` wrote, or such as"
+    " detector:file=FILE,fpr=0.01; may be repeated. Each attack is judged behind it, and those"
+    " that know it are run as well. See `robusteval list defenses`.",
 )
 @option(
     "Attacks",
@@ -132,6 +143,7 @@ def evaluate(
     attacks: tuple[str, ...],
     preset: str | None,
     interpreters: tuple[str, ...],
+    defenses: tuple[str, ...],
     eps: float | None,
     samples: int | None,
     seed: int | None,
@@ -164,6 +176,7 @@ def evaluate(
     specs, settings = chosen(preset, attacks, eps)
     explained = explaining(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
+    shields = [DEFENSES.check(read_defense(text)) for text in defenses]
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     if data is None and checkpoint != "demo":
@@ -208,6 +221,7 @@ def evaluate(
             seed=seed,
             probes=not no_probes,
             interpreters=explained,
+            defenses=shields,
             optional=optional,
             progress=progress,
         )

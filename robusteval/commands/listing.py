@@ -13,7 +13,7 @@ import click
 
 from robusteval.preset import shipped
 from robusteval.records import show as show_value
-from robusteval.registry import ATTACKS, INTERPRETERS, Entry
+from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
 
 from .shell import emit
 
@@ -22,12 +22,15 @@ from .shell import emit
 @click.argument(
     "what",
     metavar="[WHAT]",
-    type=click.Choice(("attacks", "interpreters", "data", "presets")),
+    type=click.Choice(("attacks", "defenses", "interpreters", "data", "presets")),
     required=False,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def list_(what: str | None, as_json: bool) -> None:
-    """Show what there is: WHAT is attacks, interpreters, data or presets; all if not given."""
+    """Show what there is.
+
+    WHAT is attacks, defenses, interpreters, data or presets; all if not given.
+    """
     from robusteval.data import list_kinds
 
     attacks = [
@@ -51,6 +54,14 @@ def list_(what: str | None, as_json: bool) -> None:
     )
     everything: dict[str, list[dict[str, Any]]] = {
         "attacks": attacks,
+        "defenses": [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "parameters": {p.name: p.default for p in entry.parameters.values()},
+            }
+            for entry in DEFENSES.entries.values()
+        ],
         "interpreters": [interpreter(entry) for entry in INTERPRETERS.entries.values()],
         "data": [{"name": name, "summary": summary} for name, summary in list_kinds()],
         "presets": [

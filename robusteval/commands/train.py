@@ -337,6 +337,8 @@ def begun(
 
     if start is not None:
         classifier = opened(start, progress, device=device, arch=arch, **options)
+        if "mask" in classifier.identity:
+            raise UsageError(f"{start} has masked units, which training cannot keep: train before")
         return classifier, images(classifier.identity.get("input_channels"))
     assert arch is not None
     target = pick_device(device)

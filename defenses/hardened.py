@@ -1,0 +1,52 @@
+"""Another checkpoint instead of the model: trained to withstand attacks, or with units masked."""
+
+from __future__ import annotations
+
+from robusteval.checkpoint import load
+from robusteval.errors import UsageError
+from robusteval.model import Classifier
+from robusteval.registry import DEFENSES
+
+
+@DEFENSES.add("checkpoint")
+def checkpoint(model: Classifier, *, file: str = "", arch: str | None = None) -> Classifier:
+    """A hardened checkpoint, such as `robusteval train` and `robusteval defend mask` write.
+
+    Parameters
+    ----------
+    model : Classifier
+        The undefended one, on whose device the other goes. Where the file does not say how its
+        network is built and fed, it is taken to be like this one.
+    file : str
+        What `robusteval.checkpoint.load` reads.
+    arch : str, optional
+        As in `load`.
+
+    Returns
+    -------
+    Classifier
+        In eval mode, parameters frozen.
+
+    Raises
+    ------
+    ValueError
+        If no file is named.
+    UsageError, Refused
+        As `load` does.
+    """
+    if not file:
+        raise ValueError("say which: checkpoint:file=FILE")
+    try:
+        found = load(file, arch=arch, device=model.device)
+    except UsageError as error:
+        if arch is not None or model.arch is None:
+            raise
+        arch = model.arch
+        try:
+            found = load(file, arch=arch, device=model.device)
+        except UsageError:
+            raise error from None
+    if found.identity["normalisation"] != "none":
+        return found
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    return load(file, arch=arch, mean=mean, std=std, device=model.device)
