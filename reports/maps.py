@@ -13,6 +13,9 @@ from robusteval.records import Outcome, Run, Spec
 
 from . import words
 
+EFFORT = ("warmup", "steps")  # parameters that say how long an attack goes on
+SAME = 0.5  # rank correlation from which maps are called much the same
+
 Record = dict[str, Any]
 
 
@@ -33,6 +36,7 @@ def maps_of(run: Run) -> Record | None:
         "top": config["top"],
         "edge": config["edge"],
         "measured": measured,
+        "quality": [quality_of(run, spec) for spec in specs if f"insertion:{spec}" in run.clean],
         "attacks": [attack_of(outcome, measured, places[id(outcome)]) for outcome in cells],
         "pairs": [
             pair_of(outcome, other, facts, places[id(outcome)])
@@ -135,24 +139,29 @@ def pair_of(outcome: Outcome, other: Outcome, facts: Record, place: int) -> Reco
 
 
 def transfers(cells: Sequence[Outcome], measured: Sequence[Record]) -> Iterator[Record]:
-    """Where the same attack was made on several interpreters: attacked against measured."""
+    """Where the same attack was made on several interpreters: attacked against measured.
+
+    For another number of steps, too: what one of them costs depends on the interpreter.
+    """
     found: dict[tuple[str, str | None], list[Outcome]] = {}
     for outcome in cells:
         if goals(outcome):
-            rest = {k: v for k, v in outcome.attack.parameters.items() if k != "interpreter"}
             defense = None if outcome.defense is None else str(outcome.defense)
-            key = (str(Spec(outcome.attack.name, rest)), defense)
+            key = (str(without(outcome.attack, "interpreter", *EFFORT)), defense)
             found.setdefault(key, []).append(outcome)
-    for (spec, defense), group in found.items():
-        if len(group) < 2:
+    for (_, defense), group in found.items():
+        if len({tuple(goals(outcome)) for outcome in group}) < 2:
             continue
+        own = [without(outcome.attack, "interpreter") for outcome in group]
+        differing = [k for k in EFFORT if len({spec.parameters.get(k) for spec in own}) > 1]
         yield {
-            "attack": spec,
+            "attack": str(without(own[0], *differing)),
             "defense": defense,
             "measured": [facts["spec"] for facts in measured],
             "rows": [
                 {
                     "attacked": "+".join(goals(outcome)),
+                    "effort": {k: spec.parameters[k] for k in differing if k in spec.parameters},
                     "distances": [
                         metrics.mean_of(
                             outcome.columns[f"map_distance:{facts['spec']}"][outcome.success()]
@@ -160,9 +169,34 @@ def transfers(cells: Sequence[Outcome], measured: Sequence[Record]) -> Iterator[
                         for facts in measured
                     ],
                 }
-                for outcome in group
+                for outcome, spec in zip(group, own, strict=True)
             ],
         }
+
+
+def without(spec: Spec, *names: str) -> Spec:
+    """A spec less some of its parameters."""
+    return Spec(spec.name, {k: v for k, v in spec.parameters.items() if k not in names})
+
+
+def quality_of(run: Run, spec: str) -> Record:
+    """Whether maps of images as they are say anything about the network."""
+    c = run.clean
+
+    def held(what: str) -> Record:
+        values, chance = c[f"{what}:{spec}"], c[f"chance_{what}:{spec}"]
+        return {
+            "value": metrics.mean_of(values)._asdict(),
+            "chance": metrics.mean_of(chance)._asdict(),
+            "beyond_chance": metrics.difference(values, chance, np.isfinite(values))._asdict(),
+        }
+
+    return {
+        "interpreter": spec,
+        "insertion": held("insertion"),
+        "deletion": held("deletion"),
+        "forgotten": metrics.mean_of(c[f"forgotten:{spec}"])._asdict(),
+    }
 
 
 class Table(NamedTuple):
@@ -172,11 +206,14 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[tuple[str, list[list[str]]]]  # its name, and the lines of each cell
     note: str = ""
+    kind: str = "attack"  # what has a row each
 
 
 def sentences(record: Record) -> Iterator[str]:
     """What the tables mean, and where they mean nothing."""
     part = record["interpreters"]
+    for one in part["quality"]:
+        yield from empty(one)
     for facts in part["measured"]:
         yield from nearest(part, facts["spec"], Names.of(part))
     for facts in part["measured"]:
@@ -229,6 +266,26 @@ def against_noise(one: Record) -> str:
     return f"noise of the same size takes it {noise} away, so the map does not give it away."
 
 
+def empty(one: Record) -> Iterator[str]:
+    """A warning where maps say nothing, or nothing about the network."""
+    spec, insertion, deletion = one["interpreter"], one["insertion"], one["deletion"]
+    gain, loss = insertion["beyond_chance"]["low"], deletion["beyond_chance"]["high"]
+    if gain is not None and loss is not None and gain <= 0 <= loss:
+        yield (
+            f"Warning: {spec} maps point out what matters no better than random cells, neither by"
+            f" insertion ({number(insertion['value']['value'])} against"
+            f" {number(insertion['chance']['value'])}) nor by deletion"
+            f" ({number(deletion['value']['value'])} against"
+            f" {number(deletion['chance']['value'])}): little is lost when an attack moves them."
+        )
+    if (one["forgotten"]["low"] or 0) > SAME:
+        yield (
+            f"Warning: {spec} maps are much the same when the network's parameters are shuffled"
+            f" (rank correlation {number(one['forgotten']['value'], 2)}): they show the image, not"
+            " what the network learnt."
+        )
+
+
 def unstable(part: Record, spec: str, names: Names) -> Iterator[str]:
     """A warning where another seed moves a map as far as attacks do."""
     found = [
@@ -252,9 +309,10 @@ def unstable(part: Record, spec: str, names: Names) -> Iterator[str]:
 def tables(record: Record, *, brief: bool = False) -> list[Table]:
     """All tables on explanations; in brief without numbers that stand elsewhere, too."""
     part = record["interpreters"]
+    found = [quality(part)] if part["quality"] else []
     if not part["attacks"]:
-        return []
-    found = [strength(part, brief), distances(part), *against(part)]
+        return found
+    found += [strength(part, brief), distances(part), *against(part)]
     return found if brief else found + list(transferred(part))
 
 
@@ -317,6 +375,46 @@ def strength(part: Record, brief: bool) -> Table:
         f" {words.share(edges(part))} of the pixels. Passes, per attacked image, and time are"
         f" without those that measure maps.{names.note()}",
     )
+
+
+def quality(part: Record) -> Table:
+    """Whether maps say anything about the network, without any attack."""
+    images = max(int(one["insertion"]["value"]["n"]) for one in part["quality"])
+    return Table(
+        "What maps are worth",
+        ["insertion", "deletion", "weights shuffled"],
+        [
+            (
+                one["interpreter"],
+                [
+                    held_cell(one["insertion"]),
+                    held_cell(one["deletion"]),
+                    [number(one["forgotten"]["value"], 2), *half(one["forgotten"], 2)],
+                ],
+            )
+            for one in part["quality"]
+        ],
+        f"Of {words.plural(images, 'image')} as they are, ± the 95 % interval (Student's t)."
+        " Insertion: mean probability of the class while the pixels of a blurred image are made"
+        " sharp, highest of the map first; better if higher than chance, random cells as coarse"
+        " as the map's. Deletion: while they are made black; better if lower than chance. p: sign"
+        " test against chance (two-sided, exact). Weights shuffled: rank correlation with the map"
+        " when the network's parameters are shuffled; near 1 a map shows the image, not what the"
+        " network learnt.",
+        "interpreter",
+    )
+
+
+def held_cell(one: Record) -> list[str]:
+    """An area under a curve, and what chance gives."""
+    if not one["value"]["n"]:
+        return [words.MISSING]
+    return [
+        number(one["value"]["value"]),
+        *half(one["value"]),
+        f"chance {number(one['chance']['value'])}",
+        chance(one["beyond_chance"]["p"]),
+    ]
 
 
 def edges(part: Record) -> float | None:
@@ -403,7 +501,7 @@ def transferred(part: Record) -> Iterator[Table]:
             found["measured"],
             [
                 (
-                    f"on {row['attacked']}",
+                    str(Spec(f"on {row['attacked']}", row["effort"])),
                     [
                         [number(mean["value"]), *half(mean)] if mean["n"] else [words.MISSING]
                         for mean in row["distances"]
@@ -424,10 +522,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"< {least:g}" if 0 < value < least / 2 else f"{value:.{digits}f}"
 
 
-def half(mean: Record) -> Iterator[str]:
+def half(mean: Record, digits: int = 3) -> Iterator[str]:
     """Half the width of an interval."""
     if mean["high"] is not None:
-        yield f"± {mean['high'] - mean['value']:.3f}"
+        yield f"± {mean['high'] - mean['value']:.{digits}f}"
 
 
 def stacked(rate: Record) -> list[str]:

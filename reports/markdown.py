@@ -134,7 +134,7 @@ def explanations(record: words.Record) -> Iterator[str]:
     yield from listed("Explanations", maps.sentences(record))
     for table in maps.tables(record):
         yield from ("", f"### {prose(table.title)}", "")
-        yield row(["attack", *map(code, table.columns)])
+        yield row([table.kind, *map(code, table.columns)])
         yield row([LEFT, *(LEFT for _ in table.columns)])
         for name, cells in table.rows:
             yield row([code(name), *(prose("; ".join(lines)) for lines in cells)])

@@ -189,7 +189,8 @@ def explanations(console: Console, record: words.Record) -> None:
             )
             for i, title in enumerate(table.columns)
         ]
-        put_tables(console, [(name, "attack") for name, _ in table.rows], [columns])
+        names = [(name, "attack") for name, _ in table.rows]
+        put_tables(console, names, [columns], table.kind)
         console.print()
         say(console, table.note, "dim")
     listed(console, "Explanations", [f"- {line}" for line in maps.sentences(record)])
@@ -215,14 +216,20 @@ def wrapped(console: Console, column: Shown) -> Shown:
 
 
 def put_tables(
-    console: Console, names: Sequence[tuple[str, str]], sides: Sequence[list[Shown]]
+    console: Console,
+    names: Sequence[tuple[str, str]],
+    sides: Sequence[list[Shown]],
+    first: str = "attack",
 ) -> None:
-    """One table with the columns of all sides, or tables of as many as there is room for."""
+    """One table with the columns of all sides, or tables of as many as there is room for.
+
+    `first` is the title of the names.
+    """
     whole = [column for side in sides for column in side]
     parts = [part for side in sides for part in split(console, side)]
     for columns in [whole] if fits(console, whole) else parts:
         console.print()
-        put(console, table(console, names, columns))
+        put(console, table(console, names, columns, first))
 
 
 def fits(console: Console, columns: Sequence[Shown]) -> bool:
@@ -241,8 +248,10 @@ def split(console: Console, columns: Sequence[Shown]) -> Iterator[list[Shown]]:
     yield group
 
 
-def table(console: Console, names: Sequence[tuple[str, str]], columns: Sequence[Shown]) -> Table:
-    """A row for each name with its cells."""
+def table(
+    console: Console, names: Sequence[tuple[str, str]], columns: Sequence[Shown], first: str
+) -> Table:
+    """A row for each name with its cells; `first` is the title of the names."""
     room = max(console.width - sum(column.width for column in columns), NARROWEST)
     shown = Table(
         box=box.SIMPLE_HEAD,
@@ -254,7 +263,7 @@ def table(console: Console, names: Sequence[tuple[str, str]], columns: Sequence[
     # a number stands at the end of a long name; several of them below each other begin beside it
     stacked = any("\n" in cell for column in columns for cell in column.cells)
     vertical: VerticalAlignMethod = "top" if stacked else "bottom"
-    shown.add_column("attack", overflow="fold", vertical=vertical)
+    shown.add_column(first, overflow="fold", vertical=vertical)
     for column in columns:
         shown.add_column(
             Text(column.title),

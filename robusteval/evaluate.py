@@ -22,7 +22,7 @@ from robusteval.defense import Defense, Guarded
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
 from robusteval.gallery import Gallery, hardness
 from robusteval.guard import out_of_memory, sentence
-from robusteval.interpretation import Interpreter, Measurement
+from robusteval.interpretation import QUALITY, Interpreter, Measurement
 from robusteval.judge import confidence, judge, repaired, untouched
 from robusteval.losses import Loss, attacker_loss, margin
 from robusteval.model import Classifier, block_size, counting, frozen, predictions
@@ -259,6 +259,7 @@ class Execution:
             for d in plan.defenses
         ]
         self.defended: list[Defended] = []
+        self.quality: Columns = {}
 
     @property
     def clean(self) -> Columns:
@@ -284,6 +285,8 @@ class Execution:
             self.look(side)
         for finding in self.findings:
             self.progress.say(finding.message)
+        if self.side.measurement is not None:
+            self.examine(self.side.measurement)
         for attack in self.plan.attacks:
             self.attempt(attack, self.side)
         for side in self.shields:
@@ -401,7 +404,7 @@ class Execution:
             model=record["model"],
             data=record["data"],
             environment=record["environment"],
-            clean=self.clean,
+            clean={**self.clean, **self.quality},
             outcomes=tuple(self.outcomes),
             findings=tuple(self.findings),
             status=status,
@@ -419,11 +422,11 @@ class Execution:
 
     def clean_cell(self, side: Side) -> Columns:
         """Every image as it is."""
+        defense = side.defense
         entry: dict[str, Any] = {"role": "clean"}
-        if side.defense is not None:
-            kind, facts = side.defense.kind, side.defense.facts
-            shown = {"defense": side.defense.spec._asdict(), "kind": kind, "facts": facts}
-            entry = {"role": "defense", **shown}
+        if defense is not None:
+            facts = {"kind": defense.kind, "facts": defense.facts}
+            entry = {"role": "defense", "defense": defense.spec._asdict(), **facts}
         key = digest({"role": entry["role"], "basis": self.basis(), **side.facts})
         self.keys.append(key)
         columns = self.store.cell(key)
@@ -433,8 +436,8 @@ class Execution:
             work = partial(self.clean_rows, side)
             columns = self.filled(key, title, positions, self.batch_size, work)
             self.store.save_cell(key, columns, entry)
-        if side.defense is not None:
-            self.defended.append(Defended(side.defense.spec, kind, columns, facts))
+        if defense is not None:
+            self.defended.append(Defended(defense.spec, defense.kind, columns, defense.facts))
         return columns
 
     def clean_rows(self, side: Side, positions: Positions) -> Columns:
@@ -469,6 +472,43 @@ class Execution:
         }
         made = {name: column.cpu().numpy() for name, column in columns.items()}
         return {"index": batch.index, "id": batch.ids, **made}
+
+    def examine(self, measurement: Measurement) -> None:
+        """What the maps are worth without an attack, or a remark why nobody knows."""
+        try:
+            self.quality = self.quality_cell(measurement)
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            message = f"What the maps are worth was not measured: {error}"
+            self.findings.append(Finding("quality-failed", False, message))
+            self.progress.say(message)
+        finally:
+            self.save("incomplete")
+
+    def quality_cell(self, measurement: Measurement) -> Columns:
+        """What maps of the first images that were right are worth, nan for the others."""
+        facts = {"role": "quality", "maps": self.plan.config["maps"], "images": QUALITY}
+        key = digest({**facts, "basis": self.basis()})
+        self.keys.append(key)
+        stored = self.store.cell(key)
+        if stored is not None:
+            return stored
+        right = metrics.right(self.clean)
+        rows = np.flatnonzero(right)[:QUALITY]
+        work = partial(self.quality_rows, measurement)
+        found = self.filled(key, "What the maps are worth", rows, self.batch_size, work)
+        columns = {name: np.full(len(right), np.nan) for name in measurement.qualities()}
+        for name, values in found.items():
+            columns[name][rows] = values
+        self.store.save_cell(key, columns, {"role": "quality"})
+        return columns
+
+    def quality_rows(self, measurement: Measurement, positions: Positions) -> Columns:
+        """What the maps of some images are worth."""
+        batch = self.plan.data.batch(self.plan.index[positions])
+        x, pred = batch.x.to(measurement.model.device), self.clean["pred_clean"][positions]
+        return measurement.quality(x, batch.ids, pred)
 
     def attack_cells(
         self, attack: Attack, side: Side, without: Sequence[Side] = ()

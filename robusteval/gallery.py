@@ -106,12 +106,14 @@ def joined(old: Array | None, stay: Array, new: Array) -> Array:
 def hardness(columns: Columns, threat: Threat) -> Array:
     """How far from its goal an attack ended on each image ``(n,)``.
 
-    With a radius the margin that is left; without, how far the success is, infinite if none.
+    With a radius the margin that is left; without, how far the success is. Infinite where a class
+    was to be reached and was not, and without a radius where there is no success.
     """
-    if threat.eps is not None:
-        return columns["margin_adv"]
     reached = columns["margin_adv"] < 0
     if threat.targeted:
         reached = columns["pred_adv"] == columns["target"]
+    if threat.eps is not None:
+        missed = ~reached if threat.targeted else np.zeros(len(reached), np.bool_)
+        return np.where(missed, np.inf, columns["margin_adv"])
     size = 1 - columns["ssim"] if threat.norm == "ssim" else columns.get(threat.norm)
     return np.where(reached, columns["l2"] if size is None else size, np.inf)

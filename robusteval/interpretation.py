@@ -16,6 +16,12 @@ from robusteval.edges import sobel
 from robusteval.errors import UsageError
 from robusteval.guard import sentence
 from robusteval.interpreters.distance import scale_of, scaled
+from robusteval.interpreters.quality import (
+    deletion_auc,
+    insertion_auc,
+    rank_correlation,
+    shuffled,
+)
 from robusteval.model import Classifier, frozen, predictions
 from robusteval.records import Columns, Spec
 from robusteval.registry import INTERPRETERS, parse
@@ -23,10 +29,14 @@ from robusteval.seeds import Ids, per_image, sample_seeds
 
 TOP = 0.2  # share of a map's cells that the intersection over union compares
 EDGE = 0.1  # strength from which a pixel is on an edge, as for AdvEdge+ (arXiv:2211.15926)
+QUALITY = 32  # images on which maps are held against chance
+PORTIONS = 32  # in which pixels appear or go, for that
 ROOM = 256 * 2**20  # bytes of benign maps that are kept from one attack to the next
 
 # what is drawn for an image, apart from its attack: no attack can know it
-BENIGN, CHANGED, NOISE = (np.uint64(salt) for salt in (0xB5297A4D, 0x68E31DA4, 0x1B56C4E9))
+BENIGN, CHANGED, NOISE, CHANCE = (
+    np.uint64(salt) for salt in (0xB5297A4D, 0x68E31DA4, 0x1B56C4E9, 0x7FEB352D)
+)
 
 Values = np.ndarray[Any, Any]
 
@@ -162,6 +172,79 @@ class Measurement:
             if each.seeded:
                 found[f"map_floor:{each.spec}"] = floors
         return found
+
+    def qualities(self) -> list[str]:
+        """The columns that `quality` measures."""
+        whats = ("insertion", "deletion", "chance_insertion", "chance_deletion", "forgotten")
+        return [f"{what}:{each.spec}" for each in self.interpreters for what in whats]
+
+    def quality(self, x: Tensor, ids: Ids, pred: Values) -> Columns:
+        """Whether the maps of images as they are say anything about the network.
+
+        Parameters
+        ----------
+        x : Tensor
+            Images ``(n, c, h, w)``.
+        ids : ndarray
+            Content ids ``(n,)``.
+        pred : ndarray
+            Predicted classes ``(n,)``, none of them -1.
+
+        Returns
+        -------
+        Columns
+            Arrays ``(n,)`` by `qualities`: insertion and deletion AUC of each map and, by chance,
+            of random cells of the same resolution; and the rank correlation with the map that the
+            network has when its parameters are shuffled (nan for masks of a network that only its
+            content names: they are not made for any other). See
+            `robusteval.interpreters.quality`.
+        """
+        y = torch.from_numpy(pred).to(x.device)
+        forgetful = shuffled(self.model, self.seed)
+        found: Columns = {}
+        by_chance: dict[tuple[int, ...], tuple[Values, Values]] = {}
+        for each in self.interpreters:
+            maps, _ = self.benign(each, x, ids, pred)
+            size = maps.shape[1:]
+            if size not in by_chance:
+                drawn = per_image(sample_seeds(self.seed, ids ^ CHANCE), torch.Size(size))
+                by_chance[size] = self.areas(x, y, drawn.numpy())
+            insertion, deletion = self.areas(x, y, maps)
+            found |= {
+                f"insertion:{each.spec}": insertion,
+                f"deletion:{each.spec}": deletion,
+                f"chance_insertion:{each.spec}": by_chance[size][0],
+                f"chance_deletion:{each.spec}": by_chance[size][1],
+                f"forgotten:{each.spec}": self.likeness(each, forgetful, x, ids, pred, maps),
+            }
+        return found
+
+    def areas(self, x: Tensor, y: Tensor, maps: Values) -> tuple[Values, Values]:
+        """Insertion and deletion AUC ``(n,)`` of maps ``(n, h', w')``."""
+        given = self.model, x, y, torch.from_numpy(maps).to(x.device).unsqueeze(1)
+        steps = min(PORTIONS, x.shape[2] * x.shape[3])
+        insertion, deletion = insertion_auc(*given, steps=steps), deletion_auc(*given, steps=steps)
+        return insertion.double().cpu().numpy(), deletion.double().cpu().numpy()
+
+    def likeness(
+        self,
+        interpreter: Interpreter,
+        forgetful: Classifier,
+        x: Tensor,
+        ids: Ids,
+        pred: Values,
+        maps: Values,
+    ) -> Values:
+        """Rank correlation ``(n,)`` of maps with those of a network that forgot."""
+        y, seeds = torch.from_numpy(pred).to(x.device), sample_seeds(self.seed, ids ^ BENIGN)
+        try:
+            others = interpreter.maps(forgetful, x, y, seeds)
+        except UsageError:
+            return np.full(len(x), math.nan)
+        one, other = (torch.from_numpy(values).unsqueeze(1) for values in (maps, others))
+        likeness: Values = rank_correlation(one, other).numpy()
+        known = np.isfinite(maps).all((1, 2)) & np.isfinite(others).all((1, 2))
+        return np.where(known, likeness, math.nan)
 
     def maps(self, interpreter: Interpreter, x: Tensor, pred: Values, seeds: Tensor) -> Values:
         """Maps ``(n, h', w')`` for the predicted classes, nan where there is none."""

@@ -200,7 +200,9 @@ class Run:
     model: dict[str, Any]
     data: dict[str, Any]
     environment: dict[str, Any]
-    clean: Columns  # index, id, label, pred_clean, margin_clean, confidence_clean
+    # index, id, label, pred_clean, margin_clean, confidence_clean; where interpreters were asked
+    # for also what their maps are worth, see `robusteval.interpretation.Measurement.quality`
+    clean: Columns
     outcomes: tuple[Outcome, ...]
     findings: tuple[Finding, ...]
     status: str  # "complete", "incomplete"
@@ -519,8 +521,8 @@ def load_run(folder: Path | str) -> Run:
         clean: Columns = {}
         defenses, outcomes = [], []
         for entry, columns in cells.values():
-            if entry["role"] == "clean":
-                clean = columns
+            if entry["role"] in ("clean", "quality"):
+                clean |= columns
             elif entry["role"] == "defense":
                 spec = Spec(**entry["defense"])
                 defenses.append(Defended(spec, entry["kind"], columns, entry["facts"]))

@@ -224,6 +224,19 @@ def explained(make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 100, nam
         attack(Spec("advedge", {"interpreter": "cam", "weight": 0}), 0.97, {"cam": 0.28}),
     )
     run = make_run(*outcomes)
+    clean = dict(run.clean)
+    for each in interpreters:
+        # of cam they say something, of gradcam nothing, of mask nothing about the network
+        gain = {"cam": 0.2, "gradcam": 0.0}.get(each, 0.1)
+        known = right & (np.arange(n) < 32)
+        chance = np.where(known, 0.4 + rng.uniform(0, 0.1, n), np.nan)
+        clean |= {
+            f"insertion:{each}": chance + gain + rng.normal(0, 0.01, n),
+            f"chance_insertion:{each}": chance,
+            f"deletion:{each}": chance - gain + rng.normal(0, 0.01, n),
+            f"chance_deletion:{each}": chance,
+            f"forgotten:{each}": np.where(known, 0.1 if each == "cam" else 0.9, np.nan),
+        }
     facts = [
         {
             "spec": each,
@@ -236,4 +249,5 @@ def explained(make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 100, nam
         for each in interpreters
     ]
     maps = {"top": 0.2, "edge": 0.1, "interpreters": facts}
-    return replace(run, config={**run.config, "interpreters": list(interpreters), "maps": maps})
+    config = {**run.config, "interpreters": list(interpreters), "maps": maps}
+    return replace(run, clean=clean, config=config)

@@ -7,8 +7,9 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from reportable import explained
 from rich.console import Console
 from torch import Tensor, nn
 
+import robusteval.evaluate as evaluate_module
 from robusteval.cli import cli
 from robusteval.commands.evaluate import needs_rts
 from robusteval.data import Data, open_data
+from robusteval.edges import Variant
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluate import evaluate, execute
 from robusteval.interpretation import (
@@ -36,6 +39,12 @@ from robusteval.interpreters import rts
 from robusteval.interpreters.cam import cam
 from robusteval.interpreters.gradient import smoothgrad
 from robusteval.interpreters.maps import min_max
+from robusteval.interpreters.quality import (
+    deletion_auc,
+    insertion_auc,
+    rank_correlation,
+    shuffled,
+)
 from robusteval.model import Classifier
 from robusteval.plan import prepare
 from robusteval.preset import read_preset
@@ -230,6 +239,77 @@ def test_where_nothing_is_predicted_there_is_no_map(model: Classifier, data: Dat
 
     assert np.isnan(found["map_distance:cam"]).tolist() == [False, True, False]
     assert np.isnan(found["map_iou:cam"]).tolist() == [False, True, False]
+
+
+def test_quality_is_that_of_the_maps_compared(model: Classifier, data: Data) -> None:
+    """Against random cells as coarse as they are, the same for every interpreter of a size."""
+    batch = data.batch(range(5))
+    x, y = batch.x, batch.y
+    pred = y.numpy()
+    measure = measurement(model, "cam", "gradcam", "grad:pool=3")
+
+    found = measure.quality(x, batch.ids, pred)
+
+    assert list(found) == measure.qualities()
+    maps = min_max(cam(model, x, y))
+    assert found["insertion:cam"] == pytest.approx(insertion_auc(model, x, y, maps).tolist())
+    assert found["deletion:cam"] == pytest.approx(deletion_auc(model, x, y, maps).tolist())
+    chance = [found[f"chance_insertion:{name}"] for name in ("cam", "gradcam", "grad:pool=3")]
+    assert np.array_equal(chance[0], chance[1])
+    assert not np.array_equal(chance[0], chance[2])
+    forgetful = shuffled(model, 0)
+    expected = rank_correlation(maps, cam(forgetful, x, y))
+    assert found["forgotten:cam"] == pytest.approx(expected.tolist())
+
+
+def test_quality_does_not_depend_on_the_batch(model: Classifier, data: Data) -> None:
+    batch = data.batch(range(7))
+    pred = batch.y.numpy()
+
+    def found(rows: list[int]) -> dict[str, Any]:
+        measure = measurement(model, *ASKED, "mask:iterations=2")
+        return dict(measure.quality(batch.x[rows], batch.ids[rows], pred[rows]))
+
+    whole = found([*range(7)])
+    parts = [found(rows) for rows in ([0, 1, 2], [3], [4, 5, 6])]
+
+    cut = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+    assert same(whole, cut)
+
+
+def test_maps_made_for_one_network_alone_are_not_held_against_another(
+    model: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a mask network, which is found by the weights it was trained for."""
+
+    def only(network: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor) -> Tensor:
+        if network is not model:
+            raise UsageError("no mask network has been trained for this model")
+        return cam(model, x, y)
+
+    monkeypatch.setitem(INTERPRETERS._functions, "cam", only)
+    batch = data.batch(range(3))
+
+    found = measurement(model, "cam").quality(batch.x, batch.ids, batch.y.numpy())
+
+    assert np.isfinite(found["insertion:cam"]).all()
+    assert np.isnan(found["forgotten:cam"]).all()
+
+
+def test_a_map_that_is_not_finite_is_like_no_other(
+    model: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(network: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor) -> Tensor:
+        maps = cam(network, x, y)
+        maps[:1] = torch.nan
+        return maps
+
+    monkeypatch.setitem(INTERPRETERS._functions, "cam", broken)
+    batch = data.batch(range(3))
+
+    found = measurement(model, "cam").quality(batch.x, batch.ids, batch.y.numpy())
+
+    assert np.isnan(found["forgotten:cam"]).tolist() == [True, False, False]
 
 
 def test_benign_maps_are_made_once(
@@ -504,6 +584,46 @@ def test_means_are_over_successes(run: Run) -> None:
     assert row["maps"][0]["distance"]["value"] == pytest.approx(expected)
 
 
+def test_maps_are_held_against_chance_and_a_network_that_forgot(run: Run) -> None:
+    """Image by image, of those that were looked at."""
+    cam, gradcam, mask = part_of(run)["quality"]
+
+    assert [one["interpreter"] for one in (cam, gradcam, mask)] == ["cam", "gradcam", "mask"]
+    assert cam["insertion"]["value"]["n"] == 32
+    gap = cam["insertion"]["beyond_chance"]
+    assert gap["value"] == pytest.approx(0.2, abs=0.01)
+    assert gap["p"] == pytest.approx(2 * 0.5**32)
+    assert cam["deletion"]["beyond_chance"]["value"] == pytest.approx(-0.2, abs=0.01)
+    assert gradcam["insertion"]["beyond_chance"]["low"] < 0.005
+    assert cam["forgotten"]["value"] == pytest.approx(0.1)
+    assert mask["forgotten"]["value"] == pytest.approx(0.9)
+
+
+def test_maps_that_say_nothing_are_named(run: Run) -> None:
+    said = [line for line in sentences(as_dict(run)) if line.startswith("Warning")]
+
+    assert any(line.startswith("Warning: gradcam maps point out what matters no") for line in said)
+    assert any("mask maps are much the same" in line and "0.90" in line for line in said)
+    assert not any("Warning: cam" in line for line in said)
+
+
+def test_a_run_that_did_not_look_says_nothing_of_quality(run: Run) -> None:
+    """One of an earlier version, or stopped before."""
+    earlier = replace(run, clean={k: v for k, v in run.clean.items() if ":" not in k})
+    record = as_dict(earlier)
+
+    assert record["interpreters"]["quality"] == []
+    assert "worth" not in to_markdown(earlier)
+    assert not any("random cells" in line for line in sentences(record))
+
+
+def test_quality_stands_where_nothing_was_attacked(run: Run) -> None:
+    (table,) = tables(as_dict(replace(run, outcomes=())))
+
+    assert table.kind == "interpreter"
+    assert [name for name, _ in table.rows] == ["cam", "gradcam", "mask"]
+
+
 def test_transfer_is_attacked_against_measured(run: Run) -> None:
     part = part_of(run)
     (found,) = part["transfer"]
@@ -512,6 +632,26 @@ def test_transfer_is_attacked_against_measured(run: Run) -> None:
     assert [row["attacked"] for row in found["rows"]] == ["cam", "cam+mask"]
     assert found["measured"] == ["cam", "gradcam", "mask"]
     assert found["rows"][0]["distances"][0] == part["attacks"][1]["maps"][0]["distance"]
+
+
+def test_transfer_names_the_steps_where_they_differ(run: Run) -> None:
+    """One step on a mask costs many on a map."""
+    parameters = {"variant": "adv2", "warmup": 5}
+    specs = [
+        Spec("advedge", {"interpreter": "cam", **parameters}),
+        Spec("advedge", {"interpreter": "mask", **parameters, "steps": 45}),
+    ]
+    cells = [
+        replace(outcome, attack=spec, resolved=spec.parameters)
+        for outcome, spec in zip(run.outcomes[1:], specs, strict=False)
+    ]
+
+    (found,) = part_of(replace(run, outcomes=tuple(cells)))["transfer"]
+
+    assert found["attack"] == "advedge:variant=adv2,warmup=5"
+    assert [row["effort"] for row in found["rows"]] == [{}, {"steps": 45}]
+    names = [name for name, _ in tables(as_dict(replace(run, outcomes=tuple(cells))))[-1].rows]
+    assert names == ["on cam", "on mask:steps=45"]
 
 
 def test_sentences_say_what_follows_and_what_does_not(run: Run) -> None:
@@ -523,9 +663,8 @@ def test_sentences_say_what_follows_and_what_does_not(run: Run) -> None:
         and "does not give it away" in line
         for line in said
     )
-    (warning,) = [line for line in said if line.startswith("Warning")]
-    assert "mask maps after every attack" in warning
-    assert "noise floor" in warning
+    (warning,) = [line for line in said if "noise floor" in line]
+    assert warning.startswith("Warning: mask maps after every attack")
     assert said[-1].startswith("cam and gradcam carry the same information")
 
 
@@ -538,8 +677,9 @@ def test_attacks_that_fail_have_no_distance(make_outcome: MakeOutcome, make_run:
 
     record = as_dict(replace(run, outcomes=failed))
 
-    assert [line for line in sentences(record) if "same information" not in line] == []
-    assert {line for _, cells in tables(record)[1].rows for cell in cells for line in cell} == {"–"}
+    said = [line for line in sentences(record) if "advedge" in line or "attack is" in line]
+    assert said == []
+    assert {line for _, cells in tables(record)[2].rows for cell in cells for line in cell} == {"–"}
 
 
 @pytest.mark.parametrize("name", ["", "\x1b[31m|<b>"])
@@ -553,7 +693,12 @@ def test_the_report_reads_at_eighty_columns(
     text = console.export_text()
     assert max(len(line) for line in text.splitlines() if "reproduce" not in line) <= 80
     assert "\x1b[31m" not in text
-    for heading in ("Attacks on model and explanation", "Distance of maps", "Explanations"):
+    for heading in (
+        "What maps are worth",
+        "Attacks on model and explanation",
+        "Distance of maps",
+        "Explanations",
+    ):
         assert heading in text
     assert "± 0.00" in text
     assert "advedge:interpreter=cam+mask" in text.replace("\n", "").replace(" ", "")
@@ -564,6 +709,7 @@ def test_markdown_holds_every_table(run: Run) -> None:
 
     for table in tables(as_dict(run)):
         assert f"### {table.title.replace('_', chr(92) + '_')}" in text
+        assert f"| {table.kind} | `{table.columns[0]}`" in text
 
 
 def test_csv_has_a_row_for_each_map(run: Run) -> None:
@@ -618,6 +764,8 @@ def test_the_preset_holds_attacks_their_baseline_and_controls() -> None:
     assert {spec.name for spec in preset.attack} == {"pgd", "advedge"}
     assert all(given["targeted"] and given["eps"] == 8 / 255 for given in parameters)
     assert {given.get("edges") for given in parameters} == {None, "random", "inverse"}
+    dual = [(given["interpreter"], given["variant"]) for given in parameters[1:]]
+    assert set(dual) == {*product(("grad", "cam", "mask", "rts"), get_args(Variant))}
 
 
 def test_rts_is_trained_where_something_needs_it() -> None:
@@ -670,3 +818,36 @@ def test_memory_that_does_not_suffice_for_one_map_is_the_end_of_the_cell(
     run = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
 
     assert "memory runs out even for one image" in run.failures[ATTACK]
+
+
+def test_a_run_says_what_its_maps_are_worth(model: Classifier, data: Data, tmp_path: Path) -> None:
+    """Of the images that were right, in memory and on disk; nothing without interpreters."""
+    run = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False, out=tmp_path / "run")
+
+    known = np.isfinite(run.clean["insertion:cam"])
+    assert np.array_equal(known, run.outcomes[0].attacked)
+    assert same(dict(run.clean), dict(load_run(tmp_path / "run").clean))
+    (one,) = as_dict(run)["interpreters"]["quality"]
+    assert one["deletion"]["value"]["n"] == 20
+    plain = evaluate(model, data, [ATTACK], probes=False)
+    assert not any(":" in name for name in plain.clean)
+
+
+def test_the_worth_of_maps_does_not_depend_on_the_batch(model: Classifier, data: Data) -> None:
+    whole, cut = (
+        evaluate(model, data, [ATTACK], interpreters=ASKED, probes=False, batch_size=size).clean
+        for size in (None, 3)
+    )
+
+    assert same(dict(whole), dict(cut))
+
+
+def test_the_worth_of_maps_is_looked_at_on_a_few_images(
+    model: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module, "QUALITY", 3)
+
+    run = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
+
+    rows = np.flatnonzero(run.outcomes[0].attacked)[:3]
+    assert np.flatnonzero(np.isfinite(run.clean["insertion:cam"])).tolist() == rows.tolist()

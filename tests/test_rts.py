@@ -19,6 +19,7 @@ from robusteval.interpreters.rts import (
     Acceptance,
     MaskNetwork,
     Training,
+    Useless,
     file_for,
     hash_of,
     looked,
@@ -88,6 +89,7 @@ class Told:
     def __init__(self) -> None:
         self.stages: list[tuple[str, int]] = []
         self.done = 0
+        self.said: list[str] = []
 
     def begin(self, what: str, total: int) -> None:
         self.stages.append((what, total))
@@ -99,7 +101,7 @@ class Told:
         pass
 
     def say(self, text: str) -> None:
-        pass
+        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +282,20 @@ def test_ready_trains_only_once(
     monkeypatch.setattr(module, "train_rts", fail)
 
     assert ready_rts(model, data) is mask_network(model)
+
+
+def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
+    empty: Path, network: Bands, data: Data
+) -> None:
+    """Both tries are shown, and the second one's figures are the error."""
+    told = Told()
+
+    with pytest.raises(Useless, match=r"useless.*train with more"):
+        ready_rts(classifier(network), data, steps=1, progress=told)
+
+    assert [total for _, total in told.stages] == [32, 32, 128, 128]
+    assert told.said == ["The masks of rts miss their test at 1 training steps: they get 4."]
+    assert list(empty.iterdir()) == []
 
 
 def test_the_cache_goes_by_weights_and_normalisation(network: Bands) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from robusteval.interpreters.masks import blurred
 from robusteval.seeds import per_image
 
 Explain = Callable[..., Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def insertion_auc(
@@ -97,7 +98,8 @@ def path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[T
     n, _, h, w = source.shape
     if not 1 <= steps <= h * w:
         raise ValueError(f"steps must be between 1 and the {h * w} pixels, not {steps}")
-    values = resize(maps.detach(), (h, w)).flatten(1)
+    # map by map: a ramp's last digits may depend on the batch, and ranks with them
+    values = torch.cat([resize(each, (h, w)) for each in torch.split(maps.detach(), 1)]).flatten(1)
     order = values.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(h * w, device=order.device).expand(n, -1)
@@ -108,10 +110,17 @@ def path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[T
 
 
 def area_under(model: nn.Module, y: Tensor, images: Iterator[Tensor]) -> Tensor:
-    """Mean probability ``(n,)`` of class `y` along a path, its ends counted half."""
+    """Mean probability ``(n,)`` of class `y` along a path, its ends counted half.
+
+    Portion by portion, so that the order of no sum depends on the batch.
+    """
     with torch.no_grad():
-        curve = torch.stack([class_scores(model(x).softmax(1), y) for x in images])
-    return (curve[1:] + curve[:-1]).mean(0) / 2
+        before, *rest = (class_scores(model(x).softmax(1), y) for x in images)
+        area = torch.zeros_like(before)
+        for after in rest:
+            area += (before + after) / 2
+            before = after
+    return area / len(rest)
 
 
 def randomised_similarity(
@@ -152,7 +161,7 @@ def randomised_similarity(
     return rank_correlation(learnt, forgotten)
 
 
-def shuffled(model: nn.Module, seed: int) -> nn.Module:
+def shuffled(model: Network, seed: int) -> Network:
     """A copy of a model, the entries of each parameter in another order."""
     draws = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(model)

@@ -9,14 +9,14 @@ Of correctly classified images, each with a random class to reach:
   from the baseline with a 95 % interval; the baseline is plain targeted PGD with as many steps
   for the search `pgd`, the same search without the map term for the others
 - seconds per step of class and map against the forward and backward passes that it must do, the
-  least of several alternating rounds
+  least of several alternating rounds; of `rts` those of the mask network on feature maps at hand
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -34,6 +34,7 @@ from robusteval.dual import Settings, recipe_for
 from robusteval.edges import Variant
 from robusteval.interpreters.distance import Explainer, mean_distance
 from robusteval.interpreters.gradient import smooth_relu
+from robusteval.interpreters.rts import looked, mask_network, ready_rts
 from robusteval.model import Classifier, counting, frozen, predictions
 from robusteval.norms import quantise, ssim
 from robusteval.seeds import random_targets
@@ -141,7 +142,7 @@ def print_figures(
         table.show(variant, partial(advedge, model, x, goal, variant=variant, **common))
 
 
-def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
+def print_time(model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], rounds: int) -> None:
     """Seconds per step of class and map, every image in every step."""
     steps, goal = 5, (y + 1) % model.num_classes
     settings: dict[str, Any] = {
@@ -170,6 +171,16 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
                 (slope,) = autograd.grad(score, z, create_graph=True)
             autograd.grad(loss + slope.square().sum(), z)
 
+    def rts_alone() -> None:
+        # a pass for the class, and one of the mask network on its feature maps, block by block
+        for _ in range(steps):
+            z = image()
+            autograd.grad(F.cross_entropy(model(z), goal, reduction="sum"), z)
+            leaves = [[part.requires_grad_() for part in block] for block in features]
+            masks = [network(block, c) for block, c in zip(leaves, classes, strict=True)]
+            squares = torch.cat(masks)[: len(x)].square().sum()
+            autograd.grad(squares, [part for block in leaves for part in block])
+
     def run(interpreter: str, count: int) -> Callable[[], object]:
         return lambda: advedge(
             model,
@@ -180,15 +191,17 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
             **settings,
         )
 
-    jobs = {
-        "cam must": cam_alone,
-        "grad must": grad_alone,
+    if "rts" in names:
+        network = mask_network(model)
+        with torch.no_grad():
+            features = looked(model, x)[1]
+        rows = [len(block[-1]) for block in features]
+        classes = torch.split(F.pad(goal, (0, sum(rows) - len(goal))), rows)
+    alone = {"cam": cam_alone, "grad": grad_alone, "rts": rts_alone}
+    jobs: dict[str, Callable[[], object]] = {}
+    for name in names:
         # the difference of two lengths leaves out what is done once
-        "cam 1": run("cam", 1),
-        "cam": run("cam", 1 + steps),
-        "grad 1": run("grad", 1),
-        "grad": run("grad", 1 + steps),
-    }
+        jobs |= {f"{name} must": alone[name], f"{name} 1": run(name, 1), name: run(name, 1 + steps)}
     best = dict.fromkeys(jobs, math.inf)
     for _ in range(rounds):
         for name, job in jobs.items():
@@ -196,7 +209,7 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
             job()
             best[name] = min(best[name], time.perf_counter() - started)
     click.echo(f"\nper step, {len(x)} images; ratio to the passes it must do")
-    for name in ("cam", "grad"):
+    for name in names:
         must, does = best[f"{name} must"] / steps, (best[name] - best[f"{name} 1"]) / steps
         click.echo(f"{name:8}{1e3 * must:9.1f} ms{1e3 * does:9.1f} ms{does / must:8.3f}")
 
@@ -204,19 +217,21 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
 @click.command()
 @click.argument("checkpoint", default="demo")
 @click.option("--data", default="digits")
+@click.option("--train", default="digits", help="what the masks of rts are trained on")
 @click.option("--arch")
 @click.option("--mean", callback=numbers)
 @click.option("--std", callback=numbers)
 @click.option("--images", default=50)
 @click.option("--rounds", default=3)
 @click.option("--search", default="pgd")
-@click.option("--interpreter", multiple=True, default=("cam", "grad"))
+@click.option("--interpreter", multiple=True, default=("cam", "grad", "rts"))
 @click.option("--settings", type=click.Choice(get_args(Settings)), default="fast")
 @click.option("--eps", default=8.0, help="radius of pgd in grey levels")
 @click.option("--part", type=click.Choice(["figures", "time"]), multiple=True)
 def main(
     checkpoint: str,
     data: str,
+    train: str,
     arch: str | None,
     mean: list[float] | None,
     std: list[float] | None,
@@ -232,13 +247,16 @@ def main(
     path = str(demo()) if checkpoint == "demo" else checkpoint
     model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
+    if "rts" in interpreter:
+        ready_rts(model, open_data(train, split="train", channels=model.identity["input_channels"]))
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     with frozen(model):
         if not part or "figures" in part:
             for name in interpreter:
                 print_figures(model, x, y, search, name, settings, eps / 255)
         if not part or "time" in part:
-            print_time(model, x, y, rounds)
+            timed = [name for name in interpreter if name in ("cam", "grad", "rts")]
+            print_time(model, x, y, timed, rounds)
 
 
 if __name__ == "__main__":
