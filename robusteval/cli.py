@@ -9,6 +9,7 @@ import click
 
 from robusteval import __version__
 from robusteval.commands.check import baseline_, check
+from robusteval.commands.defend import defend
 from robusteval.commands.evaluate import evaluate
 from robusteval.commands.explain import explain
 from robusteval.commands.listing import list_
@@ -33,5 +34,5 @@ def cli() -> None:
     """
 
 
-for command in (evaluate, report, check, compare, baseline_, explain, train, list_):
+for command in (evaluate, report, check, compare, baseline_, explain, train, defend, list_):
     cli.add_command(command)

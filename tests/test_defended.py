@@ -195,6 +195,8 @@ def test_batches_change_nothing(
     asked: dict[str, Any] = {
         "attacks": [PGD, "evade:eps=12/255,warmup=2,steps=6,every=2"],
         "defenses": [hardened, watched],
+        "samples": 24,
+        "probes": False,
     }
 
     same(

@@ -1,0 +1,415 @@
+"""A detector of attacked images by the maps of several interpreters, and the file it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from robusteval.defense import Guarded
+from robusteval.errors import UsageError
+from robusteval.files import is_detector
+from robusteval.interpretation import Interpreter
+from robusteval.interpreters.distance import Explainer
+from robusteval.interpreters.rts import file_for
+from robusteval.model import Classifier, counting, frozen, predictions
+from robusteval.norms import quantise
+from robusteval.records import Spec, write_atomically
+from robusteval.registry import DEFENSES, INTERPRETERS, parse
+from robusteval.seeds import Ids
+
+from .boosting import FPRS, Trees
+from .map_features import (
+    Channels,
+    Extractor,
+    channels_for,
+    stacked,
+    statistic_names,
+    statistics,
+    structure,
+    width_of,
+    wrapped,
+)
+
+NOTES = "detector"  # in the header of the file: settings as JSON
+BOOSTER = "booster"  # and the trees as XGBoost writes them
+CHECKSUM = "robusteval_sha256"  # over all the rest of the file
+FORMAT = 1
+
+
+@DEFENSES.add("detector")
+def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classifier:
+    """Flag images whose explanations are not like those of images as they are.
+
+    The "adversarial detector" of arXiv:2211.15926, section VII: maps of several interpreters as
+    channels of one image, features of a convolutional network, gradient boosting. Reconstructed,
+    as no code was published; the statistics of how maps agree are an addition. What is predicted
+    stays the same.
+
+    Parameters
+    ----------
+    model : Classifier
+        The one it was fitted on.
+    file : str
+        Written by `robusteval defend detector`.
+    fpr : float
+        Share of images as they are that may be flagged, 0.05 or 0.01: which of the thresholds
+        found at the fit is used.
+
+    Returns
+    -------
+    Classifier
+        The same one, `Guarded`.
+
+    Raises
+    ------
+    ValueError
+        If no file is given or there is no threshold for `fpr`.
+    UsageError
+        If the file is missing, damaged, or was fitted on another model.
+    """
+    if not file:
+        raise ValueError("say which file: detector:file=FILE")
+    if fpr not in FPRS:
+        known = " or ".join(f"{each:g}" for each in FPRS)
+        raise ValueError(f"fpr must be {known}, not {fpr:g}")
+    found = MapDetector.load(file)
+    found.check(model, Path(file).name)
+    return Guarded(model, replace(found, fpr=fpr).to(model.device))
+
+
+@dataclass(frozen=True)
+class View:
+    """What is looked at: whose maps, and in which form."""
+
+    interpreters: tuple[str, ...]  # specs
+    channels: Channels
+    extractor: Extractor
+    side: int  # cells
+    confidence: bool  # whether how sure the classifier is counts too
+    shape: tuple[int, int, int]  # of the images
+
+    @cached_property
+    def specs(self) -> tuple[Spec, ...]:
+        """The interpreters, their parameters read."""
+        return tuple(INTERPRETERS.check(parse(text)) for text in self.interpreters)
+
+    @cached_property
+    def explainers(self) -> tuple[Explainer, ...]:
+        """The same ones as attacks on them need them."""
+        return tuple(Explainer.named(spec.name, spec.parameters) for spec in self.specs)
+
+    @property
+    def planes(self) -> int:
+        """Channels of a stack."""
+        return 2 if self.channels == "pair" else 3
+
+    @property
+    def names(self) -> list[str]:
+        """Of the statistics."""
+        return statistic_names([spec.name for spec in self.specs], self.confidence)
+
+    @property
+    def width(self) -> int:
+        """How many features there are."""
+        return width_of(self.extractor, self.planes) + len(self.names)
+
+    def maps(self, model: Classifier, x: Tensor, seeds: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Maps ``(n, 1, h', w')`` for the classes predicted on images of 8 bits, and the logits."""
+        with torch.no_grad():
+            logits = model(x)
+            y = predictions(logits).clamp_min(0)
+            maps = [each.maps(model, x, y, seeds)[0].detach() for each in self.explainers]
+        return maps, logits
+
+    def looked(self, maps: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacks ``(n, k, side, side)`` and statistics ``(n, d)``, on the graph."""
+        stack = stacked(maps, self.channels, self.side)
+        return stack, statistics(stack, len(maps), logits if self.confidence else None)
+
+    def check(self, model: Classifier) -> None:
+        """UsageError if the network cannot have such maps, or none that could be attacked."""
+        for spec in self.specs:
+            Interpreter.made(spec, model, self.shape)
+        try:
+            list(self.explainers)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a detector was made from, and where it raises the alarm."""
+
+    model: dict[str, Any]  # sha256, mean and std of the classifier
+    rts: str | None  # SHA-256 of the mask network of rts, if its maps are looked at
+    thresholds: dict[str, float]  # by false-positive rate
+    forwards: float  # per prediction, its own included; a backward pass counts two
+    attacks: tuple[str, ...]
+    data: str
+    train: int  # source images that trees and features were fitted on
+    validation: int  # and those that decided when to stop, and the thresholds
+    rounds: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class MapDetector:
+    """Says how suspicious an image is by its maps; a `robusteval.defense.Detector`."""
+
+    view: View
+    fit: Fit
+    extractor: Classifier  # from stacks to features
+    center: Tensor  # (d,), of all features on the images it was fitted on
+    spread: Tensor
+    booster: str  # XGBoost's JSON
+    seen: Ids  # content of all images that had a say
+    fpr: float = FPRS[0]
+    sha256: str = ""  # of its file
+
+    @property
+    def explainers(self) -> tuple[Explainer, ...]:
+        """The interpreters whose maps it looks at."""
+        return self.view.explainers
+
+    @property
+    def threshold(self) -> float:
+        """An image is flagged if its score is above."""
+        return self.fit.thresholds[f"{self.fpr:g}"]
+
+    @cached_property
+    def trees(self) -> Trees:
+        """What makes scores of features."""
+        return Trees.read(self.booster, len(self.center))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What reports say of it."""
+        return {
+            "threshold": self.threshold,
+            "fpr": self.fpr,
+            "forwards": self.fit.forwards,
+            "interpreters": list(self.view.interpreters),
+            "channels": self.view.channels,
+            "extractor": self.view.extractor,
+            "confidence": self.view.confidence,
+            "attacks": list(self.fit.attacks),
+            "data": self.fit.data,
+            "images": {"train": self.fit.train, "validation": self.fit.validation},
+            "sha256": self.sha256,
+        }
+
+    def features(self, model: Classifier, maps: list[Tensor], logits: Tensor) -> Tensor:
+        """All that decides the score ``(n, d)``, each on the same scale, on the graph.
+
+        Parameters
+        ----------
+        model : Classifier
+            Not used: maps and logits say it all.
+        maps : list of Tensor
+            ``(n, 1, h', w')`` of each interpreter, scaled.
+        logits : Tensor
+            ``(n, classes)`` that came with them.
+        """
+        del model
+        stack, found = self.view.looked(maps, logits)
+        return (torch.cat([self.extractor(stack), found], 1) - self.center) / self.spread
+
+    def score(self, model: Classifier, x: Tensor, seeds: Tensor) -> Tensor:
+        """How likely images ``(n, c, h, w)`` are attacked ones, ``(n,)`` float64 in [0, 1]."""
+        if len(x) == 0:
+            return torch.zeros(0, dtype=torch.float64, device=x.device)
+        with torch.no_grad():
+            maps, logits = self.view.maps(model, quantise(x), seeds)
+            found = self.features(model, maps, logits)
+        return torch.from_numpy(self.trees.scores(found.cpu().numpy())).to(x.device)
+
+    def to(self, device: torch.device) -> MapDetector:
+        """The same one there."""
+        self.extractor.to(device)
+        return replace(self, center=self.center.to(device), spread=self.spread.to(device))
+
+    def check(self, model: Classifier, name: str) -> None:
+        """UsageError if the detector in the file `name` was not fitted on this model."""
+        if named(model) != self.fit.model:
+            raise UsageError(
+                f"{name} is a detector for another model: it was fitted on the checkpoint with"
+                f" SHA-256 {str(self.fit.model['sha256'])[:16]} and its normalisation, and says"
+                " nothing of others; fit one with `robusteval defend detector`"
+            )
+        self.view.check(model)
+        if mask_network_of(self.view, model) != self.fit.rts:
+            raise UsageError(
+                f"{name} was fitted with another mask network of rts than the one in the cache"
+                " folder, so it would see other maps: fit it anew"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all; equal detectors give equal bytes."""
+        state = self.extractor.state_dict()
+        tensors = {f"extractor.{name}": value for name, value in state.items()}
+        tensors |= {"center": self.center, "spread": self.spread}
+        tensors["seen"] = torch.from_numpy(self.seen.view(np.int64))
+        plain = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
+        settings = {"format": FORMAT, "view": asdict(self.view), "fit": asdict(self.fit)}
+        notes = {
+            NOTES: json.dumps(settings, sort_keys=True, allow_nan=False),
+            BOOSTER: self.booster,
+        }
+        # written here, because the library orders the notes at random
+        header, body = parts(safetensors.torch.save(plain))
+        header["__metadata__"] = notes
+        notes[CHECKSUM] = checksum(header, body)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        write_atomically(Path(path), struct.pack("<Q", len(text)) + text + body)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MapDetector:
+        """The detector in a file; nothing in it is executed.
+
+        Raises
+        ------
+        UsageError
+            If there is none, or it is damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        if not is_detector(path):
+            raise UsageError(f"{path} is no detector: `robusteval defend detector` writes them")
+        try:
+            raw = path.read_bytes()
+            header, body = parts(raw)
+            notes = header["__metadata__"]
+            if notes.get(CHECKSUM) != checksum(header, body):
+                raise ValueError("other bytes than were written")
+            settings = json.loads(notes[NOTES])
+            if settings["format"] != FORMAT:
+                raise UsageError(
+                    f"{path} was written by another version of robusteval: fit it anew"
+                )
+            found = cls.read(settings, safetensors.torch.load(raw), notes)
+            return replace(found, sha256=hashlib.sha256(raw).hexdigest())
+        except UsageError:
+            raise
+        except Exception:  # whatever a file that is not ours makes of this
+            raise UsageError(f"{path} is truncated or damaged; fit or copy it again") from None
+
+    @classmethod
+    def read(
+        cls, settings: dict[str, Any], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
+    ) -> MapDetector:
+        """From the parts of a file; any exception if they do not fit each other."""
+        view = view_of(settings["view"])
+        fit = fit_of(settings["fit"])
+        state = {
+            name.removeprefix("extractor."): value
+            for name, value in tensors.items()
+            if name.startswith("extractor.")
+        }
+        mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
+        extractor = wrapped(structure(view.extractor, view.planes), view.extractor, mean, std)
+        extractor.load_state_dict(state)
+        found = cls(
+            view,
+            fit,
+            extractor,
+            tensors["center"],
+            tensors["spread"],
+            notes[BOOSTER],
+            tensors["seen"].numpy().view(np.uint64),
+        )
+        every = [*state.values(), found.center, found.spread]
+        sound = (
+            len(mean) == view.planes
+            and found.center.shape == found.spread.shape == (view.width,)
+            and found.seen.ndim == 1
+            and all(bool(value.isfinite().all()) for value in every)
+            and bool((found.spread > 0).all())
+            and len(found.trees.left) > 0
+        )
+        if not sound:
+            raise ValueError("tensors of other shapes")
+        return found
+
+
+def view_of(facts: dict[str, Any]) -> View:
+    """From JSON; any exception if it is not sound."""
+    c, h, w = (int(side) for side in facts["shape"])
+    texts = tuple(map(str, facts["interpreters"]))
+    channels = channels_for(len(texts), facts["channels"])
+    if facts["extractor"] not in get_args(Extractor) or not 1 <= facts["side"] <= 224:
+        raise ValueError("an extractor that does not exist")
+    view = View(
+        texts,
+        channels,
+        facts["extractor"],
+        int(facts["side"]),
+        bool(facts["confidence"]),
+        (c, h, w),
+    )
+    list(view.explainers)
+    return view
+
+
+def fit_of(facts: dict[str, Any]) -> Fit:
+    """From JSON; any exception if it is not sound."""
+    fit = Fit(**{**facts, "attacks": tuple(map(str, facts["attacks"]))})
+    numbers = [*fit.thresholds.values(), fit.forwards]
+    if set(fit.thresholds) != {f"{fpr:g}" for fpr in FPRS} or not all(map(math.isfinite, numbers)):
+        raise ValueError("thresholds that are none")
+    return fit
+
+
+def parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors of a safetensors file."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def checksum(header: Mapping[str, Any], body: bytes) -> str:
+    """SHA-256 of a file without itself."""
+    notes = {name: text for name, text in header["__metadata__"].items() if name != CHECKSUM}
+    shown = json.dumps({**header, "__metadata__": notes}, sort_keys=True)
+    return hashlib.sha256(shown.encode() + body).hexdigest()
+
+
+def named(model: Classifier) -> dict[str, Any]:
+    """What names a classifier: the hash of its file or, without one, of its tensors."""
+    sha256 = model.identity.get("sha256")
+    if sha256 is None:
+        content = hashlib.sha256()
+        for name, value in sorted(model.network.state_dict().items()):
+            content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        sha256 = content.hexdigest()
+    mean, std = (value.flatten().tolist() for value in (model.mean, model.std))
+    return {"sha256": sha256, "mean": mean, "std": std}
+
+
+def mask_network_of(view: View, model: Classifier) -> str | None:
+    """SHA-256 of the mask network that a view looks through, None if it does not."""
+    if all(spec.name != "rts" for spec in view.specs):
+        return None
+    return hashlib.sha256(file_for(model).read_bytes()).hexdigest()
+
+
+def cost_of(view: View, model: Classifier, x: Tensor, seeds: Tensor) -> float:
+    """Forward passes per image of a score, its prediction included; a backward counts two."""
+    with frozen(model), counting(model, len(x), x.device) as passes:
+        view.maps(model, x, seeds)
+    return float((passes.forwards + 2 * passes.backwards).mean())

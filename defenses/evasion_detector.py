@@ -1,0 +1,280 @@
+"""The detector of attacked images by their maps, as a defence of ART."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.defences.detector.evasion import EvasionDetector
+from art.estimators.classification import PyTorchClassifier
+
+from robusteval.art import AsSeen, checked_images
+from robusteval.data import image_id
+from robusteval.errors import UsageError
+from robusteval.model import Classifier, frozen
+from robusteval.norms import quantise
+from robusteval.seeds import sample_seeds
+
+from .boosting import FPRS, check_rows, threshold_at
+from .detection import viewed
+from .detector import Fit, MapDetector, View, cost_of, mask_network_of, named
+from .fitting import EPOCHS, Rows, Task, fitted, weighed
+from .variants import Array, Sources, parted
+
+NAMES = ("clean", "attacked")
+PARAMETERS = ("interpreters", "channels", "extractor", "confidence", "fpr", "seed")
+
+
+class MapDetection(EvasionDetector):  # type: ignore[misc]
+    """Flags images whose explanations are not like those of images as they are.
+
+    See `robusteval.defenses.detector`. It learns from images of both kinds that are given to it;
+    `robusteval defend detector` makes them itself, with changes that are no attack, and says what
+    the result is worth.
+
+    Parameters
+    ----------
+    classifier : PyTorchClassifier
+        What is attacked, with whatever preprocessing it has; its `clip_values` must be (0, 1).
+    interpreters : sequence of str
+        Two or three, such as ``"grad"`` or ``"mask:blur=15"``.
+    channels : {"pair", "pair_product", "triple"}, optional
+        By the number of interpreters if not given.
+    extractor : {"raw", "small_cnn"}
+        What makes features of maps, besides the statistics of how they agree.
+    confidence : bool
+        Let it also look at how sure the classifier is.
+    fpr : float
+        Share of images as they are that may be flagged, 0.05 or 0.01.
+    seed : int
+        Decides everything that is drawn.
+
+    Raises
+    ------
+    TypeError
+        If `classifier` is another kind of estimator.
+    ValueError
+        For other clip values, or a parameter out of range.
+    """
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        interpreters: tuple[str, ...] = ("grad", "cam"),
+        channels: Any = None,
+        extractor: Any = "small_cnn",
+        confidence: bool = False,
+        fpr: float = FPRS[0],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.defence_params = list(PARAMETERS)
+        if not isinstance(classifier, PyTorchClassifier):
+            raise TypeError(f"a PyTorchClassifier is needed, not {type(classifier).__name__}")
+        clip = classifier.clip_values
+        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
+            raise ValueError("the classifier's clip_values must be (0, 1)")
+        self.classifier = classifier
+        self.model = Classifier(AsSeen(classifier), num_classes=classifier.nb_classes)
+        self.model.to(classifier.device)
+        self.detector: MapDetector | None = None
+        self.interpreters, self.channels, self.extractor = interpreters, channels, extractor
+        self.confidence, self.fpr, self.seed = confidence, fpr, seed
+        self._check_params()
+
+    def _check_params(self) -> None:
+        """ValueError if a parameter is out of range."""
+        if self.fpr not in FPRS:
+            raise ValueError(f"fpr must be one of {', '.join(map(str, FPRS))}, not {self.fpr!r}")
+        if self.extractor not in ("raw", "small_cnn"):
+            raise ValueError(f"extractor must be raw or small_cnn, not {self.extractor!r}")
+        try:
+            self.view((1, 32, 32))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Change parameters; ValueError, and nothing changed, if one is out of range."""
+        before = self.get_params()
+        try:
+            super().set_params(**kwargs)  # which checks them
+        except ValueError:
+            super().set_params(**before)
+            raise
+
+    def view(self, shape: tuple[int, int, int]) -> View:
+        """What it looks at, of images of this shape."""
+        return viewed(self.interpreters, self.channels, self.extractor, self.confidence, shape)
+
+    def fit(
+        self,
+        x: Array,
+        y: Array,
+        batch_size: int = 128,
+        nb_epochs: int = EPOCHS,
+        *,
+        groups: Array | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Learn to tell attacked images from others.
+
+        Parameters
+        ----------
+        x : ndarray
+            Images ``(n, c, h, w)`` in [0, 1]; they are rounded to 8 bits.
+        y : ndarray
+            ``(n,)``, 0 as they are, 1 attacked.
+        batch_size : int
+            Images explained at a time.
+        nb_epochs : int
+            Of a trained extractor, at most.
+        groups : ndarray, optional
+            ``(n,)``, the source image of each. If not given, the first attacked image is the twin
+            of the first that is as it is, and so on.
+        **kwargs
+            Nothing else is known.
+
+        Raises
+        ------
+        TypeError
+            For another argument.
+        ValueError
+            If images or labels are not of this form, or the network cannot have the maps.
+        UsageError
+            If there are too few images of either kind.
+        """
+        if kwargs:
+            raise TypeError(f"unknown arguments of fit: {', '.join(kwargs)}")
+        images, label = checked_images(x), np.asarray(y)
+        if label.shape != (len(images),) or not np.isin(label, (0, 1)).all():
+            raise ValueError(f"y must be 0 or 1 for each of the {len(images)} images")
+        sources = sources_of(images, label, groups)
+        view = self.view((images.shape[1], images.shape[2], images.shape[3]))
+        view.check(self.model)
+        parts = parted(sources, self.seed)
+        with frozen(self.model):
+            rows = self.rows(view, sources, label, batch_size)
+            everything = np.arange(len(label))
+            train, validation = (
+                everything[np.isin(sources.groups, np.concatenate(part))]
+                for part in ((parts.train,), (parts.validation, parts.test))
+            )
+            check_rows(label, train, "the fit", 10)
+            check_rows(label, validation, "the threshold", 5)
+            weight = np.zeros(len(label))
+            for part in (train, validation):
+                zero, one = part[label[part] == 0], part[label[part] == 1]
+                weight[part] = weighed(rows, zero, one)[part]
+            planes, columns = tuple(range(view.planes)), tuple(range(len(view.names)))
+            task = Task(label.astype(np.int64), weight, train, validation, planes, columns)
+            device = self.model.device
+            made = fitted(rows, task, self.extractor, self.seed, device, epochs=nb_epochs)
+            scores = made.scores(rows, validation[label[validation] == 0])
+            few = quantise(sources.x[:batch_size]).to(device)
+            forwards = cost_of(view, self.model, few, self.seeds(sources.ids[: len(few)]))
+        fit = Fit(
+            model=named(self.model),
+            rts=mask_network_of(view, self.model),
+            thresholds={f"{fpr:g}": threshold_at(scores, fpr) for fpr in FPRS},
+            forwards=forwards,
+            attacks=(),
+            data="arrays",
+            train=len(np.unique(sources.groups[train])),
+            validation=len(np.unique(sources.groups[validation])),
+            rounds=made.rounds,
+            seed=self.seed,
+        )
+        center, spread = made.center, made.spread
+        self.detector = MapDetector(
+            view, fit, made.extractor, center, spread, made.booster, np.unique(sources.ids)
+        )
+
+    def rows(self, view: View, sources: Sources, label: Array, batch_size: int) -> Rows:
+        """The images as the detector sees them."""
+        found = []
+        for part in np.array_split(np.arange(len(label)), -(-len(label) // batch_size)):
+            x = sources.x[part].to(self.model.device)
+            maps, logits = view.maps(self.model, x, self.seeds(sources.ids[part]))
+            with torch.no_grad():
+                found.append([each.cpu().numpy() for each in view.looked(maps, logits)])
+        stacks, statistics = (np.concatenate(each) for each in zip(*found, strict=True))
+        n = len(label)
+        return Rows(
+            stacks,
+            statistics,
+            probability=np.zeros(n),
+            variant=label.astype(np.int64),
+            image=np.arange(n),
+            group=sources.groups,
+            right=np.ones(n, dtype=bool),
+            fooled=label == 1,
+            names=NAMES,
+        )
+
+    def seeds(self, ids: Any) -> torch.Tensor:
+        """For interpreters that draw."""
+        return sample_seeds(self.seed, ids)
+
+    def detect(
+        self, x: Array, batch_size: int = 128, **kwargs: Any
+    ) -> tuple[dict[str, Array], Array]:
+        """Say which images are attacked ones.
+
+        Parameters
+        ----------
+        x : ndarray
+            Images ``(n, c, h, w)`` in [0, 1].
+        batch_size : int
+            Images explained at a time; changes no result.
+        **kwargs
+            Nothing else is known.
+
+        Returns
+        -------
+        tuple
+            A report with `predictions` ``(n, 2)``, probabilities to be as they are and to be
+            attacked, and `scores` ``(n,)``, the latter; and bool ``(n,)``, whether the score is
+            above the threshold.
+
+        Raises
+        ------
+        TypeError
+            For another argument.
+        ValueError
+            If it was not fitted before, or images are not of this form.
+        """
+        if kwargs:
+            raise TypeError(f"unknown arguments of detect: {', '.join(kwargs)}")
+        if self.detector is None:
+            raise ValueError("the detector must be fitted before it can detect")
+        images = checked_images(x)
+        found = [np.empty(0)]
+        with frozen(self.model):
+            for start in range(0, len(images), batch_size):
+                part = quantise(torch.from_numpy(images[start : start + batch_size]))
+                ids = np.array([image_id(each) for each in part.numpy()], dtype=np.uint64)
+                there = part.to(self.model.device)
+                score = self.detector.score(self.model, there, self.seeds(ids))
+                found.append(score.cpu().numpy())
+        scores = np.concatenate(found)
+        report = {"predictions": np.stack([1 - scores, scores], 1), "scores": scores}
+        return report, scores > self.detector.fit.thresholds[f"{self.fpr:g}"]
+
+
+def sources_of(images: Array, label: Array, groups: Array | None) -> Sources:
+    """Images with a number for each source; ValueError if it is not clear which those are."""
+    if groups is None:
+        if 2 * label.sum() != len(label):
+            raise ValueError(
+                "there must be as many attacked images as others, twins in the same order, or"
+                " `groups` must say which belong together"
+            )
+        groups = np.where(label == 1, np.cumsum(label == 1), np.cumsum(label == 0))
+    if np.shape(groups) != label.shape:
+        raise ValueError(f"groups must name a source for each of the {len(label)} images")
+    x = quantise(torch.from_numpy(images))
+    ids = np.array([image_id(each) for each in x.numpy()], dtype=np.uint64)
+    numbers = np.unique(groups, return_inverse=True)[1]
+    return Sources(x, torch.zeros(len(x), dtype=torch.int64), ids, numbers)

@@ -1,0 +1,494 @@
+"""`robusteval defend detector`: a detector of attacked images, and what it is worth."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robusteval.errors import UsageError
+from robusteval.preset import check
+from robusteval.records import Spec, show, write_atomically
+from robusteval.registry import INTERPRETERS, parse
+
+from .running import (
+    bars,
+    command_line,
+    device_option,
+    images_for,
+    masks_for,
+    model_options,
+    opened,
+    stoppable,
+)
+from .shell import Command, Whole, emit, option, written
+from .train import has_other_part
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from torch import nn
+
+    from robusteval.progress import Bars
+
+Record = dict[str, Any]
+
+CHANNELS = ("pair", "pair_product", "triple")
+EXTRACTORS = ("raw", "small_cnn", "vgg16")
+VGG = "vgg16-397923af.pth"  # as torchvision calls what it downloads
+
+
+def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Spec]:
+    """Option callback: interpreters separated by commas, each with parameters of its own."""
+    texts: list[str] = []
+    for piece in value.split(","):
+        # after the first parameter of an interpreter its others are separated by commas, too
+        if texts and "=" in piece and ":" not in piece:
+            texts[-1] += f",{piece}"
+        else:
+            texts.append(piece)
+    return [INTERPRETERS.check(parse(text)) for text in texts]
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@model_options
+@option(
+    "Data",
+    "--data",
+    metavar="DATA",
+    required=True,
+    help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...; see"
+    " `robusteval list data`. A detector must not be judged on them again.",
+)
+@option(
+    "Data",
+    "--split",
+    type=click.Choice(("test", "train")),
+    metavar="NAME",
+    default="train",
+    show_default=True,
+    help="Part of a named data set: test or train.",
+)
+@option(
+    "Data", "--size", type=Whole(1), metavar="N", help="Resize and crop images to N x N pixels."
+)
+@option(
+    "Data",
+    "--download",
+    is_flag=True,
+    help="Let torchvision download a data set that is missing.",
+)
+@option(
+    "Data",
+    "--samples",
+    type=Whole(1),
+    metavar="N",
+    default=600,
+    show_default=True,
+    help="Images drawn at random: 60 % to fit on, 20 % to set thresholds, 20 % to judge.",
+)
+@option(
+    "Detector",
+    "--interpreters",
+    callback=separated,
+    metavar="NAME,NAME",
+    default="grad,cam",
+    show_default=True,
+    help="Two or three of those `robusteval list interpreters` has a derivative of, such as"
+    " grad,cam,mask:blur=15.",
+)
+@option(
+    "Detector",
+    "--attack",
+    "attacks",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="Whose results it learns to flag; may be given more than once. See `robusteval list"
+    " attacks`.",
+)
+@option(
+    "Detector",
+    "--channels",
+    type=click.Choice(CHANNELS),
+    metavar="NAME",
+    help="pair, pair_product (two maps and their product) or triple. [default: by the number of"
+    " interpreters]",
+)
+@option(
+    "Detector",
+    "--extractor",
+    type=click.Choice(EXTRACTORS),
+    metavar="NAME",
+    default="small_cnn",
+    show_default=True,
+    help="What makes features of maps, besides statistics of how they agree: raw (maps of 16x16;"
+    " quick), small_cnn (trained here) or vgg16 (pretrained; slow without a GPU).",
+)
+@option(
+    "Detector",
+    "--vgg-weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Weights of torchvision's vgg16 for ImageNet. [default: those that torchvision has"
+    " downloaded before]",
+)
+@option(
+    "Detector",
+    "--confidence",
+    is_flag=True,
+    help="Let it look at how sure the classifier is as well, which is no explanation.",
+)
+@option(
+    "Detector",
+    "--seed",
+    type=Whole(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Decides which images are drawn, how they are parted, and all noise.",
+)
+@option(
+    "Run",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="The detector to write, ending in .safetensors; its report goes beside it.",
+)
+@option("Run", "--force", is_flag=True, help="Replace what is there.")
+@device_option
+def detector(
+    checkpoint: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    num_classes: int | None,
+    data: str,
+    split: str,
+    size: int | None,
+    download: bool,
+    samples: int,
+    interpreters: list[Spec],
+    attacks: tuple[str, ...],
+    channels: str | None,
+    extractor: str,
+    vgg_weights: Path | None,
+    confidence: bool,
+    seed: int,
+    out: Path,
+    force: bool,
+    device: str,
+) -> None:
+    """Fit a detector of attacked images to the classifier in CHECKPOINT.
+
+    It looks at the maps of several interpreters and how they agree (the adversarial detector of
+    arXiv:2211.15926), and is judged on images that had no say, next to simpler rules and to
+    comparisons in which there is nothing to find. That it withstands an attack that knows it is
+    another question: `robusteval evaluate CHECKPOINT --defense FILE` answers it.
+
+    \b
+    Examples:
+      robusteval defend detector demo --data digits \\
+        --attack advedge:interpreter=cam --out detector.safetensors
+      robusteval defend detector net.pt --arch torchvision:resnet18 \\
+        --data photos/ --interpreters grad,cam,rts --attack pgd \\
+        --attack advedge:interpreter=grad --out detector.safetensors
+    """
+    specs = [check(parse(text)) for text in attacks]
+    check_out(out, force, checkpoint)
+    if vgg_weights is not None and extractor != "vgg16":
+        raise UsageError("--vgg-weights is for --extractor vgg16: add it, or leave them out")
+    with stoppable(fresh=False) as stop, bars() as progress:
+        stop.progress = progress
+        from robusteval.defenses.detection import fit_detector
+        from robusteval.plan import build
+
+        classifier = opened(
+            checkpoint,
+            progress,
+            arch=arch,
+            mean=mean,
+            std=std,
+            num_classes=num_classes,
+            device=device,
+        )
+        images = images_for(classifier, data, split, download, size)
+        for note in images.notes:
+            progress.say(note)
+        if samples > len(images):
+            progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
+        if needs_rts([*specs, *interpreters]):
+            masks_for(classifier, data, images, "train", size, progress)
+        found = fit_detector(
+            classifier,
+            images,
+            [str(spec) for spec in interpreters],
+            [build(spec, classifier, images.shape) for spec in specs],
+            channels=channels,  # type: ignore[arg-type]  # a choice
+            extractor=extractor,  # type: ignore[arg-type]
+            confidence=confidence,
+            samples=samples,
+            seed=seed,
+            start=pretrained(vgg_weights, progress) if extractor == "vgg16" else None,
+            progress=progress,
+        )
+    from rich.console import Console
+
+    from robusteval.reports.terminal import say, text
+
+    tested = split == "train" and has_other_part(images, data, size)
+    command = measuring(
+        checkpoint,
+        data if tested else None,
+        out,
+        specs,
+        arch=arch,
+        mean=mean,
+        std=std,
+        size=size,
+    )
+    beside = out.with_suffix(".report.json")
+    report = {**found.report, "command": command_line()}
+    found.detector.save(out)
+    write_atomically(beside, (json.dumps(report, indent=1) + "\n").encode())
+    console = Console()
+    with written(), console.capture() as page:
+        print_report(console, found.report)
+        console.print()
+        unseen = "" if tested else " Take images it has not seen."
+        say(
+            console,
+            f"{out} holds the detector, {beside.name} all figures. What an attack that knows it"
+            f" leaves of it:{unseen}",
+        )
+        console.print(text(console, f"  {command}"), soft_wrap=True)
+    emit(page.get())
+
+
+def check_out(out: Path, force: bool, checkpoint: str) -> None:
+    """Refuse a place that nothing could be written to, before the work."""
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out must end in .safetensors, not {out.name}")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: choose another --out, or --force to replace it")
+    if Path(checkpoint).exists() and Path(checkpoint).resolve() == out.resolve():
+        raise UsageError(f"--out would replace {checkpoint} itself: choose another")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to the folder {out.parent}: {error.strerror}") from None
+
+
+def needs_rts(specs: list[Spec]) -> bool:
+    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
+    names = "+".join(str(spec.parameters.get("interpreter", spec.name)) for spec in specs)
+    return "rts" in names.split("+")
+
+
+def pretrained(path: Path | None, progress: Bars) -> nn.Module:
+    """VGG-16 as torchvision publishes it; never downloaded here."""
+    import torch
+
+    from robusteval.checkpoint import load
+
+    if path is None:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / VGG
+        if not path.exists():
+            raise UsageError(
+                f"torchvision has not downloaded the weights of VGG-16 yet ({VGG}): give them with"
+                " --vgg-weights, or take --extractor small_cnn"
+            )
+    progress.begin("Reading VGG-16", 1)
+    network = load(path, arch="torchvision:vgg16").network
+    progress.end()
+    return network
+
+
+def print_report(console: Console, report: Record) -> None:
+    """All figures, in tables of 80 columns."""
+    from robusteval.reports.terminal import facts, heading, listed, say
+
+    head = report["headline"]
+    say(console, headline(report), "bold")
+    heading(console, "Attacks it has learnt from")
+    for i, each in enumerate(report["attacks"], 1):
+        say(console, f"{i}  {each['attack']}: succeeds on {each['k']} of {each['n']} images")
+    rows = [
+        [str(i), *caught(each), below(share(each["undetected"]))]
+        for i, each in enumerate(report["per_attack"], 1)
+    ]
+    if len(rows) > 1:
+        rows.append(["all", *caught(head), ""])
+    heads = ["attack", "AUC", "flagged\nat 5 %", "flagged\nat 1 %", "successful and\nnot flagged"]
+    lines(console, "Attacked images", heads, rows)
+    rows = [
+        [f"{each['kind']} ({each['flagged']['0.05']['n']})", *flagged(each["flagged"])]
+        for each in report["negatives"]
+    ]
+    heads = ["images", "flagged\nat 5 %", "flagged\nat 1 %"]
+    lines(console, "Images without any attack", heads, rows)
+    rows = [["this detector", *caught(head)[:2], ""]]
+    for rule in report["baselines"]:
+        rows.append([rule["name"], *caught(rule)[:2], below(signed(rule["gain"]))])
+    for less in report["simpler"]:
+        gain = below(signed(less["gain"]))
+        rows.append([f"the same on {less['name']}", auc(less["auc"]), "", gain])
+    heads = ["rule", "AUC", "flagged\nat 5 %", "AUC gained\nby this detector"]
+    lines(console, "Against simpler ones", heads, rows)
+    matrix(console, report)
+    leaks = report["leaks"]
+    rows = [
+        ["labels exchanged within each image", auc(leaks["shuffled"]), "0.5"],
+        ["two copies of different noise", auc(leaks["benign"]), "0.5"],
+        ["attacked or not, parted by image", auc(head["auc"]), "as above"],
+        ["attacked or not, parted by row", auc(leaks["row_wise"]), "for comparison"],
+    ]
+    lines(console, "Is there a leak?", ["what is told apart", "AUC", "should be"], rows)
+    facts(console, in_words(report))
+    marks = [f"{'!' if each['grave'] else '-'} {each['text']}" for each in report["remarks"]]
+    listed(console, "Remarks", marks)
+
+
+def headline(report: Record) -> str:
+    """The one thing to know."""
+    head = report["headline"]
+    at = head["at"]["0.05"]
+    return (
+        f"AUC {auc(head['auc'])} on images that had no say: of {at['tpr']['n']} attacked ones"
+        f" {share(at['tpr'])} are flagged at a threshold set for 5 % false alarms, of"
+        f" {at['fpr']['n']} as they are {share(at['fpr'])}."
+    )
+
+
+def in_words(report: Record) -> list[tuple[str, str]]:
+    """Names of facts, and what they are."""
+    head, counts, cost = report["headline"], report["images"], report["cost"]
+    at = head["at"]["0.05"]
+    precise = f"not known without a false alarm among {at['fpr']['n']} images"
+    if at["precision"] is not None:
+        precise = f"{100 * at['precision']:.1f} % of the flagged, were 1 of 100 images attacked"
+    return [
+        (
+            "images",
+            f"{counts['train']} to fit on, {counts['validation']} to stop and set thresholds,"
+            f" {counts['test']} to judge; {counts['alike']} much like another, kept with it",
+        ),
+        (
+            "at one half",
+            f"accuracy {head['accuracy']:.3f} with as many attacked as not, Brier score"
+            f" {head['brier']:.3f}, average precision {head['average_precision']:.3f}",
+        ),
+        ("precision", precise),
+        (
+            "cost",
+            f"{cost['forwards']:.3g} forward passes per image, the prediction itself included;"
+            f" measured {cost['times']:.3g} times its duration",
+        ),
+        ("features", f"{report['features']}, {report['rounds']} trees"),
+    ]
+
+
+def matrix(console: Console, report: Record) -> None:
+    """Fitted on each attack, judged on each; nothing for one attack."""
+    names = [each["attack"] for each in report["per_attack"]]
+    if len(names) < 2:
+        return
+    narrow = len(names) > 4  # no room for intervals
+
+    def figures(cell: Record) -> str:
+        value = cell["auc"]["value"]
+        area = f"{value:.3f}" if narrow else below(auc(cell["auc"]))
+        return f"{area}\n{share(cell['tpr']).partition(' (')[0]}"
+
+    rows = []
+    for row in report["matrix"]:
+        name = row["fitted_on"]
+        title = "all" if name is None else str(names.index(name) + 1)
+        rows.append([title, *(figures(cell) for cell in row["judged_on"])])
+    heads = ["fitted on", *(f"judged on {i}" for i in range(1, len(names) + 1))]
+    lines(console, "Fitted on one attack, judged on another: AUC, flagged at 5 %", heads, rows)
+
+
+def lines(console: Console, title: str, heads: list[str], rows: list[list[str]]) -> None:
+    """A table with its title; the first column takes what room is left."""
+    from rich import box
+    from rich.table import Table
+
+    from robusteval.reports.terminal import heading, put
+
+    heading(console, title)
+    console.print()
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+    for i, head in enumerate(heads):
+        shown.add_column(cell(console, head), overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        shown.add_row(*(cell(console, each) for each in row))
+    put(console, shown)
+
+
+def cell(console: Console, content: str) -> Text:
+    """Several lines of text as they are."""
+    from rich.text import Text
+
+    from robusteval.reports.terminal import text
+
+    return Text("\n").join([text(console, line) for line in content.split("\n")])
+
+
+def share(rate: Record) -> str:
+    """A share with its interval."""
+    from robusteval.reports.words import with_interval
+
+    return with_interval(rate)
+
+
+def auc(found: Record) -> str:
+    """An area with its interval."""
+    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def signed(found: Record) -> str:
+    """A difference with its interval."""
+    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+
+
+def below(number: str) -> str:
+    """A number with its interval in the line below."""
+    return number.replace(" (", "\n(")
+
+
+def caught(found: Record) -> list[str]:
+    """AUC, and what is flagged at both thresholds."""
+    flags = [below(share(found["at"][fpr]["tpr"])) for fpr in ("0.05", "0.01")]
+    return [auc(found["auc"]), *flags]
+
+
+def flagged(found: Record) -> list[str]:
+    """What is flagged at both thresholds."""
+    return [share(found[fpr]) for fpr in ("0.05", "0.01")]
+
+
+def measuring(
+    checkpoint: str, data: str | None, out: Path, specs: list[Spec], **options: Any
+) -> str:
+    """The command that attacks model and detector together."""
+    words = ["robusteval", "evaluate", checkpoint, "--data", data or "IMAGES"]
+    for name, value in options.items():
+        if value is not None:
+            numbers = value if isinstance(value, list) else [value]
+            words += [f"--{name}", ",".join(show(number) for number in numbers)]
+    words += ["--defense", str(out)]
+    for spec in specs:
+        words += ["--attack", str(spec)]
+    return shlex.join(words)

@@ -1,0 +1,189 @@
+"""Trees, thresholds and simpler rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robusteval.defenses.boosting import (
+    Logistic,
+    Rule,
+    Trees,
+    boosted,
+    check_rows,
+    threshold_at,
+)
+from robusteval.errors import UsageError
+
+Array = np.ndarray[Any, Any]
+
+
+def noisy(n: int, d: int, seed: int) -> tuple[Array, Array]:
+    """Features of which the first two say something of the label."""
+    draws = np.random.default_rng(seed)
+    x = draws.normal(size=(n, d)).astype(np.float32)
+    y = (x[:, 0] * x[:, 1] + 0.5 * draws.normal(size=n) > 0).astype(np.int64)
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[str, Array]:
+    """A model of XGBoost as JSON, and features."""
+    x, y = noisy(600, 8, 0)
+    text, rounds = boosted(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
+    assert json.loads(text)["learner"]["gradient_booster"]["model"]["gbtree_model_param"][
+        "num_trees"
+    ] == str(rounds)
+    return text, x
+
+
+def test_trees_answer_as_xgboost_does(fitted: tuple[str, Array]) -> None:
+    xgboost = pytest.importorskip("xgboost")
+    text, x = fitted
+    x = x.copy()
+    x[3, 2] = np.nan
+    x[4] = np.nan
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(text.encode()))
+
+    expected = booster.predict(xgboost.DMatrix(x))
+
+    np.testing.assert_allclose(Trees.read(text, 8).scores(x), expected, atol=1e-6)
+
+
+def test_score_does_not_depend_on_the_batch(fitted: tuple[str, Array]) -> None:
+    text, x = fitted
+    trees = Trees.read(text, 8)
+
+    whole = trees.scores(x)
+
+    alone = np.concatenate([trees.scores(each[None]) for each in x])
+    np.testing.assert_array_equal(alone, whole)
+    assert len(trees.scores(x[:0])) == 0
+
+
+def test_fit_with_the_same_seed_is_the_same(fitted: tuple[str, Array]) -> None:
+    x, y = noisy(600, 8, 0)
+
+    again, _ = boosted(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
+
+    assert again == fitted[0]
+
+
+def change_name(model: Any) -> None:
+    model["learner"]["gradient_booster"]["name"] = "dart"
+
+
+def change_features(model: Any) -> None:
+    model["learner"]["learner_model_param"]["num_feature"] = "9"
+
+
+def change_prior(model: Any) -> None:
+    model["learner"]["learner_model_param"]["base_score"] = "[1E0]"
+
+
+def first(model: Any) -> Any:
+    return model["learner"]["gradient_booster"]["model"]["trees"][0]
+
+
+def change_child(model: Any) -> None:
+    first(model)["left_children"][0] = 10**6
+
+
+def change_way(model: Any) -> None:
+    """The second node leads back to the first."""
+    tree = first(model)
+    inner = next(i for i, child in enumerate(tree["left_children"]) if i and child >= 0)
+    tree["left_children"][inner] = 0
+
+
+def change_feature(model: Any) -> None:
+    first(model)["split_indices"][0] = 8
+
+
+def change_length(model: Any) -> None:
+    first(model)["split_conditions"].pop()
+
+
+def change_value(model: Any) -> None:
+    first(model)["split_conditions"][-1] = float("nan")
+
+
+def change_huge(model: Any) -> None:
+    first(model)["split_indices"][0] = 10**30
+
+
+def change_trees(model: Any) -> None:
+    model["learner"]["gradient_booster"]["model"]["trees"] = []
+
+
+def change_kind(model: Any) -> None:
+    first(model)["split_type"][0] = 1
+
+
+def change_shape(model: Any) -> None:
+    model["learner"] = []
+
+
+CHANGES = [change_name, change_features, change_prior, change_child, change_way, change_feature]
+CHANGES += [change_length, change_value, change_huge, change_trees, change_kind, change_shape]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_model_that_is_not_sound_is_refused(
+    fitted: tuple[str, Array], change: Callable[[Any], None]
+) -> None:
+    model = json.loads(fitted[0])
+    change(model)
+
+    with pytest.raises(ValueError, match=r"."):
+        Trees.read(json.dumps(model), 8)
+
+
+def test_threshold_lets_no_more_through_than_asked_for() -> None:
+    scores = np.random.default_rng(0).random(200)
+
+    for fpr in (0.05, 0.01):
+        threshold = threshold_at(scores, fpr)
+        assert (scores > threshold).sum() == fpr * 200
+    assert threshold_at(scores[:50], 0.01) == scores[:50].max()
+    assert (np.ones(100) > threshold_at(np.ones(100), 0.05)).sum() == 0
+
+
+def test_best_rule_finds_the_column_and_its_sign() -> None:
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(300, 4)), np.arange(300) % 2
+    x[:, 2] -= 2 * y
+
+    rule = Rule.best(x, y, range(4))
+
+    assert rule == (2, -1.0)
+    np.testing.assert_array_equal(rule.scores(x), -x[:, 2])
+
+
+def test_logistic_regression_is_that_of_raw_columns() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(300, 3)), np.arange(300) % 2
+    x[:, 1] = 10 * x[:, 1] + 3 * y
+    x[:, 2] = 7
+
+    rule = Logistic.fitted(x, y, np.ones(300))
+
+    scaled = (x[:, :2] - x[:, :2].mean(0)) / x[:, :2].std(0)
+    expected = LogisticRegression(max_iter=2000).fit(scaled, y).decision_function(scaled)
+    np.testing.assert_allclose(rule.scores(x), expected, atol=1e-4)
+    assert rule.slope[2] == 0
+
+
+def test_too_few_of_one_kind_are_refused() -> None:
+    y = np.array([0, 0, 0, 1])
+
+    check_rows(y, np.arange(4), "the fit", 1)
+    with pytest.raises(UsageError, match="only 1 attacked images of 4 for the fit"):
+        check_rows(y, np.arange(4), "the fit", 2)
