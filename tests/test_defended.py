@@ -230,7 +230,7 @@ def test_a_run_that_was_stopped_goes_on(
     """Stopped again and again, each time some batches later."""
     whole = evaluate(bands, data, [PGD], defenses=[hardened])
     plan = prepare(bands, data, [PGD], defenses=[hardened])
-    stops = 0
+    stops, run = 0, None
     for limit in range(1, 99, 3):
         asked = count()
         try:
@@ -247,6 +247,7 @@ def test_a_run_that_was_stopped_goes_on(
         break
 
     assert stops > 3
+    assert run is not None
     same(whole, run)
 
 

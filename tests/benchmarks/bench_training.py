@@ -58,7 +58,8 @@ def taus(model: Classifier, data: Data, index: np.ndarray, eps: float) -> np.nda
         changed = moved(model, batch.x, batch.y, batch.ids, eps)
         with torch.no_grad():
             maps = [cam(model, z, batch.y).flatten(1).numpy() for z in (batch.x, changed)]
-        found += [stats.kendalltau(one, other).statistic for one, other in zip(*maps, strict=True)]
+        pairs = zip(*maps, strict=True)
+        found += [float(np.asarray(stats.kendalltau(one, other))[0]) for one, other in pairs]
     return np.array(found)
 
 
