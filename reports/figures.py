@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ def roc(series: Sequence[Series], *, alt: str) -> Chart:
         The chart in words, with its numbers.
     """
     with drawing() as figure:
-        axes = framed(figure, "clean images flagged, %", "attacked images flagged, %", len(series))
+        sides = "clean images flagged, %", "attacked images flagged, %"
+        axes = framed(figure, *sides, 2 * len(series))  # of two lines each
         axes.set_xlim(-3, 103)
         axes.set_ylim(-3, 103)
         axes.plot([0, 100], [0, 100], **DOTTED)
@@ -212,7 +214,7 @@ def listed(axes: Axes, names: Sequence[str]) -> None:
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)  # a dollar sign is one
-        text.set_text(clipped(name))
+        text.set_text(folded(name))
         text.set_color(INK)
 
 
@@ -233,6 +235,16 @@ def clipped(name: str) -> str:
     """A name, all of it visible, shortened where it is long."""
     name = visible(name)
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+
+
+def folded(name: str) -> str:
+    """A name in two lines at most, where a sample of its line stands before it."""
+    width = NAME - 4
+    first, *more = textwrap.wrap(visible(name), width, break_on_hyphens=False) or [""]
+    if not more:
+        return first
+    rest = " ".join(more)
+    return f"{first}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"
 
 
 def svg(figure: Figure) -> str:

@@ -540,7 +540,8 @@ KNOWN = (
 )
 ALARMS = (
     "Behind a detector, an attacked image that raises an alarm is robust, an image as it is that"
-    " raises one is wrong."
+    " raises one is wrong. An attack that asks the detector goes no further than below its"
+    " threshold: its AUC is no worst case."
 )
 
 
