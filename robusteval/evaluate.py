@@ -27,7 +27,15 @@ from robusteval.judge import confidence, judge, repaired, untouched
 from robusteval.losses import Loss, attacker_loss, margin
 from robusteval.model import Classifier, block_size, counting, frozen, predictions
 from robusteval.norms import quantise
-from robusteval.plan import Attack, Plan, Positions, build, environment, prepare
+from robusteval.plan import (
+    Attack,
+    Plan,
+    Positions,
+    build,
+    environment,
+    needs_detector,
+    prepare,
+)
 from robusteval.progress import Progress, Silent
 from robusteval.records import (
     Columns,
@@ -247,7 +255,7 @@ class Execution:
         # several blocks, so that padding is little when most images of a batch are finished; for
         # foreign attacks batches are part of the result and never the user's choice
         self.natural = 4 * block_size(values, plan.classifier.device)
-        self.batch_size = batch_size or self.natural
+        self.asked, self.batch_size = batch_size, batch_size or self.natural
         self.keys: list[str] = []
         self.outcomes: list[Outcome] = []
         self.failures: dict[str, str] = {}
@@ -556,7 +564,7 @@ class Execution:
             digest({"cells": keys}) if others else key,
             f"{title}{side.behind}",
             rows,
-            self.natural if attack.foreign else self.batch_size,
+            self.batch_for(attack),
             partial(self.attack_rows, attack, side, others, gallery, measurement),
             whole=attack.foreign,
             # before the columns: what these say is done is not offered again
@@ -594,6 +602,13 @@ class Execution:
             outcomes.append(outcome)
         self.outcomes += outcomes
         return outcomes
+
+    def batch_for(self, attack: Attack) -> int:
+        """Images at a time: less of those that take seconds each, so that progress is seen."""
+        if attack.foreign:
+            return self.natural
+        slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
+        return self.natural // 4 if slow and self.asked is None else self.batch_size
 
     def attack_rows(
         self,
