@@ -17,6 +17,7 @@ from robusteval.registry import INTERPRETERS, parse
 from .running import (
     bars,
     command_line,
+    data_from,
     device_option,
     images_for,
     masks_for,
@@ -56,32 +57,7 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
 @click.command(cls=Command)
 @click.argument("checkpoint")
 @model_options
-@option(
-    "Data",
-    "--data",
-    metavar="DATA",
-    required=True,
-    help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...; see"
-    " `robusteval list data`. A detector must not be judged on them again.",
-)
-@option(
-    "Data",
-    "--split",
-    type=click.Choice(("test", "train")),
-    metavar="NAME",
-    default="train",
-    show_default=True,
-    help="Part of a named data set: test or train.",
-)
-@option(
-    "Data", "--size", type=Whole(1), metavar="N", help="Resize and crop images to N x N pixels."
-)
-@option(
-    "Data",
-    "--download",
-    is_flag=True,
-    help="Let torchvision download a data set that is missing.",
-)
+@data_from("train", required=True, about=" A detector must not be judged on them again.")
 @option(
     "Data",
     "--samples",

@@ -16,7 +16,7 @@ from robusteval.preset import check
 from robusteval.records import Spec
 from robusteval.registry import ATTACKS, parse
 
-from .running import bars, device_option, images_for, model_options, opened, stoppable
+from .running import bars, data_from, device_option, images_for, model_options, opened, stoppable
 from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
@@ -42,31 +42,7 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.command(cls=Command)
 @click.argument("checkpoint")
 @model_options
-@option(
-    "Data",
-    "--data",
-    metavar="DATA",
-    help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...; see"
-    " `robusteval list data`.",
-)
-@option(
-    "Data",
-    "--split",
-    type=click.Choice(("test", "train")),
-    metavar="NAME",
-    default="train",
-    show_default=True,
-    help="Part of a named data set: test or train.",
-)
-@option(
-    "Data", "--size", type=Whole(1), metavar="N", help="Resize and crop images to N x N pixels."
-)
-@option(
-    "Data",
-    "--download",
-    is_flag=True,
-    help="Let torchvision download a data set that is missing.",
-)
+@data_from("train")
 @option(
     "Data",
     "--samples",

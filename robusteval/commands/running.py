@@ -67,39 +67,46 @@ model_options = together(
     ]
 )
 
-data_options = together(
-    [
-        option(
-            "Data",
-            "--data",
-            metavar="DATA",
-            help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...;"
-            " see `robusteval list data`.",
-        ),
-        option(
-            "Data",
-            "--split",
-            type=click.Choice(("test", "train")),
-            metavar="NAME",
-            default="test",
-            show_default=True,
-            help="Part of a named data set: test or train.",
-        ),
-        option(
-            "Data",
-            "--size",
-            type=Whole(1),
-            metavar="N",
-            help="Resize and crop images to N x N pixels.",
-        ),
-        option(
-            "Data",
-            "--download",
-            is_flag=True,
-            help="Let torchvision download a data set that is missing.",
-        ),
-    ]
-)
+
+def data_from(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
+    """The options that name images; `split` is the part of named data sets by default."""
+    return together(
+        [
+            option(
+                "Data",
+                "--data",
+                metavar="DATA",
+                required=required,
+                help="Images and labels: digits, cifar10:DIR, a folder, FILE.csv, FILE.npz, ...;"
+                f" see `robusteval list data`.{about}",
+            ),
+            option(
+                "Data",
+                "--split",
+                type=click.Choice(("test", "train")),
+                metavar="NAME",
+                default=split,
+                show_default=True,
+                help="Part of a named data set: test or train.",
+            ),
+            option(
+                "Data",
+                "--size",
+                type=Whole(1),
+                metavar="N",
+                help="Resize and crop images to N x N pixels.",
+            ),
+            option(
+                "Data",
+                "--download",
+                is_flag=True,
+                help="Let torchvision download a data set that is missing.",
+            ),
+        ]
+    )
+
+
+data_options = data_from("test")
 
 device_option = option(
     "Run",
