@@ -231,7 +231,7 @@ def page(found: Judgement, chosen: Chosen, out: Path, rank: str, spec: Spec, ima
             f" they are and under {spec}:"
         ),
         "",
-        *(f"  {a:<13}{b:<18}{c:<18}{d}".rstrip() for a, b, c, d in rows),
+        *(f"  {a:<13}{b:<20}{c:<20}{d}".rstrip() for a, b, c, d in rows),
         "",
         *wrapped(found.verdict),
         *(wrapped(EARLY) if stops_early(spec) else ()),
