@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,13 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from robusteval.checkpoint import CHECKSUM, checksum, parts, serialised
 from robusteval.defense import Guarded
 from robusteval.errors import UsageError
 from robusteval.files import is_detector
 from robusteval.interpretation import Interpreter
 from robusteval.interpreters.distance import Explainer
 from robusteval.interpreters.rts import file_for
-from robusteval.model import Classifier, counting, frozen, predictions
+from robusteval.model import Classifier, absorb, counting, frozen, predictions
 from robusteval.norms import quantise
 from robusteval.records import Spec, write_atomically
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
@@ -46,7 +46,6 @@ from .map_features import (
 
 NOTES = "detector"  # in the header of the file: settings as JSON
 BOOSTER = "booster"  # and the trees as XGBoost writes them
-CHECKSUM = "robusteval_sha256"  # over all the rest of the file
 FORMAT = 1
 
 
@@ -263,19 +262,12 @@ class MapDetector:
         tensors = {f"extractor.{name}": value for name, value in state.items()}
         tensors |= {"center": self.center, "spread": self.spread}
         tensors["seen"] = torch.from_numpy(self.seen.view(np.int64))
-        plain = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
         settings = {"format": FORMAT, "view": asdict(self.view), "fit": asdict(self.fit)}
         notes = {
             NOTES: json.dumps(settings, sort_keys=True, allow_nan=False),
             BOOSTER: self.booster,
         }
-        # written here, because the library orders the notes at random
-        header, body = parts(safetensors.torch.save(plain))
-        header["__metadata__"] = notes
-        notes[CHECKSUM] = checksum(header, body)
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        write_atomically(Path(path), struct.pack("<Q", len(text)) + text + body)
+        write_atomically(Path(path), serialised(tensors, notes))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MapDetector:
@@ -375,27 +367,12 @@ def fit_of(facts: dict[str, Any]) -> Fit:
     return fit
 
 
-def parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensors of a safetensors file."""
-    end = 8 + int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8:end]), raw[end:]
-
-
-def checksum(header: Mapping[str, Any], body: bytes) -> str:
-    """SHA-256 of a file without itself."""
-    notes = {name: text for name, text in header["__metadata__"].items() if name != CHECKSUM}
-    shown = json.dumps({**header, "__metadata__": notes}, sort_keys=True)
-    return hashlib.sha256(shown.encode() + body).hexdigest()
-
-
 def named(model: Classifier) -> dict[str, Any]:
     """What names a classifier: the hash of its file or, without one, of its tensors."""
     sha256 = model.identity.get("sha256")
     if sha256 is None:
         content = hashlib.sha256()
-        for name, value in sorted(model.network.state_dict().items()):
-            content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        absorb(content, model.network.state_dict())
         sha256 = content.hexdigest()
     mean, std = (value.flatten().tolist() for value in (model.mean, model.std))
     return {"sha256": sha256, "mean": mean, "std": std}

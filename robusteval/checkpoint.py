@@ -193,7 +193,8 @@ def save(
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
     }
-    write_atomically(Path(path), _serialised(state, notes))
+    texts = {name: json.dumps(note, allow_nan=False) for name, note in notes.items()}
+    write_atomically(Path(path), serialised(state, texts))
 
 
 def contents(network: nn.Module) -> tuple[State, dict[str, Any]]:
@@ -281,20 +282,22 @@ def _opened_safetensors(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
         state = safetensors.torch.load(raw)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError):
         raise _damaged(file) from None
-    header, body = _split(raw)
+    header, body = parts(raw)
     notes = header.get("__metadata__", {})
-    if notes.get(CHECKSUM, (checksum := _checksum(header, body))) != checksum:
+    found = checksum(header, body)
+    if notes.get(CHECKSUM, found) != found:
         raise _damaged(file)
     return state, {key: _parsed(text) for key, text in notes.items()}
 
 
-def _checksum(header: Mapping[str, Any], body: bytes) -> str:
+def checksum(header: Mapping[str, Any], body: bytes) -> str:
+    """SHA-256 of one of our own files without itself."""
     notes = {key: text for key, text in header.get("__metadata__", {}).items() if key != CHECKSUM}
     described = json.dumps({**header, "__metadata__": notes}, sort_keys=True)
     return hashlib.sha256(described.encode() + body).hexdigest()
 
 
-def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
+def parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and tensors of a safetensors file."""
     end = 8 + int.from_bytes(raw[:8], "little")
     return json.loads(raw[8:end]), raw[end:]
@@ -647,13 +650,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
-def _serialised(state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
+def serialised(state: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
+    """A safetensors file with a checksum; equal contents give equal bytes."""
     # clones, because the format holds no shared memory
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
-    header, body = _split(safetensors.torch.save(tensors))
-    # written here, because the library orders the metadata at random
-    header["__metadata__"] = {k: json.dumps(notes[k], allow_nan=False) for k in sorted(notes)}
-    header["__metadata__"][CHECKSUM] = _checksum(header, body)
+    header, body = parts(safetensors.torch.save(tensors))
+    # written here, because the library orders the notes at random
+    header["__metadata__"] = {name: notes[name] for name in sorted(notes)}
+    header["__metadata__"][CHECKSUM] = checksum(header, body)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + body

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -133,6 +134,14 @@ def block_size(values: int, device: torch.device) -> int:
     while size < most and 2 * size * values <= room:
         size *= 2
     return size
+
+
+def absorb(content: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
+    """Let a hash take up a state dict: names, shapes, types and bits, in the order of names."""
+    for name, value in sorted(state.items()):
+        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        content.update(bits.numpy().tobytes())
 
 
 def predictions(logits: Tensor) -> Tensor:

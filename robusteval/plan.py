@@ -20,7 +20,7 @@ from robusteval.defense import Defense
 from robusteval.errors import RunError, UsageError
 from robusteval.guard import sentence
 from robusteval.interpretation import Interpreter, described
-from robusteval.model import Classifier, frozen
+from robusteval.model import Classifier, absorb, frozen
 from robusteval.progress import Progress, Silent
 from robusteval.records import Finding, Spec, Threat, cell_name, digest
 from robusteval.registry import ATTACKS, parse
@@ -287,9 +287,7 @@ def identified(classifier: Classifier, data: Data, index: Positions) -> dict[str
     if "sha256" in classifier.identity:
         return classifier.identity
     content = hashlib.sha256()
-    for name, value in sorted(classifier.state_dict().items()):
-        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    absorb(content, classifier.state_dict())
     with frozen(classifier), torch.no_grad(), sentence("the network cannot take the images"):
         logits = classifier(data.batch(index[:4]).x.to(classifier.device))
     content.update(logits.cpu().numpy().tobytes())

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from toys import Bands, synthetic, trained
 
+from robusteval.checkpoint import CHECKSUM, checksum, parts
 from robusteval.data import Data, from_arrays
 from robusteval.defense import Defense, Guarded
 from robusteval.defenses import boosting, detection, variants, verdict
@@ -22,12 +23,9 @@ from robusteval.defenses.boosting import threshold_at
 from robusteval.defenses.detection import Found, Study, fit_detector
 from robusteval.defenses.detector import (
     BOOSTER,
-    CHECKSUM,
     NOTES,
     MapDetector,
-    checksum,
     detector,
-    parts,
 )
 from robusteval.defenses.evidence import Resampling, Scored, calibrated, judged
 from robusteval.defenses.fitting import Rows, fitted, weighed

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import robusteval.evaluate as evaluate_module
 from robusteval.cli import cli
-from robusteval.commands.evaluate import needs_rts
+from robusteval.commands.running import needs_rts
 from robusteval.data import Data, open_data
 from robusteval.edges import Variant
 from robusteval.errors import RunError, UsageError

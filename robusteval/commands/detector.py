@@ -22,6 +22,7 @@ from .running import (
     images_for,
     masks_for,
     model_options,
+    needs_rts,
     opened,
     stoppable,
 )
@@ -258,12 +259,6 @@ def check_out(out: Path, force: bool, checkpoint: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to the folder {out.parent}: {error.strerror}") from None
-
-
-def needs_rts(specs: list[Spec]) -> bool:
-    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
-    names = "+".join(str(spec.parameters.get("interpreter", spec.name)) for spec in specs)
-    return "rts" in names.split("+")
 
 
 def pretrained(path: Path | None, progress: Bars) -> nn.Module:

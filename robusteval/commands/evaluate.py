@@ -23,6 +23,7 @@ from .running import (
     images_for,
     masks_for,
     model_options,
+    needs_rts,
     opened,
     stoppable,
 )
@@ -267,12 +268,6 @@ def explaining(interpreters: tuple[str, ...], settings: Preset) -> list[Spec]:
     """The interpreters asked for, names and parameters checked, after those of the preset."""
     asked = [INTERPRETERS.check(parse(text)) for text in interpreters]
     return [*settings.interpreter, *(spec for spec in asked if spec not in settings.interpreter)]
-
-
-def needs_rts(specs: list[Spec]) -> bool:
-    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
-    names = "+".join([str(spec.parameters.get("interpreter", spec.name)) for spec in specs])
-    return "rts" in names.split("+")
 
 
 def conclude(run: Run) -> None:

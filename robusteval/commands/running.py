@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robusteval.data import Data
     from robusteval.model import Classifier
     from robusteval.progress import Bars
+    from robusteval.records import Spec
 
 
 def together(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
@@ -175,6 +176,12 @@ def images_for(
         size=size,
         resize=resize,
     )
+
+
+def needs_rts(specs: Sequence[Spec]) -> bool:
+    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
+    names = "+".join(str(spec.parameters.get("interpreter", spec.name)) for spec in specs)
+    return "rts" in names.split("+")
 
 
 def masks_for(

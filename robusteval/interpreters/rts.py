@@ -29,7 +29,7 @@ from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, netwo
 from robusteval.interpreters.gradient import class_scores, differentiated
 from robusteval.interpreters.masks import LARGE, blurred, mixed
 from robusteval.losses import margin
-from robusteval.model import Classifier, frozen, predictions
+from robusteval.model import Classifier, absorb, frozen, predictions
 from robusteval.plan import check_labels, wrapped
 from robusteval.progress import Progress, Silent
 from robusteval.records import digest, write_atomically
@@ -354,9 +354,7 @@ def hash_of(model: nn.Module) -> str:
         arch = model.identity.get("arch_sha256")
         return digest([FORMAT, model.identity["sha256"], arch, normalisation])
     content = hashlib.sha256(f"{FORMAT} {network_of(model)}".encode())
-    for name, value in sorted(model.state_dict().items()):
-        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    absorb(content, model.state_dict())
     return content.hexdigest()
 
 
