@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -98,10 +99,12 @@ class Classifier(nn.Module):
 
 
 class ImageByImage(TorchFunctionMode):
-    """Linear layers as one product per image.
+    """Linear layers as one product per image, smooth activations image by image.
 
     In a product of the whole batch the rows at its end can be summed in another order than the
-    others (seen with MKL for odd widths): an image's last digits would depend on its place.
+    others (seen with MKL for odd widths), and the last values of a tensor that do not fill a vector
+    register go through another implementation of a sigmoid or an exponential than the others: an
+    image's last digits would depend on its place.
     """
 
     def __init__(self, images: int) -> None:
@@ -111,9 +114,14 @@ class ImageByImage(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
-            return self.linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return self.linear(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name.rstrip("_") in SMOOTH and args and self.images > 1 and not full(args[0]):
+            in_place = name.endswith("_") or kwargs.get("inplace", False)
+            return self.pointwise(func, args, kwargs, in_place)
+        return func(*args, **kwargs)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""
@@ -121,6 +129,34 @@ class ImageByImage(TorchFunctionMode):
         out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
         out = out.reshape(*x.shape[:-1], -1)
         return out if bias is None else out + bias
+
+    def pointwise(
+        self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any, in_place: bool
+    ) -> Tensor:
+        """A function of one value at a time, of each of m equal parts of ``(m * k, …)``."""
+        x: Tensor = args[0]
+        if x.ndim == 0 or len(x) % self.images:
+            return func(*args, **kwargs)
+        parts = x.split(len(x) // self.images)  # type: ignore[no-untyped-call]
+        if not in_place:
+            return torch.cat([func(part, *args[1:], **kwargs) for part in parts])
+        return x.copy_(torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts]))
+
+
+# activations whose vectorised and scalar implementations round differently
+SMOOTH = {
+    *("sigmoid", "logsigmoid", "log_sigmoid", "silu", "gelu", "mish", "softplus", "expit"),
+    *("elu", "selu", "celu", "tanh", "exp", "expm1", "erf"),
+}
+
+
+def full(x: Tensor) -> bool:
+    """Whether a tensor fills vector registers to its end, however threads share it."""
+    if x.device.type != "cpu":
+        return True
+    lanes, grain = 64, 2**15  # four registers of floats at once; what one thread does alone
+    threads = max(1, min(torch.get_num_threads(), math.ceil(x.numel() / grain)))
+    return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
 
 
 def block_size(values: int, device: torch.device) -> int:

@@ -45,6 +45,48 @@ def test_normalisation_happens_inside(network: nn.Module, images: Tensor) -> Non
     torch.testing.assert_close(classifier(images), network((images - mean) / std))
 
 
+class Gated(nn.Module):
+    """A smooth activation of pooled features and of whole maps, odd in number."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.squeeze = nn.Conv2d(5, 21, 1)
+        self.linear = nn.Linear(21, 4)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.activation(self.conv(x) + 0)  # (n, 5, h - 2, w - 2)
+        pooled = self.activation(self.squeeze(8 * maps.mean((2, 3), keepdim=True)))
+        logits: Tensor = self.linear(pooled.flatten(1))
+        return logits
+
+
+SMOOTH = [
+    nn.SiLU(),
+    nn.SiLU(inplace=True),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Softplus(),
+    nn.Mish(),
+    nn.ELU(),
+    nn.ELU(inplace=True),
+    nn.SELU(),
+    nn.CELU(),
+    nn.LogSigmoid(),
+    nn.Hardswish(),
+]
+
+
+def passes(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and a derivative with respect to the images."""
+    z = images.clone().requires_grad_()
+    logits = classifier(z)
+    return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), z)[0]
+
+
 @pytest.mark.parametrize("block", [None, 2, 7])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_logits_and_gradients_are_the_same_bits_in_any_batch(
@@ -54,16 +96,29 @@ def test_logits_and_gradients_are_the_same_bits_in_any_batch(
     classifier = Classifier(network, num_classes=4, block=block)
     order = torch.randperm(70, generator=torch.Generator().manual_seed(1))
 
-    def passes(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = x.requires_grad_()
-        logits = classifier(z)
-        return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), z)[0]
-
-    logits, grads = passes(images.clone())
-    parts = [passes(part.clone()) for part in images[order].split(batch)]  # type: ignore[no-untyped-call]
+    logits, grads = passes(classifier, images)
+    parts = [passes(classifier, part) for part in images[order].split(batch)]  # type: ignore[no-untyped-call]
 
     assert torch.equal(torch.cat([part[0] for part in parts]), logits[order])
     assert torch.equal(torch.cat([part[1] for part in parts]), grads[order])
+
+
+@pytest.mark.parametrize("activation", SMOOTH, ids=str)
+@pytest.mark.parametrize("block", [2, 7])
+def test_a_smooth_activation_rounds_alike_anywhere_in_a_block(
+    images: Tensor, activation: nn.Module, block: int
+) -> None:
+    """The last values of a tensor pass through another implementation, which rounds otherwise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Gated(activation).eval()
+    classifier = Classifier(network, num_classes=4, block=block)
+
+    logits, grads = passes(classifier, images)
+    again = passes(classifier, images.flip(0))
+
+    assert torch.equal(again[0].flip(0), logits)
+    assert torch.equal(again[1].flip(0), grads)
 
 
 def test_images_in_another_memory_format_get_the_same_bits(
