@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from robusteval.records import Columns, Outcome, Run, Spec, Store, Threat, entry
 
 Made = np.ndarray[Any, Any]
 
-# for tensors as small as these more threads only wait for each other
+# For tensors as small as these more threads only wait for each other. Processes that tests start
+# inherit it: a network trained with another number of threads has other weights.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def clean_columns(label: Made, right: Made) -> Columns:
