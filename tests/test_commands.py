@@ -337,7 +337,6 @@ def test_an_evaluation_is_checked_in_one_go(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: float, code: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ROBUSTEVAL_CACHE", str(tmp_path / "cache"))
     Path("robusteval.toml").write_text(f"[[gate]]\nfloor = {floor}\n")
     words = ["evaluate", "demo", "--samples", "20", "--no-probes", "--attack", "pgd:eps=.2,steps=5"]
 

@@ -236,14 +236,14 @@ def test_the_command_writes_what_it_is_asked_to(
 ) -> None:
     """A folder with JSON and pictures, never over an old one unless forced."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ROBUSTEVAL_CACHE", str(tmp_path / "cache"))
     words = ["demo", "--samples", "2", "--attack", "pgd:eps=24/255,steps=5", "--side", "8"]
+    monkeypatch.setattr("sys.argv", ["robusteval", "explain", *words])
 
     result = ran(*words, "--out", "folder")
 
     assert result.exit_code == 0
     record = json.loads(Path("folder/explanation.json").read_text())
-    assert record["provenance"]["command"].startswith("robusteval ")
+    assert record["provenance"]["command"] == " ".join(["robusteval explain", *words])
     assert len(list(Path("folder").glob("image-*.png"))) == 2
     assert "2 pictures" in result.stdout
     assert ran(*words, "--out", "folder").exit_code == 2

@@ -42,7 +42,6 @@ def commands(text: str) -> Iterator[list[str]]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a checkpoint, a few images, and the gates of the README."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ROBUSTEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     shutil.copy(demo(), "net.safetensors")
     batch = open_data("digits").batch(range(60))

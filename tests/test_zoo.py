@@ -14,8 +14,8 @@ from robusteval.model import predictions
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo.demo(tmp_path_factory.mktemp("cache"))
+def trained() -> Path:
+    return zoo.demo()
 
 
 @pytest.fixture
