@@ -234,7 +234,12 @@ def layers_of(classifier: Classifier, x: Tensor) -> dict[str, torch.Size]:
 
 
 def counted(units: int | Fraction, width: int, layer: str) -> int:
-    """How many units are masked; UsageError if that is none or all."""
+    """How many units are masked; UsageError if that is none or all, or no number of units."""
+    if not isinstance(units, int) and units > 1:
+        raise UsageError(
+            f"{float(units):g} is no number of units: give a whole one, or a share of the layer"
+            " below 1"
+        )
     count = units if isinstance(units, int) else round(units * width)
     asked = f"{float(units):g} for the number of masked units means"
     if count < 1:

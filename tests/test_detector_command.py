@@ -130,7 +130,7 @@ def test_interpreters_keep_their_parameters() -> None:
         (("--attack", ATTACK), "asked for twice"),
         (("--out", "detector.bin"), "must end in .safetensors"),
         (("--out", "bands.npz/x.safetensors"), "cannot write"),
-        (("--out", "net.safetensors"), "exists"),
+        (("--out", "net.safetensors"), "is there already"),
         (("--out", "net.safetensors", "--force"), "would replace"),
         (("--vgg-weights", "vgg.pth"), "is for --extractor vgg16"),
         (("--extractor", "vgg16"), "--vgg-weights"),

@@ -735,7 +735,7 @@ def test_the_interpreters_are_listed_with_their_cost() -> None:
     assert by_name["cam"]["alike"][0] == "gradcam"
     assert not by_name["library"]["differentiable"]
     shown = runner.invoke(cli, ["list", "interpreters"]).stdout
-    assert "on the graph: can be attacked; 1 forward, 1 backward per map" in shown
+    assert "on the graph: can be attacked; per map 1 forward, 1 backward" in shown
     assert "same information as gradcam, library:method=gradcam" in shown
 
 

@@ -182,7 +182,7 @@ def test_options_are_part_of_the_command_that_measures() -> None:
         ((*DATA, *OUT, "--units", "x"), "neither a number of units, such as 16, nor a share"),
         ((*DATA, *OUT, "--units", "1/0"), "neither a number of units"),
         ((*DATA, *OUT, "--units", "64"), "64 for the number of masked units means all of the 64"),
-        ((*DATA, *OUT, "--units", "1.5"), "means all of the 64"),
+        ((*DATA, *OUT, "--units", "1.5"), "1.5 is no number of units: give a whole one"),
         ((*DATA, *OUT, "--units", "-2"), "means none of the 64"),
         ((*DATA, *OUT, "--units", "3", "--layer", "14"), "the network has no layer '14'"),
         ((*DATA, *OUT, "--units", "3", "--attack", "pdg"), "did you mean"),

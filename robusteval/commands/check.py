@@ -83,7 +83,7 @@ def leave(checks: Sequence[Check]) -> None:
         raise click.exceptions.Exit(min(codes))
 
 
-@click.command()
+@click.command(short_help="Hold runs against gates, as CI does.")
 @click.argument("runs", metavar="RUN...", type=RUN, nargs=-1, required=True)
 @gate_options()
 @output_options()
@@ -124,7 +124,7 @@ def check(
     leave(checks)
 
 
-@click.group(name="baseline")
+@click.group(name="baseline", short_help="Keep the verdicts of a run for later checks.")
 def baseline_() -> None:
     """Keep the verdicts of a run for `robusteval check` to compare with."""
 

@@ -8,7 +8,7 @@ from .detector import detector
 from .mask import mask
 
 
-@click.group()
+@click.group(short_help="Make a detector or a mask for a checkpoint.")
 def defend() -> None:
     """Make a defense of a checkpoint; see also `robusteval train`.
 

@@ -16,6 +16,7 @@ from robusteval.registry import INTERPRETERS, parse
 
 from .running import (
     bars,
+    check_out,
     command_line,
     data_from,
     device_option,
@@ -24,6 +25,7 @@ from .running import (
     model_options,
     needs_rts,
     opened,
+    out_options,
     stoppable,
 )
 from .shell import Command, Whole, emit, option, written
@@ -55,7 +57,7 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
     return [INTERPRETERS.check(parse(text)) for text in texts]
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Fit a detector of attacked images.")
 @click.argument("checkpoint")
 @model_options
 @data_from("train", required=True, about=" A detector must not be judged on them again.")
@@ -129,15 +131,7 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
     show_default=True,
     help="Decides which images are drawn, how they are parted, and all noise.",
 )
-@option(
-    "Run",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="The detector to write, ending in .safetensors; its report goes beside it.",
-)
-@option("Run", "--force", is_flag=True, help="Replace what is there.")
+@out_options("detector to write, ending in .safetensors; its report goes beside it.")
 @device_option
 def detector(
     checkpoint: str,
@@ -245,20 +239,6 @@ def detector(
         )
         console.print(text(console, f"  {command}"), soft_wrap=True)
     emit(page.get())
-
-
-def check_out(out: Path, force: bool, checkpoint: str) -> None:
-    """Refuse a place that nothing could be written to, before the work."""
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out must end in .safetensors, not {out.name}")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: choose another --out, or --force to replace it")
-    if Path(checkpoint).exists() and Path(checkpoint).resolve() == out.resolve():
-        raise UsageError(f"--out would replace {checkpoint} itself: choose another")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to the folder {out.parent}: {error.strerror}") from None
 
 
 def pretrained(path: Path | None, progress: Bars) -> nn.Module:

@@ -30,7 +30,7 @@ from .running import (
 from .shell import Command, Whole, batches, option, radius
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Attack a classifier and say how robust it is.")
 @click.argument("checkpoint")
 @model_options
 @data_options

@@ -24,7 +24,7 @@ from .running import (
 from .shell import Command, Whole, emit, option, written
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Explain what an attack does to a classifier.")
 @click.argument("checkpoint")
 @model_options
 @data_options

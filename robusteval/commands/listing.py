@@ -18,7 +18,7 @@ from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
 from .shell import emit
 
 
-@click.command(name="list")
+@click.command(name="list", short_help="Show attacks, interpreters, defenses, data, presets.")
 @click.argument(
     "what",
     metavar="[WHAT]",
@@ -99,7 +99,7 @@ def facts(item: dict[str, Any]) -> Iterator[str]:
     """The facts of an interpreter in words; nothing for other items."""
     if "differentiable" in item:
         graph = "on the graph: can be attacked" if item["differentiable"] else "not on the graph"
-        cost = f"{item['cost']} per map" if item["cost"] else ""
+        cost = f"per map {item['cost']}" if item["cost"] else ""
         random = "another seed gives another map" if item["seeded"] else ""
         yield "; ".join(filter(None, (graph, cost, random)))
         if item["alike"]:

@@ -16,7 +16,17 @@ from robusteval.preset import check
 from robusteval.records import Spec
 from robusteval.registry import ATTACKS, parse
 
-from .running import bars, data_from, device_option, images_for, model_options, opened, stoppable
+from .running import (
+    bars,
+    check_out,
+    data_from,
+    device_option,
+    images_for,
+    model_options,
+    opened,
+    out_options,
+    stoppable,
+)
 from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
         ) from None
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Switch off the units that an attack moves.")
 @click.argument("checkpoint")
 @model_options
 @data_from("train")
@@ -101,15 +111,7 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     show_default=True,
     help="Decides which images are drawn, which units are random, and all noise.",
 )
-@option(
-    "Run",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="The checkpoint to write, ending in .safetensors.",
-)
-@option("Run", "--force", is_flag=True, help="Write over FILE if it is there.")
+@out_options("checkpoint to write, ending in .safetensors.")
 @device_option
 def mask(
     checkpoint: str,
@@ -148,12 +150,7 @@ def mask(
     spec = check(parse(attack))
     if data is None and checkpoint != "demo":
         raise UsageError("say which images with --data; `robusteval list data` shows the forms")
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out must end in .safetensors, not {out.suffix or 'in nothing'}")
-    if Path(checkpoint).resolve() == out.resolve():
-        raise UsageError(f"--out would replace {checkpoint}: choose another")
-    if out.exists() and not force:
-        raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
+    check_out(out, force, checkpoint)
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.checkpoint import contents, save

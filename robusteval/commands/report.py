@@ -153,7 +153,7 @@ def deliver(text: str, out: Path | None) -> None:
         write_atomically(out, text.encode())
 
 
-@click.command()
+@click.command(short_help="Print the report of runs, or write it in another form.")
 @click.argument("runs", metavar="RUN...", type=RUN, nargs=-1, required=True)
 @output_options()
 def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bool) -> None:
@@ -172,7 +172,7 @@ def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bo
     show([load_run(run) for run in runs], form, out=out)
 
 
-@click.command()
+@click.command(short_help="Compare two runs image by image.")
 @click.argument("run_a", type=RUN)
 @click.argument("run_b", type=RUN)
 @output_options(COMPARED)

@@ -119,6 +119,37 @@ device_option = option(
 )
 
 
+def out_options(about: str) -> Callable[[F], F]:
+    """Where something is written that `evaluate` reads; see `check_out`."""
+    return together(
+        [
+            option(
+                "Run",
+                "--out",
+                type=click.Path(path_type=Path, dir_okay=False),
+                required=True,
+                metavar="FILE",
+                help=f"The {about}",
+            ),
+            option("Run", "--force", is_flag=True, help="Replace what is there."),
+        ]
+    )
+
+
+def check_out(out: Path, force: bool, checkpoint: str) -> None:
+    """Refuse a place that nothing could be written to, before the work."""
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out must end in .safetensors, not {out.name}")
+    if Path(checkpoint).exists() and Path(checkpoint).resolve() == out.resolve():
+        raise UsageError(f"--out would replace {checkpoint} itself: choose another")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to the folder {out.parent}: {error.strerror}") from None
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Progress on stderr; whatever other people's code prints or warns of goes there, too."""

@@ -31,7 +31,7 @@ def factor(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     return None if value is None else number(ctx, param, value)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Train a classifier that withstands attacks.")
 @option(
     "Data",
     "--data",
