@@ -30,7 +30,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.evaluate import exact_arithmetic
 from robusteval.guard import out_of_memory, sentence
 from robusteval.interpreters.cam import head
-from robusteval.model import Classifier, frozen
+from robusteval.model import Classifier, absorb, frozen
 from robusteval.progress import Progress, Silent
 from robusteval.records import differences, write_atomically
 
@@ -488,9 +488,7 @@ def best_of(history: Sequence[Epoch], settings: Settings) -> Epoch | None:
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and values."""
     digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    absorb(digest, state)
     return digest.hexdigest()
 
 

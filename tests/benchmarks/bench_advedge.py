@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 import click
 import torch
+from bench_pgd import correct_images
 from torch import Tensor, autograd
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from robusteval.attacks.advedge import advedge
 from robusteval.attacks.pgd import pgd
 from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.data import draw, open_data
+from robusteval.data import open_data
 from robusteval.dual import Settings, recipe_for
 from robusteval.edges import Variant
 from robusteval.interpreters.distance import Explainer, mean_distance
@@ -40,24 +41,7 @@ from robusteval.norms import quantise, ssim
 from robusteval.seeds import random_targets
 from robusteval.zoo import demo
 
-BATCH = 64
 VARIANTS = get_args(Variant)
-
-
-def correct_images(model: Classifier, spec: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first images of a seeded draw that the model classifies correctly."""
-    data = open_data(spec, channels=model.identity["input_channels"])
-    found: list[tuple[Tensor, Tensor]] = []
-    index = draw(len(data), None, 0)
-    for start in range(0, len(index), BATCH):
-        batch = data.batch(index[start : start + BATCH])
-        with torch.no_grad():
-            right = predictions(model(batch.x)) == batch.y
-        found.append((batch.x[right], batch.y[right]))
-        if sum(len(y) for _, y in found) >= count:
-            break
-    x, y = (torch.cat(column)[:count] for column in zip(*found, strict=True))
-    return x, y
 
 
 class Compared:

@@ -22,13 +22,13 @@ from functools import partial
 
 import click
 import torch
+from bench_pgd import correct_images
 from torch import Tensor
 
 from robusteval.attacks.pgap import fpgap, pgap
 from robusteval.attacks.pgd import fgsm, pgd
 from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.data import draw, open_data
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.maps import min_max, resize
 from robusteval.localisation import energy, equal_noise, mean_of, noise_map, overlap, overlap_at
@@ -41,22 +41,6 @@ BATCH = 128
 SHARES = (0.02, 0.05, 0.2)
 
 Attack = Callable[[Classifier, Tensor, Tensor], Tensor]
-
-
-def correct_images(model: Classifier, spec: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first images of a seeded draw that the model classifies correctly."""
-    data = open_data(spec, channels=model.identity["input_channels"])
-    found: list[tuple[Tensor, Tensor]] = []
-    index = draw(len(data), None, 0)
-    for start in range(0, len(index), BATCH):
-        batch = data.batch(index[start : start + BATCH])
-        with torch.no_grad():
-            right = predictions(model(batch.x)) == batch.y
-        found.append((batch.x[right], batch.y[right]))
-        if sum(len(y) for _, y in found) >= count:
-            break
-    x, y = (torch.cat(column)[:count] for column in zip(*found, strict=True))
-    return x, y
 
 
 def l2_steps(eps2: float, stop: str) -> Attack:
