@@ -72,6 +72,7 @@ def desk(tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     np.savez("bands.npz", x=x, y=y)
     np.savez("one.npz", x=x[y == 1], y=y[y == 1])
     (tmp_path / "net.safetensors").write_bytes(network.read_bytes())
+    (tmp_path / "there.safetensors").touch()
     return tmp_path
 
 
@@ -130,7 +131,8 @@ def test_interpreters_keep_their_parameters() -> None:
         (("--attack", ATTACK), "asked for twice"),
         (("--out", "detector.bin"), "must end in .safetensors"),
         (("--out", "bands.npz/x.safetensors"), "cannot write"),
-        (("--out", "net.safetensors"), "is there already"),
+        (("--out", "there.safetensors"), "is there already"),
+        (("--out", "net.safetensors"), "would replace"),
         (("--out", "net.safetensors", "--force"), "would replace"),
         (("--vgg-weights", "vgg.pth"), "is for --extractor vgg16"),
         (("--extractor", "vgg16"), "--vgg-weights"),
