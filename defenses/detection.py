@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ from torch import Tensor, nn
 from robusteval.data import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluate import exact_arithmetic
+from robusteval.finished import Finished
 from robusteval.guard import out_of_memory, sentence
 from robusteval.interpretation import noisy
 from robusteval.interpreters.masks import blurred
+from robusteval.interpreters.rts import file_for
 from robusteval.judge import repaired
 from robusteval.model import Classifier, block_size, frozen, predictions
 from robusteval.norms import quantise
-from robusteval.plan import Attack, check_images, check_labels
+from robusteval.plan import Attack, check_images, check_labels, environment
 from robusteval.progress import Progress, Silent
 from robusteval.seeds import random_targets, sample_seeds
 
@@ -73,6 +76,7 @@ def fit_detector(
     samples: int | None = 600,
     seed: int = 0,
     start: nn.Module | None = None,
+    done: Finished | None = None,
     progress: Progress | None = None,
 ) -> Found:
     """Fit a detector of attacked images, and judge it on images that had no say.
@@ -103,6 +107,8 @@ def fit_detector(
         Decides everything that is drawn.
     start : Module, optional
         VGG-16 with weights, for `vgg16`.
+    done : Finished, optional
+        Keeps attacked images and maps, so that the same call after a stop goes on from there.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -129,7 +135,7 @@ def fit_detector(
         raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
     view = viewed(interpreters, channels, extractor, confidence, data.shape)
     view.check(model)
-    study = Study(model, data, view, attacks, samples, seed, start, progress)
+    study = Study(model, data, view, attacks, samples, seed, start, progress, done or Finished())
     with frozen(model), exact_arithmetic():
         return study.run()
 
@@ -164,6 +170,7 @@ class Study:
     seed: int
     start: nn.Module | None
     progress: Progress
+    done: Finished = field(default_factory=Finished)
 
     def run(self) -> Found:
         """Everything, one after the other."""
@@ -326,12 +333,25 @@ class Study:
         """What an attack makes of images that were right, rounded to 8 bits."""
         self.progress.begin(str(attack.spec), len(rows))
         images = np.empty((len(rows), *self.data.shape), dtype=np.uint8)
+        facts = [*self.facts, attack.spec.name, attack.resolved]
         for places in batches(len(rows), self.batch):
-            made = roomy(partial(self.perturbed, attack, sources), rows[places])
+            some = rows[places]
+            made = self.done.of(
+                facts,
+                (sources.x[some].numpy(), sources.ids[some], self.goals(attack, sources, some)),
+                partial(roomy, partial(self.perturbed, attack, sources), some),
+            )
             images[places] = made[0]
             self.progress.advance(len(places))
         self.progress.end()
         return Variant(str(attack.spec), rows, images)
+
+    @cached_property
+    def facts(self) -> list[Any]:
+        """What all results depend on: versions, device, classifier, mask network of rts, seed."""
+        masks = file_for(self.model)
+        rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
+        return [environment(self.model.device), named(self.model), rts, self.seed]
 
     def perturbed(self, attack: Attack, sources: Sources, rows: Array) -> tuple[Array]:
         """The results for some images, as bytes."""
@@ -365,7 +385,11 @@ class Study:
             salt = SEEN + np.uint64(i)  # another seed for an image and its twin
             for places in batches(len(variant.rows), self.batch):
                 here = start + places
-                seen = roomy(partial(self.seen, sources, variant, salt), places)
+                seen = self.done.of(
+                    [*self.facts, asdict(self.view), int(salt)],
+                    (variant.images[places], sources.ids[variant.rows[places]]),
+                    partial(roomy, partial(self.seen, sources, variant, salt), places),
+                )
                 rows.stacks[here], rows.statistics[here], rows.probability[here], pred = seen
                 rows.right[here] = pred == sources.labels[variant.rows[places]].numpy()
                 if variant.name in by_name:

@@ -33,6 +33,7 @@ from robusteval.defenses.variants import Sources, alike, cropped, floats, in_byt
 from robusteval.defenses.verdict import Judgement, remarks
 from robusteval.errors import UsageError
 from robusteval.files import is_detector
+from robusteval.finished import Finished
 from robusteval.model import Classifier, frozen, predictions
 from robusteval.norms import quantise
 from robusteval.plan import build
@@ -115,6 +116,47 @@ def kept(model: Classifier) -> tuple[Found, Kept]:
 @pytest.fixture(scope="module")
 def found(kept: tuple[Found, Kept]) -> Found:
     return kept[0]
+
+
+@pytest.mark.parametrize("batches", [1, 4, 9])
+def test_fit_that_was_stopped_goes_on_to_the_same_detector(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """In the attack or between maps; nothing that was finished is done again."""
+    data = images(60, seed=2)
+    whole = fit(model, data)
+    asked: list[str] = []
+    perturbed, seen = Study.perturbed, Study.seen
+
+    def stopping(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*given: Any) -> Any:
+            if len(asked) == batches:
+                raise KeyboardInterrupt
+            asked.append(name)
+            return work(*given)
+
+        return counted
+
+    monkeypatch.setattr(Study, "batch", 16)
+    monkeypatch.setattr(Study, "perturbed", stopping("attack", perturbed))
+    monkeypatch.setattr(Study, "seen", stopping("maps", seen))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, done=Finished(tmp_path))
+    before = len(asked)
+    assert len(list(tmp_path.iterdir())) == before == batches
+    batches = -1
+    again = fit(model, data, done=Finished(tmp_path))
+
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    whole.detector.save(one)
+    again.detector.save(other)
+    assert one.read_bytes() == other.read_bytes()
+    assert {**again.report, "cost": 0} == {**whole.report, "cost": 0}  # which is measured
+    every = len(asked)
+    fit(model, data, done=Finished(tmp_path))
+    assert len(asked) == every
+    fit(model, data, seed=1, done=Finished(tmp_path))
+    assert len(asked) > every
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from robusteval.commands.detector import detector, separated
 from robusteval.commands.shell import Commands
 from robusteval.defense import Defense
 from robusteval.defenses import boosting, variants
+from robusteval.defenses.detection import Study
 from robusteval.files import is_detector
 
 ATTACK = "pgd:eps=24/255,steps=8"
@@ -104,6 +106,35 @@ def test_command_leaves_a_detector_and_its_report(monkeypatch: pytest.MonkeyPatc
     made = Defense.made(str(path), checkpoint.load("net.safetensors"))
     assert made.kind == "detector"
     assert made.facts["images"] == {"train": 60, "validation": 20}
+
+
+def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished lies beside the detector, until that is written."""
+    seen = Study.seen
+    left = [3]
+
+    def stopping(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return seen(*given)
+
+    monkeypatch.setattr(Study, "batch", 32)
+    monkeypatch.setattr(Study, "seen", stopping)
+    stopped = ran("net.safetensors", *ASKED, *MORE)
+    assert stopped.exit_code == 130
+    assert "the same command continues where this one ended" in stopped.stderr
+    assert list(Path("made/detector.part").iterdir())
+
+    monkeypatch.setattr(Study, "seen", seen)
+    result = ran("net.safetensors", *ASKED, *MORE)
+
+    assert result.exit_code == 0, result.stderr
+    assert "Continuing with what made/detector.part holds." in result.stderr
+    assert sorted(path.name for path in Path("made").iterdir()) == [
+        "detector.report.json",
+        "detector.safetensors",
+    ]
 
 
 def test_interpreters_keep_their_parameters() -> None:

@@ -26,6 +26,7 @@ from .running import (
     needs_rts,
     opened,
     out_options,
+    resumed,
     stoppable,
 )
 from .shell import Command, Whole, emit, option, written
@@ -160,7 +161,8 @@ def detector(
     It looks at the maps of several interpreters and how they agree (the adversarial detector of
     arXiv:2211.15926), and is judged on images that had no say, next to simpler rules and to
     comparisons in which there is nothing to find. That it withstands an attack that knows it is
-    another question: `robusteval evaluate CHECKPOINT --defense FILE` answers it.
+    another question: `robusteval evaluate CHECKPOINT --defense FILE` answers it. The same command
+    continues one that was stopped.
 
     \b
     Examples:
@@ -177,6 +179,7 @@ def detector(
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.defenses.detection import fit_detector
+        from robusteval.finished import Finished
         from robusteval.plan import build
 
         classifier = opened(
@@ -195,6 +198,10 @@ def detector(
             progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
         if needs_rts([*specs, *interpreters]):
             masks_for(classifier, data, images, "train", size, progress)
+        done = Finished(out.with_suffix(".part"))
+        if done.begun:
+            progress.say(f"Continuing with what {done.folder} holds.")
+        stop.word = resumed()
         found = fit_detector(
             classifier,
             images,
@@ -206,6 +213,7 @@ def detector(
             samples=samples,
             seed=seed,
             start=pretrained(vgg_weights, progress) if extractor == "vgg16" else None,
+            done=done,
             progress=progress,
         )
     from rich.console import Console
@@ -227,6 +235,7 @@ def detector(
     report = {**found.report, "command": command_line()}
     found.detector.save(out)
     write_atomically(beside, (json.dumps(report, indent=1) + "\n").encode())
+    done.clear()
     console = Console()
     with written(), console.capture() as page:
         print_report(console, found.report)

@@ -241,6 +241,7 @@ class Stop:
 
     asked = 0
     politely = False
+    word = "Stopped."  # where nothing is left to save
     progress: Bars | None = None
 
 
@@ -252,7 +253,7 @@ def stoppable(fresh: bool) -> Iterator[Stop]:
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked += 1
         if stop.progress is None or not stop.politely or stop.asked > 2:
-            abandon(stop.progress)
+            abandon(stop.progress, stop.word)
         if stop.asked == 2:
             raise KeyboardInterrupt
         # by another thread: this one may be in the middle of writing to the same stream
@@ -264,18 +265,23 @@ def stoppable(fresh: bool) -> Iterator[Stop]:
         yield stop
     except (Interrupted, KeyboardInterrupt):
         how = "the same command without --fresh" if fresh else "the same command"
-        raise Interrupted(f"Stopped; {how} continues where this one ended.") from None
+        raise Interrupted(resumed(how)) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def abandon(progress: Bars | None) -> NoReturn:
-    """Leave from within a signal handler, when there is nothing to save.
+def resumed(how: str = "the same command") -> str:
+    """What to say at a stop that loses nothing."""
+    return f"Stopped; {how} continues where this one ended."
+
+
+def abandon(progress: Bars | None, word: str) -> NoReturn:
+    """Leave with a word from within a signal handler, when there is nothing to save.
 
     Without an exception: torch aborts with a dump if one comes while it is imported.
     """
-    words = "Stopped.\n"
+    words = f"{word}\n"
     if progress is not None and progress.live:
         progress.console.quiet = True
         words = f"\r\x1b[2K\x1b[?25h{words}"  # take the bar away, show the cursor again

@@ -1,0 +1,71 @@
+"""Arrays that are kept while a command is at work, so that a stop loses none of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robusteval.records import digest, pack, unpack, write_atomically
+
+Arrays = tuple[np.ndarray[Any, Any], ...]
+
+
+class Finished:
+    """Results by what they were made from: the same work on the same data is done once.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where they are kept; nothing is if not given.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are any."""
+        return next(self._files(), None) is not None
+
+    def of(self, facts: Any, arrays: Arrays, work: Callable[[], Arrays]) -> Arrays:
+        """What `work` gives, or gave before.
+
+        Parameters
+        ----------
+        facts : JSON-able
+            All that the result depends on, besides
+        arrays : tuple of ndarray
+            these.
+        work : callable
+            ``() -> arrays``.
+        """
+        if self.folder is None:
+            return work()
+        content = hashlib.sha256(digest(facts).encode())
+        for array in arrays:
+            content.update(f"{array.dtype} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).tobytes())
+        path = self.folder / f"{content.hexdigest()}.npz"
+        with suppress(OSError, ValueError, KeyError):  # what is not whole is made again
+            columns = unpack(path.read_bytes())
+            return tuple(columns[str(i)] for i in range(len(columns)))
+        found = work()
+        write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
+        return found
+
+    def clear(self) -> None:
+        """Remove them, and the folder if nothing else is in it."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        if self.folder is not None:
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def _files(self) -> Iterator[Path]:
+        if self.folder is not None and self.folder.is_dir():
+            yield from (path for path in self.folder.glob("*.npz") if len(path.stem) == 64)
