@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 import time
@@ -19,15 +18,14 @@ from torch import Tensor, nn
 from robusteval.data import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluate import exact_arithmetic
-from robusteval.finished import Finished
+from robusteval.finished import Finished, circumstances
 from robusteval.guard import out_of_memory, sentence
 from robusteval.interpretation import noisy
 from robusteval.interpreters.masks import blurred
-from robusteval.interpreters.rts import file_for
 from robusteval.judge import repaired
 from robusteval.model import Classifier, block_size, frozen, predictions
 from robusteval.norms import quantise
-from robusteval.plan import Attack, check_images, check_labels, environment
+from robusteval.plan import Attack, check_images, check_labels
 from robusteval.progress import Progress, Silent
 from robusteval.seeds import random_targets, sample_seeds
 
@@ -348,10 +346,8 @@ class Study:
 
     @cached_property
     def facts(self) -> list[Any]:
-        """What all results depend on: versions, device, classifier, mask network of rts, seed."""
-        masks = file_for(self.model)
-        rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
-        return [environment(self.model.device), named(self.model), rts, self.seed]
+        """What all results depend on."""
+        return circumstances(self.model, self.seed)
 
     def perturbed(self, attack: Attack, sources: Sources, rows: Array) -> tuple[Array]:
         """The results for some images, as bytes."""

@@ -19,6 +19,7 @@ from robusteval.data import Batch, Data, draw, from_arrays
 from robusteval.defense import Defense
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.evaluate import evaluate, exact_arithmetic
+from robusteval.finished import Arrays, Finished, circumstances
 from robusteval.guard import sentence
 from robusteval.interpreters.cam import head, observed, same
 from robusteval.judge import repaired
@@ -81,6 +82,7 @@ def choose(
     attack: str | Spec = "pgd:eps=1/255,steps=20,stop=never",
     samples: int = 500,
     seed: int = 0,
+    done: Finished | None = None,
     progress: Progress | None = None,
 ) -> Chosen:
     """Choose the units of a layer to mask.
@@ -108,6 +110,8 @@ def choose(
         Images, to rank by and to judge on.
     seed : int
         Decides the draw and every random number.
+    done : Finished, optional
+        Keeps attacked images, so that the same call after a stop goes on from there.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -143,7 +147,7 @@ def choose(
         if per_class:
             check_classes(y, k)
         if rank == "sensitivity":
-            x, x_adv, y = attacked(classifier, ranking, ready, seed, progress)
+            x, x_adv, y = attacked(classifier, ranking, ready, seed, done or Finished(), progress)
             scores = -moved(classifier, x, x_adv, layer)
         elif rank == "importance":
             scores = importance(classifier, x, y, layer, progress)
@@ -261,7 +265,12 @@ def check_classes(y: Tensor, classes: int) -> None:
 
 
 def attacked(
-    classifier: Classifier, batch: Batch, attack: Attack, seed: int, progress: Progress
+    classifier: Classifier,
+    batch: Batch,
+    attack: Attack,
+    seed: int,
+    done: Finished,
+    progress: Progress,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The images that are classified correctly, what the attack makes of them, and labels."""
     device = classifier.device
@@ -276,18 +285,23 @@ def attacked(
     x, y, seeds = x[fine], y[fine], seeds[fine.cpu()].to(device)
     targeted = attack.threat.targeted
     goal = random_targets(y, seeds, classifier.num_classes) if targeted else y
+
+    def perturbed(z: Tensor, goal: Tensor, seeds: Tensor) -> Arrays:
+        with sentence("the attack broke"):
+            z_adv = attack.perturb(classifier, z, goal, targeted=targeted, seeds=seeds)
+        return (repaired(z_adv.detach().to(z), z, attack.threat)[0].cpu().numpy(),)
+
+    facts = [*circumstances(classifier, seed), attack.spec.name, attack.resolved]
     parts = []
     progress.begin(f"{attack.spec}, to rank units", len(x))
     for rows in torch.split(torch.arange(len(x)), 4 * block_size(x[0].numel(), device)):
         some = rows.to(device)
-        with sentence("the attack broke"):
-            z = attack.perturb(
-                classifier, x[some], goal[some], targeted=targeted, seeds=seeds[some]
-            )
-        parts.append(repaired(z.detach().to(x), x[some], attack.threat)[0])
+        given = x[some], goal[some], seeds[some]
+        arrays = tuple(each.cpu().numpy() for each in given)
+        parts.append(torch.from_numpy(done.of(facts, arrays, partial(perturbed, *given))[0]))
         progress.advance(len(rows))
     progress.end()
-    return x, torch.cat(parts), y
+    return x, torch.cat(parts).to(x), y
 
 
 @torch.no_grad()
@@ -353,6 +367,7 @@ def judge_masks(
     *,
     attack: str | Spec = "pgd:eps=1/255,steps=20,stop=never",
     seed: int = 0,
+    done: Finished | None = None,
     progress: Progress | None = None,
 ) -> Judgement:
     """What masks are worth on images that they were not chosen by; see `choose`.
@@ -367,11 +382,17 @@ def judge_masks(
         Defense(Spec(name, {}), masked(classifier, chosen.layer, masks), {"mask": masks.tolist()})
         for name, masks in (("mask", chosen.masks), ("control", chosen.control))
     ]
+    facts = [
+        *circumstances(classifier, seed),
+        *(each.tolist() for each in (chosen.judging.ids, chosen.masks, chosen.control)),
+        *(chosen.layer, str(attack)),
+    ]
     run = evaluate(
         classifier,
         images,
         [attack],
         seed=seed,
+        out=(done or Finished()).run(facts),
         probes=False,
         defenses=shields,
         progress=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from robusteval.interpreters.rts import file_for, hash_of
+from robusteval.model import Classifier
+from robusteval.plan import environment
 from robusteval.records import digest, pack, unpack, write_atomically
+
+RUN = "run-"  # before the name of an evaluation's folder
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -38,7 +44,7 @@ class Finished:
         Parameters
         ----------
         facts : JSON-able
-            All that the result depends on, besides
+            All that the result depends on, such as `circumstances`, besides
         arrays : tuple of ndarray
             these.
         work : callable
@@ -58,10 +64,17 @@ class Finished:
         write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
         return found
 
+    def run(self, facts: Any) -> Path | None:
+        """The folder of an evaluation of these facts, which continues by itself."""
+        return None if self.folder is None else self.folder / f"{RUN}{digest(facts)[:16]}"
+
     def clear(self) -> None:
         """Remove them, and the folder if nothing else is in it."""
-        for path in self._files():
-            path.unlink(missing_ok=True)
+        for path in list(self._files()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         if self.folder is not None:
             with suppress(OSError):
                 self.folder.rmdir()
@@ -69,3 +82,14 @@ class Finished:
     def _files(self) -> Iterator[Path]:
         if self.folder is not None and self.folder.is_dir():
             yield from (path for path in self.folder.glob("*.npz") if len(path.stem) == 64)
+            yield from self.folder.glob(f"{RUN}*/")
+
+
+def circumstances(classifier: Classifier, seed: int) -> list[Any]:
+    """JSON-able: all that results depend on besides images, attack and interpreter.
+
+    Versions, device, classifier, the mask network of RTS if there is one, and the seed.
+    """
+    masks = file_for(classifier)
+    rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
+    return [environment(classifier.device), hash_of(classifier), rts, seed]

@@ -109,6 +109,21 @@ def test_clearing_spares_what_is_not_its_own(folder: Path) -> None:
     done.clear()
 
 
+def test_folders_of_evaluations_go_with_the_rest(folder: Path) -> None:
+    """Each of other facts has its own."""
+    done = Finished(folder)
+    one, other = done.run(["mask", 1]), done.run(["mask", 2])
+    assert one is not None
+    assert one != other
+    (one / "samples").mkdir(parents=True)
+    assert done.begun
+
+    done.clear()
+
+    assert not folder.exists()
+    assert Finished().run([]) is None
+
+
 def test_without_a_folder_nothing_is_kept() -> None:
     done, work = Finished(), Work()
     done.of([], DATA, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -15,6 +16,8 @@ from robusteval.checkpoint import CHECKSUM, load, save
 from robusteval.commands.mask import mask
 from robusteval.commands.shell import Commands
 from robusteval.defense import Defense
+from robusteval.defenses import masking
+from robusteval.evaluate import evaluate
 from robusteval.masked import Masked
 from robusteval.zoo import digits_cnn
 
@@ -94,6 +97,40 @@ def test_figures_always_come_together() -> None:
         " --attack pgd:eps=51/255,steps=2\n"
     )
     assert "to rank units: done" in result.stderr
+
+
+def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the attack that ranks units nor the evaluation of masks is run again."""
+    words = ("net.safetensors", *DATA, *QUICK, "--units", "0.5")
+    whole = ran(*words, "--out", "whole.safetensors")
+
+    def stopped(*given: Any, **more: Any) -> None:
+        evaluate(*given, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masking, "evaluate", stopped)
+        result = ran(*words, *OUT)
+    assert result.exit_code == 130
+    assert "the same command continues where this one ended" in result.stderr
+    assert len(list(Path("masked.part").glob("*.npz"))) == 1
+    (run,) = Path("masked.part").glob("run-*")
+    cells = {path: path.stat().st_mtime_ns for path in run.glob("samples/*")}
+
+    def seen(*given: Any, **more: Any) -> Any:
+        found = evaluate(*given, **more)
+        assert {path: path.stat().st_mtime_ns for path in run.glob("samples/*")} == cells
+        return found
+
+    monkeypatch.setattr(masking, "repaired", None)  # nothing is attacked
+    monkeypatch.setattr(masking, "evaluate", seen)
+    again = ran(*words, *OUT)
+
+    assert again.exit_code == 0, again.stderr
+    assert "Continuing with what masked.part holds." in again.stderr
+    assert again.stdout == whole.stdout.replace("whole.safetensors", "masked.safetensors")
+    assert Path("masked.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert not Path("masked.part").exists()
 
 
 @pytest.mark.parametrize("per_class", [False, True])

@@ -26,8 +26,8 @@ from .running import (
     needs_rts,
     opened,
     out_options,
-    resumed,
     stoppable,
+    taken_up,
 )
 from .shell import Command, Whole, emit, option, written
 from .train import has_other_part
@@ -179,7 +179,6 @@ def detector(
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.defenses.detection import fit_detector
-        from robusteval.finished import Finished
         from robusteval.plan import build
 
         classifier = opened(
@@ -198,10 +197,7 @@ def detector(
             progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
         if needs_rts([*specs, *interpreters]):
             masks_for(classifier, data, images, "train", size, progress)
-        done = Finished(out.with_suffix(".part"))
-        if done.begun:
-            progress.say(f"Continuing with what {done.folder} holds.")
-        stop.word = resumed()
+        done = taken_up(out, stop)
         found = fit_detector(
             classifier,
             images,

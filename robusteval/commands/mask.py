@@ -26,6 +26,7 @@ from .running import (
     opened,
     out_options,
     stoppable,
+    taken_up,
 )
 from .shell import Command, Whole, emit, option
 
@@ -138,7 +139,8 @@ def mask(
 
     Units are ranked by some images and the mask is judged on others: as they are, under the attack
     made for the unmasked network, and under the attack made for the masked one, beside a random
-    mask of equal size. Only what remains under an attack that knows the mask is robustness.
+    mask of equal size. Only what remains under an attack that knows the mask is robustness. The
+    same command continues one that was stopped.
 
     \b
     Examples:
@@ -162,6 +164,7 @@ def mask(
         images = images_for(classifier, data or "digits", split, download, size)
         for note in images.notes:
             progress.say(note)
+        done = taken_up(out, stop)
         chosen = choose(
             classifier,
             images,
@@ -172,9 +175,18 @@ def mask(
             attack=spec,
             samples=samples,
             seed=seed,
+            done=done,
             progress=progress,
         )
-        found = judge_masks(classifier, images, chosen, attack=spec, seed=seed, progress=progress)
+        found = judge_masks(
+            classifier,
+            images,
+            chosen,
+            attack=spec,
+            seed=seed,
+            done=done,
+            progress=progress,
+        )
         network = masked(classifier, chosen.layer, chosen.masks, chosen.ranking.ids).network
         state, facts = contents(network)
         facts["mask"] |= {"rank": rank, "attack": str(spec), "data": images.name, "seed": seed}
@@ -189,6 +201,7 @@ def mask(
             std=classifier.identity["std"],
             **facts,
         )
+    done.clear()
     words = ["robusteval", "evaluate", checkpoint, "--defense", str(out)]
     emit(page(found, chosen, out, rank, spec, images))
     emit(how_to_measure(words, images, data or "digits", size, spec, options))

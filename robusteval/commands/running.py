@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from robusteval.data import Data
+    from robusteval.finished import Finished
     from robusteval.model import Classifier
     from robusteval.progress import Bars
     from robusteval.records import Spec
@@ -274,6 +275,17 @@ def stoppable(fresh: bool) -> Iterator[Stop]:
 def resumed(how: str = "the same command") -> str:
     """What to say at a stop that loses nothing."""
     return f"Stopped; {how} continues where this one ended."
+
+
+def taken_up(out: Path, stop: Stop) -> Finished:
+    """What an earlier call has finished of `out`; from now on a stop loses little."""
+    from robusteval.finished import Finished
+
+    done = Finished(out.with_suffix(".part"))
+    if done.begun and stop.progress is not None:
+        stop.progress.say(f"Continuing with what {done.folder} holds.")
+    stop.word = resumed()
+    return done
 
 
 def abandon(progress: Bars | None, word: str) -> NoReturn:
