@@ -151,6 +151,13 @@ def padded(column: Array, length: int) -> Array:
     return np.concatenate([column, np.zeros(length - len(column), dtype=column.dtype)])
 
 
+def engine() -> str:
+    """Which XGBoost it is."""
+    import xgboost
+
+    return f"xgboost {xgboost.__version__}"
+
+
 def boosted(
     x: Array, y: Array, weights: Array, train: Array, validation: Array, seed: int
 ) -> tuple[str, int]:

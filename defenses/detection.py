@@ -106,7 +106,7 @@ def fit_detector(
     start : Module, optional
         VGG-16 with weights, for `vgg16`.
     done : Finished, optional
-        Keeps attacked images and maps, so that the same call after a stop goes on from there.
+        Keeps attacked images, maps and fits, so that the same call after a stop goes on from there.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -185,6 +185,8 @@ class Study:
                 self.model.device,
                 self.start,
                 self.progress.advance,
+                self.facts,
+                self.done,
             )
             self.progress.begin("Fitting, and looking for leaks", EPOCHS * judgement.fits)
             main, thresholds, figures = judgement.made()

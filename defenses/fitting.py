@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robusteval.finished import Arrays
 from robusteval.model import Classifier
 
 from .boosting import Trees, boosted
-from .map_features import Examples, Extractor, extractor_for
+from .map_features import Examples, Extractor, extractor_for, structure, wrapped
 from .variants import Array
 
 EPOCHS = 20
@@ -58,6 +59,32 @@ class Fitted(NamedTuple):
     booster: str  # as XGBoost writes it
     trees: Trees  # the same
     rounds: int
+
+    def arrays(self) -> Arrays:
+        """All that `restored` needs."""
+        state = [value.cpu().numpy() for _, value in sorted(self.extractor.state_dict().items())]
+        booster = np.frombuffer(self.booster.encode(), np.uint8)
+        learnt = self.center.cpu().numpy(), self.spread.cpu().numpy(), np.array(self.rounds)
+        return (*learnt, booster, *state)
+
+    @classmethod
+    def restored(cls, task: Task, kind: Extractor, device: torch.device, arrays: Arrays) -> Fitted:
+        """What was fitted to this task with this kind of extractor, from its `arrays`."""
+        center, spread, rounds, text, *state = (torch.from_numpy(each.copy()) for each in arrays)
+        planes = len(task.planes)
+        extractor = wrapped(structure(kind, planes), kind, [0.0] * planes, [1.0] * planes)
+        names = sorted(extractor.state_dict())
+        extractor.load_state_dict(dict(zip(names, state, strict=True)))
+        booster = text.numpy().tobytes().decode()
+        return cls(
+            task,
+            extractor.to(device),
+            center.to(device),
+            spread.to(device),
+            booster,
+            Trees.read(booster, len(center)),
+            int(rounds),
+        )
 
     def features(self, rows: Rows, some: Array) -> Tensor:
         """Standardised features ``(m, d)`` of some rows, to the bit those of the detector."""

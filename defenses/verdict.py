@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -11,12 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from robusteval.finished import Arrays, Finished
+from robusteval.model import absorb
 from robusteval.seeds import sample_seeds
 
-from .boosting import FPRS, Logistic, Rule, threshold_at
+from .boosting import FPRS, Logistic, Rule, engine, threshold_at
 from .detector import View
 from .evidence import Record, Resampling, Scored, calibrated, judged, ratio, share
-from .fitting import Fitted, Rows, Task, fitted, weighed
+from .fitting import EPOCHS, Fitted, Rows, Task, fitted, weighed
 from .map_features import statistic_names
 from .variants import Array, Parts, Sources
 
@@ -41,6 +45,8 @@ class Judgement:
     device: torch.device
     start: nn.Module | None
     advance: Callable[[int], object]
+    facts: list[Any] = field(default_factory=list)  # all that rows depend on, for what is kept
+    done: Finished = field(default_factory=Finished)
 
     def __post_init__(self) -> None:
         groups = int(self.sources.groups.max()) + 1
@@ -75,16 +81,32 @@ class Judgement:
         return main, thresholds, report
 
     def fitted(self, task: Task) -> Fitted:
-        """What the detector would learn from a task."""
-        return fitted(
-            self.rows,
-            task,
-            self.view.extractor,
-            self.seed,
-            self.device,
-            start=self.start,
-            advance=self.advance,
-        )
+        """What the detector would learn from a task, or has learnt before a stop."""
+        kind, told = self.view.extractor, []
+
+        def advance(epochs: int) -> None:
+            told.append(epochs)
+            self.advance(epochs)
+
+        def work() -> Arrays:
+            return fitted(
+                self.rows, task, kind, self.seed, self.device, start=self.start, advance=advance
+            ).arrays()
+
+        given = (task.label, task.weight, task.train, task.validation, self.content)
+        arrays = self.done.of([*self.facts, engine(), kind, task.planes, task.columns], given, work)
+        self.advance(EPOCHS - sum(told))
+        return Fitted.restored(task, kind, self.device, arrays)
+
+    @cached_property
+    def content(self) -> Array:
+        """SHA-256 of everything that is fitted to."""
+        content = hashlib.sha256()
+        for array in (self.rows.stacks, self.rows.statistics):
+            content.update(np.ascontiguousarray(array).data)
+        if self.start is not None:
+            absorb(content, self.start.state_dict())
+        return np.frombuffer(content.digest(), np.uint8)
 
     def scorer(self, fit: Fitted) -> Scores:
         """Scores by row."""

@@ -118,34 +118,36 @@ def found(kept: tuple[Found, Kept]) -> Found:
     return kept[0]
 
 
-@pytest.mark.parametrize("batches", [1, 4, 9])
+@pytest.mark.parametrize("batches", [1, 4, 9, 35])
 def test_fit_that_was_stopped_goes_on_to_the_same_detector(
     model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    """In the attack or between maps; nothing that was finished is done again."""
+    """In the attack, between maps or fits; nothing that was finished is done again."""
     data = images(60, seed=2)
-    whole = fit(model, data)
+    small: dict[str, Any] = {"extractor": "small_cnn"} if batches > 32 else {}
+    whole = fit(model, data, **small)
     asked: list[str] = []
     perturbed, seen = Study.perturbed, Study.seen
 
     def stopping(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*given: Any) -> Any:
+        def counted(*given: Any, **more: Any) -> Any:
             if len(asked) == batches:
                 raise KeyboardInterrupt
             asked.append(name)
-            return work(*given)
+            return work(*given, **more)
 
         return counted
 
     monkeypatch.setattr(Study, "batch", 16)
     monkeypatch.setattr(Study, "perturbed", stopping("attack", perturbed))
     monkeypatch.setattr(Study, "seen", stopping("maps", seen))
+    monkeypatch.setattr(verdict, "fitted", stopping("fit", fitted))
     with pytest.raises(KeyboardInterrupt):
-        fit(model, data, done=Finished(tmp_path))
+        fit(model, data, done=Finished(tmp_path), **small)
     before = len(asked)
     assert len(list(tmp_path.iterdir())) == before == batches
     batches = -1
-    again = fit(model, data, done=Finished(tmp_path))
+    again = fit(model, data, done=Finished(tmp_path), **small)
 
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     whole.detector.save(one)
@@ -153,9 +155,9 @@ def test_fit_that_was_stopped_goes_on_to_the_same_detector(
     assert one.read_bytes() == other.read_bytes()
     assert {**again.report, "cost": 0} == {**whole.report, "cost": 0}  # which is measured
     every = len(asked)
-    fit(model, data, done=Finished(tmp_path))
+    fit(model, data, done=Finished(tmp_path), **small)
     assert len(asked) == every
-    fit(model, data, seed=1, done=Finished(tmp_path))
+    fit(model, data, seed=1, done=Finished(tmp_path), **small)
     assert len(asked) > every
 
 
