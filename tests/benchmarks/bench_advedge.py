@@ -5,8 +5,9 @@
 
 Of correctly classified images, each with a random class to reach:
 
-- success as 8-bit images, mean absolute difference of the scaled maps, and its paired difference
-  from the baseline with a 95 % interval; the baseline is plain targeted PGD with as many steps
+- success as 8-bit images, mean absolute difference of the scaled maps that are attacked (Grad's
+  pooled to 56x56 with published settings), and its paired difference from the baseline with a 95 %
+  interval; the baseline is plain targeted PGD with as many steps
   for the search `pgd`, the same search without the map term for the others
 - seconds per step of class and map against the forward and backward passes that it must do, the
   least of several alternating rounds; of `rts` those of the mask network on feature maps at hand
@@ -31,7 +32,7 @@ from robusteval.attacks.pgd import pgd
 from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
 from robusteval.data import open_data
-from robusteval.dual import Settings, recipe_for
+from robusteval.dual import Settings, map_settings, recipe_for
 from robusteval.edges import Variant
 from robusteval.interpreters.distance import Explainer, mean_distance
 from robusteval.interpreters.gradient import smooth_relu
@@ -48,10 +49,10 @@ class Compared:
     """Results of one search on one interpreter beside those of its baseline."""
 
     def __init__(
-        self, model: Classifier, x: Tensor, y: Tensor, goal: Tensor, interpreter: str
+        self, model: Classifier, x: Tensor, y: Tensor, goal: Tensor, explainer: Explainer
     ) -> None:
         self.model, self.x, self.goal = model, x, goal
-        self.explainer = Explainer.named(interpreter, {})
+        self.explainer = explainer
         self.benign = self.explainer.maps(model, x, y, None)[0]
         self.base: Tensor | None = None
 
@@ -92,7 +93,8 @@ def print_figures(
     """Baseline and the three variants."""
     seeds = torch.arange(len(x))
     goal = random_targets(y, seeds, model.num_classes)
-    table = Compared(model, x, y, goal, interpreter)
+    attacked = map_settings(interpreter, settings, search, min(x.shape[2:]))
+    table = Compared(model, x, y, goal, Explainer.named(interpreter, attacked))
     click.echo(
         f"\n{search + ' ' + interpreter + ' ' + settings:34}{'reached':>8}{'map':>8}{'SSIM':>8}"
         f"{'forw.':>8}{'backw.':>7}{'s':>8}{'difference':>19}{'ratio':>8}"
