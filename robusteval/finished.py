@@ -70,14 +70,15 @@ class Finished:
 
     def clear(self) -> None:
         """Remove them, and the folder if nothing else is in it."""
-        for path in list(self._files()):
+        if self.folder is None:
+            return
+        for path in [*self._files(), *self.folder.glob(".*.npz.*.tmp")]:  # some of a kill
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        if self.folder is not None:
-            with suppress(OSError):
-                self.folder.rmdir()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _files(self) -> Iterator[Path]:
         if self.folder is not None and self.folder.is_dir():

@@ -7,8 +7,8 @@ Of correctly classified images, each with a random class to reach:
 
 - success as 8-bit images, mean absolute difference of the scaled maps that are attacked (Grad's
   pooled to 56x56 with published settings), and its paired difference from the baseline with a 95 %
-  interval; the baseline is plain targeted PGD with as many steps
-  for the search `pgd`, the same search without the map term for the others
+  interval; the baseline is plain targeted PGD with as many steps for the search `pgd`, the same
+  search without the map term for the others
 - seconds per step of class and map against the forward and backward passes that it must do, the
   least of several alternating rounds; of `rts` those of the mask network on feature maps at hand
 """
