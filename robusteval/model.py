@@ -118,7 +118,7 @@ class ImageByImage(TorchFunctionMode):
         if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
             return self.linear(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name.rstrip("_") in SMOOTH and args and self.images > 1 and not full(args[0]):
+        if name.rstrip("_") in SMOOTH and args and "out" not in kwargs and not full(args[0]):
             in_place = name.endswith("_") or kwargs.get("inplace", False)
             return self.pointwise(func, args, kwargs, in_place)
         return func(*args, **kwargs)
