@@ -8,8 +8,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art import ArtAttack
-from robusteval.dual import (
+from robusteval.art.to_art import ArtAttack
+from robusteval.models.classifier import predictions
+from robusteval.registry import ATTACKS
+from robusteval.search.balls import Ball
+from robusteval.search.descent import Stop
+from robusteval.search.edges import edge_weights
+from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
+
+from .dual_objective import (
     Best,
     Dual,
     Plan,
@@ -20,12 +27,6 @@ from robusteval.dual import (
     chosen,
     in_parts,
 )
-from robusteval.edges import edge_weights
-from robusteval.model import predictions
-from robusteval.norms import Ball
-from robusteval.registry import ATTACKS
-from robusteval.search import Stop
-from robusteval.searches import Base, Flow, Search, Signed, Tanh
 
 Stage = Literal["preset", "warmup", "all"]
 MapClass = Literal["predicted", "target"]
@@ -92,11 +93,11 @@ def advedge(
         Broadcastable to `x`; zero where a pixel may not change.
     variant : {"adv2", "advedge", "advedge_plus"}
         Where the image may change: anywhere alike, in proportion to the strength of its edges, or
-        only where that exceeds `alpha`; see `robusteval.edges.edge_weights`.
+        only where that exceeds `alpha`; see `robusteval.search.edges.edge_weights`.
     search : {"pgd", "cw", "stadv"}
         Signed steps in the linf ball of radius `eps`; or, without a radius, at a cost of the
         squared l2 distance (C&W, arXiv:1608.04644) or of moving neighbouring pixels differently
-        (StAdv, arXiv:1801.02612). See `robusteval.searches`.
+        (StAdv, arXiv:1801.02612). See `robusteval.search.moves`.
     interpreter : str
         Name of a differentiable interpreter, or several joined by ``+``, all fooled at once.
     settings : {"fast", "released", "paper"}

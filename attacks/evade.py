@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.art import ArtAttack
-from robusteval.defense import Guarded
-from robusteval.dual import (
+from robusteval.art.to_art import ArtAttack
+from robusteval.evaluation.defense import WithDetector
+from robusteval.interpreters.explainer import squared_distance
+from robusteval.models.classifier import predictions, rows
+from robusteval.registry import ATTACKS, INTERPRETERS
+from robusteval.search.balls import Ball
+from robusteval.search.descent import Found, Stop
+from robusteval.search.moves import Signed
+
+from .dual_objective import (
     Best,
     Chased,
     Target,
@@ -20,12 +27,6 @@ from robusteval.dual import (
     explained,
     in_parts,
 )
-from robusteval.interpreters.distance import squared_distance
-from robusteval.model import predictions, rows
-from robusteval.norms import Ball
-from robusteval.registry import ATTACKS, INTERPRETERS
-from robusteval.search import Found, Stop
-from robusteval.searches import Signed
 
 Along = Literal["maps", "features", "both"]
 Choice = Literal["distance", "score"]
@@ -71,7 +72,8 @@ def evade(
     Parameters
     ----------
     model : nn.Module
-        A `robusteval.defense.Guarded` classifier of images in [0, 1], or a module that holds one.
+        A `robusteval.evaluation.defense.WithDetector` classifier of images in [0, 1], or a module
+        that holds one.
     x : Tensor
         Images ``(n, c, h, w)`` in [0, 1].
     y : Tensor
@@ -188,9 +190,9 @@ def evade(
     return ends if stop == "never" else best.otherwise(ends)
 
 
-def guarded_in(model: nn.Module) -> Guarded:
+def guarded_in(model: nn.Module) -> WithDetector:
     """The classifier with its detector; ValueError if it cannot be attacked."""
-    found = [part for part in model.modules() if isinstance(part, Guarded)]
+    found = [part for part in model.modules() if isinstance(part, WithDetector)]
     if len(found) != 1:
         raise ValueError("evade attacks a model behind a detector: give it one (--defense)")
     for explainer in found[0].detector.explainers:
@@ -207,7 +209,7 @@ class Suspicion:
 
     Parameters
     ----------
-    model : Guarded
+    model : WithDetector
         Classifier and detector.
     x : Tensor
         Images ``(n, c, h, w)`` in [0, 1].
@@ -225,7 +227,7 @@ class Suspicion:
 
     def __init__(
         self,
-        model: Guarded,
+        model: WithDetector,
         x: Tensor,
         goal: Tensor,
         shown: Tensor,

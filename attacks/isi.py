@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval import search
-from robusteval.art import ArtAttack, check_kind
-from robusteval.model import Classifier, predictions, rows
-from robusteval.norms import Ball
+from robusteval.art.to_art import ArtAttack, check_kind
+from robusteval.models.classifier import Classifier, predictions, rows
 from robusteval.registry import ATTACKS
+from robusteval.search import descent
+from robusteval.search.balls import Ball
 
 Variant = Literal["improved", "paper"]
 Measure = Literal["l0", "l0_pixels", "l2", "linf"]
@@ -108,7 +108,8 @@ def isi(
         after four in a row one stays, to get out of a dead end. l0 only. None: yes, or no as
         published.
     prune : bool, optional
-        Put values back that a success does not need, see `robusteval.search.prune`; l0 only.
+        Put values back that a success does not need, see `robusteval.search.descent.prune`; l0
+        only.
         None: yes, or no as published.
     stop : {"8bit", "float"}, optional
         An image is finished at its first success: at any, or under l2 and linf only at one that
@@ -153,7 +154,7 @@ def isi(
         raise ValueError(f"step must be above 0 and at most 1, not {step:g}")
     zero = zero_of(model, centre)
     objective = (
-        search.class_objective(model, y, targeted=targeted, loss="margin")
+        descent.class_objective(model, y, targeted=targeted, loss="margin")
         if loss == "margin"
         else logit_objective(model, y, targeted=targeted)
     )
@@ -194,7 +195,7 @@ def isi(
         finished = success
         if stop == "8bit" and norm in STEP and bool(success.any()):
             hit = left[success]
-            found = search.as_8bit(objective, here.of(success), hit, z[success])
+            found = descent.as_8bit(objective, here.of(success), hit, z[success])
             x_adv[hit[found.success]] = found.x_adv[found.success]
             finished = success.index_put((success,), found.success)
         if last:
@@ -219,7 +220,7 @@ def isi(
         slope = grad
 
     if prune and (norm == "l0" or norm == "l0_pixels"):
-        return search.prune(model, x, x_adv, y, targeted=targeted, count=norm)
+        return descent.prune(model, x, x_adv, y, targeted=targeted, count=norm)
     return x_adv
 
 
@@ -262,15 +263,15 @@ def top(rank: Tensor, free: Tensor, number: int, *, together: bool) -> Tensor:
     return chosen.scatter(1, index, highest > -torch.inf).view_as(rank)
 
 
-def logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> search.Objective:
+def logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> descent.Objective:
     """Lower the logit of class `y` ``(n,)`` or, `targeted`, raise it."""
 
-    def objective(x_adv: Tensor, index: Tensor) -> search.Score:
+    def objective(x_adv: Tensor, index: Tensor) -> descent.Score:
         with rows(index):
             logits = model(x_adv)  # (m, k)
         own = logits.gather(1, y[index].unsqueeze(1)).squeeze(1)
         hit = predictions(logits.detach()) == y[index]
-        return search.Score(-own, hit) if targeted else search.Score(own, ~hit)
+        return descent.Score(-own, hit) if targeted else descent.Score(own, ~hit)
 
     return objective
 

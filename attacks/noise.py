@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robusteval.art import ArtAttack
-from robusteval.norms import Ball, Norm
+from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search import class_objective, restarted
+from robusteval.search.balls import Ball, Norm
+from robusteval.search.descent import class_objective, restarted
 
 
 @ATTACKS.add("noise", norms=("linf", "l2"), knowledge="none")

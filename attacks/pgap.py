@@ -7,11 +7,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robusteval.art import ArtAttack
-from robusteval.norms import quantise
+from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search import Found, Stop, class_objective, keep_best
-from robusteval.structure import StructureBall
+from robusteval.search.balls import quantise
+from robusteval.search.descent import Found, Stop, class_objective, keep_best
+from robusteval.search.ssim_ball import StructureBall
 
 # the signatures spell these out, as the catalogue of attacks is read from source
 Solver = Literal["box", "closed"]

@@ -7,11 +7,11 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from robusteval.art import ArtAttack
-from robusteval.losses import Loss, attacker_loss
-from robusteval.norms import Ball, Norm
+from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search import Stop, class_objective, restarted
+from robusteval.search.balls import Ball, Norm
+from robusteval.search.descent import Stop, class_objective, restarted
+from robusteval.search.losses import Loss, attacker_loss
 
 
 @ATTACKS.add("pgd", norms=("linf", "l2"), knowledge="white-box")
@@ -68,7 +68,7 @@ def pgd(
     loss : {"ce", "margin", "dlr"}
         What is lowered: cross-entropy, logit margin, or difference of logits ratio.
     stop : {"8bit", "float", "never"}
-        When an image is finished, see `robusteval.search.descend`.
+        When an image is finished, see `robusteval.search.descent.descend`.
 
     Returns
     -------

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art import ArtAttack
+from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search import Count, Sparsest, class_objective, in_levels, prune
+from robusteval.search.descent import Count, Sparsest, class_objective, in_levels, prune
 
 SIGMA = 1e-3  # a change far above its root counts as one
 DECAY = (0.9, 0.999)  # of Adam's two averages
@@ -63,7 +63,7 @@ def sigma_zero(
         Smaller changes are dropped, in units of the [0, 1] pixel range; rises from this value
         while an image fools and falls while it does not.
     polish : int
-        Passes of pruning at the end, see `robusteval.search.prune`.
+        Passes of pruning at the end, see `robusteval.search.descent.prune`.
 
     Returns
     -------

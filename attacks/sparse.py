@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art import ArtAttack
-from robusteval.losses import attacker_loss
-from robusteval.model import predictions, rows
+from robusteval.art.to_art import ArtAttack
+from robusteval.models.classifier import predictions, rows
+from robusteval.models.seeds import per_image
 from robusteval.registry import ATTACKS
-from robusteval.search import Count, Sparsest, class_objective, in_levels, prune
-from robusteval.seeds import per_image
+from robusteval.search.descent import Count, Sparsest, class_objective, in_levels, prune
+from robusteval.search.losses import attacker_loss
 
 PACE = 1.1  # of the portable threshold, per step
 
@@ -79,7 +79,7 @@ def sparse(
     rounds : int
         Gradients summed for the dense start of `paper`; not used by `scaled`.
     polish : int, optional
-        Passes of pruning at the end, see `robusteval.search.prune`; 30 for `scaled` and 0 for
+        Passes of pruning at the end, see `robusteval.search.descent.prune`; 30 for `scaled`, 0 for
         `paper` if not given.
 
     Returns

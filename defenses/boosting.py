@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robusteval.errors import UsageError
-from robusteval.metrics import auc
+from robusteval.runs.metrics import auc
 
 Array = np.ndarray[Any, Any]
 

@@ -15,22 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.data import Data, draw
+from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluate import exact_arithmetic
-from robusteval.finished import Finished, circumstances
-from robusteval.guard import out_of_memory, sentence
-from robusteval.interpretation import noisy
-from robusteval.interpreters.masks import blurred
-from robusteval.judge import repaired
-from robusteval.model import Classifier, block_size, frozen, predictions
-from robusteval.norms import quantise
-from robusteval.plan import Attack, check_images, check_labels
+from robusteval.evaluation.evaluate import exact_arithmetic
+from robusteval.evaluation.judge import repaired
+from robusteval.evaluation.map_changes import noisy
+from robusteval.evaluation.plan import Attack
+from robusteval.evaluation.work_cache import WorkCache, circumstances
+from robusteval.interpreters.meaningful_perturbation import blurred
+from robusteval.models.admission import check_images, check_labels
+from robusteval.models.classifier import Classifier, block_size, frozen, predictions
+from robusteval.models.failures import out_of_memory, sentence
+from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
-from robusteval.seeds import random_targets, sample_seeds
+from robusteval.search.balls import quantise
 
 from .detector import Fit, MapDetector, View, cost_of, mask_network_of, named
-from .evidence import Record, share
+from .detector_metrics import Record, share
+from .detector_report import AGAIN, Judgement, remarks
 from .fitting import EPOCHS, Fitted, Rows
 from .map_features import Channels, Extractor, channels_for, side_for
 from .variants import (
@@ -46,7 +48,6 @@ from .variants import (
     jpegs,
     parted,
 )
-from .verdict import AGAIN, Judgement, remarks
 
 LEAST = (20, 5, 5)  # images on which an attack succeeds, in each part
 IN_MEMORY = 2**29  # bytes of stacks; more of them go to a file
@@ -74,7 +75,7 @@ def fit_detector(
     samples: int | None = 600,
     seed: int = 0,
     start: nn.Module | None = None,
-    done: Finished | None = None,
+    done: WorkCache | None = None,
     progress: Progress | None = None,
 ) -> Found:
     """Fit a detector of attacked images, and judge it on images that had no say.
@@ -92,7 +93,7 @@ def fit_detector(
     interpreters : sequence of str
         Two or three, such as ``"grad"`` or ``"mask:blur=15"``.
     attacks : sequence of Attack
-        From `robusteval.plan.build`; the detector learns from all of them.
+        From `robusteval.evaluation.plan.build`; the detector learns from all of them.
     channels : {"pair", "pair_product", "triple"}, optional
         By the number of interpreters if not given.
     extractor : {"raw", "small_cnn", "vgg16"}
@@ -105,7 +106,7 @@ def fit_detector(
         Decides everything that is drawn.
     start : Module, optional
         VGG-16 with weights, for `vgg16`.
-    done : Finished, optional
+    done : WorkCache, optional
         Keeps attacked images, maps and fits, so that the same call after a stop goes on from there.
     progress : Progress, optional
         Where to say how far it is.
@@ -133,7 +134,7 @@ def fit_detector(
         raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
     view = viewed(interpreters, channels, extractor, confidence, data.shape)
     view.check(model)
-    study = Study(model, data, view, attacks, samples, seed, start, progress, done or Finished())
+    study = Study(model, data, view, attacks, samples, seed, start, progress, done or WorkCache())
     with frozen(model), exact_arithmetic():
         return study.run()
 
@@ -168,7 +169,7 @@ class Study:
     seed: int
     start: nn.Module | None
     progress: Progress
-    done: Finished = field(default_factory=Finished)
+    done: WorkCache = field(default_factory=WorkCache)
 
     def run(self) -> Found:
         """Everything, one after the other."""

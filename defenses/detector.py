@@ -18,18 +18,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from robusteval.checkpoint import CHECKSUM, checksum, parts, serialised
-from robusteval.defense import Guarded
 from robusteval.errors import UsageError
-from robusteval.files import is_detector
-from robusteval.interpretation import Interpreter
-from robusteval.interpreters.distance import Explainer
+from robusteval.evaluation.defense import WithDetector
+from robusteval.evaluation.defense_files import is_detector
+from robusteval.evaluation.map_changes import Interpreter
+from robusteval.interpreters.explainer import Explainer
 from robusteval.interpreters.rts import file_for
-from robusteval.model import Classifier, absorb, counting, frozen, predictions
-from robusteval.norms import quantise
-from robusteval.records import Spec, write_atomically
+from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
+from robusteval.models.classifier import Classifier, absorb, counting, frozen, predictions
+from robusteval.models.seeds import Ids
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
-from robusteval.seeds import Ids
+from robusteval.runs.storage import write_atomically
+from robusteval.runs.types import Spec
+from robusteval.search.balls import quantise
 
 from .boosting import FPRS, Trees
 from .map_features import (
@@ -71,7 +72,7 @@ def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classif
     Returns
     -------
     Classifier
-        The same one, `Guarded`.
+        The same one, `WithDetector`.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classif
         raise ValueError(f"fpr must be {known}, not {fpr:g}")
     found = MapDetector.load(file)
     found.check(model, Path(file).name)
-    return Guarded(model, replace(found, fpr=fpr).to(model.device))
+    return WithDetector(model, replace(found, fpr=fpr).to(model.device))
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class MapDetector:
-    """Says how suspicious an image is by its maps; a `robusteval.defense.Detector`."""
+    """Says how suspicious an image is by its maps; a `robusteval.evaluation.defense.Detector`."""
 
     view: View
     fit: Fit

@@ -9,12 +9,12 @@ import torch
 from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 
-from robusteval.art import AsSeen, checked_images
-from robusteval.data import image_id
+from robusteval.art.to_art import AsSeen, checked_images
+from robusteval.datasets.sources import image_id
 from robusteval.errors import UsageError
-from robusteval.model import Classifier, frozen
-from robusteval.norms import quantise
-from robusteval.seeds import sample_seeds
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.seeds import sample_seeds
+from robusteval.search.balls import quantise
 
 from .boosting import FPRS, check_rows, threshold_at
 from .detection import viewed

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.finished import Arrays
-from robusteval.model import Classifier
+from robusteval.evaluation.work_cache import Arrays
+from robusteval.models.classifier import Classifier
 
 from .boosting import Trees, boosted
 from .map_features import Examples, Extractor, extractor_for, structure, wrapped

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from robusteval.checkpoint import load
 from robusteval.errors import UsageError
-from robusteval.model import Classifier
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier
 from robusteval.registry import DEFENSES
 
 
@@ -18,7 +18,7 @@ def checkpoint(model: Classifier, *, file: str = "", arch: str | None = None) ->
         The undefended one, on whose device the other goes. Where the file does not say how its
         network is built and fed, it is taken to be like this one.
     file : str
-        What `robusteval.checkpoint.load` reads.
+        What `robusteval.models.checkpoint.load` reads.
     arch : str, optional
         As in `load`.
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.masks import enlarging, resampled
-from robusteval.metrics import auc
-from robusteval.model import Classifier
+from robusteval.interpreters.meaningful_perturbation import enlarging, resampled
+from robusteval.models.classifier import Classifier
+from robusteval.runs.metrics import auc
 
 Channels = Literal["pair", "pair_product", "triple"]
 Extractor = Literal["raw", "small_cnn", "vgg16"]

@@ -15,21 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.data import Batch, Data, draw, from_arrays
-from robusteval.defense import Defense
+from robusteval.datasets.sources import Batch, Data, draw, from_arrays
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.evaluate import evaluate, exact_arithmetic
-from robusteval.finished import Arrays, Finished, circumstances
-from robusteval.guard import sentence
+from robusteval.evaluation.defense import Defense
+from robusteval.evaluation.evaluate import evaluate, exact_arithmetic
+from robusteval.evaluation.judge import repaired
+from robusteval.evaluation.plan import Attack, build
+from robusteval.evaluation.work_cache import Arrays, WorkCache, circumstances
 from robusteval.interpreters.cam import head, observed, same
-from robusteval.judge import repaired
-from robusteval.masked import Masked, activations, masked
-from robusteval.metrics import Rate, accuracy, paired, right, robust_accuracy, sign_test
-from robusteval.model import Classifier, block_size, frozen, predictions
-from robusteval.plan import Attack, build, check_images, check_labels
+from robusteval.models.admission import check_images, check_labels
+from robusteval.models.classifier import Classifier, block_size, frozen, predictions
+from robusteval.models.failures import sentence
+from robusteval.models.masked import Masked, activations, masked
+from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
-from robusteval.records import Finding, Flags, Outcome, Spec
-from robusteval.seeds import random_targets, sample_seeds
+from robusteval.runs.metrics import Rate, accuracy, paired, right, robust_accuracy, sign_test
+from robusteval.runs.types import Finding, Flags, Outcome, Spec
 
 Rank = Literal["sensitivity", "importance", "random"]
 LEAST = 10  # images to rank by, and as many to judge on
@@ -82,7 +83,7 @@ def choose(
     attack: str | Spec = "pgd:eps=1/255,steps=20,stop=never",
     samples: int = 500,
     seed: int = 0,
-    done: Finished | None = None,
+    done: WorkCache | None = None,
     progress: Progress | None = None,
 ) -> Chosen:
     """Choose the units of a layer to mask.
@@ -110,7 +111,7 @@ def choose(
         Images, to rank by and to judge on.
     seed : int
         Decides the draw and every random number.
-    done : Finished, optional
+    done : WorkCache, optional
         Keeps attacked images, so that the same call after a stop goes on from there.
     progress : Progress, optional
         Where to say how far it is.
@@ -147,7 +148,7 @@ def choose(
         if per_class:
             check_classes(y, k)
         if rank == "sensitivity":
-            x, x_adv, y = attacked(classifier, ranking, ready, seed, done or Finished(), progress)
+            x, x_adv, y = attacked(classifier, ranking, ready, seed, done or WorkCache(), progress)
             scores = -moved(classifier, x, x_adv, layer)
         elif rank == "importance":
             scores = importance(classifier, x, y, layer, progress)
@@ -269,7 +270,7 @@ def attacked(
     batch: Batch,
     attack: Attack,
     seed: int,
-    done: Finished,
+    done: WorkCache,
     progress: Progress,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The images that are classified correctly, what the attack makes of them, and labels."""
@@ -367,7 +368,7 @@ def judge_masks(
     *,
     attack: str | Spec = "pgd:eps=1/255,steps=20,stop=never",
     seed: int = 0,
-    done: Finished | None = None,
+    done: WorkCache | None = None,
     progress: Progress | None = None,
 ) -> Judgement:
     """What masks are worth on images that they were not chosen by; see `choose`.
@@ -392,7 +393,7 @@ def judge_masks(
         images,
         [attack],
         seed=seed,
-        out=(done or Finished()).run(facts),
+        out=(done or WorkCache()).run(facts),
         probes=False,
         defenses=shields,
         progress=progress,

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.cam import Head, head
-from robusteval.model import frozen
-from robusteval.norms import Ball
-from robusteval.search import Score, restarted
+from robusteval.models.classifier import frozen
+from robusteval.search.balls import Ball
+from robusteval.search.descent import Score, restarted
 
 Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
 Weighting = Literal["softmax", "runner_up"]

@@ -13,10 +13,10 @@ from art.defences.trainer.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from robusteval.art import Array, AsSeen, checked_images, class_indices
-from robusteval.data import from_arrays
+from robusteval.art.to_art import Array, AsSeen, checked_images, class_indices
+from robusteval.datasets.sources import from_arrays
 
-from .course import Course, Settings
+from .training_loop import Course, Settings
 
 
 class RobustTrainer(Trainer):  # type: ignore[misc]
@@ -32,7 +32,8 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
     verbose : bool
         Show progress.
     **settings
-        Those of `robusteval.defenses.course.Settings`, such as ``objective="int_adv", eps=0.1``.
+        Those of `robusteval.defenses.training_loop.Settings`, such as
+        ``objective="int_adv", eps=0.1``.
 
     Raises
     ------

@@ -23,18 +23,18 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from robusteval import checkpoint
-from robusteval.architecture import build
-from robusteval.data import Data
+from robusteval.datasets.sources import Data
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluate import exact_arithmetic
-from robusteval.guard import out_of_memory, sentence
+from robusteval.evaluation.evaluate import exact_arithmetic
 from robusteval.interpreters.cam import head
-from robusteval.model import Classifier, absorb, frozen
+from robusteval.models import checkpoint
+from robusteval.models.architecture import build
+from robusteval.models.classifier import Classifier, absorb, frozen
+from robusteval.models.failures import out_of_memory, sentence
 from robusteval.progress import Progress, Silent
-from robusteval.records import differences, write_atomically
+from robusteval.runs.storage import differences, write_atomically
 
-from .course import Course, NotFinite, Settings, split
+from .training_loop import Course, NotFinite, Settings, split
 
 MEASURED = 2000  # images that mean and deviation are taken from
 FORMAT = 1  # of the file an unfinished training is kept in
@@ -55,7 +55,7 @@ def untrained(
     Parameters
     ----------
     arch : str
-        As in `robusteval.checkpoint.load`.
+        As in `robusteval.models.checkpoint.load`.
     data : Data
         What it will be trained on.
     settings : Settings

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robusteval.norms import quantise
-from robusteval.seeds import Ids, per_image, sample_seeds
+from robusteval.models.seeds import Ids, per_image, sample_seeds
+from robusteval.search.balls import quantise
 
 Array = np.ndarray[Any, Any]
 

@@ -15,22 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval import metrics
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.records import (
-    Defended,
-    Flags,
-    Outcome,
-    Run,
-    Spec,
-    Threat,
-    differences,
-    digest,
-    show,
-)
 from robusteval.registry import parse, read_number
+from robusteval.runs import metrics
+from robusteval.runs.storage import differences, digest
+from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, show
 
-from .words import base, percent, plural
+from .formatting import base, percent, plural
 
 KIND = "robusteval baseline"
 VERSION = 1

@@ -14,9 +14,9 @@ from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 from robusteval import __version__
-from robusteval.records import visible
+from robusteval.runs.types import visible
 
-from . import words
+from . import formatting
 from .markdown import document
 from .markdown import shortened as fitting
 
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
     line: int
 
 
-def problems(record: words.Record) -> list[Problem]:
+def problems(record: formatting.Record) -> list[Problem]:
     """What is wrong with a run, worst first: gates, then what has no result, then findings."""
     file = config_of(record) or stored_in(record)
     found = [
@@ -59,22 +59,24 @@ def problems(record: words.Record) -> list[Problem]:
             f"gate-{gate['kind']}",
             JUDGED[gate["outcome"]],
             f"{gate['name']}: {gate['outcome']}",
-            words.gate(gate),
+            formatting.gate(gate),
             file,
             max(gate["line"] or 1, 1),
         )
         for gate in gates(record)
         if gate["outcome"] in JUDGED
     ]
-    if words.nothing(record) or not record["complete"]:
-        said = record["verdict"] + "".join(f" {absence}." for absence in words.absences(record))
+    if formatting.nothing(record) or not record["complete"]:
+        said = record["verdict"] + "".join(
+            f" {absence}." for absence in formatting.absences(record)
+        )
         found.append(Problem("no-result", "error", "no result", said, file, 1))
     found += [
         Problem(
             f"finding-{finding['code']}",
             "warning",
             f"finding: {finding['code']}",
-            words.finding(finding)[2:],
+            formatting.finding(finding)[2:],
             file,
             1,
         )
@@ -84,17 +86,17 @@ def problems(record: words.Record) -> list[Problem]:
     return sorted(found, key=lambda problem: problem.level != "error")
 
 
-def gates(record: words.Record) -> list[words.Record]:
+def gates(record: formatting.Record) -> list[formatting.Record]:
     """The gates that were tested, if any."""
     return list(record["gates"]["gates"]) if record["gates"] else []
 
 
-def config_of(record: words.Record) -> str:
+def config_of(record: formatting.Record) -> str:
     """The file that names the gates; empty if there is none."""
     return str(record["gates"]["config"] or "") if record["gates"] else ""
 
 
-def stored_in(record: words.Record) -> str:
+def stored_in(record: formatting.Record) -> str:
     """The file that the run is stored in."""
     folder = record["provenance"]["folder"]
     return f"{folder}/run.json" if folder else "run.json"
@@ -107,18 +109,22 @@ def inside(path: str) -> str:
     return parts[-1] if outside else "/".join(part for part in parts if part)
 
 
-def names(records: Sequence[words.Record]) -> list[str]:
+def names(records: Sequence[formatting.Record]) -> list[str]:
     """A short name for each run, no two the same."""
     found: list[str] = []
     for record in records:
         source = record["provenance"]
-        name = words.base(source["folder"]) or words.base(source["model"].get("file")) or "run"
+        name = (
+            formatting.base(source["folder"])
+            or formatting.base(source["model"].get("file"))
+            or "run"
+        )
         again = sum(other == name or other.startswith(f"{name} (") for other in found)
         found.append(f"{name} ({again + 1})" if again else name)
     return found
 
 
-def cell(row: words.Record) -> str:
+def cell(row: formatting.Record) -> str:
     """A cell in words: the attack and what it was up against."""
     if row["defense"] is None:
         return str(row["spec"])
@@ -126,7 +132,7 @@ def cell(row: words.Record) -> str:
     return f"{row['spec']} behind {row['defense']}, {knows}"
 
 
-def to_junit(records: Sequence[words.Record]) -> str:
+def to_junit(records: Sequence[formatting.Record]) -> str:
     """JUnit XML: a suite for each run, a case for each gate and each attack.
 
     An inconclusive gate is a failure of the type "inconclusive"; an attack fails on nothing, but
@@ -142,7 +148,7 @@ def to_junit(records: Sequence[words.Record]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def suite(record: words.Record, name: str) -> ET.Element:
+def suite(record: formatting.Record, name: str) -> ET.Element:
     """One run; its name is in the class names, because GitLab merges the suites of a job."""
     group = f"robusteval.{name.replace('.', '_')}"
     made = [gate_case(gate, f"{group}.gates") for gate in gates(record)]
@@ -151,7 +157,7 @@ def suite(record: words.Record, name: str) -> ET.Element:
     for spec, reason in absent.items():
         made.append(case(spec, f"{group}.attacks"))
         blame(made[-1], "error", "no result", reason)
-    if words.nothing(record):
+    if formatting.nothing(record):
         made.append(case("evaluation", group))
         blame(made[-1], "error", "nothing evaluated", record["verdict"])
     element = ET.Element("testsuite", name=name, tests=str(len(made)))
@@ -176,16 +182,16 @@ def clock(seconds: float | None) -> str:
     return f"{seconds or 0.0:.3f}"
 
 
-def gate_case(gate: words.Record, group: str) -> ET.Element:
+def gate_case(gate: formatting.Record, group: str) -> ET.Element:
     """A gate: passed, or failed."""
     element = case(gate["name"], group)
     if gate["outcome"] != "passed":
         blame(element, "failure", gate["outcome"], gate["reason"])
-    told(element, visible(words.gate(gate)))
+    told(element, visible(formatting.gate(gate)))
     return element
 
 
-def attack_case(row: words.Record, group: str) -> ET.Element:
+def attack_case(row: formatting.Record, group: str) -> ET.Element:
     """An attack: an error if it had no image to work on."""
     element = case(cell(row), group, row["cost"]["seconds"])
     if row["success_rate"]["float"]["n"] == 0:
@@ -205,31 +211,31 @@ def told(element: ET.Element, text: str) -> None:
     ET.SubElement(element, "system-out").text = text
 
 
-def page(record: words.Record) -> Iterator[str]:
+def page(record: formatting.Record) -> Iterator[str]:
     """A report in lines of plain text."""
     yield visible(record["verdict"])
-    yield from map(visible, words.meaning(record))
-    yield from (visible(f"gate {words.gate(gate)}") for gate in gates(record))
-    yield from (visible(words.finding(finding)) for finding in record["findings"])
+    yield from map(visible, formatting.meaning(record))
+    yield from (visible(f"gate {formatting.gate(gate)}") for gate in gates(record))
+    yield from (visible(formatting.finding(finding)) for finding in record["findings"])
     for row in record["attacks"]:
         yield visible(f"{cell(row)}: {sentence(row)}")
-    yield from map(visible, words.absences(record))
+    yield from map(visible, formatting.absences(record))
 
 
-def sentence(row: words.Record) -> str:
+def sentence(row: formatting.Record) -> str:
     """The numbers of a cell in words."""
     robust, fooled = row["robust_accuracy"], row["success_rate"]["float"]
-    threat = words.threat(row["threat"])
+    threat = formatting.threat(row["threat"])
     return (
-        f"robust accuracy {words.with_interval(robust['float'])} under {threat},"
-        f" {words.percent(robust['eight_bit'])} after rounding to 8 bit;"
+        f"robust accuracy {formatting.with_interval(robust['float'])} under {threat},"
+        f" {formatting.percent(robust['eight_bit'])} after rounding to 8 bit;"
         f" fooled on {fooled['k']:,} of {fooled['n']:,} images,"
-        f" median distance {words.quantity(row['distance']['median'])};"
-        f" {words.passes(row['cost'])} forward / backward passes per attacked image"
+        f" median distance {formatting.quantity(row['distance']['median'])};"
+        f" {formatting.passes(row['cost'])} forward / backward passes per attacked image"
     )
 
 
-def to_sarif(records: Sequence[words.Record]) -> str:
+def to_sarif(records: Sequence[formatting.Record]) -> str:
     """SARIF 2.1.0: a result for each gate that is not passed, each grave finding, each absence.
 
     Gates point at their line in the file that names them, the others at its first line, or at
@@ -249,7 +255,7 @@ def to_sarif(records: Sequence[words.Record]) -> str:
         "executionSuccessful": all(record["complete"] for record in records)
     }
     if left:
-        note = f"{words.plural(len(left), 'more result')} left out."
+        note = f"{formatting.plural(len(left), 'more result')} left out."
         invocation["toolExecutionNotifications"] = [{"message": {"text": note}}]
     driver = {"name": "robusteval", "version": __version__, "rules": [rule(id_) for id_ in ids]}
     run = {
@@ -301,7 +307,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def annotations(record: words.Record) -> list[str]:
+def annotations(record: formatting.Record) -> list[str]:
     """Workflow commands for GitHub, a line each: the ten worst problems of a run."""
     return list(map(annotation, problems(record)[:MOST_ANNOTATIONS]))
 
@@ -328,13 +334,13 @@ def as_property(text: str) -> str:
     return as_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def step_summary(records: Sequence[words.Record], limit: int = SUMMARY_LIMIT) -> str:
+def step_summary(records: Sequence[formatting.Record], limit: int = SUMMARY_LIMIT) -> str:
     """The reports as Markdown of at most `limit` bytes, cut between lines with a note."""
     lines = [line for record in records for line in (*document(record), "")]
     return "\n".join(fitting(lines, limit)) + "\n"
 
 
-def write_github(records: Sequence[words.Record], environ: Mapping[str, str]) -> list[str]:
+def write_github(records: Sequence[formatting.Record], environ: Mapping[str, str]) -> list[str]:
     """Inside a GitHub workflow, append to the step summary and return annotations to print.
 
     Elsewhere nothing is written and nothing returned. At most ten annotations, worst first.
@@ -358,7 +364,7 @@ def write_github(records: Sequence[words.Record], environ: Mapping[str, str]) ->
     return made
 
 
-def badge(record: words.Record) -> str:
+def badge(record: formatting.Record) -> str:
     """The JSON of a shields.io endpoint badge: the weakest robust accuracy, with its interval.
 
     Green only for passed gates on a complete run without a grave finding.
@@ -367,9 +373,9 @@ def badge(record: words.Record) -> str:
     return json.dumps({**shown, "color": colour(record)})
 
 
-def label_and_message(record: words.Record) -> dict[str, str]:
+def label_and_message(record: formatting.Record) -> dict[str, str]:
     """Both halves of a badge."""
-    if words.nothing(record):
+    if formatting.nothing(record):
         return {"message": "nothing evaluated"}
     cases = [case for case in record["worst_cases"] if case["defense"] is None]
     cases = cases or record["worst_cases"]
@@ -378,22 +384,22 @@ def label_and_message(record: words.Record) -> dict[str, str]:
     if not bounded:
         case = min(cases, key=lambda case: case["robust_accuracy"]["float"]["value"])
         n = case["success_rate"]["float"]["n"]
-        distance = f"{doubt}{words.quantity(case['distance']['median'])}, n = {n:,}"
+        distance = f"{doubt}{formatting.quantity(case['distance']['median'])}, n = {n:,}"
         label = f"median {case['threat']['norm']} distance"
         return {"label": shortened(visible(label), 60), "message": distance}
     case = min(bounded, key=lambda case: case["robust_accuracy"]["float"]["value"])
     rate = case["robust_accuracy"]["float"]
-    label = f"robust accuracy {words.threat(case['threat'])}"
-    message = f"{doubt}{words.with_interval(rate)}, n = {rate['n']:,}"
+    label = f"robust accuracy {formatting.threat(case['threat'])}"
+    message = f"{doubt}{formatting.with_interval(rate)}, n = {rate['n']:,}"
     return {"label": shortened(visible(label), 60), "message": message}
 
 
-def colour(record: words.Record) -> str:
+def colour(record: formatting.Record) -> str:
     """What a badge says at a glance."""
     outcome = record["gates"]["outcome"] if record["gates"] else None
     if outcome == "failed" or record["misfed"]:
         return "red"
-    if words.nothing(record) or not record["complete"]:
+    if formatting.nothing(record) or not record["complete"]:
         return "lightgrey"
     if record["upper_bound"] or outcome == "inconclusive":
         return "orange"

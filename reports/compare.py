@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from robusteval import metrics
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.metrics import Interval, Pairs, Rate
-from robusteval.records import Columns, Flags, Outcome, Run, Threat, digest, show
+from robusteval.runs import metrics
+from robusteval.runs.metrics import Interval, Pairs, Rate
+from robusteval.runs.storage import digest
+from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, show
 
-from . import words
+from . import formatting
 from .markdown import code, listed, prose
 from .markdown import row as table_row
-from .tables import jsonable, rate_of, threat_of
+from .record import jsonable, rate_of, threat_of
 from .terminal import Shown, facts, put_tables, say
 from .terminal import listed as print_list
 from .terminal import show as show_cell
@@ -137,7 +138,8 @@ def refuse(a: Run, b: Run) -> None:
     labels = [run.clean["label"][in_order(run.clean)] for run in (a, b)]
     if other := int((labels[0] != labels[1]).sum()):
         raise UsageError(
-            f"the runs disagree on the class of {words.plural(other, 'image')}: use the same labels"
+            f"the runs disagree on the class of {formatting.plural(other, 'image')}: use the same"
+            " labels"
         )
     for what, before, after in (
         ("classes", a.model.get("num_classes"), b.model.get("num_classes")),
@@ -358,7 +360,7 @@ def doubts(a: Run, b: Run) -> Iterator[str]:
             yield f"Not to be used: the model {when} is probably not fed as it was trained."
         grave = sum(finding.grave and not finding.misfed for finding in run.findings)
         if grave:
-            found = words.plural(grave, "grave finding")
+            found = formatting.plural(grave, "grave finding")
             yield f"The evaluation {when} is weak ({found}): its numbers are upper bounds."
 
 
@@ -376,7 +378,7 @@ def circumstances(run: Run) -> dict[str, Any]:
     """What may change a verdict without being the question."""
     model = ("arch", "arch_sha256", "mean", "std", "size", "resize")
     clean = {name: run.model.get(name) for name in model}
-    data = {"data": words.base(run.data.get("name")), "transform": run.data.get("transform")}
+    data = {"data": formatting.base(run.data.get("name")), "transform": run.data.get("transform")}
     facts = {
         f"{defended.spec} {name}": value
         for defended in run.defenses
@@ -401,12 +403,12 @@ def name(outcome: Outcome) -> str:
 
 def title(run: Run) -> str:
     """A run by the name of its folder."""
-    return words.base(run.folder) or words.base(run.model.get("file")) or "run"
+    return formatting.base(run.folder) or formatting.base(run.model.get("file")) or "run"
 
 
 def heading(threat: Threat | None, defense: str | None) -> str:
     """What a group of pairs has in common."""
-    said = "clean images" if threat is None else words.threat(threat_of(threat))
+    said = "clean images" if threat is None else formatting.threat(threat_of(threat))
     return f"{said} behind {defense}" if defense else said
 
 
@@ -470,7 +472,7 @@ def verdict(comparison: Comparison) -> str:
 def judgement(comparison: Comparison) -> str:
     """One sentence on all pairs."""
     pairs, n = comparison.pairs, len(comparison.before.clean["id"])
-    over = f"{words.plural(len(pairs), 'comparison')} over {words.plural(n, 'image')}"
+    over = f"{formatting.plural(len(pairs), 'comparison')} over {formatting.plural(n, 'image')}"
     if not any(pair.flips for pair in pairs):
         return f"Nothing changed: no image flipped in {over}."
     changed = [pair for pair in pairs if pair.p_holm < LEVEL]
@@ -531,8 +533,8 @@ class Column(NamedTuple):
 
 
 RATES = (
-    Column("before", lambda pair: words.with_interval(rate_of(pair.before))),
-    Column("after", lambda pair: words.with_interval(rate_of(pair.after))),
+    Column("before", lambda pair: formatting.with_interval(rate_of(pair.before))),
+    Column("after", lambda pair: formatting.with_interval(rate_of(pair.after))),
 )
 CHANGES = (
     Column("points", lambda pair: signed(pair.difference)),
@@ -568,7 +570,7 @@ def flipped(comparison: Comparison) -> list[str]:
     said = [one_flip(times[which], names) for which in first]
     left = len(times) - len(said)
     if left:
-        said.append(f"and {words.plural(left, 'more image')}: all are in the JSON form")
+        said.append(f"and {formatting.plural(left, 'more image')}: all are in the JSON form")
     return said
 
 
@@ -595,8 +597,11 @@ def named(label: int, names: Sequence[str] | None) -> str:
 def provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Both sides in words."""
     for when, run in (("before", comparison.before), ("after", comparison.after)):
-        file, arch = words.base(run.model.get("file")), run.model.get("arch")
-        yield when, words.joined(title(run), file, words.sha(run.model), arch, run.created)
+        file, arch = formatting.base(run.model.get("file")), run.model.get("arch")
+        yield (
+            when,
+            formatting.joined(title(run), file, formatting.sha(run.model), arch, run.created),
+        )
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

@@ -18,10 +18,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from robusteval.records import visible
+from robusteval.runs.types import visible
 
-from . import words
-from .tables import jsonable
+from . import formatting
+from .record import jsonable
 from .terminal import facts, heading, listed, put, say, text
 
 Record = dict[str, Any]
@@ -48,7 +48,7 @@ VIEWS = ("clean, label", "clean, predicted", "adversarial, label", "adversarial,
 
 
 class Shown(Protocol):
-    """One image as arrays: what `robusteval.explain.Panel` has."""
+    """One image as arrays: what `robusteval.analysis.explain.Panel` has."""
 
     @property
     def label(self) -> int: ...
@@ -94,14 +94,14 @@ def verdict(record: Record) -> str:
 def share(mean: Record) -> str:
     """A mean share with its interval."""
     if mean["n"] == 0:
-        return words.MISSING
+        return formatting.MISSING
     return f"{100 * mean['value']:.0f} % ({100 * mean['low']:.0f}–{100 * mean['high']:.0f})"
 
 
 def value(mean: Record) -> str:
     """A mean with its interval."""
     if mean["n"] == 0:
-        return words.MISSING
+        return formatting.MISSING
     return f"{mean['value']:.2f} ({mean['low']:.2f}–{mean['high']:.2f})"
 
 
@@ -160,7 +160,7 @@ def caution(residual: Record) -> str:
 
 def percent(number: float) -> str:
     """A share without interval."""
-    return f"{100 * number:.0f} %" if math.isfinite(number) else words.MISSING
+    return f"{100 * number:.0f} %" if math.isfinite(number) else formatting.MISSING
 
 
 def of_focus(console: Console, rows: Sequence[Record]) -> None:
@@ -220,7 +220,7 @@ def of_noise(console: Console, found: Record) -> None:
 
 def plain(number: float | None) -> str:
     """A number of two digits."""
-    return words.MISSING if number is None or not math.isfinite(number) else f"{number:.2f}"
+    return formatting.MISSING if number is None or not math.isfinite(number) else f"{number:.2f}"
 
 
 def of_refinement(console: Console, rows: Sequence[Record]) -> None:
@@ -233,7 +233,7 @@ def of_refinement(console: Console, rows: Sequence[Record]) -> None:
             (
                 row["way"],
                 f"{row['still_fooled']['k']} of {row['still_fooled']['n']}",
-                *(words.quantity(finite(row[norm])) for norm in ("l0", "l1", "l2", "linf")),
+                *(formatting.quantity(finite(row[norm])) for norm in ("l0", "l1", "l2", "linf")),
                 f"{row['forwards']:.0f} / {row['backwards']:.0f}",
             )
             for row in rows
@@ -252,8 +252,8 @@ def worth(rows: Sequence[Record]) -> str:
     best, rival = (min(group, key=lambda row: row["l0"]) for group in (guided, free))
     better = "is worth something" if best["l0"] < rival["l0"] else "adds nothing"
     return (
-        f"As a guide to a smaller perturbation the map {better}: {words.quantity(best['l0'])}"
-        f" changed values are left, {words.quantity(rival['l0'])} {rival['way']}."
+        f"As a guide to a smaller perturbation the map {better}: {formatting.quantity(best['l0'])}"
+        f" changed values are left, {formatting.quantity(rival['l0'])} {rival['way']}."
     )
 
 
@@ -281,7 +281,7 @@ def of_units(console: Console, units: Record) -> None:
                 f"unit {unit['unit']}",
                 f"{unit['attack']:.2f}",
                 f"{unit['noise']:.2f}",
-                unit["concept"] if unit["matched"] else words.MISSING,
+                unit["concept"] if unit["matched"] else formatting.MISSING,
                 f"{unit['overlap']:.3f}",
             )
             for unit in units["most_moved"][:5]
@@ -310,14 +310,19 @@ def provenance(record: Record) -> Iterator[tuple[str, str]]:
     """Where the numbers come from."""
     source = record["provenance"]
     model, data = source["model"], source["data"]
-    yield "model", words.joined(words.base(model.get("file")), words.sha(model), model.get("arch"))
     yield (
-        "data",
-        words.joined(
-            words.base(data["name"]), f"{data['total']:,} images", f"seed {source['seed']}"
+        "model",
+        formatting.joined(
+            formatting.base(model.get("file")), formatting.sha(model), model.get("arch")
         ),
     )
-    yield "made", words.joined(source["created"], words.duration(source["seconds"]))
+    yield (
+        "data",
+        formatting.joined(
+            formatting.base(data["name"]), f"{data['total']:,} images", f"seed {source['seed']}"
+        ),
+    )
+    yield "made", formatting.joined(source["created"], formatting.duration(source["seconds"]))
 
 
 def to_png(panel: Shown, record: Record, image: Record) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robusteval.records import visible
+from robusteval.runs.types import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

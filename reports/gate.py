@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval import metrics
 from robusteval.errors import UsageError
-from robusteval.records import Flags, Outcome, Run, Spec, show
 from robusteval.registry import ATTACKS, parse
+from robusteval.runs import metrics
+from robusteval.runs.types import Flags, Outcome, Run, Spec, show
 
 from .baseline import (
     Baseline,
@@ -35,8 +35,8 @@ from .baseline import (
     same_images,
     verdicts_of,
 )
-from .evidence import Change, Evidence, Level, Said, Share, Unmet, show_share
-from .rules import CLEAN, EXAMPLE, WORST, Rule, Settings, shown
+from .gate_config import CLEAN, EXAMPLE, WORST, Rule, Settings, shown
+from .gate_tests import Change, Evidence, Level, Said, Share, Unmet, show_share
 
 SHOWN = 20  # flipped images
 DEFAULT_DROP = 0.01  # of a gate that nobody configured

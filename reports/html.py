@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from robusteval.metrics import wilson
-from robusteval.records import Picture, Run, load_pictures, visible
+from robusteval.runs.folder import load_pictures
+from robusteval.runs.metrics import wilson
+from robusteval.runs.types import Picture, Run, visible
 
-from . import figures, maps, pictures, words
-from .tables import Checked, as_dict
+from . import figures, formatting, maps, pictures
+from .record import Checked, as_dict
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -53,7 +54,7 @@ class Drawing(NamedTuple):
 class Page(NamedTuple):
     """What the template lays out of one run."""
 
-    record: words.Record
+    record: formatting.Record
     curves: Sequence[Drawing]
     rocs: Sequence[Drawing]
     gallery: Sequence[pictures.Cell]
@@ -95,7 +96,7 @@ def compiled() -> Template:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        words=words,
+        formatting=formatting,
         maps=maps,
         places=PLACES,
         title=title,
@@ -148,14 +149,17 @@ def illustrated(pages: Sequence[Page], room: int) -> Iterator[Page]:
         yield each._replace(gallery=gallery, fit=pictures.fit_of(each.gallery, gallery, edge))
 
 
-def title(record: words.Record) -> str:
+def title(record: formatting.Record) -> str:
     """What a run is about."""
     source = record["provenance"]
-    model, data = words.base(source["model"].get("file")), words.base(source["data"].get("name"))
+    model, data = (
+        formatting.base(source["model"].get("file")),
+        formatting.base(source["data"].get("name")),
+    )
     return f"Robustness of {model or 'a model'} on {data or 'its data'}"
 
 
-def doubtful(record: words.Record) -> bool:
+def doubtful(record: formatting.Record) -> bool:
     """Whether the numbers are not what they seem."""
     return bool(record["upper_bound"] or record["misfed"])
 
@@ -179,7 +183,7 @@ def contents(page: Page) -> list[str]:
     return [section for section, there in sections.items() if there]
 
 
-def bar(rate: words.Record) -> str:
+def bar(rate: formatting.Record) -> str:
     """A share and its interval between nothing and all, as a data URI; the number is beside it."""
     low, wide = 100 * rate["low"], 100 * (rate["high"] - rate["low"])
     interval = f'<path d="M{low:.2f} 0h{wide:.2f}v8h-{wide:.2f}z" fill-opacity=".45"/>'
@@ -196,9 +200,9 @@ def drawn(svg: str) -> str:
     return f"data:image/svg+xml;base64,{encoded(svg.encode())}"
 
 
-def curves(record: words.Record) -> Iterator[Drawing]:
+def curves(record: formatting.Record) -> Iterator[Drawing]:
     """Robust accuracy against the budget, a chart for each norm and goal."""
-    found: dict[tuple[str, bool], list[words.Record]] = {}
+    found: dict[tuple[str, bool], list[formatting.Record]] = {}
     for curve in record["curves"]:
         # of a single radius the tables say all there is; nearer ones were not looked at
         if curve["nearest"] or len(curve["tested"]) > 1:
@@ -209,7 +213,8 @@ def curves(record: words.Record) -> Iterator[Drawing]:
             sizes = said(norm, max(curve["budgets"][-1] for curve in group))
         header = ["", *(pictures.distance(norm, size) for size in sizes)]
         rows = [
-            [name(curve), *(words.percent(left(curve, size)) for size in sizes)] for curve in group
+            [name(curve), *(formatting.percent(left(curve, size)) for size in sizes)]
+            for curve in group
         ]
         budget, unit = BUDGETS[norm]
         about = f"Robust accuracy against {budget}" + (", targeted" if targeted else "")
@@ -226,7 +231,7 @@ def curves(record: words.Record) -> Iterator[Drawing]:
         yield drawing(about, note, chart, header, rows)
 
 
-def radii(group: Sequence[words.Record]) -> list[float]:
+def radii(group: Sequence[formatting.Record]) -> list[float]:
     """Nothing, and every radius that was tried."""
     return sorted({0.0, *(point["eps"] for curve in group for point in curve["tested"])})
 
@@ -239,19 +244,19 @@ def said(norm: str, largest: float) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def name(curve: words.Record) -> str:
+def name(curve: formatting.Record) -> str:
     """What a curve is of."""
     return curve["defense"] or "undefended"
 
 
-def left(curve: words.Record, budget: float) -> words.Record:
+def left(curve: formatting.Record, budget: float) -> formatting.Record:
     """The images a curve leaves at a budget, of none where nothing is known."""
     at = bisect_right(curve["budgets"], budget) - 1
     known = budget <= curve["budgets"][-1]
     return {"k": curve["robust"][at], "n": curve["n"] if known else 0}
 
 
-def line(curve: words.Record) -> figures.Series:
+def line(curve: formatting.Record) -> figures.Series:
     """A curve as it is drawn, with the budgets that attacks were given."""
     n, scale = curve["n"], 255 if curve["norm"] == "linf" else 1
     intervals = [wilson(k, n) for k in curve["robust"]]
@@ -270,7 +275,7 @@ def line(curve: words.Record) -> figures.Series:
     )
 
 
-def rocs(record: words.Record) -> Iterator[Drawing]:
+def rocs(record: formatting.Record) -> Iterator[Drawing]:
     """What each detector tells apart, a line for each attack that gave it something to flag."""
     for defense in record["defenses"]:
         detector = defense["detector"]
@@ -284,8 +289,8 @@ def rocs(record: words.Record) -> Iterator[Drawing]:
             [
                 spec,
                 f"{row['auc']:.3f}",
-                words.with_interval(alarms),
-                words.with_interval(row["tpr"]),
+                formatting.with_interval(alarms),
+                formatting.with_interval(row["tpr"]),
             ]
             for spec, row in zip(names, found, strict=True)
         ]
@@ -307,12 +312,12 @@ def rocs(record: words.Record) -> Iterator[Drawing]:
         yield drawing(about, note, chart, header, rows)
 
 
-def aware(row: words.Record) -> str:
+def aware(row: formatting.Record) -> str:
     """Whether an attack knew the detector."""
     return "adaptive" if row["adaptive"] else "oblivious"
 
 
-def operating(alarms: words.Record, row: words.Record) -> figures.Measured:
+def operating(alarms: formatting.Record, row: formatting.Record) -> figures.Measured:
     """Where a detector stands with the threshold in use."""
     tpr = row["tpr"]
     return figures.Measured(alarms["value"], tpr["value"], tpr["low"], tpr["high"])

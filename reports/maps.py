@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval import metrics
-from robusteval.metrics import Difference
-from robusteval.records import Outcome, Run, Spec
+from robusteval.runs import metrics
+from robusteval.runs.metrics import Difference
+from robusteval.runs.types import Outcome, Run, Spec
 
-from . import words
+from . import formatting
 
 EFFORT = ("warmup", "steps")  # parameters that say how long an attack goes on
 SAME = 0.5  # rank correlation from which maps are called much the same
@@ -250,7 +250,8 @@ def nearest(part: Record, spec: str, names: Names) -> Iterator[str]:
         and pair["difference"]["value"] is not None
     ]
     yield (
-        f"{spec}: {names.cell(row)} reaches its class on {words.percent(row['success_rate'])} of"
+        f"{spec}: {names.cell(row)} reaches its class on {formatting.percent(row['success_rate'])}"
+        " of"
         f" the images and leaves a map {number(one['distance']['value'])} away from the benign"
         f" one{''.join(plain)}; {against_noise(one)}"
     )
@@ -344,7 +345,7 @@ class Names(NamedTuple):
 
     def cell(self, row: Record) -> str:
         """An attack and what it was up against."""
-        return words.cell({**row, "spec": self.short[row["spec"]]})
+        return formatting.cell({**row, "spec": self.short[row["spec"]]})
 
     def note(self) -> str:
         """What was left out of the names."""
@@ -361,10 +362,13 @@ def strength(part: Record, brief: bool) -> Table:
             stacked(row["success_rate"]),
             [number(row["confidence"]["value"])],
             [number(row["noise_rate"]["value"])],
-            [words.share(row["edge_energy"]["value"])],
+            [formatting.share(row["edge_energy"]["value"])],
         ]
         if not brief:
-            cells += [[words.passes(row["cost"])], [words.duration(row["cost"]["seconds"])]]
+            cells += [
+                [formatting.passes(row["cost"])],
+                [formatting.duration(row["cost"]["seconds"])],
+            ]
         rows.append((names.cell(row), cells))
     return Table(
         "Attacks on model and explanation",
@@ -372,7 +376,7 @@ def strength(part: Record, brief: bool) -> Table:
         rows,
         "Of successes the mean probability of the class reached, likeness lost, and share of the"
         f" squared change on edges (stronger than {part['edge']:g}), which are"
-        f" {words.share(edges(part))} of the pixels. Passes, per attacked image, and time are"
+        f" {formatting.share(edges(part))} of the pixels. Passes, per attacked image, and time are"
         f" without those that measure maps.{names.note()}",
     )
 
@@ -394,7 +398,7 @@ def quality(part: Record) -> Table:
             )
             for one in part["quality"]
         ],
-        f"Of {words.plural(images, 'image')} as they are, ± the 95 % interval (Student's t)."
+        f"Of {formatting.plural(images, 'image')} as they are, ± the 95 % interval (Student's t)."
         " Insertion: mean probability of the class while the pixels of a blurred image are made"
         " sharp, highest of the map first; better if higher than chance, random cells as coarse"
         " as the map's. Deletion: while they are made black; better if lower than chance. p: sign"
@@ -408,7 +412,7 @@ def quality(part: Record) -> Table:
 def held_cell(one: Record) -> list[str]:
     """An area under a curve, and what chance gives."""
     if not one["value"]["n"]:
-        return [words.MISSING]
+        return [formatting.MISSING]
     return [
         number(one["value"]["value"]),
         *half(one["value"]),
@@ -451,7 +455,7 @@ def map_cell(one: Record) -> list[str]:
     """The distance of one map, and what to hold it against."""
     mean = one["distance"]
     if not mean["n"]:
-        return [words.MISSING]
+        return [formatting.MISSING]
     mark = " *" if one["attacked"] else ""
     floor = [f"seed {number(one['floor']['value'])}"] if one["floor"] else []
     return [
@@ -487,7 +491,7 @@ def pair_cell(pair: Record) -> list[str]:
     """A paired difference with its test."""
     gap = pair["difference"]
     if not gap["n"]:
-        return [words.MISSING]
+        return [formatting.MISSING]
     mark = " *" if pair["attacked"] else ""
     return [f"{gap['value']:+.3f}{mark}", *half(gap), chance(gap["p"])]
 
@@ -503,7 +507,7 @@ def transferred(part: Record) -> Iterator[Table]:
                 (
                     str(Spec(f"on {row['attacked']}", row["effort"])),
                     [
-                        [number(mean["value"]), *half(mean)] if mean["n"] else [words.MISSING]
+                        [number(mean["value"]), *half(mean)] if mean["n"] else [formatting.MISSING]
                         for mean in row["distances"]
                     ],
                 )
@@ -517,7 +521,7 @@ def transferred(part: Record) -> Iterator[Table]:
 def number(value: float | None, digits: int = 3) -> str:
     """A number in [-1, 1], never rounded to nothing."""
     if value is None:
-        return words.MISSING
+        return formatting.MISSING
     least = 10.0**-digits
     return f"< {least:g}" if 0 < value < least / 2 else f"{value:.{digits}f}"
 
@@ -530,8 +534,8 @@ def half(mean: Record, digits: int = 3) -> Iterator[str]:
 
 def stacked(rate: Record) -> list[str]:
     """A share above its interval."""
-    value = words.percent(rate)
-    interval = words.with_interval(rate).removeprefix(value).strip()
+    value = formatting.percent(rate)
+    interval = formatting.with_interval(rate).removeprefix(value).strip()
     return [value, *filter(None, [interval])]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from robusteval.records import Run, visible
+from robusteval.runs.types import Run, visible
 
-from . import maps, words
-from .tables import Checked, as_dict
+from . import formatting, maps
+from .record import Checked, as_dict
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
@@ -49,10 +49,10 @@ def shortened(lines: Sequence[str], limit: int) -> list[str]:
     return [*lines[:kept], "", CUT] if kept else [CUT]
 
 
-def document(record: words.Record) -> Iterator[str]:
+def document(record: formatting.Record) -> Iterator[str]:
     """The lines of the document."""
     yield f"**{prose(record['verdict'])}**"
-    yield from listed("", words.meaning(record))
+    yield from listed("", formatting.meaning(record))
     yield from gates(record)
     if record["attacks"]:
         if record["defenses"]:
@@ -60,10 +60,10 @@ def document(record: words.Record) -> Iterator[str]:
         yield from table(record)
     if record["interpreters"]:
         yield from explanations(record)
-    yield from listed("Findings", map(words.finding, record["findings"]))
-    yield from listed("Trust probes", words.probes(record))
-    yield from listed("Without a result", words.absences(record))
-    facts = (f"{label}: {text}" for label, text in words.provenance(record))
+    yield from listed("Findings", map(formatting.finding, record["findings"]))
+    yield from listed("Trust probes", formatting.probes(record))
+    yield from listed("Without a result", formatting.absences(record))
+    facts = (f"{label}: {text}" for label, text in formatting.provenance(record))
     yield from listed("Where this comes from", facts)
     command = record["provenance"]["command"]
     if command:
@@ -78,58 +78,58 @@ def listed(title: str, items: Iterable[str]) -> Iterator[str]:
         yield from marked
 
 
-def gates(record: words.Record) -> Iterator[str]:
+def gates(record: formatting.Record) -> Iterator[str]:
     """The gates, a row each; nothing if there were none."""
     check = record["gates"]
     if check is None:
         return
-    yield from ("", f"### Gates: {prose(words.gates(check))}", "")
+    yield from ("", f"### Gates: {prose(formatting.gates(check))}", "")
     yield row(["outcome", "gate", "found", "asked", "margin", "why"])
     yield row([LEFT, LEFT, RIGHT, RIGHT, RIGHT, LEFT])
     for gate in check["gates"]:
-        facts = " ".join(words.gate_facts(gate))
+        facts = " ".join(formatting.gate_facts(gate))
         cells = (
-            words.OUTCOMES[gate["outcome"]],
-            words.gate_title(gate),
-            words.gate_value(gate),
-            words.gate_limit(gate),
-            words.gate_margin(gate),
+            formatting.OUTCOMES[gate["outcome"]],
+            formatting.gate_title(gate),
+            formatting.gate_value(gate),
+            formatting.gate_limit(gate),
+            formatting.gate_margin(gate),
             facts,
         )
         yield row(list(map(prose, cells)))
 
 
-def matrix(record: words.Record) -> Iterator[str]:
+def matrix(record: formatting.Record) -> Iterator[str]:
     """Attacks against defenses, and what detectors tell apart."""
-    titles, rows = words.matrix(record)
+    titles, rows = formatting.matrix(record)
     yield from ("", "### Robust accuracy, attacks against defenses", "")
     yield row(["attack", titles[0], *map(code, titles[1:])])
     yield row([LEFT, *(RIGHT for _ in titles)])
     for line in rows:
         cells = map(cell, line.cells) if line.cells else ("" for _ in titles)
         yield row([title_of(line), *cells])
-    yield from listed("Detectors", words.detectors(record))
+    yield from listed("Detectors", formatting.detectors(record))
 
 
-def cell(found: Sequence[words.Cell]) -> str:
+def cell(found: Sequence[formatting.Cell]) -> str:
     """The numbers in one place of the matrix, with what must be known of each."""
     said = (f"{number}, {note}" if note else number for number, note in found)
-    return prose("; ".join(said) or words.MISSING)
+    return prose("; ".join(said) or formatting.MISSING)
 
 
-def table(record: words.Record) -> Iterator[str]:
+def table(record: formatting.Record) -> Iterator[str]:
     """All attacks, a row each."""
-    columns = (*words.strength(record), *words.cost(record))
+    columns = (*formatting.strength(record), *formatting.cost(record))
     yield from ("", "### Attacks", "")
     yield row(["attack", *(column.title for column in columns)])
     yield row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
-    for line in words.lines(record):
+    for line in formatting.lines(record):
         cells = [prose(c.cell(line.numbers)) if line.numbers else "" for c in columns]
         yield row([title_of(line), *cells])
-    yield from ("", prose(words.legend(record)))
+    yield from ("", prose(formatting.legend(record)))
 
 
-def explanations(record: words.Record) -> Iterator[str]:
+def explanations(record: formatting.Record) -> Iterator[str]:
     """What attacks did to maps."""
     yield from listed("Explanations", maps.sentences(record))
     for table in maps.tables(record):
@@ -141,10 +141,10 @@ def explanations(record: words.Record) -> Iterator[str]:
         yield from ("", prose(table.note))
 
 
-def title_of(line: words.Line | words.Row) -> str:
+def title_of(line: formatting.Line | formatting.Row) -> str:
     """The name of a row as it is set."""
     if line.kind == "attack":
-        note = line.note if isinstance(line, words.Line) else ""
+        note = line.note if isinstance(line, formatting.Line) else ""
         return code(line.title) + (f" {prose(note)}" if note else "")
     return f"**{prose(line.title)}**" if line.kind == "threat" else prose(line.title)
 

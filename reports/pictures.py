@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval import metrics
-from robusteval.records import Outcome, Picture, Run
+from robusteval.runs import metrics
+from robusteval.runs.types import Outcome, Picture, Run
 
-from . import words
+from . import formatting
 
 Array = np.ndarray[Any, Any]
 
@@ -74,9 +74,11 @@ class Fit(NamedTuple):
     left_out: int  # samples
 
 
-def cell(run: Run, record: words.Record, row: words.Record, kept: Sequence[Picture]) -> Cell:
+def cell(
+    run: Run, record: formatting.Record, row: formatting.Record, kept: Sequence[Picture]
+) -> Cell:
     """The samples of one attack, `row` being what the record says of it."""
-    setting = words.joined(words.place(row), *words.known(record, row))
+    setting = formatting.joined(formatting.place(row), *formatting.known(record, row))
     outcome = run.outcomes[row["outcome"]]
     return Cell(row["spec"], setting, [sample(run, outcome, picture) for picture in kept])
 
@@ -111,7 +113,7 @@ def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
 
 def shown(number: str, what: str, caption: Sequence[str], image: Array) -> Shown:
     """A picture of an image ``(h, w, c)`` in [0, 1]."""
-    return Shown(what, caption, f"{number}, {what}: {words.joined(*caption)}", viewable(image))
+    return Shown(what, caption, f"{number}, {what}: {formatting.joined(*caption)}", viewable(image))
 
 
 def heat(
@@ -153,7 +155,7 @@ def share(probability: float) -> str:
     """A probability, never rounded to all or nothing; empty if it is not known."""
     if not math.isfinite(probability):
         return ""
-    text = words.share(probability)
+    text = formatting.share(probability)
     return {"100.0 %": "> 99.9 %", "0.0 %": "< 0.1 %"}.get(text, text)
 
 
@@ -162,13 +164,15 @@ def measured(norm: str, size: float) -> str:
     if not math.isfinite(size):
         return ""
     return (
-        f"SSIM {words.similarity(1 - size)}" if norm == "ssim" else f"{norm} {distance(norm, size)}"
+        f"SSIM {formatting.similarity(1 - size)}"
+        if norm == "ssim"
+        else f"{norm} {distance(norm, size)}"
     )
 
 
 def distance(norm: str, size: float) -> str:
     """A distance in what its norm counts in."""
-    return f"{words.quantity(255 * size)}/255" if norm == "linf" else words.quantity(size)
+    return f"{formatting.quantity(255 * size)}/255" if norm == "linf" else formatting.quantity(size)
 
 
 def verdict(run: Run, outcome: Outcome, at: int) -> str:

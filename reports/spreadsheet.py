@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from robusteval.records import visible
+from robusteval.runs.types import visible
 
-from . import words
+from . import formatting
 from .ci import names
 
 # what a spreadsheet takes for a formula, also as a full-width character; tab and carriage
@@ -29,7 +29,7 @@ COLUMNS = (
 )
 
 
-def to_csv(records: Sequence[words.Record]) -> str:
+def to_csv(records: Sequence[formatting.Record]) -> str:
     """The numbers of runs as CSV (RFC 4180), in full precision.
 
     The column `kind` says what a row is about: the accuracy of the images as they are ("clean"),
@@ -47,7 +47,7 @@ def to_csv(records: Sequence[words.Record]) -> str:
     return page.getvalue()
 
 
-def rows(record: words.Record) -> Iterator[dict[str, Any]]:
+def rows(record: formatting.Record) -> Iterator[dict[str, Any]]:
     """The rows of one run: clean accuracies, attacks, worst cases."""
     clean = {"float": record["clean_accuracy"]}
     yield {"kind": "clean", "n": record["clean_accuracy"]["n"], **accuracies(clean)}
@@ -65,7 +65,7 @@ def rows(record: words.Record) -> Iterator[dict[str, Any]]:
             yield from map_rows(row)
 
 
-def map_rows(row: words.Record) -> Iterator[dict[str, Any]]:
+def map_rows(row: formatting.Record) -> Iterator[dict[str, Any]]:
     """A row for each interpreter: means over the images on which an attack succeeds."""
     means = ("confidence", "noise_rate", "edge_energy", "edge_area")
     known = {
@@ -91,7 +91,7 @@ def listed(specs: Iterable[str]) -> str:
     return "; ".join(specs)
 
 
-def numbers(row: words.Record) -> dict[str, Any]:
+def numbers(row: formatting.Record) -> dict[str, Any]:
     """What attacks and worst cases have in common."""
     threat, fooled = row["threat"], row["success_rate"]["float"]
     return {
@@ -110,7 +110,7 @@ def numbers(row: words.Record) -> dict[str, Any]:
     }
 
 
-def accuracies(rates: words.Record) -> dict[str, Any]:
+def accuracies(rates: formatting.Record) -> dict[str, Any]:
     """Rates with their intervals, for each way of looking at a result that there is."""
     made: dict[str, Any] = {}
     for way, rate in rates.items():

@@ -13,10 +13,10 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from robusteval.records import Run, visible
+from robusteval.runs.types import Run, visible
 
-from . import maps, words
-from .tables import Checked, as_dict
+from . import formatting, maps
+from .record import Checked, as_dict
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
@@ -47,17 +47,17 @@ def print_table(run: Run, console: Console, check: Checked | None = None) -> Non
     doubtful = record["upper_bound"] or record["misfed"]
     say(console, record["verdict"], "bold red" if doubtful else "bold")
     console.print()
-    for sentence in words.meaning(record):
+    for sentence in formatting.meaning(record):
         say(console, sentence)
     gates(console, record)
     if record["attacks"]:
         tables(console, record)
     if record["interpreters"]:
         explanations(console, record)
-    listed(console, "Findings", [words.finding(finding) for finding in record["findings"]])
-    listed(console, "Trust probes", [f"- {probe}" for probe in words.probes(record)])
-    listed(console, "Without a result", [f"✗ {absence}" for absence in words.absences(record)])
-    facts(console, words.provenance(record))
+    listed(console, "Findings", [formatting.finding(finding) for finding in record["findings"]])
+    listed(console, "Trust probes", [f"- {probe}" for probe in formatting.probes(record)])
+    listed(console, "Without a result", [f"✗ {absence}" for absence in formatting.absences(record)])
+    facts(console, formatting.provenance(record))
     command = record["provenance"]["command"]
     if command:
         # not wrapped, so that it can be copied
@@ -128,27 +128,27 @@ def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
     put(console, grid)
 
 
-def gates(console: Console, record: words.Record) -> None:
+def gates(console: Console, record: formatting.Record) -> None:
     """The gates, worst news first to see: outcome, margin, and why."""
     check = record["gates"]
     if check is None:
         return
-    heading(console, f"Gates: {words.gates(check)}")
+    heading(console, f"Gates: {formatting.gates(check)}")
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(overflow="fold")
     for gate in check["gates"]:
-        outcome = words.OUTCOMES[gate["outcome"]]
+        outcome = formatting.OUTCOMES[gate["outcome"]]
         mark = MARKS[outcome[0]]
-        grid.add_row(text(console, outcome, mark), text(console, words.gate_title(gate), mark))
-        for fact in filter(None, (words.gate_line(gate), *words.gate_facts(gate))):
+        grid.add_row(text(console, outcome, mark), text(console, formatting.gate_title(gate), mark))
+        for fact in filter(None, (formatting.gate_line(gate), *formatting.gate_facts(gate))):
             grid.add_row("", text(console, fact))
     put(console, grid)
 
 
-def tables(console: Console, record: words.Record) -> None:
+def tables(console: Console, record: formatting.Record) -> None:
     """The attacks, in as many tables as the width asks for."""
-    lines = list(words.lines(record))
+    lines = list(formatting.lines(record))
     names = [(f"{line.title} {line.note}".rstrip(), line.kind) for line in lines]
     strength, cost = (
         [
@@ -159,10 +159,10 @@ def tables(console: Console, record: words.Record) -> None:
             )
             for column in columns
         ]
-        for columns in (words.strength(record), words.cost(record))
+        for columns in (formatting.strength(record), formatting.cost(record))
     )
     if record["defenses"]:
-        titles, rows = words.matrix(record)
+        titles, rows = formatting.matrix(record)
         columns = [
             Shown(title, [cell(console, row, i) for row in rows], left=True)
             for i, title in enumerate(titles)
@@ -170,14 +170,14 @@ def tables(console: Console, record: words.Record) -> None:
         kinds = [(row.title, row.kind) for row in rows]
         heading(console, "Robust accuracy, attacks against defenses")
         put_tables(console, kinds, [[wrapped(console, column) for column in columns]])
-        listed(console, "Detectors", [f"- {line}" for line in words.detectors(record)])
+        listed(console, "Detectors", [f"- {line}" for line in formatting.detectors(record)])
     # the matrix has taken from the first side what set it apart
     put_tables(console, names, [strength + cost] if record["defenses"] else [strength, cost])
     console.print()
-    say(console, words.legend(record), "dim")
+    say(console, formatting.legend(record), "dim")
 
 
-def explanations(console: Console, record: words.Record) -> None:
+def explanations(console: Console, record: formatting.Record) -> None:
     """What attacks did to maps: a table after the other, then what follows."""
     for table in maps.tables(record, brief=True):
         heading(console, table.title)
@@ -201,12 +201,12 @@ def show(console: Console, content: str) -> str:
     return carried(console, visible(content))
 
 
-def cell(console: Console, row: words.Row, i: int) -> str:
+def cell(console: Console, row: formatting.Row, i: int) -> str:
     """What stands in one column of a row of the matrix, a line for each number and note."""
     if not row.cells:
         return ""
     lines = [part for found in row.cells[i] for part in (found.number, found.note) if part]
-    return "\n".join(show(console, line) for line in lines) or show(console, words.MISSING)
+    return "\n".join(show(console, line) for line in lines) or show(console, formatting.MISSING)
 
 
 def wrapped(console: Console, column: Shown) -> Shown:

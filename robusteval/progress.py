@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from robusteval.records import visible
+from robusteval.runs.types import visible
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 WIDE = 80  # columns a bar and the time left need

@@ -21,7 +21,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from robusteval.errors import UsageError
-from robusteval.records import Spec, Threat
+from robusteval.runs.types import Spec, Threat
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robusteval.errors import UsageError
-from robusteval.records import Run, Spec
+from robusteval.runs.types import Run, Spec
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from robusteval.data import Data
+    from robusteval.datasets.sources import Data
     from robusteval.reports.gate import Gate
 
     Array = np.ndarray[Any, Any] | Tensor
@@ -40,7 +40,7 @@ def assert_robust(
     ----------
     model : nn.Module, str or path
         A `Classifier`, any module that maps images in [0, 1] to logits, or the path of a checkpoint
-        that says itself how to be read (others: `robusteval.checkpoint.load`).
+        that says itself how to be read (others: `robusteval.models.checkpoint.load`).
     data : Data, str, or pair of arrays or tensors
         As for the option ``--data``; or images (n, c, h, w), floats in [0, 1] or integers to 255,
         and labels (n,).
@@ -67,9 +67,9 @@ def assert_robust(
         If an attack broke, or no image was classified correctly to begin with.
     """
     __tracebackhide__ = True
-    from robusteval.evaluate import evaluate
+    from robusteval.evaluation.evaluate import evaluate
     from robusteval.reports.gate import check
-    from robusteval.reports.rules import SHARE, Rule, Settings
+    from robusteval.reports.gate_config import SHARE, Rule, Settings
 
     if not SHARE.holds(floor):
         raise UsageError(f"floor must be {SHARE} (0.4 is 40 %), not {floor!r}")
@@ -86,7 +86,7 @@ def assert_robust(
 def opened(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The model itself, or the one in a checkpoint."""
     if isinstance(model, str | os.PathLike):
-        from robusteval.checkpoint import load
+        from robusteval.models.checkpoint import load
 
         return load(model)
     return model
@@ -94,8 +94,8 @@ def opened(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
 
 def images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
     """Images and labels as the network takes them; UsageError if they are none."""
-    from robusteval.data import Data, open_data
-    from robusteval.model import Classifier
+    from robusteval.datasets.sources import Data, open_data
+    from robusteval.models.classifier import Classifier
 
     if isinstance(data, Data):
         return data
@@ -118,7 +118,7 @@ def paired(x: Array, y: Array) -> Data:
     import numpy as np
     from torch import Tensor
 
-    from robusteval.data import from_arrays
+    from robusteval.datasets.sources import from_arrays
 
     pixels, labels = (
         part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
@@ -129,7 +129,7 @@ def paired(x: Array, y: Array) -> Data:
 
 def message(run: Run, gates: Sequence[Gate], floor: float) -> Iterator[str]:
     """The verdict, what was not kept, and what to do."""
-    from robusteval.reports.tables import as_dict
+    from robusteval.reports.record import as_dict
 
     yield f"robust accuracy of at least {100 * floor:.6g} % is not shown"
     yield f"verdict: {as_dict(run)['verdict']}"

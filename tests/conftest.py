@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from toys import Bands, Linear, synthetic, trained
 
-from robusteval.model import Classifier
-from robusteval.records import Columns, Outcome, Run, Spec, Store, Threat, entry_of
+from robusteval.models.classifier import Classifier
+from robusteval.runs.folder import Store, entry_of
+from robusteval.runs.types import Columns, Outcome, Run, Spec, Threat
 
 Made = np.ndarray[Any, Any]
 

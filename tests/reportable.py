@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.records import Defended, Finding, Outcome, Run, Spec, Threat
+from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]

@@ -25,23 +25,14 @@ import reportable
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from robusteval.records import (
-    Finding,
-    Outcome,
-    Picture,
-    Run,
-    Spec,
-    Store,
-    entry_of,
-    load_run,
-    visible,
-)
 from robusteval.reports import ci, compare
+from robusteval.reports.formatting import base
 from robusteval.reports.markdown import to_markdown
+from robusteval.reports.record import as_dict, to_json
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
-from robusteval.reports.tables import as_dict, to_json
 from robusteval.reports.terminal import print_table
-from robusteval.reports.words import base
+from robusteval.runs.folder import Store, entry_of, load_run
+from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]

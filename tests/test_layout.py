@@ -13,7 +13,18 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 MAPPING: dict[str, str] = SETUP["package-dir"]
 LEAVES = ("attacks", "defenses", "reports")
 # start at once, also on a machine without torch
-LIGHT = ("cli", "errors", "metrics", "preset", "progress", "records", "registry", "testing")
+LIGHT = (
+    "cli",
+    "errors",
+    "progress",
+    "registry",
+    "testing",
+    "runs.cache_folder",
+    "runs.folder",
+    "runs.metrics",
+    "runs.storage",
+    "runs.types",
+)
 
 
 @pytest.mark.parametrize("package", [name for name in MAPPING if "." in name])
@@ -48,6 +59,37 @@ def imports(path: Path, *, everywhere: bool) -> set[str]:
 
 def is_below(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+# from the top down; each may import only what stands below it
+FLOORS = (
+    ("cli", "testing"),
+    ("commands",),
+    ("analysis",),
+    ("evaluation",),
+    ("interpreters",),
+    ("search", "art"),
+    ("models",),
+    ("datasets",),
+    ("registry", "progress"),
+    ("runs",),
+    ("errors",),
+)
+ABOVE = {
+    room: {above for higher in FLOORS[: i + 1] for above in higher}
+    for i, floor in enumerate(FLOORS)
+    for room in floor
+}
+
+
+@pytest.mark.parametrize("room", ABOVE)
+def test_imports_go_down(room: str) -> None:
+    """Lazy ones inside functions, too."""
+    files = [ROOT / "robusteval" / f"{room}.py", *(ROOT / "robusteval" / room).glob("**/*.py")]
+    names = {name for file in files if file.is_file() for name in imports(file, everywhere=True)}
+    rooms = {name.split(".")[1] for name in names if name.startswith("robusteval.")}
+
+    assert not rooms & ABOVE[room] - {room}
 
 
 CORE = sorted((ROOT / "robusteval").glob("**/*.py"))
@@ -111,5 +153,5 @@ def test_importing_the_package_has_no_side_effects(tmp_path: Path) -> None:
         env={"HOME": str(tmp_path)},
     )
 
-    assert "robusteval.model" not in done.stdout
+    assert "robusteval.models.classifier" not in done.stdout
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from robusteval.cli import cli
-from robusteval.data import open_data
-from robusteval.zoo import demo
+from robusteval.datasets.sources import open_data
+from robusteval.models.demo import demo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from robusteval.errors import UsageError
-from robusteval.records import Spec, Threat
 from robusteval.registry import ATTACKS, Registry, parse, read_number
+from robusteval.runs.types import Spec, Threat
 
 MODULE = '''
 from typing import Literal

@@ -12,9 +12,9 @@ import pytest
 import torch
 from toys import Linear
 
-from robusteval.data import Data, open_data
+from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import NothingEvaluated, UsageError
-from robusteval.model import Classifier
+from robusteval.models.classifier import Classifier
 from robusteval.testing import assert_robust, images
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.defense import Guarded
-from robusteval.interpreters.distance import Explainer
-from robusteval.model import Classifier, predictions
-from robusteval.norms import quantise
+from robusteval.evaluation.defense import WithDetector
+from robusteval.interpreters.explainer import Explainer
+from robusteval.models.classifier import Classifier, predictions
 from robusteval.registry import ATTACKS
+from robusteval.search.balls import quantise
 
 
 def asked(name: str, **wanted: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def asked(name: str, **wanted: Any) -> dict[str, Any]:
 
 def attackable(name: str, classifier: Classifier) -> Classifier:
     """The classifier as this attack needs it: behind a detector if that is what it attacks."""
-    return Guarded(classifier, Watcher()) if name == "evade" else classifier
+    return WithDetector(classifier, Watcher()) if name == "evade" else classifier
 
 
 class Watcher:

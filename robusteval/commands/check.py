@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.errors import UsageError
-from robusteval.records import Run, load_run, write_atomically
+from robusteval.runs.folder import load_run
+from robusteval.runs.storage import write_atomically
+from robusteval.runs.types import Run
 
 from .report import RUN, check_free, form_of, output_options, show
 from .shell import F, emit, tell
@@ -19,7 +21,7 @@ from .shell import F, emit, tell
 if TYPE_CHECKING:
     from robusteval.reports.baseline import Baseline
     from robusteval.reports.gate import Check
-    from robusteval.reports.rules import Settings
+    from robusteval.reports.gate_config import Settings
 
 BASELINE = Path("robustness-baseline.json")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -54,7 +56,7 @@ def gate_options(option: Callable[..., Callable[[Any], Any]] = click.option) -> 
 def held(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline | None]:
     """The gates and the baseline; UsageError if they cannot be read, or there is neither."""
     from robusteval.reports.baseline import read_baseline
-    from robusteval.reports.rules import find_settings, read_settings
+    from robusteval.reports.gate_config import find_settings, read_settings
 
     settings = find_settings(Path()) if config is None else read_settings(config)
     if baseline is not None:
@@ -67,7 +69,7 @@ def judged(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -
     """The verdicts on some runs; inside a GitHub workflow also a summary and annotations."""
     from robusteval.reports.ci import write_github
     from robusteval.reports.gate import check
-    from robusteval.reports.tables import as_dict
+    from robusteval.reports.record import as_dict
 
     checks = [check(run, settings, baseline) for run in runs]
     records = [as_dict(run, found) for run, found in zip(runs, checks, strict=True)]
@@ -154,7 +156,7 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
       robusteval baseline update runs/demo-0123abcd
     """
     from robusteval.reports.baseline import baseline_of, changes, read_baseline, to_text
-    from robusteval.reports.rules import find_settings, read_settings
+    from robusteval.reports.gate_config import find_settings, read_settings
 
     if baseline is None:
         settings = find_settings(Path()) if config is None else read_settings(config)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robusteval.commands.preset import check
 from robusteval.errors import UsageError
-from robusteval.preset import check
-from robusteval.records import Spec, show, write_atomically
 from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.storage import write_atomically
+from robusteval.runs.types import Spec, show
 
 from .running import (
     bars,
@@ -179,7 +180,7 @@ def detector(
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.defenses.detection import fit_detector
-        from robusteval.plan import build
+        from robusteval.evaluation.plan import build
 
         classifier = opened(
             checkpoint,
@@ -250,7 +251,7 @@ def pretrained(path: Path | None, progress: Bars) -> nn.Module:
     """VGG-16 as torchvision publishes it; never downloaded here."""
     import torch
 
-    from robusteval.checkpoint import load
+    from robusteval.models.checkpoint import load
 
     if path is None:
         path = Path(torch.hub.get_dir()) / "checkpoints" / VGG
@@ -404,7 +405,7 @@ def cell(console: Console, content: str) -> Text:
 
 def share(rate: Record) -> str:
     """A share with its interval."""
-    from robusteval.reports.words import with_interval
+    from robusteval.reports.formatting import with_interval
 
     return with_interval(rate)
 

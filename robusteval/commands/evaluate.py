@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from robusteval.commands.preset import Preset, check, read_preset, with_eps
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.files import read_defense
-from robusteval.preset import Preset, check, read_preset, with_eps
-from robusteval.records import Run, Spec
+from robusteval.evaluation.defense_files import read_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
+from robusteval.runs.types import Run, Spec
 
 from .check import gate_options, held, judged, leave
 from .report import FORMATS, show
@@ -189,8 +189,8 @@ def evaluate(
 
     with stoppable(fresh) as stop, bars() as progress:
         stop.progress = progress
-        from robusteval.evaluate import execute
-        from robusteval.plan import prepare
+        from robusteval.evaluation.evaluate import execute
+        from robusteval.evaluation.plan import prepare
 
         classifier = opened(
             checkpoint,

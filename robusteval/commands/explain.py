@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from robusteval.commands.preset import check
 from robusteval.errors import UsageError
-from robusteval.preset import check
-from robusteval.records import write_atomically
 from robusteval.registry import parse
+from robusteval.runs.storage import write_atomically
 
 from .running import (
     bars,
@@ -136,8 +136,8 @@ def explain(
         )
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
-        from robusteval.concepts import open_concepts
-        from robusteval.explain import explain as explained
+        from robusteval.analysis.explain import explain as explained
+        from robusteval.datasets.concepts import open_concepts
 
         classifier = opened(
             checkpoint,

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from robusteval.preset import shipped
-from robusteval.records import show as show_value
+from robusteval.commands.preset import shipped
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
+from robusteval.runs.types import show as show_value
 
 from .shell import emit
 
@@ -31,7 +31,7 @@ def list_(what: str | None, as_json: bool) -> None:
 
     WHAT is attacks, defenses, interpreters, data or presets; all if not given.
     """
-    from robusteval.data import list_kinds
+    from robusteval.datasets.sources import list_kinds
 
     attacks = [
         {

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robusteval.commands.preset import check
 from robusteval.errors import UsageError
-from robusteval.metrics import Rate
-from robusteval.preset import check
-from robusteval.records import Spec
 from robusteval.registry import ATTACKS, parse
+from robusteval.runs.metrics import Rate
+from robusteval.runs.types import Spec
 
 from .running import (
     bars,
@@ -31,7 +31,7 @@ from .running import (
 from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
-    from robusteval.data import Data
+    from robusteval.datasets.sources import Data
     from robusteval.defenses.masking import Chosen, Judgement
 
 EARLY = (
@@ -155,9 +155,9 @@ def mask(
     check_out(out, force, checkpoint)
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
-        from robusteval.checkpoint import contents, save
         from robusteval.defenses.masking import choose, judge_masks
-        from robusteval.masked import masked
+        from robusteval.models.checkpoint import contents, save
+        from robusteval.models.masked import masked
 
         options = {"arch": arch, "mean": mean, "std": std, "num_classes": num_classes}
         classifier = opened(checkpoint, progress, device=device, **options)

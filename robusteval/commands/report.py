@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from robusteval.errors import UsageError
-from robusteval.records import Run, load_run, write_atomically
+from robusteval.runs.folder import load_run
+from robusteval.runs.storage import write_atomically
+from robusteval.runs.types import Run
 
 from .shell import F, emit, written
 
@@ -96,7 +98,7 @@ def rendered(runs: Sequence[Run], form: str, checks: Sequence[Check | None], *, 
 
         return "\n".join(to_markdown(run, check) for run, check in zip(runs, checks, strict=True))
     from robusteval.reports import ci, spreadsheet
-    from robusteval.reports.tables import as_dict, to_json
+    from robusteval.reports.record import as_dict, to_json
 
     if form == "json":
         return to_json(runs, checks) + "\n"

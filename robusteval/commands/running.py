@@ -23,11 +23,11 @@ from .shell import F, Whole, numbers, option
 if TYPE_CHECKING:
     from types import FrameType
 
-    from robusteval.data import Data
-    from robusteval.finished import Finished
-    from robusteval.model import Classifier
+    from robusteval.datasets.sources import Data
+    from robusteval.evaluation.work_cache import WorkCache
+    from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
-    from robusteval.records import Spec
+    from robusteval.runs.types import Spec
 
 
 def together(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
@@ -170,11 +170,11 @@ def bars() -> Iterator[Bars]:
 
 def opened(checkpoint: str, progress: Bars, *, device: str, **options: Any) -> Classifier:
     """The classifier in a checkpoint, on its device."""
-    from robusteval.checkpoint import load, pick_device
+    from robusteval.models.checkpoint import load, pick_device
 
     target = pick_device(device)
     if checkpoint == "demo":
-        from robusteval.zoo import demo
+        from robusteval.models.demo import demo
 
         def trained(done: int, total: int) -> None:
             if done == 0:
@@ -192,7 +192,7 @@ def images_for(
     classifier: Classifier, spec: str, split: str, download: bool, size: int | None
 ) -> Data:
     """The data as this classifier takes it."""
-    from robusteval.data import open_data
+    from robusteval.datasets.sources import open_data
 
     hint = classifier.identity
     resize = None
@@ -277,11 +277,11 @@ def resumed(how: str = "the same command") -> str:
     return f"Stopped; {how} continues where this one ended."
 
 
-def taken_up(out: Path, stop: Stop) -> Finished:
+def taken_up(out: Path, stop: Stop) -> WorkCache:
     """What an earlier call has finished of `out`; from now on a stop loses little."""
-    from robusteval.finished import Finished
+    from robusteval.evaluation.work_cache import WorkCache
 
-    done = Finished(out.with_suffix(".part"))
+    done = WorkCache(out.with_suffix(".part"))
     if done.begun and stop.progress is not None:
         stop.progress.say(f"Continuing with what {done.folder} holds.")
     stop.word = resumed()

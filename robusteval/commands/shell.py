@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
-from robusteval.records import visible
 from robusteval.registry import read_number
+from robusteval.runs.types import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 

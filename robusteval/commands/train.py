@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.errors import RobustevalError, UsageError
-from robusteval.metrics import Rate
-from robusteval.records import show_number
+from robusteval.runs.metrics import Rate
+from robusteval.runs.types import show_number
 
 from .running import bars, device_option, model_options, opened, stoppable
 from .shell import Command, Whole, emit, number, numbers, option, radius
 
 if TYPE_CHECKING:
-    from robusteval.data import Data
-    from robusteval.defenses.course import Settings
+    from robusteval.datasets.sources import Data
     from robusteval.defenses.training import Trained
-    from robusteval.model import Classifier
+    from robusteval.defenses.training_loop import Settings
+    from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
 
 OBJECTIVES = ("standard", "adv", "trades", "int", "int2", "int_adv", "int2_adv", "one_class")
@@ -255,9 +255,9 @@ def train(
         raise UsageError("--warmup takes two numbers of epochs, such as --warmup 1,5")
     with stoppable(fresh) as stop, bars() as progress:
         stop.progress = progress
-        from robusteval.defenses.course import Settings
         from robusteval.defenses.training import is_helper
         from robusteval.defenses.training import train as trained
+        from robusteval.defenses.training_loop import Settings
 
         progress.console.quiet = is_helper()
         if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ:
@@ -328,9 +328,9 @@ def begun(
     **options: Any,
 ) -> tuple[Classifier, Data]:
     """The classifier to train, and its images."""
-    from robusteval.checkpoint import pick_device
-    from robusteval.data import open_data
+    from robusteval.datasets.sources import open_data
     from robusteval.defenses.training import channels_of, untrained
+    from robusteval.models.checkpoint import pick_device
 
     def images(channels: int | None) -> Data:
         return open_data(data, split="train", download=download, channels=channels, size=size)
@@ -350,7 +350,7 @@ def conclusion(
     found: Trained, settings: Settings, images: Data, data: str, size: int | None, arch: str | None
 ) -> str:
     """What came of it, and how to measure it."""
-    from robusteval.reports.words import with_interval
+    from robusteval.reports.formatting import with_interval
 
     best, path = found.best, found.path
 
@@ -392,7 +392,7 @@ def conclusion(
 
 def has_other_part(images: Data, data: str, size: int | None) -> bool:
     """Whether `evaluate` would by itself take other images of this data than were trained on."""
-    from robusteval.data import open_data
+    from robusteval.datasets.sources import open_data
 
     try:
         other = open_data(data, channels=images.shape[0], size=size)

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.interpreters.gradient import class_scores, differentiated
-from robusteval.masked import Masked
-from robusteval.model import Classifier
+from robusteval.models.classifier import Classifier
+from robusteval.models.masked import Masked
 from robusteval.registry import INTERPRETERS
 
 

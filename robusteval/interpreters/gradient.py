@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robusteval.model import Classifier, block_size
+from robusteval.models.classifier import Classifier, block_size
+from robusteval.models.seeds import per_image
 from robusteval.registry import INTERPRETERS
-from robusteval.seeds import per_image
 
 Slope = Literal["smooth", "adv2", "true"]
 

@@ -13,11 +13,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robusteval.interpreters.distance import mean_distance, scaled
+from robusteval.interpreters.explainer import mean_distance, scaled
 from robusteval.interpreters.gradient import class_scores
-from robusteval.interpreters.maps import resize
-from robusteval.interpreters.masks import blurred
-from robusteval.seeds import per_image
+from robusteval.interpreters.meaningful_perturbation import blurred
+from robusteval.interpreters.scaling import resize
+from robusteval.models.seeds import per_image
 
 Explain = Callable[..., Tensor]
 Network = TypeVar("Network", bound=nn.Module)

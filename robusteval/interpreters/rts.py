@@ -23,18 +23,18 @@ from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robusteval.data import Data, draw
+from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, network_of
 from robusteval.interpreters.gradient import class_scores, differentiated
-from robusteval.interpreters.masks import LARGE, blurred, mixed
-from robusteval.losses import margin
-from robusteval.model import Classifier, absorb, frozen, predictions
-from robusteval.plan import check_labels, wrapped
+from robusteval.interpreters.meaningful_perturbation import LARGE, blurred, mixed
+from robusteval.models.admission import check_labels, wrapped
+from robusteval.models.classifier import Classifier, absorb, frozen, predictions
 from robusteval.progress import Progress, Silent
-from robusteval.records import digest, write_atomically
 from robusteval.registry import INTERPRETERS
-from robusteval.zoo import cache_folder
+from robusteval.runs.cache_folder import cache_folder
+from robusteval.runs.storage import digest, write_atomically
+from robusteval.search.losses import margin
 
 FORMAT = 1  # of the file and of the network in it
 NOTES = "robusteval_rts"  # key of the file's header

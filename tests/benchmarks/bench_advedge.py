@@ -28,19 +28,19 @@ from torch import Tensor, autograd
 from torch.nn import functional as F
 
 from robusteval.attacks.advedge import advedge
+from robusteval.attacks.dual_objective import Settings, map_settings, recipe_for
 from robusteval.attacks.pgd import pgd
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.data import open_data
-from robusteval.dual import Settings, map_settings, recipe_for
-from robusteval.edges import Variant
-from robusteval.interpreters.distance import Explainer, mean_distance
+from robusteval.datasets.sources import open_data
+from robusteval.interpreters.explainer import Explainer, mean_distance
 from robusteval.interpreters.gradient import smooth_relu
 from robusteval.interpreters.rts import looked, mask_network, ready_rts
-from robusteval.model import Classifier, counting, frozen, predictions
-from robusteval.norms import quantise, ssim
-from robusteval.seeds import random_targets
-from robusteval.zoo import demo
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.demo import demo
+from robusteval.models.seeds import random_targets
+from robusteval.search.balls import quantise, ssim
+from robusteval.search.edges import Variant
 
 VARIANTS = get_args(Variant)
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from robusteval.attacks.isi import isi
 from robusteval.attacks.sigma_zero import sigma_zero
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.losses import margin
-from robusteval.model import Classifier, counting, frozen, predictions
-from robusteval.norms import distances
-from robusteval.zoo import demo
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.demo import demo
+from robusteval.search.balls import distances
+from robusteval.search.losses import margin
 
 Attack = Callable[..., Tensor]
 

@@ -25,17 +25,24 @@ import torch
 from bench_pgd import correct_images
 from torch import Tensor
 
+from robusteval.analysis.localisation import (
+    energy,
+    equal_noise,
+    mean_of,
+    noise_map,
+    overlap,
+    overlap_at,
+)
 from robusteval.attacks.pgap import fpgap, pgap
 from robusteval.attacks.pgd import fgsm, pgd
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
 from robusteval.interpreters.cam import gradcam_plus_plus
-from robusteval.interpreters.maps import min_max, resize
-from robusteval.localisation import energy, equal_noise, mean_of, noise_map, overlap, overlap_at
-from robusteval.losses import margin
-from robusteval.model import Classifier, counting, frozen, predictions
-from robusteval.norms import psnr, quantise, ssim
-from robusteval.zoo import demo
+from robusteval.interpreters.scaling import min_max, resize
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.demo import demo
+from robusteval.search.balls import psnr, quantise, ssim
+from robusteval.search.losses import margin
 
 BATCH = 128
 SHARES = (0.02, 0.05, 0.2)

@@ -23,13 +23,13 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from torch import Tensor, nn
 
-from robusteval.art import as_estimator
+from robusteval.art.to_art import as_estimator
 from robusteval.attacks.pgd import pgd
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.data import draw, open_data
-from robusteval.model import Classifier, counting, predictions
-from robusteval.zoo import demo
+from robusteval.datasets.sources import draw, open_data
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.demo import demo
 
 EPS, STEP, STEPS, BATCH = 8 / 255, 2 / 255, 20, 128
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robusteval.records import Columns, Outcome, Spec, Store, Threat, entry_of
+from robusteval.runs.folder import Store, entry_of
+from robusteval.runs.types import Columns, Outcome, Spec, Threat
 
 N, CELLS = 10_000, 12
 

@@ -19,13 +19,13 @@ import torch
 from bench_pgd import best_of, correct_images
 from torch import Tensor, autograd
 
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers
-from robusteval.model import Classifier, counting, predictions
-from robusteval.norms import quantise
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.demo import demo
 from robusteval.registry import ATTACKS, parse
-from robusteval.search import changes
-from robusteval.zoo import demo
+from robusteval.search.balls import quantise
+from robusteval.search.descent import changes
 
 SPECS = (
     "sigma_zero",

@@ -22,15 +22,15 @@ import torch
 from scipy import stats
 from torch import Tensor, autograd
 
-from robusteval.checkpoint import load
 from robusteval.commands.shell import numbers, radius
-from robusteval.data import Data, open_data
-from robusteval.evaluate import evaluate
+from robusteval.datasets.sources import Data, open_data
+from robusteval.evaluation.evaluate import evaluate
 from robusteval.interpreters.cam import cam
-from robusteval.metrics import Rate, accuracy, worst_case
-from robusteval.model import Classifier, frozen
-from robusteval.norms import Ball
-from robusteval.seeds import per_image, sample_seeds
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.seeds import per_image, sample_seeds
+from robusteval.runs.metrics import Rate, accuracy, worst_case
+from robusteval.search.balls import Ball
 
 TOP = 8  # cells of the map that the attack lowers, as in the paper's code
 FACTORS = (0.5, 1.0, 1.25)

@@ -1,0 +1,121 @@
+"""What a detector is worth, on images that had no say in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robusteval.runs.metrics import Rate, auc, rate
+
+Array = np.ndarray[Any, Any]
+Record = dict[str, Any]
+
+RESAMPLES = 1000
+PRIOR = 0.01  # share of attacked images that precision is reported for
+
+
+class Scored(NamedTuple):
+    """Scores of rows ``(m,)`` by one fit: of images as they are and of attacked ones."""
+
+    score: Array
+    label: Array  # 1 for attacked
+    group: Array  # source image, alike ones together
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC curve; nan if one kind is missing."""
+        return auc(self.score[self.label == 0], self.score[self.label == 1])
+
+
+class Resampling:
+    """Draws of source images with replacement, the same ones for all that is compared."""
+
+    def __init__(self, groups: int, seed: int) -> None:
+        draws = np.random.Generator(np.random.PCG64(seed))
+        drawn = draws.integers(0, groups, (RESAMPLES, groups))
+        self.counts = np.zeros((RESAMPLES, groups), dtype=np.float32)
+        for row, each in zip(self.counts, drawn, strict=True):
+            np.add.at(row, each, 1)
+
+    def aucs(self, folds: Sequence[Scored]) -> Array:
+        """The mean AUC of the fits in each draw ``(draws,)``; nan where it has none."""
+        found = []
+        for scored in folds:
+            zero, one = scored.label == 0, scored.label == 1
+            above = np.sign(scored.score[one][:, None] - scored.score[zero][None]) / 2 + 0.5
+            positive = self.counts[:, scored.group[one]]  # (draws, attacked)
+            negative = self.counts[:, scored.group[zero]]
+            pairs = positive.sum(1) * negative.sum(1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(((positive @ above.astype(np.float32)) * negative).sum(1) / pairs)
+        return np.asarray(np.mean(found, axis=0))
+
+    def interval(self, folds: Sequence[Scored]) -> Record:
+        """The mean AUC of some fits, with its 95 % interval."""
+        value = float(np.mean([scored.auc for scored in folds]))
+        return {"value": value, **bounds(self.aucs(folds))}
+
+    def difference(self, one: Scored, other: Scored) -> Record:
+        """AUC of one fit minus that of another, with its 95 % interval."""
+        return {
+            "value": one.auc - other.auc,
+            **bounds(self.aucs([one]) - self.aucs([other])),
+        }
+
+
+def bounds(drawn: Array) -> Record:
+    """The middle 95 %."""
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}
+
+
+def share(flags: Array) -> Record:
+    """How many of some images, with its interval."""
+    return shown(rate(flags))
+
+
+def shown(found: Rate) -> Record:
+    """JSON-able."""
+    low, high = found.interval
+    return {"k": found.k, "n": found.n, "low": low, "high": high}
+
+
+def ratio(found: Record) -> float:
+    """The share itself; nan of nothing."""
+    return found["k"] / found["n"] if found["n"] else float("nan")
+
+
+def judged(scored: Scored, thresholds: dict[str, float], resampling: Resampling) -> Record:
+    """How well attacked rows are told from images as they are, both weighing the same."""
+    from sklearn.metrics import average_precision_score
+
+    score, attacked = scored.score, scored.label == 1
+    weights = np.where(attacked, 0.5 / attacked.sum(), 0.5 / (~attacked).sum())
+    at = {}
+    for fpr, threshold in thresholds.items():
+        caught, alarms = share(score[attacked] > threshold), share(score[~attacked] > threshold)
+        true, false = PRIOR * ratio(caught), (1 - PRIOR) * ratio(alarms)
+        at[fpr] = {
+            "threshold": threshold,
+            "tpr": caught,
+            "fpr": alarms,
+            # without a single false alarm it would be perfect, which no sample shows
+            "precision": true / (true + false) if false else None,
+        }
+    return {
+        "auc": resampling.interval([scored]),
+        "average_precision": float(average_precision_score(attacked, score, sample_weight=weights)),
+        "at": at,
+    }
+
+
+def calibrated(scored: Scored) -> Record:
+    """Of scores that are probabilities: accuracy at one half and Brier score, labels balanced."""
+    score, attacked = scored.score, scored.label == 1
+    squares = np.square(score - attacked)
+    return {
+        "accuracy": float(((score[attacked] > 0.5).mean() + (score[~attacked] <= 0.5).mean()) / 2),
+        "brier": float((squares[attacked].mean() + squares[~attacked].mean()) / 2),
+    }

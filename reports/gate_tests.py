@@ -1,0 +1,164 @@
+"""What a gate saw, and what follows from it: a share, a change on pairs, or that it saw nothing."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from robusteval.runs import metrics
+from robusteval.runs.metrics import Pairs, Rate
+
+from .formatting import plural, with_interval
+
+Said = Literal["passed", "failed", "inconclusive"]
+
+
+class Level(NamedTuple):
+    """The level of all tests together, and the strictest that one of them may have to meet."""
+
+    alpha: float
+    least: float
+
+
+class Unmet(NamedTuple):
+    """Something is missing or cannot be compared: the gate has failed."""
+
+    reason: str
+    p: float | None = None
+
+    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
+        """What a gate says of it."""
+        return {"outcome": "failed", "reason": self.reason}
+
+
+class Share(NamedTuple):
+    """A share that must not be below a floor."""
+
+    rate: Rate
+    floor: float
+    noun: str  # what it is a share of
+    what: str  # what to call the share
+
+    @property
+    def p(self) -> float | None:
+        """Exact one-sided test that the true share is at least the floor."""
+        rate = self.rate
+        return metrics.at_most(rate.k, rate.n, self.floor) if rate.n else None
+
+    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
+        """What a gate says of it."""
+        rate, floor = self.rate, show_share(self.floor)
+        if p is None:
+            reason = f"There is no {self.noun} to measure it on."
+            return {"outcome": "inconclusive", "reason": reason}
+        shown = with_interval({**rate._asdict(), **rate.interval._asdict()})
+        seen = f"{self.what} {shown} of {rate.n:,}"
+        numbers = {"value": rate.value, **rate.interval._asdict(), "p": p}
+        if rate.interval.low >= self.floor:
+            reason = f"{seen}: the interval lies at or above {floor}."
+            return {"outcome": "passed", "reason": reason, **numbers}
+        if p < level.alpha:
+            reason = f"{seen}: below {floor}, and not by chance ({show_p(p)})."
+            return {"outcome": "failed", "reason": reason, **numbers}
+        more = self.more(level)
+        reason = f"{seen}: chance leaves open whether it is at least {floor}; {more}."
+        return {"outcome": "inconclusive", "reason": reason, **numbers}
+
+    def more(self, level: Level) -> str:
+        """About how large a sample would decide, if the share stays as it is."""
+        away = self.rate.value - self.floor
+        if abs(away) < 1e-9:
+            return "no sample decides a share exactly at its floor"
+        z = NormalDist().inv_cdf(0.975 if away > 0 else 1 - level.least)
+        needed = math.ceil(z * z * self.floor * (1 - self.floor) / away**2)
+        needed = max(needed, self.rate.n + 1)
+        rounded = math.ceil(needed / (unit := 10 ** max(0, len(str(needed)) - 2))) * unit
+        return f"about {plural(rounded, self.noun)} would decide"
+
+
+class Change(NamedTuple):
+    """Verdicts on the same images whose share must not drop by more than a margin."""
+
+    pairs: Pairs
+    held: int  # images that could be lost
+    lost: np.ndarray[Any, Any]  # rows of the run
+    margin: float
+    detectable: float
+    remark: str
+
+    @property
+    def p(self) -> float | None:
+        """Test of a drop beyond the margin; none where nothing can drop."""
+        return metrics.drop_test(self.pairs, self.margin) if self.held else None
+
+    def shows(self, level: Level) -> float:
+        """The smallest drop that would have been found, noise being the flips that cancel out."""
+        lost, gained, n = self.pairs
+        noise = 2 * min(lost, gained) / n
+        return metrics.detectable_drop(n, noise, alpha=level.least, margin=self.margin)
+
+    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
+        """What a gate says of it."""
+        pairs, shows = self.pairs, math.inf
+        if p is None:
+            outcome, reason = "passed", "No image held before, so that none could be lost"
+        else:
+            shows = self.shows(level)
+            outcome, reason = self.outcome(p, level, shows)
+        return {
+            "outcome": outcome,
+            "reason": f"{reason}.{self.remark}",
+            "value": pairs.drop,
+            **pairs.interval._asdict(),
+            "p": p,
+            "lost": pairs.lost,
+            "gained": pairs.gained,
+            "detectable": shows if math.isfinite(shows) else None,
+        }
+
+    def outcome(self, p: float, level: Level, shows: float) -> tuple[Said, str]:
+        """Outcome and reason."""
+        lost, gained, n = self.pairs
+        drop = self.pairs.drop
+        seen = f"{plural(lost, 'image')} lost and {gained:,} gained of {n:,}, "
+        seen += f"a drop of {show_points(drop)}" if drop > 0 else "no drop"
+        allowed = f"{show_points(self.margin)} allowed"
+        if p < level.alpha:
+            return "failed", f"{seen}: more than the {allowed}, and not by chance ({show_p(p)})"
+        able = (
+            f"this sample shows drops from {show_points(round(shows, 3))} up"
+            if math.isfinite(shows)
+            else "this sample cannot show any drop"
+        )
+        if lost - gained > self.margin * n + 1e-9:
+            return "inconclusive", (
+                f"{seen}: more than the {allowed}, but perhaps by chance ({show_p(p)}); {able}"
+            )
+        if shows > self.detectable:
+            return "inconclusive", (
+                f"{seen}, but {able}, and drops from {show_points(self.detectable)} up must be"
+                " visible: evaluate more images, or raise `detectable`"
+            )
+        return "passed", f"{seen}, {allowed}; {able}"
+
+
+Evidence = Unmet | Share | Change
+
+
+def show_share(share: float) -> str:
+    """A share as a percentage, as exact as it was given."""
+    return f"{100 * share:.6g} %"
+
+
+def show_p(p: float) -> str:
+    """A p-value to two digits, never as nothing."""
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def show_points(drop: float) -> str:
+    """A difference of shares, to a hundredth."""
+    number = f"{round(100 * drop, 2):g}"
+    return f"{number} {'point' if number == '1' else 'points'}"

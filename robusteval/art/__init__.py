@@ -1,0 +1,1 @@
+"""Attack functions as ART attacks, and ART attacks as functions."""

@@ -1,0 +1,348 @@
+"""Attack functions as ART attacks, classifiers as ART estimators.
+
+ART is the Adversarial Robustness Toolbox. Importing it takes seconds, so nothing imports this
+module but attack files and `robusteval.art.from_art`, the other direction.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import copy
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from robusteval.datasets.sources import image_id
+from robusteval.errors import UsageError
+from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.seeds import sample_seeds
+from robusteval.registry import PROTOCOL, unknown
+
+Array = np.ndarray[Any, Any]
+
+
+class ArtAttack(EvasionAttack):  # type: ignore[misc]
+    """An attack function as an ART evasion attack.
+
+    A subclass names the function, ``perturb = staticmethod(pgd)``; the function's parameters
+    become those of the constructor and of `set_params`.
+
+    Parameters
+    ----------
+    estimator : PyTorchClassifier
+        The model, with whatever preprocessing it has; its `clip_values` must be (0, 1).
+    batch_size : int
+        Images per call of the function; the result does not depend on it.
+    verbose : bool
+        Show progress over the batches.
+    seed : int
+        With an image's content, decides all randomness that befalls this image.
+    summary_writer : bool
+        Must be False: there are no single steps to report.
+    **parameters
+        Those of the function.
+
+    Raises
+    ------
+    EstimatorError
+        If the estimator is not a PyTorchClassifier.
+    TypeError
+        For an unknown parameter, or one that should be a number and is not.
+    ValueError
+        For a parameter out of range, or clip values other than (0, 1).
+    """
+
+    perturb: ClassVar[Callable[..., Tensor]]
+    __signature__: ClassVar[inspect.Signature]
+
+    attack_params: list[str]
+    batch_size: int
+    verbose: bool
+    seed: int
+    _estimator_requirements = (PyTorchClassifier,)
+    _defaults: ClassVar[dict[str, Any]]  # of the function's own parameters
+    _kinds: ClassVar[dict[str, Any]]  # annotation of every parameter
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        shell = inspect.signature(ArtAttack.__init__).parameters
+        own = inspect.signature(cls.perturb).parameters.values()
+        settings = [p for p in own if p.name not in PROTOCOL]
+        always = [shell[name] for name in ("batch_size", "verbose", "seed")]
+        cls._defaults = {p.name: p.default for p in settings}
+        cls._kinds = {"batch_size": int, "verbose": bool, "seed": int}
+        cls._kinds |= get_type_hints(cls.perturb)
+        cls.attack_params = [p.name for p in (*settings, *always)]
+        cls.__signature__ = inspect.Signature(
+            [shell["estimator"], *settings, *always, shell["summary_writer"]]
+        )
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        *,
+        batch_size: int = 32,
+        verbose: bool = True,
+        seed: int = 0,
+        summary_writer: bool = False,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(estimator=estimator)
+        if summary_writer is not False:
+            raise ValueError("summary_writer must be False: there are no single steps to report")
+        for name in parameters:
+            if name not in self._defaults:
+                raise TypeError(unknown("parameter", name, self.attack_params))
+        given = {"batch_size": batch_size, "verbose": verbose, "seed": seed, **parameters}
+        for name, value in (self._defaults | given).items():
+            setattr(self, name, value)
+        self._check_params()
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Change parameters, all or none.
+
+        ValueError or TypeError, as from the constructor, leaves everything as it was.
+        """
+        trial = copy(self)
+        EvasionAttack.set_params(trial, **kwargs)
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        for name in self.attack_params:
+            check_kind(name, getattr(self, name), self._kinds[name])
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        clip = self.estimator.clip_values
+        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
+            shown = "None" if clip is None else f"({np.min(clip[0]):g}, {np.max(clip[1]):g})"
+            raise ValueError(
+                f"the estimator's clip_values must be (0, 1), not {shown}: eps and all else is in"
+                " units of the [0, 1] pixel range; put the scaling into the model"
+            )
+        nothing = torch.zeros(0, *self.estimator.input_shape, device=self.estimator.device)
+        with frozen(AsSeen(self.estimator)) as model:
+            # the function knows the ranges of its parameters
+            self._perturbed(model, nothing, torch.zeros(0, dtype=torch.int64), {})
+
+    def _perturbed(self, model: nn.Module, x: Tensor, y: Tensor, given: dict[str, Any]) -> Tensor:
+        settings = {name: getattr(self, name) for name in self._defaults}
+        return type(self).perturb(model, x, y.to(x.device), **settings, **given)
+
+    def generate(
+        self, x: Array, y: Array | None = None, mask: Array | None = None, **kwargs: Any
+    ) -> Array:
+        """Adversarial images.
+
+        Parameters
+        ----------
+        x : ndarray
+            Images ``(n, c, h, w)`` in [0, 1]; not modified.
+        y : ndarray, optional
+            Labels, or targets of a targeted attack: indices ``(n,)`` or ``(n, 1)``, or one-hot
+            ``(n, k)``. Without them an untargeted attack takes the model's own predictions.
+        mask : ndarray, optional
+            Float, not negative, or bool; broadcastable to `x`; zero where a pixel may not change.
+        **kwargs
+            `x_init` and `x_adv_init`, which some of ART's callers pass, are ignored.
+
+        Returns
+        -------
+        ndarray
+            Float32, like `x`. An untargeted attack returns images whose prediction is not `y` to
+            begin with unchanged.
+
+        Raises
+        ------
+        ValueError
+            If images, labels or mask are not of this form, or the labels a targeted attack needs
+            are missing.
+        TypeError
+            For an unknown argument.
+        """
+        for name in kwargs.keys() - {"x_init", "x_adv_init"}:
+            raise TypeError(unknown("argument of generate", name, ["x", "y", "mask"]))
+        images = checked_images(x)
+        labels = None if y is None else class_indices(y, len(images), self.estimator.nb_classes)
+        if labels is None and self.targeted:
+            raise ValueError("a targeted attack needs the classes to reach: give y")
+        masks = None if mask is None else checked_mask(mask, images.shape)
+        if masks is not None and "mask" not in inspect.signature(self.perturb).parameters:
+            raise ValueError(f"{type(self).__name__} cannot keep to a mask")
+
+        x_adv = images.copy()
+        starts = range(0, len(images), self.batch_size)
+        with frozen(AsSeen(self.estimator)) as model:
+            for start in tqdm(starts, disable=not self.verbose or len(starts) < 2):
+                part = slice(start, start + self.batch_size)
+                some_labels = None if labels is None else labels[part]
+                some_masks = None if masks is None else masks[part]
+                x_adv[part] = self._batch(model, images[part], some_labels, some_masks)
+        return x_adv
+
+    def _batch(
+        self, model: nn.Module, images: Array, labels: Array | None, masks: Array | None
+    ) -> Array:
+        device = self.estimator.device
+        x = torch.tensor(images, device=device)
+        seeds = sample_seeds(self.seed, np.array([image_id(i) for i in images], dtype=np.uint64))
+        given: dict[str, Any] = {}
+        if self.targeted:
+            y = torch.tensor(labels, device=device)
+            rows = torch.arange(len(x))
+        else:
+            with torch.no_grad():
+                pred = predictions(model(x))
+            y = pred if labels is None else torch.tensor(labels, device=device)
+            rows = ((pred == y) & (y >= 0)).nonzero().flatten()
+        if masks is not None:
+            given["mask"] = torch.tensor(masks[rows.cpu().numpy()], device=device)
+        if len(rows):
+            some = rows.to(device)
+            given["seeds"] = seeds[rows.cpu()]
+            x[some] = self._perturbed(model, x[some], y[some], given).detach()
+        return x.cpu().numpy()
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """ValueError or, where a number is wanted, TypeError if the value is not of this annotation."""
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    words = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]
+    for k in kinds:
+        if (k is NoneType and value is None) or (k is bool and isinstance(value, bool | np.bool_)):
+            return
+        if isinstance(value, bool | np.bool_):
+            continue
+        number = {int: Integral, float: Real}.get(k)
+        if isinstance(value, number or (k if isinstance(k, type) else ())) or value in words:
+            return
+    wanted = ", ".join(words) or " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    wrong = TypeError if int in kinds or float in kinds else ValueError
+    raise wrong(f"{name} must be {wanted}, not {value!r}")
+
+
+def checked_images(x: Array) -> Array:
+    """Images ``(n, c, h, w)`` as float32, not a copy if they were; ValueError if not in [0, 1]."""
+    x = np.asarray(x)
+    if x.ndim != 4 or x.dtype.kind not in "fui":
+        raise ValueError(f"x must be images (n, c, h, w), not {x.dtype} of shape {x.shape}")
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"images must lie in [0, 1], not [{x.min():g}, {x.max():g}]")
+    return x
+
+
+def class_indices(y: Array, n: int, classes: int) -> Array:
+    """Indices ``(n,)`` int64 of labels ``(n,)``, ``(n, 1)`` or one-hot ``(n, classes)``."""
+    y = np.asarray(y)
+    if len(y) != n or y.shape[1:] not in ((), (1,), (classes,)):
+        raise ValueError(
+            f"labels must have the shape ({n},), ({n}, 1) or ({n}, {classes}), not {y.shape}"
+        )
+    if y.shape[1:] == (classes,):
+        if not (y.max(1, initial=0) > 0).all():
+            raise ValueError("every row of one-hot labels must name a class")
+        return np.asarray(y.argmax(1), dtype=np.int64)
+    index: Array = y.reshape(n).astype(np.int64)
+    if not np.array_equal(index, y.reshape(n)) or np.any((index < 0) | (index >= classes)):
+        raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}")
+    return index
+
+
+def checked_mask(mask: Array, shape: tuple[int, ...]) -> Array:
+    """A mask of the images' shape; ValueError if it is none or cannot be made one."""
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "fb" or not np.all(mask >= 0):
+        raise ValueError("a mask must be bool, or float and nowhere negative")
+    try:
+        return np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"a mask of shape {mask.shape} does not fit images {shape}") from None
+
+
+class AsSeen(nn.Module):
+    """An estimator as a module: its preprocessing, then its network, then the logits."""
+
+    def __init__(self, estimator: PyTorchClassifier) -> None:
+        super().__init__()
+        self.estimator = estimator
+        self.network = estimator._model  # ART's wrapper, returns a list
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of images ``(n, c, h, w)``, n = 0 included."""
+        n = len(x)
+        if n == 0:  # not every network takes an empty batch
+            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+        if self.estimator.all_framework_preprocessing:
+            x, _ = self.estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
+        else:
+            x = NumpyPreprocessing.apply(x, self.estimator)
+        logits: Tensor = self.network(x)[-1]
+        return logits[:n]
+
+
+class NumpyPreprocessing(torch.autograd.Function):
+    """An estimator's preprocessing in NumPy, with ART's estimate of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, estimator: PyTorchClassifier) -> Tensor:
+        """Preprocessed images."""
+        ctx.images, ctx.estimator = x.detach().cpu().numpy(), estimator
+        z, _ = estimator._apply_preprocessing(ctx.images.copy(), y=None, fit=False)
+        return torch.as_tensor(z).to(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The estimate; not differentiable again."""
+        (grad,) = grads
+        with torch.enable_grad():  # the normaliser behind a NumPy defence is in torch
+            passed = ctx.estimator._apply_preprocessing_gradient(ctx.images, grad.cpu().numpy())
+        return torch.as_tensor(passed).to(grad), None
+
+
+class Float32Classifier(PyTorchClassifier):  # type: ignore[misc]
+    """A PyTorchClassifier that also takes float64.
+
+    Under NumPy 2 the scalars of ART's attacks and defences promote images to float64, which a
+    float32 network refuses.
+    """
+
+    def _apply_preprocessing(
+        self, x: Any, y: Any, fit: bool = False, no_grad: bool = True
+    ) -> tuple[Any, Any]:
+        x, y = super()._apply_preprocessing(x, y, fit=fit, no_grad=no_grad)
+        return (x.float() if isinstance(x, Tensor) else x.astype(np.float32, copy=False)), y
+
+
+def as_estimator(classifier: Classifier, *, input_shape: tuple[int, int, int]) -> PyTorchClassifier:
+    """The classifier for handing to ART; shares its network.
+
+    UsageError if it is on a device that ART does not know.
+    """
+    if classifier.device.type not in ("cpu", "cuda"):
+        raise UsageError(f"ART runs on cpu and cuda only, not on {classifier.device.type}")
+    with current(classifier.device):
+        return Float32Classifier(
+            model=classifier,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=input_shape,
+            nb_classes=classifier.num_classes,
+            clip_values=(0.0, 1.0),
+            preprocessing=None,
+            device_type="cpu" if classifier.device.type == "cpu" else "gpu",
+        )
+
+
+def current(device: torch.device) -> Any:
+    """Context in which ART's "gpu" means this device and not just any."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

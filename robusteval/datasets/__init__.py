@@ -1,0 +1,1 @@
+"""Labelled images in batches, from folders, files, arrays and packages."""

@@ -1,0 +1,1 @@
+"""Attacks run on a model and its defenses, judged image by image."""

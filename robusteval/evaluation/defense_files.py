@@ -1,0 +1,42 @@
+"""Files as arguments: what one stands for, and what of its path a report shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from robusteval.errors import UsageError
+from robusteval.registry import DEFENSES, parse
+from robusteval.runs.types import Spec
+
+
+def read_defense(text: str) -> Spec:
+    """A spec, or the one that stands for a file."""
+    path = Path(text)
+    if not path.is_file():
+        if path.suffix and text.partition(":")[0] not in DEFENSES.entries:
+            raise UsageError(f"there is no file {text}; `robusteval list defenses` shows the forms")
+        return parse(text)
+    return Spec("detector" if is_detector(path) else "checkpoint", {"file": text})
+
+
+def is_detector(path: Path) -> bool:
+    """Whether a file is one that `robusteval defend detector` wrote, by its first bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length < 2**27 else b""
+    try:
+        return "detector" in json.loads(text)["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def public(value: Any) -> Any:
+    """A parameter without the folder of a file, which is of no concern to a reader."""
+    if not isinstance(value, str):
+        return value
+    head, suffix, function = value.partition(".py:")
+    if suffix:
+        return Path(head).name + suffix + function
+    return Path(value).name if Path(value).is_file() else value

@@ -1,0 +1,120 @@
+"""The verdict on what an attack returned. Nothing the attack says of itself counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robusteval.datasets.sources import png_round_trip
+from robusteval.errors import RunError
+from robusteval.models.classifier import Classifier, predictions
+from robusteval.runs.metrics import right
+from robusteval.runs.types import Columns, Threat
+from robusteval.search.balls import TOLERANCE, Ball, distances, psnr, quantise, ssim
+from robusteval.search.losses import margin
+
+LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
+
+
+def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Columns:
+    """Columns ``(n,)`` of the result `x_adv` for images `x` ``(n, c, h, w)`` of classes `y`.
+
+    Predictions are made anew, distances measured in float64. What lies outside of the pixel box
+    or the ball is brought back first, a pixel that is not finite takes the whole image back to
+    the original; `fault` says so. RunError for a result of another shape.
+    """
+    if x_adv.shape != x.shape:
+        raise RunError(
+            f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}"
+        )
+    x_adv, fault = repaired(x_adv.detach().to(x), x, threat)
+    rounded = quantise(x_adv)
+    with torch.no_grad():
+        logits = classifier(x_adv)
+        pred = predictions(logits)
+        pred_8bit = predicted_again(classifier, rounded, x_adv, pred)
+        files = png_round_trip(rounded.cpu())
+        if files is None:
+            pred_png = torch.full_like(pred, -2)
+        else:
+            pred_png = predicted_again(classifier, files.to(rounded), rounded, pred_8bit)
+    columns = {
+        "pred_adv": pred,
+        "pred_8bit": pred_8bit,
+        "pred_png": pred_png,
+        **distances(x_adv, x),
+        "ssim": ssim(x_adv, x).double(),
+        "psnr": psnr(x_adv, x),
+        "margin_adv": margin(logits, y).double(),
+        "confidence_adv": confidence(logits, pred),
+        "fault": fault,
+    }
+    return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """The result inside box and ball, and what was wrong with each image ``(n,)`` uint8."""
+    fault = torch.zeros(len(x), dtype=torch.uint8, device=x.device)
+
+    broken = ~x_adv.isfinite().flatten(1).all(1)
+    x_adv = torch.where(broken.view(-1, 1, 1, 1), x, x_adv)
+    fault[broken] |= NOT_FINITE
+
+    outside = ((x_adv < -TOLERANCE) | (x_adv > 1 + TOLERANCE)).flatten(1).any(1)
+    x_adv = x_adv.clamp(0, 1)
+    fault[outside] |= LEFT_BOX
+
+    if threat.eps is None:
+        return x_adv, fault
+    reach = distances(x_adv, x).get(threat.norm)
+    if reach is None:
+        return x_adv, fault
+    far = (reach > threat.eps * (1 + TOLERANCE) + TOLERANCE).to(x.device)
+    fault[far] |= LEFT_BALL
+    if bool(far.any()):
+        if threat.norm in ("linf", "l2"):
+            near = Ball.around(x[far], threat.norm, threat.eps).project(x_adv[far])  # type: ignore[arg-type]
+        else:
+            near = x[far]  # no projection is known for this norm: the attack failed
+        x_adv = x_adv.clone()
+        x_adv[far] = near
+    return x_adv, fault
+
+
+def predicted_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
+    """Predictions ``(n,)`` of images `z`, taken over from `known` where the bits are the same."""
+    changed = (z != known).flatten(1).any(1)
+    pred = pred.clone()
+    if bool(changed.any()):
+        pred[changed] = predictions(classifier(z[changed]))
+    return pred
+
+
+def confidence(logits: Tensor, pred: Tensor) -> Tensor:
+    """Softmax probability of the predicted class ``(n,)``."""
+    return logits.softmax(1).gather(1, pred.clamp_min(0).unsqueeze(1)).squeeze(1).double()
+
+
+def untouched(clean: Columns) -> Columns:
+    """The columns of images before an attack: those that were wrong already stay like this."""
+    n = len(clean["id"])
+    zero, pred = np.zeros(n), clean["pred_clean"]
+    return {
+        **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
+        "attacked": right(clean),
+        "target": np.full(n, -1),
+        "pred_adv": pred.copy(),
+        "pred_8bit": pred.copy(),
+        "pred_png": pred.copy(),
+        **{name: zero.copy() for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
+        "ssim": zero + 1,
+        "psnr": zero + np.inf,
+        "margin_clean": clean["margin_clean"].copy(),
+        "margin_adv": clean["margin_clean"].copy(),
+        "confidence_adv": clean["confidence_clean"].copy(),
+        "fault": np.zeros(n, np.uint8),
+        **{name: zero.copy() for name in ("forwards", "backwards", "seconds")},
+        # what a detector said of them
+        **{name: clean[name].copy() for name in ("score", "flagged") if name in clean},
+    }

@@ -1,0 +1,350 @@
+"""How the maps that explain a classifier fare under an attack on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robusteval.errors import UsageError
+from robusteval.interpreters.explainer import scale_of, scaled
+from robusteval.interpreters.quality import (
+    deletion_auc,
+    insertion_auc,
+    rank_correlation,
+    shuffled,
+)
+from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.failures import sentence
+from robusteval.models.seeds import Ids, per_image, sample_seeds
+from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.types import Columns, Spec
+from robusteval.search.edges import sobel
+
+TOP = 0.2  # share of a map's cells that the intersection over union compares
+EDGE = 0.1  # strength from which a pixel is on an edge, as for AdvEdge+ (arXiv:2211.15926)
+QUALITY = 32  # images on which maps are held against chance
+PORTIONS = 32  # in which pixels appear or go, for that
+ROOM = 256 * 2**20  # bytes of benign maps that are kept from one attack to the next
+
+# what is drawn for an image, apart from its attack: no attack can know it
+BENIGN, CHANGED, NOISE, CHANCE = (
+    np.uint64(salt) for salt in (0xB5297A4D, 0x68E31DA4, 0x1B56C4E9, 0x7FEB352D)
+)
+
+Values = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """An interpreter that is ready to explain one classifier."""
+
+    spec: Spec
+    resolved: dict[str, Any]
+    seeded: bool  # another seed gives another map
+    alike: tuple[str, ...]  # those that say the same of a network that ends in pooling
+    explain: Callable[..., Tensor]
+
+    @classmethod
+    def made(
+        cls, spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]
+    ) -> Interpreter:
+        """That of a spec; UsageError if it is wrong or the network cannot have such maps."""
+        spec = INTERPRETERS.check(parse(spec) if isinstance(spec, str) else spec)
+        entry = INTERPRETERS.entry(spec.name)
+        explain = partial(INTERPRETERS.load(spec.name), **spec.parameters)
+        nothing = torch.empty(0, *shape, device=classifier.device)
+        no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
+        try:
+            # parameters and network are checked before there is anything to do
+            with frozen(classifier):
+                explain(classifier, nothing, no_class, seeds=no_class.cpu())
+        except ValueError as error:
+            text = str(error).removeprefix(f"{spec.name} ")
+            raise UsageError(f"{spec.name}: {text}") from None
+        return cls(spec, entry.resolve(spec), entry.seeded, entry.alike, explain)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its numbers must know, JSON-able."""
+        return {
+            "spec": str(self.spec),
+            "name": self.spec.name,
+            "parameters": self.resolved,
+            "stretched": scale_of(self.spec.name).stretched,
+            "seeded": self.seeded,
+            "alike": list(self.alike),
+        }
+
+    def maps(self, model: Classifier, x: Tensor, y: Tensor, seeds: Tensor) -> Values:
+        """Maps ``(n, h', w')`` of classes `y`, scaled as they are compared."""
+        with sentence(f"the interpreter {self.spec} broke"):
+            found = self.explain(model, x, y, seeds=seeds).detach()
+        maps: Values = scaled(self.spec.name, found).squeeze(1).cpu().numpy()
+        return maps
+
+
+def described(interpreters: Sequence[Interpreter]) -> dict[str, Any]:
+    """What decides the numbers of a run besides its attacks; nothing without interpreters."""
+    if not interpreters:
+        return {}
+    return {
+        "interpreters": [str(each.spec) for each in interpreters],
+        "maps": {"top": TOP, "edge": EDGE, "interpreters": [each.facts for each in interpreters]},
+    }
+
+
+class Measurement:
+    """Measures what attacks do to maps, and what noise and another seed do to them.
+
+    Parameters
+    ----------
+    model : Classifier
+        What is explained, in eval mode.
+    interpreters : sequence of Interpreter
+        Whose maps are looked at.
+    seed : int
+        That of the run.
+    """
+
+    def __init__(self, model: Classifier, interpreters: Sequence[Interpreter], seed: int) -> None:
+        self.model = model
+        self.interpreters = interpreters
+        self.seed = seed
+        self._room = ROOM
+        self._benign: dict[tuple[str, int], tuple[Values, float]] = {}
+
+    def names(self) -> list[str]:
+        """The columns that `columns` measures."""
+        each = [
+            f"{what}:{i.spec}"
+            for i in self.interpreters
+            for what in ("map_distance", "map_iou", "map_noise", *(["map_floor"] * i.seeded))
+        ]
+        return [*each, "edge_energy", "edge_area"]
+
+    def columns(
+        self, x: Tensor, x_adv: Tensor, ids: Ids, pred: Values, pred_adv: Values
+    ) -> Columns:
+        """What became of the maps of some images.
+
+        Parameters
+        ----------
+        x, x_adv : Tensor
+            Images ``(n, c, h, w)`` before and after an attack.
+        ids : ndarray
+            Content ids ``(n,)``.
+        pred, pred_adv : ndarray
+            Predicted classes ``(n,)`` before and after: those whose maps are compared. Where it
+            is -1 there is no map, and nan in its columns.
+
+        Returns
+        -------
+        Columns
+            Arrays ``(n,)`` by `names`: mean absolute difference of the two maps and intersection
+            over union of their highest cells; the former under noise of the same l2 size, and
+            between two seeds without any change; share of the squared change on edges, and of the
+            pixels that are on edges. And for pictures the maps themselves ``(n, h', w')``, as
+            ``benign:NAME`` and ``changed:NAME``.
+        """
+        seeds = sample_seeds(self.seed, ids ^ CHANGED)
+        z = noisy(x, x_adv, sample_seeds(self.seed, ids ^ NOISE))
+        with torch.no_grad():
+            pred_noisy = predictions(self.model(z)).cpu().numpy()
+        found = on_edges(x, x_adv)
+        for each in self.interpreters:
+            benign, floors = self.benign(each, x, ids, pred)
+            changed = self.maps(each, x_adv, pred_adv, seeds)
+            under_noise = self.maps(each, z, pred_noisy, seeds)
+            found |= {
+                f"map_distance:{each.spec}": distances(changed, benign),
+                f"map_iou:{each.spec}": overlaps(changed, benign),
+                f"map_noise:{each.spec}": distances(under_noise, benign),
+                f"benign:{each.spec}": benign,
+                f"changed:{each.spec}": changed,
+            }
+            if each.seeded:
+                found[f"map_floor:{each.spec}"] = floors
+        return found
+
+    def qualities(self) -> list[str]:
+        """The columns that `quality` measures."""
+        whats = ("insertion", "deletion", "chance_insertion", "chance_deletion", "forgotten")
+        return [f"{what}:{each.spec}" for each in self.interpreters for what in whats]
+
+    def quality(self, x: Tensor, ids: Ids, pred: Values) -> Columns:
+        """Whether the maps of images as they are say anything about the network.
+
+        Parameters
+        ----------
+        x : Tensor
+            Images ``(n, c, h, w)``.
+        ids : ndarray
+            Content ids ``(n,)``.
+        pred : ndarray
+            Predicted classes ``(n,)``, none of them -1.
+
+        Returns
+        -------
+        Columns
+            Arrays ``(n,)`` by `qualities`: insertion and deletion AUC of each map and, by chance,
+            of random cells of the same resolution; and the rank correlation with the map that the
+            network has when its parameters are shuffled (nan for masks of a network that only its
+            content names: they are not made for any other). See
+            `robusteval.interpreters.quality`.
+        """
+        y = torch.from_numpy(pred).to(x.device)
+        forgetful = shuffled(self.model, self.seed)
+        found: Columns = {}
+        by_chance: dict[tuple[int, ...], tuple[Values, Values]] = {}
+        for each in self.interpreters:
+            maps, _ = self.benign(each, x, ids, pred)
+            size = maps.shape[1:]
+            if size not in by_chance:
+                drawn = per_image(sample_seeds(self.seed, ids ^ CHANCE), torch.Size(size))
+                by_chance[size] = self.areas(x, y, drawn.numpy())
+            insertion, deletion = self.areas(x, y, maps)
+            found |= {
+                f"insertion:{each.spec}": insertion,
+                f"deletion:{each.spec}": deletion,
+                f"chance_insertion:{each.spec}": by_chance[size][0],
+                f"chance_deletion:{each.spec}": by_chance[size][1],
+                f"forgotten:{each.spec}": self.likeness(each, forgetful, x, ids, pred, maps),
+            }
+        return found
+
+    def areas(self, x: Tensor, y: Tensor, maps: Values) -> tuple[Values, Values]:
+        """Insertion and deletion AUC ``(n,)`` of maps ``(n, h', w')``."""
+        given = self.model, x, y, torch.from_numpy(maps).to(x.device).unsqueeze(1)
+        steps = min(PORTIONS, x.shape[2] * x.shape[3])
+        insertion, deletion = insertion_auc(*given, steps=steps), deletion_auc(*given, steps=steps)
+        return insertion.double().cpu().numpy(), deletion.double().cpu().numpy()
+
+    def likeness(
+        self,
+        interpreter: Interpreter,
+        forgetful: Classifier,
+        x: Tensor,
+        ids: Ids,
+        pred: Values,
+        maps: Values,
+    ) -> Values:
+        """Rank correlation ``(n,)`` of maps with those of a network that forgot."""
+        y, seeds = torch.from_numpy(pred).to(x.device), sample_seeds(self.seed, ids ^ BENIGN)
+        try:
+            others = interpreter.maps(forgetful, x, y, seeds)
+        except UsageError:
+            return np.full(len(x), math.nan)
+        one, other = (torch.from_numpy(values).unsqueeze(1) for values in (maps, others))
+        likeness: Values = rank_correlation(one, other).numpy()
+        known = np.isfinite(maps).all((1, 2)) & np.isfinite(others).all((1, 2))
+        return np.where(known, likeness, math.nan)
+
+    def maps(self, interpreter: Interpreter, x: Tensor, pred: Values, seeds: Tensor) -> Values:
+        """Maps ``(n, h', w')`` for the predicted classes, nan where there is none."""
+        y = torch.from_numpy(pred).to(x.device)
+        maps = interpreter.maps(self.model, x, y.clamp_min(0), seeds)
+        if (pred < 0).any():
+            maps = np.where((pred < 0)[:, None, None], np.float32(np.nan), maps)
+        return maps
+
+    def benign(
+        self, interpreter: Interpreter, x: Tensor, ids: Ids, pred: Values
+    ) -> tuple[Values, Values]:
+        """Maps of images as they are, and how far another seed takes each ``(n,)``.
+
+        They are the same for all attacks of a run: as many as there is room for are made once.
+        """
+        name = str(interpreter.spec)
+        new = np.array([(name, content) not in self._benign for content in ids.tolist()])
+        made: dict[int, tuple[Values, float]] = {}
+        if new.any():
+            some = x[torch.from_numpy(new).to(x.device)]
+            seeds = sample_seeds(self.seed, ids[new] ^ BENIGN)
+            maps = self.maps(interpreter, some, pred[new], seeds)
+            floors = np.zeros(len(maps))
+            if interpreter.seeded:
+                other = sample_seeds(self.seed, ids[new] ^ CHANGED)
+                floors = distances(self.maps(interpreter, some, pred[new], other), maps)
+            made = dict(
+                zip(ids[new].tolist(), zip(maps, floors.tolist(), strict=True), strict=True)
+            )
+        whole = [self._benign.get((name, content)) or made[content] for content in ids.tolist()]
+        for content, (values, floor) in made.items():
+            if values.nbytes <= self._room:
+                self._room -= values.nbytes
+                self._benign[name, content] = (values.copy(), floor)
+        return np.stack([values for values, _ in whole]), np.array([floor for _, floor in whole])
+
+
+def distances(maps: Values, benign: Values) -> Values:
+    """Mean absolute difference ``(n,)`` of maps ``(n, h', w')``, in float64.
+
+    Image by image, so that the order of no sum depends on the batch.
+    """
+    pairs = zip(maps, benign, strict=True)
+    return np.array([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs])
+
+
+def overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
+    """Intersection over union ``(n,)`` of the highest cells of maps ``(n, h', w')``.
+
+    1 where neither map has any, nan where one is not finite. See `highest`.
+    """
+    found = np.full(len(maps), math.nan)
+    for i, (a, b) in enumerate(zip(maps, benign, strict=True)):
+        if np.isfinite(a).all() and np.isfinite(b).all():
+            one, other = highest(a, share), highest(b, share)
+            union = int((one | other).sum())
+            found[i] = int((one & other).sum()) / union if union else 1.0
+    return found
+
+
+def highest(values: Values, share: float = TOP) -> Values:
+    """The cells ``(h', w')`` of a map among the highest `share`, ties included.
+
+    None that is as low as the lowest: an even map has no highest cells.
+    """
+    k = max(1, round(share * values.size))
+    least = np.partition(values, values.size - k, axis=None)[values.size - k]
+    top: Values = (values >= least) & (values > values.min())
+    return top
+
+
+def noisy(x: Tensor, x_adv: Tensor, seeds: Tensor) -> Tensor:
+    """The images under Gaussian noise of the same l2 size as an attack's changes.
+
+    Clipped to [0, 1], and made stronger until what is left has that size (or the noise 16 times
+    its own, where the box has no room for it). Image by image, each from its own seed ``(n,)``.
+    """
+    out = x.clone()
+    drawn = per_image(seeds, x.shape[1:], normal=True)
+    for i in range(len(x)):
+        image, noise = x[i].cpu().double(), drawn[i].double()
+        size = float((x_adv[i].cpu().double() - image).norm())
+        low = size / float(noise.norm())
+        high = 16 * low
+        for _ in range(30):
+            middle = (low + high) / 2
+            reached = float(((image + middle * noise).clamp(0, 1) - image).norm())
+            low, high = (middle, high) if reached < size else (low, middle)
+        out[i] = (image + low * noise).clamp(0, 1)
+    return out
+
+
+def on_edges(x: Tensor, x_adv: Tensor) -> Columns:
+    """Share of the squared change on edges, nan without a change, and of the pixels there."""
+    edges = (sobel(x) > EDGE).squeeze(1).cpu().numpy()  # (n, h, w)
+    energy, area = np.full(len(x), math.nan), np.zeros(len(x))
+    for i, on in enumerate(edges):
+        squares = (x_adv[i].double() - x[i].double()).square().sum(0).cpu().numpy()
+        if squares.any():
+            energy[i] = squares[on].sum() / squares.sum()
+        area[i] = on.mean()
+    return {"edge_energy": energy, "edge_area": area}

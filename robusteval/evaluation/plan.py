@@ -1,0 +1,297 @@
+"""What is to be run: everything that decides a number, checked before the first attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.datasets.sources import Data, Positions, draw
+from robusteval.errors import UsageError
+from robusteval.evaluation.defense import Defense
+from robusteval.evaluation.map_changes import Interpreter, described
+from robusteval.models.admission import check_images, check_labels, identified, wrapped
+from robusteval.models.classifier import Classifier
+from robusteval.models.environment import versions
+from robusteval.progress import Progress, Silent
+from robusteval.registry import ATTACKS, parse
+from robusteval.runs.storage import digest
+from robusteval.runs.types import Finding, Spec, Threat, cell_name
+
+# Attacks on a detector that know it: all the maps it looks at, what it makes of them, and both
+# with the detector itself to choose among the results
+EVASIONS: tuple[dict[str, Any], ...] = (
+    {"along": "maps", "choice": "distance"},
+    {"along": "features", "choice": "distance"},
+    {"along": "both", "choice": "score", "restarts": 3},
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack that is ready to run on one classifier."""
+
+    spec: Spec
+    threat: Threat
+    knowledge: str
+    resolved: dict[str, Any]
+    perturb: Callable[..., Tensor]
+    foreign: bool = False  # draws from global state: its batches are part of its definition
+    role: str = "attack"
+
+
+class Cell(NamedTuple):
+    """An attack, what it is judged behind, and whether it knew."""
+
+    attack: Spec
+    defense: Spec | None
+    adaptive: bool
+
+    @property
+    def name(self) -> str:
+        """As failures call it."""
+        return cell_name(self.attack, self.defense, self.adaptive)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a run; nothing is computed yet."""
+
+    classifier: Classifier
+    data: Data
+    index: Positions  # the images drawn
+    attacks: tuple[Attack, ...]
+    seed: int
+    probes: bool
+    config: dict[str, Any]
+    interpreters: tuple[Interpreter, ...] = ()
+    findings: tuple[Finding, ...] = ()  # what a reader must know of the choice of attacks
+    defenses: tuple[Defense, ...] = ()
+    adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
+
+    def knowing(self, defense: Defense | None) -> tuple[Attack, ...]:
+        """The attacks that know a defense."""
+        guarded = defense is not None and defense.kind == "detector"
+        return self.adaptive if guarded else self.attacks
+
+    def cells(self) -> Iterator[Cell]:
+        """All that will be in the run."""
+        for attack in self.attacks:
+            yield from self.cells_of(attack, None)
+        for defense in self.defenses:
+            for attack in self.knowing(defense):
+                yield from self.cells_of(attack, defense)
+
+    def cells_of(self, attack: Attack, defense: Defense | None) -> Iterator[Cell]:
+        """What comes of one attack on one model."""
+        yield Cell(attack.spec, None if defense is None else defense.spec, True)
+        if defense is None:
+            yield from (Cell(attack.spec, each.spec, False) for each in self.defenses)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that decides the numbers."""
+        return digest(self.config)
+
+
+def prepare(
+    classifier: nn.Module,
+    data: Data,
+    attacks: Sequence[str | Spec],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    probes: bool = True,
+    interpreters: Sequence[str | Spec] = (),
+    defenses: Sequence[str | Spec | Defense] = (),
+    optional: Sequence[Spec] = (),
+    progress: Progress | None = None,
+) -> Plan:
+    """Check everything that can be checked before the first attack; see `evaluate`.
+
+    The attacks and interpreters that are also `optional` are left out, with a remark, where the
+    network cannot have them.
+    """
+    progress = progress or Silent()
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}")
+    index = draw(len(data), samples, seed)
+    model = classifier if isinstance(classifier, Classifier) else wrapped(classifier, data)
+    check_labels(data, index, model)
+    check_images(data, index, model)
+    left_out: dict[str, str] = {}
+
+    def fitting(specs: Iterable[str | Spec], make: Callable[..., T]) -> tuple[T, ...]:
+        found = []
+        for spec in specs:
+            try:
+                found.append(make(spec, model, data.shape))
+            except UsageError as error:
+                if spec not in optional:
+                    raise
+                left_out[str(spec)] = str(error)
+        return tuple(found)
+
+    explained = fitting(interpreters, Interpreter.made)
+    check_interpreters(explained)
+    shields = tuple(d if isinstance(d, Defense) else Defense.made(d, model) for d in defenses)
+    check_defenses(shields, data, index)
+    specs = [parse(attack) if isinstance(attack, str) else attack for attack in attacks]
+    evading = [spec for spec in specs if needs_detector(spec)]
+    built = fitting([spec for spec in specs if spec not in evading], build)
+    adaptive, unmet = evasions(evading, built, shields, data.shape)
+    if left_out and not built:
+        raise UsageError("; ".join(dict.fromkeys(left_out.values())))
+    names = [str(attack.spec) for attack in built]
+    if len({digest([attack.spec.name, attack.resolved]) for attack in built}) < len(built):
+        raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
+
+    progress.begin("Reading data", len(index))
+    sha256 = data.fingerprint(index, progress.advance)
+    progress.end()
+    config = {
+        "attacks": names,
+        "resolved": [attack.resolved for attack in built],
+        "samples": len(index),
+        "seed": seed,
+        "probes": probes,
+        "model": identified(model, data, index),
+        "data": {"name": data.name, "sha256": sha256},
+        "versions": versions(),
+        "device": model.device.type,
+        **described(explained),
+    }
+    if shields:
+        config["defenses"] = [str(defense.spec) for defense in shields]
+        config["shields"] = [defense.identity for defense in shields]
+    findings = tuple(
+        Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
+        for spec, reason in left_out.items()
+    )
+    plan = Plan(
+        model,
+        data,
+        index,
+        built,
+        seed,
+        probes,
+        config,
+        explained,
+        (*findings, *unmet),
+        shields,
+        adaptive,
+    )
+    if shields:
+        config["cells"] = [cell.name for cell in plan.cells()]
+    return plan
+
+
+def check_defenses(shields: Sequence[Defense], data: Data, index: Positions) -> None:
+    """Refuse a defense that is asked for twice, or cannot take the images."""
+    names = [str(defense.spec) for defense in shields]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two defenses go by the same name ({', '.join(names)}): name each once, and give files"
+            " of the same name in two folders other names"
+        )
+    for defense in shields:
+        check_images(data, index, defense.model)
+
+
+def needs_detector(spec: Spec) -> bool:
+    """Whether an attack is one on detectors."""
+    return spec.name in ATTACKS.entries and ATTACKS.entries[spec.name].detector
+
+
+def evasions(
+    asked: Sequence[Spec],
+    attacks: Sequence[Attack],
+    shields: Sequence[Defense],
+    shape: tuple[int, int, int],
+) -> tuple[tuple[Attack, ...], list[Finding]]:
+    """The attacks that know the detectors, and what is missing of them.
+
+    Those that were asked for; otherwise for each linf radius of the other attacks the three of
+    `EVASIONS`.
+    """
+    guarded = [defense for defense in shields if defense.kind == "detector"]
+    if asked and not guarded:
+        raise UsageError(f"{asked[0].name} attacks a detector: name one with --defense")
+    if asked and not attacks:
+        raise UsageError(
+            f"{asked[0].name} alone leaves nothing to compare with: add an attack on the model"
+            " itself, such as pgd"
+        )
+    found: list[Finding] = []
+    threats = list(dict.fromkeys(attack.threat for attack in attacks))
+    specs = list(asked)
+    if not asked:
+        for threat in threats:
+            if threat.norm == "linf" and threat.eps:
+                reach = {"eps": threat.eps, **({"targeted": True} if threat.targeted else {})}
+                specs += [Spec("evade", {**kind, **reach}) for kind in EVASIONS]
+    made: list[Attack] = []
+    for defense in guarded:
+        try:
+            made = [build(spec, defense.model, shape) for spec in specs]
+        except UsageError as error:
+            if asked:
+                raise
+            message = f"No attack could be made that knows {defense.spec}: {error}."
+            return (), [Finding("no-adaptive-attack", True, message)]
+    met = {attack.threat for attack in made}
+    open_ = [str(threat) for threat in threats if threat not in met]
+    if guarded and open_:
+        found.append(
+            Finding(
+                "no-adaptive-attack",
+                False,
+                f"No attack at {', '.join(open_)} knows the detector: there it is only measured"
+                " against attackers who do not expect it.",
+            )
+        )
+    return tuple(made), found
+
+
+def check_interpreters(interpreters: Sequence[Interpreter]) -> None:
+    """Refuse an interpreter that is asked for twice."""
+    if len({digest([each.spec.name, each.resolved]) for each in interpreters}) < len(interpreters):
+        names = ", ".join(str(each.spec) for each in interpreters)
+        raise UsageError(f"the same interpreter is asked for twice: {names}")
+
+
+def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
+    """An attack ready to run, its parameters checked; UsageError if they are wrong."""
+    if isinstance(spec, str):
+        spec = parse(spec)
+    if spec.name.startswith("art:"):
+        from robusteval.art.from_art import from_art
+
+        theirs = from_art(spec.name.removeprefix("art:"), spec.parameters)
+        theirs.validate(classifier, shape)
+        if theirs.threat.norm == "linf" and (theirs.threat.eps or 0) > 1:
+            raise UsageError(
+                f"{spec.name}: eps must be from 0 to 1 for linf, in units of the [0, 1] pixel range"
+                f" (8/255 is eight grey levels), not {theirs.threat.eps:g}"
+            )
+        return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
+    spec = ATTACKS.check(spec)
+    entry = ATTACKS.entry(spec.name)
+    given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
+    perturb = partial(ATTACKS.load(spec.name), **given)
+    attack = Attack(spec, entry.threat(spec), entry.knowledge, entry.resolve(spec), perturb)
+    nothing = torch.empty(0, *shape, device=classifier.device)
+    no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
+    try:
+        # parameters are checked before there is anything to do
+        perturb(classifier, nothing, no_class, targeted=attack.threat.targeted)
+    except ValueError as error:
+        raise UsageError(f"{spec.name}: {error}") from None
+    if attack.threat.targeted and classifier.num_classes < 2:
+        raise UsageError("a targeted attack needs at least two classes")
+    return attack

@@ -1,0 +1,409 @@
+"""The checks that say whether a number can be believed. They travel with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from robusteval.runs.metrics import Rate, sign_test
+from robusteval.runs.types import Columns, Finding, Outcome, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robusteval.datasets.sources import Data
+    from robusteval.models.classifier import Classifier
+
+
+MARGIN = 0.05  # of accuracy, that another convention must be better by
+
+
+def of_clean(clean: Columns, num_classes: int) -> list[Finding]:
+    """What the clean predictions say of model and data."""
+    label, pred = clean["label"], clean["pred_clean"]
+    n, right = len(label), pred == label
+    found: list[Finding] = []
+
+    asked = clean["steady"] >= 0
+    unsteady = int((clean["steady"] == 0).sum())
+    if unsteady:
+        found.append(
+            Finding(
+                "non-deterministic",
+                True,
+                f"{unsteady} of {asked.sum()} images got other logits when predicted a second time:"
+                " dropout or a random defense is active, so a single attack run proves little.",
+            )
+        )
+    if clean["probabilities"].mean() > 0.99:
+        found.append(
+            Finding(
+                "probabilities",
+                True,
+                "The outputs look like probabilities: a softmax at the end flattens the gradients"
+                " that attacks follow; return logits.",
+            )
+        )
+    broken = int((pred == -1).sum())
+    if broken:
+        found.append(
+            Finding(
+                "non-finite",
+                True,
+                f"{broken} of {n} images get logits that are NaN or infinite; they count as wrong.",
+            )
+        )
+    if clean["brightest"].max() <= 2 / 255:
+        found.append(
+            Finding(
+                "black-images",
+                True,
+                f"No pixel is brighter than {clean['brightest'].max():.4f} of 1: the images were"
+                " probably divided by 255 twice.",
+            )
+        )
+    if Rate(int(right.sum()), n).interval.high < 0.5 and n >= 10 * num_classes:
+        relabelled = best_relabelling(label, pred, num_classes)
+        if relabelled - right.mean() > 0.3:
+            found.append(
+                Finding(
+                    "labels-permuted",
+                    True,
+                    f"Accuracy is {right.mean():.1%}, but {relabelled:.1%} if classes were numbered"
+                    " otherwise: the class order of the data is probably not the checkpoint's.",
+                )
+            )
+    chance = 1 / num_classes
+    if right.mean() < 1 and Rate(int(right.sum()), n).interval.low <= chance:
+        found.append(
+            Finding(
+                "guessing",
+                True,
+                f"Clean accuracy {right.mean():.1%} is no better than guessing among"
+                f" {num_classes} classes: check architecture, normalisation and labels.",
+            )
+        )
+    return found + of_slopes(clean["slope_ce"], clean["slope_margin"])
+
+
+def of_fit(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> list[Finding]:
+    """Whether a defense is judged on images that it was made with, by their ids `seen`."""
+    known = 0 if seen is None else int(np.isin(clean["id"], seen).sum())
+    if not known:
+        return []
+    return [
+        Finding(
+            "seen-before",
+            True,
+            f"{known} of {len(clean['id'])} images were used to make the defense: all numbers"
+            f"{behind} flatter it; take others.",
+        )
+    ]
+
+
+def of_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list[Finding]:
+    """What the gradients at the clean images say; entries not asked for are NaN in both."""
+    asked = ~(np.isnan(ce) & np.isnan(margin))
+    n = int(asked.sum())
+    flat = ~(np.nan_to_num(margin[asked], posinf=0.0) > 0)
+    saturated = ~flat & ~(np.nan_to_num(ce[asked], posinf=0.0) > 0)
+    found = []
+    if flat.sum() > 0.05 * n:
+        found.append(
+            Finding(
+                "zero-gradient",
+                True,
+                f"The gradient is zero or not finite at {flat.sum()} of {n} images: attacks that"
+                " follow it cannot work there (gradient masking); use black-box attacks as well.",
+            )
+        )
+    if saturated.sum() > 0.05 * n:
+        found.append(
+            Finding(
+                "saturated",
+                False,
+                f"Cross-entropy is flat at {saturated.sum()} of {n} images although the logits are"
+                " not: attack with loss=margin or loss=dlr.",
+            )
+        )
+    return found
+
+
+def best_relabelling(
+    label: np.ndarray[Any, Any], pred: np.ndarray[Any, Any], num_classes: int
+) -> float:
+    """Accuracy under the one-to-one renumbering of classes that suits the predictions best."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.zeros((num_classes, num_classes))
+    valid = pred >= 0
+    np.add.at(counts, (label[valid], pred[valid]), 1)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(label))
+
+
+def diagnose(
+    classifier: Classifier,
+    data: Data,
+    index: np.ndarray[Any, Any],
+    pred: np.ndarray[Any, Any],
+    advance: Callable[[int], object],
+) -> list[Finding]:
+    """Whether another convention would suit the model better, measured on a few images.
+
+    The first source of wrong results is a model that is fed in another way than it was trained.
+    A convention is named if it beats the present one, whose predictions are `pred` ``(n,)``, in
+    an exact paired test. `advance` is told how many images are done.
+    """
+    import torch
+
+    label = data.labels[index]
+    base = pred == label
+    if base.mean() > 1 - MARGIN:
+        return []  # nothing could be that much better
+    mean, std = classifier.mean, classifier.std
+    photo_mean = torch.tensor((0.485, 0.456, 0.406), device=mean.device).view(3, 1, 1)
+    photo_std = torch.tensor((0.229, 0.224, 0.225), device=mean.device).view(3, 1, 1)
+
+    def shown(x: Tensor) -> Tensor:
+        return x * std + mean  # so that the network itself sees x
+
+    conventions: dict[str, Callable[[Tensor], Tensor]] = {
+        "without the normalisation (drop --mean and --std)": shown,
+        "with images in [-1, 1] (--mean .5 --std .5)": lambda x: shown(2 * x - 1),
+        "with images in [0, 255] (--mean 0 --std 0.00392157)": lambda x: shown(255 * x),
+        "with inverted images": lambda x: 1 - x,
+    }
+    if data.shape[0] == 3:
+        conventions |= {
+            "with ImageNet's normalisation (--mean .485,.456,.406 --std .229,.224,.225)": (
+                lambda x: shown((x - photo_mean) / photo_std)
+            ),
+            "with the channels reversed (it was trained on BGR)": lambda x: x.flip(1),
+        }
+    if data.shape[1] == data.shape[2]:
+        conventions["with rows and columns swapped"] = lambda x: x.transpose(2, 3)
+
+    right = {name: np.zeros(len(index), np.bool_) for name in conventions}
+    with torch.no_grad():
+        for start in range(0, len(index), 16):
+            part = slice(start, start + 16)
+            batch = data.batch(index[part])
+            x, y = batch.x.to(mean.device), batch.y.to(mean.device)
+            for name, convention in conventions.items():
+                right[name][part] = (classifier(convention(x)).argmax(1) == y).cpu().numpy()
+            advance(len(x))
+    right["if every label were 1 less"] = pred + 1 == label
+    right["if every label were 1 more"] = pred - 1 == label
+
+    best = max(right, key=lambda name: int(right[name].sum()))
+    there = right[best]
+    wins, losses = int((there & ~base).sum()), int((base & ~there).sum())
+    if there.mean() - base.mean() < MARGIN or sign_test(wins, losses) > 0.001:
+        return []
+    return [
+        Finding(
+            "convention",
+            True,
+            f"{base.mean():.1%} of {len(base)} images are classified correctly as given, but"
+            f" {there.mean():.1%} {best}: the model is probably not fed as it was trained.",
+        )
+    ]
+
+
+class Probe(NamedTuple):
+    """An extra attack on a few images, and what it is to show."""
+
+    spec: Spec
+    role: str
+
+
+def probes(outcomes: Sequence[Outcome]) -> list[Probe]:
+    """The extra attacks that the checks of these outcomes need."""
+    wanted: list[Probe] = []
+    for outcome in outcomes:
+        norm, eps, targeted = outcome.threat
+        if not is_strong(outcome) or eps is None or norm not in ("linf", "l2"):
+            continue
+        if "interpreter" in outcome.resolved:
+            continue  # it also has a map to keep: dear, and no measure of the class alone
+        if not targeted:
+            noise = Spec("noise", {"norm": norm, "eps": eps})
+            wanted.append(Probe(noise, "probe:noise"))
+            wanted.append(Probe(unlimited(outcome), "probe:unlimited"))
+        if "eps" in outcome.resolved and eps > 0:
+            wanted.append(Probe(doubled(outcome), "probe:double"))
+    unique = {(str(probe.spec), probe.role): probe for probe in wanted}
+    return list(unique.values())
+
+
+def unlimited(outcome: Outcome) -> Spec:
+    """A gradient attack that may change every pixel to anything."""
+    linf = outcome.threat.norm == "linf"
+    return Spec(
+        "pgd",
+        {
+            "norm": outcome.threat.norm,
+            "eps": 1.0 if linf else 100.0,
+            "steps": 50,
+            "random_start": False,
+            "loss": "margin",
+            "stop": "float",
+        },
+    )
+
+
+def doubled(outcome: Outcome) -> Spec:
+    """The same attack with twice the radius."""
+    assert outcome.threat.eps is not None
+    eps = 2 * outcome.threat.eps
+    if outcome.threat.norm == "linf":
+        eps = min(eps, 1.0)
+    return Spec(outcome.attack.name, {**outcome.attack.parameters, "eps": eps})
+
+
+def of_outcomes(outcomes: Sequence[Outcome]) -> list[Finding]:
+    """What attacks and probes say of each other."""
+    attacks = [o for o in outcomes if o.role == "attack"]
+    found: list[Finding] = []
+    for outcome in attacks:
+        found += of_attack(outcome)
+        found += against_probes(outcome, [o for o in outcomes if o.role != "attack"])
+    found += black_box_beats_white_box(attacks)
+    if attacks and not any(is_strong(o) for o in attacks):
+        found.append(
+            Finding(
+                "weak-attacks",
+                True,
+                "No iterative attack that sees the model was run: what survived here says little"
+                " about a determined attacker; add pgd, or use --preset standard.",
+            )
+        )
+    return list(dict.fromkeys(found))
+
+
+def is_strong(outcome: Outcome) -> bool:
+    """Whether an attack follows the model's gradient over several steps."""
+    passes = outcome.columns["backwards"][outcome.attacked & ~outcome.success()]
+    several = len(passes) == 0 or float(passes.mean()) >= 10
+    return outcome.knowledge == "white-box" and several and outcome.attack.name != "fgsm"
+
+
+def of_attack(outcome: Outcome) -> list[Finding]:
+    """What the columns of one attack say of it."""
+    c, name = outcome.columns, str(outcome.attack)
+    found = []
+    for bit, what in ((1, "left [0, 1]"), (2, "left the ball"), (4, "held NaN or infinity")):
+        count = int(((c["fault"] & bit) > 0).sum())
+        if count:
+            found.append(
+                Finding(
+                    "repaired",
+                    False,
+                    f"{count} results of {name} {what}; they were brought back and judged again.",
+                    name,
+                )
+            )
+    broken = int((outcome.attacked & (c["pred_adv"] == -1)).sum())
+    if broken:
+        found.append(
+            Finding(
+                "non-finite-attacked",
+                False,
+                f"{broken} images get logits that are NaN or infinite under {name}; they count as"
+                " broken.",
+                name,
+            )
+        )
+    failed = outcome.attacked & ~outcome.success()
+    stuck = failed & (c["margin_adv"] >= c["margin_clean"])
+    # ours return the best image they found; some of ART's return any where they fail
+    ours = not outcome.attack.name.startswith("art:")
+    follows = ours and is_strong(outcome) and (outcome.threat.eps or 0) > 0
+    if follows and not outcome.threat.targeted and stuck.sum() > 0.1 * outcome.attacked.sum():
+        found.append(
+            Finding(
+                "loss-not-rising",
+                True,
+                f"{name} leaves {stuck.sum()} of {outcome.attacked.sum()} images no nearer to an"
+                " error than they were: the gradient misleads it.",
+                name,
+            )
+        )
+    found += [Finding("note", False, f"{name}: {note}.", name) for note in outcome.notes]
+    return found
+
+
+def against_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]:
+    """What the extra attacks on the first images say of an attack on all of them."""
+    if not is_strong(outcome):
+        return []
+    name, found = str(outcome.attack), []
+    for probe in probes:
+        n = len(probe.columns["id"])
+        mine = outcome.success()[np.flatnonzero(outcome.attacked)[:n]]
+        theirs = probe.success()
+        only = int((theirs & ~mine).sum())
+        same_norm = probe.threat.norm == outcome.threat.norm
+        if probe.role == "probe:noise" and probe.threat == outcome.threat and only > 0:
+            found.append(
+                Finding(
+                    "noise-wins",
+                    True,
+                    f"Random noise of the same size breaks {only} of {n} images that {name} does"
+                    " not: the attack is broken or the gradient masked.",
+                    name,
+                )
+            )
+        if probe.role == "probe:unlimited" and same_norm and not theirs.all():
+            found.append(
+                Finding(
+                    "unlimited",
+                    True,
+                    f"Even an unlimited {probe.threat.norm} attack leaves {int((~theirs).sum())} of"
+                    f" {n} images right: gradients of this model mislead, robust accuracy is"
+                    " overestimated.",
+                )
+            )
+        bounded = outcome.threat.eps is not None
+        if probe.role == "probe:double" and bounded and probe.attack == doubled(outcome):
+            lost = int((mine & ~theirs).sum())
+            if lost - only > max(1, 0.02 * n):
+                found.append(
+                    Finding(
+                        "larger-budget",
+                        True,
+                        f"{name} breaks {int(mine.sum())} of {n} images, with twice the budget only"
+                        f" {int(theirs.sum())}: it does not use its budget.",
+                        name,
+                    )
+                )
+    return found
+
+
+def black_box_beats_white_box(attacks: Sequence[Outcome]) -> list[Finding]:
+    """Images that fall to an attack that sees less, but to none that sees the model."""
+    found = []
+    for outcome in attacks:
+        seeing = [
+            o
+            for o in attacks
+            if o.threat == outcome.threat and o.knowledge == "white-box" and o is not outcome
+        ]
+        if outcome.knowledge == "white-box" or not seeing:
+            continue
+        any_seeing = np.logical_or.reduce([o.success() for o in seeing])
+        only = int((outcome.success() & ~any_seeing).sum())
+        n = int(outcome.attacked.sum())
+        if only > max(1, 0.01 * n):
+            found.append(
+                Finding(
+                    "black-box-wins",
+                    True,
+                    f"{outcome.attack}, which does not see the model, breaks {only} of {n} images"
+                    " that no attack with its gradient breaks: a sign of gradient masking.",
+                    str(outcome.attack),
+                )
+            )
+    return found

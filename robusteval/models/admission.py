@@ -1,0 +1,70 @@
+"""Whether a classifier and the images belong together, before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robusteval.datasets.sources import Data, Positions
+from robusteval.errors import RunError, UsageError
+from robusteval.models.classifier import Classifier, absorb, frozen
+from robusteval.models.failures import sentence
+
+
+def wrapped(module: nn.Module, data: Data) -> Classifier:
+    """A user's module as a classifier that knows its number of classes."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with frozen(module), torch.no_grad(), sentence("the network cannot take the images"):
+        logits = module(data.batch([0]).x.to(device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UsageError("the model must return one tensor of logits (n, k)")
+    return Classifier(module, num_classes=logits.shape[1]).to(device)
+
+
+def identified(classifier: Classifier, data: Data, index: Positions) -> dict[str, Any]:
+    """The identity of a classifier; of one that has none, that of its weights and answers.
+
+    Weights alone do not tell what code does with them, hence the logits of a few images.
+    """
+    if "sha256" in classifier.identity:
+        return classifier.identity
+    content = hashlib.sha256()
+    absorb(content, classifier.state_dict())
+    with frozen(classifier), torch.no_grad(), sentence("the network cannot take the images"):
+        logits = classifier(data.batch(index[:4]).x.to(classifier.device))
+    content.update(logits.cpu().numpy().tobytes())
+    kind = type(classifier.network)
+    return {
+        "sha256": content.hexdigest(),
+        "arch": f"{kind.__module__}:{kind.__qualname__}",
+        "num_classes": classifier.num_classes,
+        **classifier.identity,
+    }
+
+
+def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:
+    """Refuse labels that the network cannot answer with."""
+    labels = data.labels[index]
+    k = classifier.num_classes
+    if labels.min() < 0 or labels.max() >= k:
+        raise UsageError(
+            f"the labels of {data.name} run from {labels.min()} to {labels.max()}, the network"
+            f" answers with classes 0 to {k - 1}: check that data and checkpoint belong together"
+        )
+
+
+def check_images(data: Data, index: Positions, classifier: Classifier) -> None:
+    """Refuse images that the network cannot take, before anything is written."""
+    x = data.batch(index[:1]).x.to(classifier.device)
+    what = f"the network cannot take images {tuple(x.shape[1:])}"
+    try:
+        with frozen(classifier), torch.no_grad(), sentence(what):
+            classifier(x)
+    except RunError as error:
+        raise UsageError(f"{error}: bring them to another size with --size") from None
+    except Exception:
+        return  # memory ran out, which is dealt with batch by batch

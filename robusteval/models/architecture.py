@@ -1,0 +1,250 @@
+"""From the name of an architecture to a network, and how its publisher prepares images for it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.errors import UsageError
+
+Shape = tuple[int, int, int]
+State = dict[str, Tensor]
+
+ARCH_FORMS = (
+    "torchvision:NAME, robusteval:NAME, timm:NAME, path/to/file.py:function or "
+    "package.module:function, for example --arch torchvision:resnet18"
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network and what it is called in public; `sha256` is that of a user's own code."""
+
+    network: nn.Module
+    name: str
+    sha256: str | None = None
+
+
+def shown(text: str) -> str:
+    """Text from a file, safe to print."""
+    return text[:200] if text.isprintable() else ascii(text[:200])
+
+
+def public_name(arch: str) -> str:
+    """The architecture without folders, which are nobody else's business."""
+    source, _, function = arch.rpartition(":")
+    return f"{Path(source).name}:{function}" if source.endswith(".py") else arch
+
+
+def build(arch: str, num_classes: int | None, state: State, *, seed: int = 0) -> Built:
+    """The architecture with random weights; the global generator is left as it was."""
+    kind, _, name = arch.partition(":")
+    sized = {} if num_classes is None else {"num_classes": num_classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        match kind:
+            case "torchvision":
+                return Built(_from_torchvision(name, sized, state), arch)
+            case "robusteval":
+                return Built(_from_zoo(name, sized), arch)
+            case "timm":
+                return Built(_from_timm(name, sized), arch)
+            case _:
+                return _from_user(arch, sized)
+
+
+def _from_torchvision(name: str, sized: dict[str, Any], state: State) -> nn.Module:
+    models = _torchvision_models()
+    known = models.list_models(module=models)
+    if name not in known:
+        _unknown(f"torchvision has no classifier {name}", name, known)
+    if name in ("googlenet", "inception_v3"):
+        auxiliary = any(part.lower().startswith("aux") for key in state for part in key.split("."))
+        sized = sized | {
+            "init_weights": False,
+            "transform_input": True,  # as the published weights were trained
+            "aux_logits": auxiliary,
+        }
+    network: nn.Module = models.get_model(name, weights=None, **sized)
+    return network
+
+
+def _torchvision_models() -> Any:
+    try:
+        return importlib.import_module("torchvision").models
+    except (ImportError, RuntimeError):
+        raise UsageError(
+            f"torch {version('torch')} and torchvision {version('torchvision')} do not match: "
+            "reinstall both together with pip install --force-reinstall torch torchvision"
+        ) from None
+
+
+def _from_zoo(name: str, sized: dict[str, Any]) -> nn.Module:
+    from robusteval.models.networks import ARCHITECTURES
+
+    if name not in ARCHITECTURES:
+        _unknown(f"robusteval has no architecture {name}", name, list(ARCHITECTURES))
+    return ARCHITECTURES[name](**sized)
+
+
+def _from_timm(name: str, sized: dict[str, Any]) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        raise UsageError(f"timm:{name} needs the package timm: pip install timm") from None
+    if not timm.is_model(name):  # timm also takes addresses to download from
+        _unknown(f"timm has no model {name}", name, timm.list_models())
+    network: nn.Module = timm.create_model(name, pretrained=False, **sized)
+    return network
+
+
+def _unknown(sentence: str, name: str, known: Sequence[str]) -> NoReturn:
+    close = difflib.get_close_matches(name, known, 3) or sorted(known)[:3]
+    raise UsageError(f"{shown(sentence)}; there is {', '.join(close) or 'none'}") from None
+
+
+def _from_user(arch: str, sized: dict[str, Any]) -> Built:
+    source, _, function = arch.rpartition(":")
+    if arch.endswith(".py"):
+        raise UsageError(f"--arch {arch} names no function: write {arch}:FUNCTION")
+    if not source:
+        raise UsageError(f"--arch {arch} is not an architecture: give {ARCH_FORMS}")
+    name = public_name(arch)
+    if not source.endswith(".py"):
+        with reported(name):
+            module = importlib.import_module(source)
+        code = [Path(file)] if (file := getattr(module, "__file__", None)) else []
+        return Built(_called(module, function, name, sized), name, _hash(code))
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no file {source} to take the architecture from")
+    with _folder_importable(path.parent) as helpers:
+        module = _executed(path, name)
+        network = _called(module, function, name, sized)
+        return Built(network, name, _hash([path, *helpers()]))
+
+
+def _executed(path: Path, name: str) -> ModuleType:
+    """A user's file as a module under a private name, so that it can shadow no other."""
+    module = ModuleType(f"_robusteval_arch_{hashlib.sha256(bytes(path)).hexdigest()[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    with reported(name):
+        # under the rules of their file, not under the __future__ imports of ours
+        code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+    return module
+
+
+def _called(module: ModuleType, function: str, name: str, sized: dict[str, Any]) -> nn.Module:
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        _unknown(f"{name}: there is no function {function}", function, known)
+    with reported(name):
+        network = factory(**(sized if _accepts_classes(factory) else {}))
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _accepts_classes(factory: Callable[..., object]) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Anything that goes wrong in a user's code, in one sentence."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _folder_importable(folder: Path) -> Iterator[Callable[[], list[Path]]]:
+    """Let a user's file import its neighbours, and forget them afterwards.
+
+    Otherwise the next architecture file would get this one's neighbours of the same name. The
+    callable that is handed out lists the files of those imported so far.
+    """
+    before = set(sys.modules)
+
+    def neighbours() -> dict[str, Path]:
+        found = {}
+        for name, module in list(sys.modules.items()):
+            top = name.partition(".")[0]
+            origin = getattr(module, "__file__", None) or next(iter(_portions(module)), None)
+            if origin is None or top in before:
+                continue
+            file = Path(origin).resolve()
+            if file == folder / f"{top}.py" or file.is_relative_to(folder / top):
+                found[name] = file
+        return found
+
+    sys.path.insert(0, str(folder))
+    try:
+        yield lambda: sorted(file for file in neighbours().values() if file.is_file())
+    finally:
+        for name in neighbours():
+            del sys.modules[name]
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _portions(module: ModuleType) -> Iterable[str]:
+    """Folders of a package without an ``__init__.py``."""
+    return getattr(module, "__path__", ())
+
+
+def _hash(files: Sequence[Path]) -> str | None:
+    """SHA-256 of one file, or of the hashes of several; None where there is none."""
+    hashes = [hashlib.sha256(file.read_bytes()) for file in files]
+    if len(hashes) < 2:
+        return hashes[0].hexdigest() if hashes else None
+    return hashlib.sha256(b"".join(h.digest() for h in hashes)).hexdigest()
+
+
+class Preset(NamedTuple):
+    """How the publisher of an architecture prepares images for it."""
+
+    mean: list[float]
+    std: list[float]
+    shape: Shape
+    resize: int
+    origin: str
+
+    @property
+    def size(self) -> int:
+        return self.shape[-1]
+
+
+def preset_of(arch: str, network: nn.Module) -> Preset | None:
+    kind, _, name = arch.partition(":")
+    if kind == "torchvision":
+        recipe = _torchvision_models().get_model_weights(name).DEFAULT.transforms()
+        crop, resize = recipe.crop_size[0], recipe.resize_size[0]
+        origin = f"torchvision's preset for {name}"
+        return Preset(list(recipe.mean), list(recipe.std), (3, crop, crop), resize, origin)
+    recipe = getattr(network, "default_cfg", None)
+    if kind == "timm" and recipe:
+        c, h, w = recipe["input_size"]
+        resize = math.floor(h / recipe["crop_pct"])
+        origin = f"timm's preset for {name}"
+        return Preset(list(recipe["mean"]), list(recipe["std"]), (c, h, w), resize, origin)
+    return None

@@ -1,0 +1,344 @@
+"""A run on disk.
+
+A run is a folder::
+
+    run.json                what was asked, of which model and data, where; one entry per cell
+    samples/<key>.npz       the columns of one cell
+    samples/<key>.parts/    what is finished of a cell that is not
+    pictures/<key>.npz      a few of its images, for people to look at
+
+Every file is written under another name, synced and renamed, so that at any moment the folder
+holds whole files only. A cell's key hashes everything its numbers depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from robusteval.errors import RunError, UsageError
+from robusteval.runs.storage import differences, pack, read_columns, unpack, write_atomically
+from robusteval.runs.types import (
+    Columns,
+    Defended,
+    Finding,
+    Outcome,
+    Picture,
+    Run,
+    Spec,
+    Threat,
+    Values,
+)
+
+FORMAT = 1
+# the entries of a record that everything else leans on
+SHAPE: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "config": dict,
+    "model": dict,
+    "data": dict,
+    "environment": dict,
+    "failures": dict,
+    "findings": list,
+    "cells": list,
+    "created": str,
+    "seconds": (int, float),
+}
+
+
+class Store:
+    """The folder of one run, open for writing by this process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.samples = folder / "samples"
+        self.pictures = folder / "pictures"
+        self.created = ""  # when the run was begun
+        self.seconds = 0.0  # what earlier calls spent on it
+        self._entries: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, folder: Path, config: dict[str, Any], *, fresh: bool = False
+    ) -> Iterator[Store]:
+        """Lock the folder and continue the run in it, or begin one.
+
+        UsageError if it holds another run (the message tells the difference), something that is
+        no run, or cannot be written; RunError if another process is at it.
+        """
+        store = cls(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "run.json").exists() and any(
+                p.name[0] != "." for p in folder.iterdir()
+            ):
+                raise UsageError(f"{folder} holds other files: choose an empty folder for --out")
+            lock = FileLock(folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another process is writing to {folder}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {folder} ({error.strerror or error}): choose another --out"
+            ) from None
+        try:
+            store._take_over(config, fresh)
+            yield store
+        finally:
+            lock.release()
+
+    def _take_over(self, config: dict[str, Any], fresh: bool) -> None:
+        path = self.folder / "run.json"
+        if not path.exists():
+            return
+        record = read_record(path)
+        if fresh:
+            # in this order: samples without a record would not be known as ours
+            shutil.rmtree(self.samples, ignore_errors=True)
+            shutil.rmtree(self.pictures, ignore_errors=True)
+            path.unlink()
+            return
+        here = dict(config)
+        if record["config"].get("attacks") != config.get("attacks"):
+            here["resolved"] = record["config"].get("resolved")  # would say it once more, at length
+        lines = list(differences(record["config"], here))
+        if lines:
+            raise UsageError(
+                f"{self.folder} holds a run with other settings; choose another --out, or --fresh"
+                " to throw it away:\n" + "\n".join(f"  {line}" for line in lines[:8])
+            )
+        self._entries = {entry["key"]: entry for entry in record["cells"]}
+        self.created, self.seconds = record["created"], record["seconds"]
+
+    def cell(self, key: str) -> Columns | None:
+        """The columns of a finished cell; None if there are none that can be trusted."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        try:
+            return read_cell(self.folder, entry)
+        except RunError:
+            return None  # damaged: computed again
+
+    def outcome(self, key: str) -> Outcome | None:
+        """A finished attack; None if there is none that can be trusted."""
+        columns = self.cell(key)
+        return None if columns is None else outcome_of(self._entries[key], columns)
+
+    def parts(self, key: str) -> Iterator[Columns]:
+        """What is finished of a cell that is not, as saved by `save_part`."""
+        for path in sorted(self._parts(key).glob("*.npz")):
+            try:
+                content = path.read_bytes()
+                if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
+                    raise ValueError(f"{path} is damaged")
+                yield unpack(content)
+            except ValueError:
+                path.unlink()
+
+    def save_part(self, key: str, columns: Columns) -> None:
+        """Keep some rows of a cell; they need a column that says which."""
+        content = pack(columns)
+        name = hashlib.sha256(content).hexdigest()[:16]
+        write_atomically(self._parts(key) / f"{name}.npz", content)
+
+    def candidates(self, key: str) -> Columns:
+        """What `save_candidates` kept of a cell that is not finished; empty if nothing."""
+        try:
+            return unpack((self.pictures / f"{key}.npz").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def save_candidates(self, key: str, candidates: Columns) -> None:
+        """Keep the images that may become the pictures of a cell."""
+        write_atomically(self.pictures / f"{key}.npz", pack(candidates))
+
+    def save_cell(
+        self,
+        key: str,
+        columns: Columns,
+        entry: dict[str, Any],
+        pictures: Sequence[Picture] = (),
+    ) -> None:
+        """Keep a whole cell; its parts go once the record names it."""
+        content = pack(columns)
+        write_atomically(self.samples / f"{key}.npz", content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self._entries[key] = {"key": key, "sha256": sha256, **entry}
+        if pictures:
+            content = pack(as_columns(pictures))
+            write_atomically(self.pictures / f"{key}.npz", content)
+            self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
+
+    def _parts(self, key: str) -> Path:
+        return self.samples / f"{key}.parts"
+
+    def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
+        """Write ``run.json``: the finished cells of these keys, and behind them what an earlier
+        call finished and this one has not come to yet."""
+        order = [*(key for key in keys if key in self._entries), *self._entries]
+        cells = [self._entries[key] for key in dict.fromkeys(order)]
+        whole = {"format": FORMAT, **record, "cells": cells}
+        text = json.dumps(whole, indent=1, allow_nan=False)
+        write_atomically(self.folder / "run.json", text.encode())
+        for key in keys:
+            if key in self._entries:
+                shutil.rmtree(self._parts(key), ignore_errors=True)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a ``run.json``; UsageError if it is none, or of a newer format."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
+    if version != FORMAT:
+        raise UsageError(
+            f"{path} has format {version}, this version of robusteval reads {FORMAT}:"
+            " read it with the version that wrote it"
+        )
+    for name, kind in SHAPE.items():
+        if not isinstance(record.get(name), kind):
+            raise UsageError(f"{path} is not the record of a run, or it is damaged")
+    return dict(record)
+
+
+def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
+    """The columns of a cell; RunError if the file is gone or not the one that was written."""
+    return read_columns(folder / "samples" / f"{entry['key']}.npz", entry["sha256"])
+
+
+def as_columns(pictures: Sequence[Picture]) -> Columns:
+    """Pictures of one size as arrays; the reverse is in `load_pictures`."""
+    return {
+        "place": np.array([picture.place for picture in pictures]),
+        "row": np.array([picture.row for picture in pictures]),
+        "clean": np.stack([picture.clean for picture in pictures]),
+        # half precision is relative: it keeps three digits of any change
+        "delta": np.stack([picture.delta for picture in pictures]).astype(np.float16),
+        **{
+            f"{when}:{name}": np.stack([picture.maps[name][i] for picture in pictures])
+            for name in pictures[0].maps
+            for i, when in enumerate(("benign", "changed"))
+        },
+    }
+
+
+def stored_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
+    """The maps ``(m, h', w')`` among the arrays of pictures: interpreter, before, after."""
+    for name, values in columns.items():
+        when, _, interpreter = name.partition(":")
+        if when == "benign":
+            yield interpreter, values, columns[f"changed:{interpreter}"]
+
+
+def load_pictures(run: Run) -> dict[int, list[Picture]]:
+    """The pictures of each cell that has some, by its position in `run.outcomes`.
+
+    RunError if one is missing or was changed.
+    """
+    if run.folder is None:
+        return {}
+    folder = Path(run.folder)
+    cells = [cell for cell in read_record(folder / "run.json")["cells"] if "attack" in cell]
+    found = {}
+    for position, cell in enumerate(cells):
+        if cell.get("pictures"):
+            c = read_columns(folder / "pictures" / f"{cell['key']}.npz", cell["pictures"])
+            rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
+            maps = list(stored_maps(c))
+            found[position] = [
+                Picture(
+                    str(place),
+                    int(row),
+                    clean,
+                    delta.astype(np.float32),
+                    {name: (before[i], after[i]) for name, before, after in maps},
+                )
+                for i, (place, row, clean, delta) in enumerate(rows)
+            ]
+    return found
+
+
+def load_run(folder: Path | str) -> Run:
+    """Read a run from its folder (or from its ``run.json``).
+
+    UsageError if there is none; RunError if a cell is missing or was changed.
+    """
+    folder = Path(folder)
+    if folder.name == "run.json":
+        folder = folder.parent
+    path = folder / "run.json"
+    if not path.exists():
+        raise UsageError(f"{folder} is not the folder of a run: there is no run.json in it")
+    record = read_record(path)
+    try:
+        cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
+        clean: Columns = {}
+        defenses, outcomes = [], []
+        for entry, columns in cells.values():
+            if entry["role"] in ("clean", "quality"):
+                clean |= columns
+            elif entry["role"] == "defense":
+                spec = Spec(**entry["defense"])
+                defenses.append(Defended(spec, entry["kind"], columns, entry["facts"]))
+            else:
+                outcomes.append(outcome_of(entry, columns))
+        return Run(
+            config={**record["config"], "command": record["command"]},
+            model=record["model"],
+            data=record["data"],
+            environment=record["environment"],
+            clean=clean,
+            outcomes=tuple(outcomes),
+            findings=tuple(Finding(**finding) for finding in record["findings"]),
+            status=record["status"],
+            failures=record["failures"],
+            seconds=record["seconds"],
+            created=record["created"],
+            folder=str(folder),
+            defenses=tuple(defenses),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
+
+
+def entry_of(outcome: Outcome) -> dict[str, Any]:
+    """What ``run.json`` says of a cell besides its columns."""
+    return {
+        "role": outcome.role,
+        "attack": outcome.attack._asdict(),
+        "threat": outcome.threat._asdict(),
+        "knowledge": outcome.knowledge,
+        "resolved": outcome.resolved,
+        "notes": list(outcome.notes),
+        "defense": outcome.defense and outcome.defense._asdict(),
+        "adaptive": outcome.adaptive,
+    }
+
+
+def outcome_of(entry: dict[str, Any], columns: Columns) -> Outcome:
+    """The reverse of `entry_of`."""
+    return Outcome(
+        attack=Spec(**entry["attack"]),
+        threat=Threat(**entry["threat"]),
+        knowledge=entry["knowledge"],
+        columns=columns,
+        role=entry["role"],
+        notes=tuple(entry["notes"]),
+        resolved=entry["resolved"],
+        defense=Spec(**entry["defense"]) if entry.get("defense") else None,
+        adaptive=entry.get("adaptive", True),
+    )

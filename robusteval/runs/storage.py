@@ -1,0 +1,81 @@
+"""Files that are whole or not there, hashes of values, arrays as bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robusteval.errors import RunError
+from robusteval.runs.types import Columns
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, the same for equal values."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file as a whole or not at all, also when the power fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "; make room or choose another folder: the same command continues" if full else ""
+        raise RunError(f"cannot write {path}: {error.strerror or error}{hint}") from None
+
+
+def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Columns as the bytes of an ``.npz`` file."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = {name: columns[name] for name in sorted(columns)}
+    np.savez_compressed(buffer, **named)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> Columns:
+    """Columns of an ``.npz`` file; ValueError if it is none."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from None
+
+
+def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """Where two JSON values differ, a line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif old != new:
+        yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
+
+
+def read_columns(path: Path, sha256: str) -> Columns:
+    """The columns in a file of this hash; RunError if it is gone or was changed."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise RunError(f"{path} is missing: run the evaluation again to restore it") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
+    return unpack(content)

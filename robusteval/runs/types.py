@@ -1,0 +1,185 @@
+"""The plain types that flow and are stored. NumPy and JSON only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Values = np.ndarray[Any, Any]
+Columns = dict[str, Values]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Threat(NamedTuple):
+    """What the attacker may do: a norm, a radius (None: as near as possible), a goal."""
+
+    norm: str
+    eps: float | None
+    targeted: bool
+
+    def __str__(self) -> str:
+        budget = "minimum" if self.eps is None else f"eps {show_number(self.eps)}"
+        return f"{self.norm} {budget}" + (" targeted" if self.targeted else "")
+
+
+class Spec(NamedTuple):
+    """A name and the parameters a user gave; reads and prints as ``pgd:eps=8/255,steps=20``."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    def __str__(self) -> str:
+        parameters = ",".join(f"{key}={show(value)}" for key, value in self.parameters.items())
+        return f"{self.name}:{parameters}" if parameters else self.name
+
+
+def show(value: Any) -> str:
+    """A parameter as a user would write it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return show_number(value) if isinstance(value, float) else str(value)
+
+
+def show_number(value: float) -> str:
+    """A number as a user would write it: grey levels as ``8/255``, others as decimals."""
+    levels = round(value * 255) if 0 < value < 1 else 0
+    if 1 <= levels <= 64 and levels / 255 == value:
+        return f"{levels}/255"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def cell_name(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
+    """What a cell is called where it has no result."""
+    if defense is None:
+        return str(attack)
+    return f"{attack} behind {defense}" + ("" if adaptive else " (oblivious)")
+
+
+# findings that say that model and data do not belong together as they are
+MISFED = ("convention", "labels-permuted", "guessing", "black-images")
+
+
+class Finding(NamedTuple):
+    """Something a reader must know before believing a number."""
+
+    code: str  # "zero-gradient", …
+    grave: bool  # numbers are upper bounds at best or, if its code is in MISFED, of no use
+    message: str  # one sentence
+    cell: str | None = None  # the attack it is about
+
+    @property
+    def misfed(self) -> bool:
+        """Whether it says that the model is fed wrongly."""
+        return self.code in MISFED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One cell: an attack and what it did to each image.
+
+    `columns` are ``(n,)`` arrays; the images of the run in their order, or for a probe the first
+    few of those that were classified correctly:
+
+    index, id, label : position in the data set, content id, true class
+    pred_clean, attacked : clean prediction; whether it was right, hence attacked
+    target : the class to reach, -1 if any other than the label will do
+    pred_adv, pred_8bit, pred_png : predictions of the result as it is, rounded to 8 bit, and read
+        back from a PNG file; -1 where logits were not finite, -2 where PNG cannot hold the image
+    l0, l0_pixels, l1, l2, linf, ssim, psnr : distances, measured in float64
+    margin_clean, margin_adv : logit of the label minus the best other
+    confidence_adv : softmax probability of `pred_adv`
+    forwards, backwards, seconds : the image's share of the cost
+    fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
+    score, flagged : behind a detector, what it says of the attacked image, and its alarm
+    map_distance:NAME, map_iou:NAME, map_noise:NAME, map_floor:NAME, edge_energy, edge_area : where
+        interpreters were asked for, see `robusteval.evaluation.map_changes.Measurement`
+    """
+
+    attack: Spec
+    threat: Threat
+    knowledge: str
+    columns: Columns
+    role: str = "attack"  # or the name of a probe
+    notes: tuple[str, ...] = ()
+    resolved: dict[str, Any] = field(default_factory=dict)
+    defense: Spec | None = None  # None: the model as it is
+    adaptive: bool = True  # the attack knew the defense
+
+    @property
+    def attacked(self) -> Flags:
+        """The images ``(n,)`` that were right at first."""
+        attacked: Flags = self.columns["attacked"]
+        return attacked
+
+    def success(self, pred: str = "pred_adv") -> Flags:
+        """The attacked images ``(n,)`` on which the attack reached its goal.
+
+        Judged by the column `pred`; logits that are not finite count for the attacker, and what
+        a PNG file cannot hold is judged in float. An image that a detector flags is no success.
+        """
+        c = self.columns
+        made = np.where(c[pred] == -2, c["pred_adv"], c[pred])
+        reached = made == c["target"] if self.threat.targeted else made != c["label"]
+        success: Flags = self.attacked & (reached | (made == -1))
+        return success & ~c["flagged"] if "flagged" in c else success
+
+
+class Defended(NamedTuple):
+    """A defense, and what it does to the images as they are.
+
+    `clean` has the columns of `Run.clean`, as the defended model classifies; behind a detector
+    also `score` and `flagged` ``(n,)``.
+    """
+
+    spec: Spec
+    kind: str  # "model": another network; "detector": alarms beside the same one
+    clean: Columns
+    facts: dict[str, Any]  # threshold, fpr it was set at, forwards per prediction
+
+
+class Picture(NamedTuple):
+    """One image of a cell as people look at it."""
+
+    place: str  # "easiest", "median" or "hardest" of those attacked
+    row: int  # in the columns of its cell
+    clean: np.ndarray[Any, Any]  # (h, w, c) uint8
+    delta: np.ndarray[Any, Any]  # (h, w, c) float32, in units of the [0, 1] pixel range
+    # by interpreter the maps before and after, (h', w') float16 in [0, 1]
+    maps: Mapping[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report needs; read with `load_run`, made by `robusteval.evaluation.evaluate`."""
+
+    config: dict[str, Any]  # as resolved: attacks, samples, seed, …
+    model: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    # index, id, label, pred_clean, margin_clean, confidence_clean; where interpreters were asked
+    # for also what their maps are worth, see `Measurement.quality` in `map_changes`
+    clean: Columns
+    outcomes: tuple[Outcome, ...]
+    findings: tuple[Finding, ...]
+    status: str  # "complete", "incomplete"
+    failures: dict[str, str] = field(default_factory=dict)  # attack -> why it has no result
+    seconds: float = 0.0
+    created: str = ""
+    folder: str | None = None
+    defenses: tuple[Defended, ...] = ()
+
+    @property
+    def attacks(self) -> tuple[Outcome, ...]:
+        """The cells that were asked for, without the probes."""
+        return tuple(o for o in self.outcomes if o.role == "attack")
+
+
+def visible(text: str) -> str:
+    """The text with everything that would not show, or would steer a terminal, spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

@@ -1,0 +1,1 @@
+"""Ways to move an image inside a ball, and what is lowered on the way."""

@@ -1,0 +1,310 @@
+"""Searches for an image that lowers an objective inside a ball. Finished images cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, autograd, nn
+
+from robusteval.models.classifier import predictions, rows
+from robusteval.search.balls import Ball, quantise
+from robusteval.search.losses import Loss, attacker_loss
+
+Stop = Literal["8bit", "float", "never"]
+Count = Literal["l0", "l0_pixels"]
+
+
+class Score(NamedTuple):
+    """What an objective says of each image."""
+
+    loss: Tensor  # (n,), lower is better for the attacker
+    success: Tensor  # (n,) bool, the attacker's goal is reached
+
+
+# (images (m, c, h, w), their rows in the batch (m,)) -> their scores
+Objective = Callable[[Tensor, Tensor], Score]
+
+
+class Found(NamedTuple):
+    """Where a search ended, image by image."""
+
+    x_adv: Tensor  # (n, c, h, w), a success if there was one, else the image of lowest loss
+    loss: Tensor  # (n,), its loss
+    success: Tensor  # (n,) bool
+    finished: Tensor  # (n,) bool, there is nothing to gain from searching on
+
+
+def class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: Loss) -> Objective:
+    """The objective of a prediction other than `y` ``(n,)`` or, `targeted`, of just that."""
+
+    def objective(x_adv: Tensor, index: Tensor) -> Score:
+        with rows(index):
+            logits = model(x_adv)  # (m, k)
+        value = attacker_loss(logits, y[index], targeted=targeted, loss=loss)
+        hit = predictions(logits.detach()) == y[index]
+        return Score(value, hit if targeted else ~hit)
+
+    return objective
+
+
+def of_rows(objective: Objective, some: Tensor) -> Objective:
+    """The same objective for a part of the batch, rows `some` ``(m,)``."""
+    return lambda x_adv, index: objective(x_adv, some[index])
+
+
+def descend(
+    objective: Objective, ball: Ball, start: Tensor, *, step: float, steps: int, stop: Stop
+) -> Found:
+    """Projected steepest descent on the objective.
+
+    Parameters
+    ----------
+    objective : callable
+        Scores images; called once per step on those that are left.
+    ball : Ball
+        Where to search.
+    start : Tensor
+        First iterates ``(n, c, h, w)`` inside the ball.
+    step : float
+        Length of a step in the ball's norm, in units of the [0, 1] pixel range.
+    steps : int
+        Steps; one forward pass more judges the last iterate.
+    stop : {"8bit", "float", "never"}
+        When an image is finished and leaves the batch. `float`: at its first success. `8bit`: at
+        its first success that is still one as an 8-bit image inside the ball, which is then the
+        result; a success that rounding undoes is kept while the search goes on. `never`: after
+        the last step.
+
+    Returns
+    -------
+    Found
+        The best image of each search: any success before none, then the lowest loss.
+    """
+    n, device = len(start), start.device
+    none = torch.zeros(n, dtype=torch.bool, device=device)
+    best = Found(start.clone(), torch.full((n,), torch.inf, device=device), none, none.clone())
+    left = torch.arange(n, device=device)  # rows still searched
+    here, x_adv = ball, start
+
+    for i in range(steps + 1):
+        if len(left) == 0:
+            break
+        last = i == steps
+        x_adv = x_adv.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            score = objective(x_adv, left)
+        # rows that turn out finished waste this one backward pass; to drop them first would
+        # take a second forward pass of all others
+        grad = None if last else autograd.grad(score.loss.sum(), x_adv)[0]
+
+        # keep the best, finish what can be finished
+        x_adv, loss, success = x_adv.detach(), score.loss.detach(), score.success
+        finished = success if stop == "float" else torch.zeros_like(success)
+        keep_best(best, left, Found(x_adv, loss, success, finished))
+        if stop == "8bit" and bool(success.any()):
+            hit = left[success]
+            keep_best(best, hit, as_8bit(objective, here.of(success), hit, x_adv[success]))
+        if grad is None:
+            break
+
+        # drop what is finished, step the rest
+        going = ~best.finished[left]
+        if not bool(going.all()):
+            left, x_adv, grad, here = left[going], x_adv[going], grad[going], here.of(going)
+        x_adv = here.project(x_adv - step * here.step(grad))
+
+    return best if stop != "never" else best._replace(finished=best.success)
+
+
+def restarted(
+    objective: Objective,
+    ball: Ball,
+    seeds: Tensor | None,
+    *,
+    restarts: int,
+    random_start: bool,
+    step: float,
+    steps: int,
+    stop: Stop,
+) -> Found:
+    """`descend` from one start after the other, on the images that are not finished.
+
+    Each image draws its starts from its own seed ``(n,)``, zero if none are given; without
+    `random_start` the first search starts at the centre of the ball.
+    """
+    if seeds is None:
+        seeds = torch.zeros(len(ball.x), dtype=torch.int64)
+    best: Found | None = None
+    left = torch.arange(len(seeds), device=ball.x.device)  # survivors
+    for restart in range(restarts):
+        here = ball.of(left)
+        random = random_start or restart > 0
+        start = here.sample(seeds[left.cpu()] + restart) if random else here.x
+        found = descend(of_rows(objective, left), here, start, step=step, steps=steps, stop=stop)
+        if best is None:
+            best = found
+        else:
+            keep_best(best, left, found)
+        left = (~best.finished).nonzero().flatten()
+        if len(left) == 0:
+            break
+    assert best is not None, "restarts must be at least 1"
+    return best
+
+
+def keep_best(best: Found, index: Tensor, found: Found) -> None:
+    """Take over images ``(m, …)`` for rows `index` ``(m,)`` where they beat the best so far.
+
+    Finished before successful before neither; then the lower loss, of equal ones the later: where
+    cross-entropy has run into zero the search still moves.
+    """
+    rank, had = (
+        found.success.int() + found.finished,
+        best.success[index].int() + best.finished[index],
+    )
+    better = (rank > had) | ((rank == had) & (found.loss <= best.loss[index]))
+    for column, values in zip(best, found, strict=True):
+        column[index[better]] = values[better]
+
+
+def as_8bit(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:
+    """The images ``(m, …)`` for rows `index` as 8-bit images, and whether they still succeed."""
+    rounded = ball.quantise(x_adv)
+    with torch.no_grad():
+        score = objective(rounded, index)
+    holds = score.success & ball.holds(rounded)
+    # those that do not are ranked below the success they were made of
+    return Found(rounded, score.loss, holds, holds)
+
+
+def changes(x_adv: Tensor, x: Tensor, count: Count) -> Tensor:
+    """How many values of each image differ, or at how many places any channel does: ``(n,)``."""
+    changed = x_adv != x
+    if count == "l0_pixels":
+        changed = changed.any(1)
+    return changed.flatten(1).sum(1)
+
+
+def in_levels(z: Tensor, x: Tensor) -> Tensor:
+    """`z` with the values that differ from `x` rounded to 8 bits, the others as they are."""
+    return torch.where(z != x, quantise(z), x)
+
+
+class Sparsest:
+    """The success with the fewest changes of each image, the image itself until there is one."""
+
+    def __init__(self, x: Tensor, count: Count) -> None:
+        self.x = x
+        self.count: Count = count
+        self.x_adv = x.clone()
+        # infinite as long as there is no success
+        self.size = torch.full((len(x),), torch.inf, device=x.device)
+
+    def take(self, index: Tensor, x_adv: Tensor, success: Tensor) -> None:
+        """Take over images ``(m, c, h, w)`` for rows `index` where they succeed with less."""
+        index, x_adv = index[success], x_adv[success]
+        size = changes(x_adv, self.x[index], self.count).to(self.size)
+        better = size < self.size[index]
+        self.x_adv[index[better]] = x_adv[better]
+        self.size[index[better]] = size[better]
+
+
+def prune(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    rounds: int = 30,
+    count: Count = "l0",
+) -> Tensor:
+    """Adversarial images with as many values as possible put back to the original.
+
+    Each round puts back the values that by the gradient of the logit margin cost the attacker
+    least: half of them at first, half of that share whenever too much was asked for. A single
+    value that cannot be spared is not tried again. What is kept was seen to succeed, so a success
+    is never lost and no image ever gets more changes; an 8-bit image stays one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x : Tensor
+        Originals ``(n, c, h, w)`` in [0, 1].
+    x_adv : Tensor
+        Any attack's results for them, of the same shape.
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Success is class `y` instead of any other.
+    rounds : int
+        Passes per image at most, the one that judges `x_adv` included.
+    count : {"l0", "l0_pixels"}
+        Put back single values, or all channels of a place together.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)``; those of `x_adv` that are no success come back as they are.
+
+    Raises
+    ------
+    ValueError
+        If `rounds` is negative or `count` unknown.
+    """
+    if rounds < 0:
+        raise ValueError(f"rounds must be 0 or more, not {rounds}")
+    if count not in get_args(Count):
+        raise ValueError(f"count must be l0 or l0_pixels, not {count!r}")
+    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    best, z, origin = x_adv.clone(), x_adv, x
+    left = torch.arange(len(x), device=x.device)  # rows that may still lose values
+    places = torch.zeros_like(x if count == "l0" else x[:, :1])
+    cost = torch.full_like(places, torch.inf)  # of putting back; infinite where it cannot be
+    needed = torch.zeros_like(places, dtype=torch.bool)
+    tried = needed.clone()
+    share = torch.full((len(x),), 0.5, device=x.device)
+
+    for i in range(rounds):
+        if len(left) == 0:
+            break
+        last = i == rounds - 1
+        z = z.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss, success = objective(z, left)
+        best[left[success]] = z.detach()[success]
+        if last:
+            break
+        delta = z.detach() - origin
+        fresh = -autograd.grad(loss.sum(), z)[0].nan_to_num(0.0, 0.0, 0.0) * delta
+        changed = delta != 0
+        if count == "l0_pixels":
+            fresh, changed = fresh.sum(1, keepdim=True), changed.any(1, keepdim=True)
+
+        # what a failure teaches
+        won = success.view(-1, 1, 1, 1)
+        number = tried.flatten(1).sum(1)
+        needed = needed | (tried & ~won & (number == 1).view(-1, 1, 1, 1))
+        share = torch.where(success | (number <= 1), share, share / 2)
+        cost = torch.where(won, fresh.masked_fill(~changed, torch.inf), cost)
+        cost = cost.masked_fill(needed, torch.inf)
+
+        # an image that failed as it was given has no finite cost; one change is the least
+        spare = cost.isfinite().flatten(1).sum(1)
+        going = (spare > 0) & ((spare > 1) | needed.flatten(1).any(1))
+        left, origin, cost, needed, share, spare = (
+            column[going] for column in (left, origin, cost, needed, share, spare)
+        )
+        tried = cheapest(cost, (share * spare).long().clamp_min(1))
+        z = torch.where(tried, origin, best[left])
+    return best
+
+
+def cheapest(cost: Tensor, number: Tensor) -> Tensor:
+    """Where the `number` ``(n,)`` lowest costs of each image are, of the shape of `cost`."""
+    order = cost.flatten(1).argsort(dim=1, stable=True)
+    chosen = torch.arange(order.shape[1], device=cost.device) < number.unsqueeze(1)
+    return torch.zeros_like(chosen).scatter(1, order, chosen).view_as(cost)

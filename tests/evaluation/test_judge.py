@@ -1,0 +1,160 @@
+"""The verdict is ours: whatever an attack returns is measured again."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robusteval.errors import RunError
+from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge
+from robusteval.models.classifier import Classifier
+from robusteval.runs.types import Threat
+
+THREAT = Threat("linf", 0.1, False)
+
+
+class Brightness(nn.Module):
+    """Class 1 for images brighter than 0.5 on average, NaN for white ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.flatten(1).mean(1)
+        logits = torch.stack([0.5 - level, level - 0.5], 1)
+        return torch.where(level.unsqueeze(1) > 0.999, torch.nan, logits)
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return Classifier(Brightness(), num_classes=2).eval()
+
+
+def grey(*levels: float) -> Tensor:
+    return torch.stack([torch.full((3, 4, 4), level) for level in levels])
+
+
+def test_predictions_are_made_anew(classifier: Classifier) -> None:
+    """As the result is, rounded to 8 bit, and read back from a PNG file."""
+    x, y = grey(0.45, 0.45), torch.zeros(2, dtype=torch.int64)
+    # 0.5005 fools, but the nearest of 127 and 128 grey levels does so too; 0.4985 does not
+    columns = judge(classifier, grey(0.5005, 0.4985), x, y, THREAT)
+
+    assert columns["pred_adv"].tolist() == [1, 0]
+    assert columns["pred_8bit"].tolist() == [1, 0]
+    assert columns["pred_png"].tolist() == [1, 0]
+    assert columns["margin_adv"] == pytest.approx([-0.001, 0.003], abs=1e-6)
+    assert columns["linf"] == pytest.approx([0.0505, 0.0485], abs=1e-6)
+
+
+def test_rounding_can_undo_a_success(classifier: Classifier) -> None:
+    """On average 127.7 grey levels fool, what they are rounded to, 127.25, does not."""
+    x, y = grey(0.45), torch.zeros(1, dtype=torch.int64)
+    x_adv = torch.full((1, 3, 4, 4), 127.45 / 255)
+    x_adv[..., 0] = 128.45 / 255
+
+    columns = judge(classifier, x_adv, x, y, THREAT)
+
+    assert columns["pred_adv"].tolist() == [1]
+    assert columns["pred_8bit"].tolist() == [0]
+    assert columns["pred_png"].tolist() == [0]
+
+
+def test_images_that_left_the_ball_are_brought_back(classifier: Classifier) -> None:
+    """And judged there: success outside does not count."""
+    x, y = grey(0.3), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.9), x, y, THREAT)
+
+    assert columns["fault"].tolist() == [LEFT_BALL]
+    assert columns["pred_adv"].tolist() == [0]
+    assert columns["linf"] == pytest.approx([0.1], abs=1e-6)
+
+
+def test_images_that_left_the_box_are_clipped(classifier: Classifier) -> None:
+    """A pixel beyond white is white."""
+    x, y = grey(0.95), torch.ones(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(1.04), x, y, THREAT)
+
+    assert columns["fault"].tolist() == [LEFT_BOX]
+    assert columns["linf"] == pytest.approx([0.05], abs=1e-6)
+
+
+def test_a_pixel_that_is_not_finite_fails_the_attack(classifier: Classifier) -> None:
+    """The image is judged as if it had not been attacked."""
+    x, y = grey(0.4, 0.4), torch.zeros(2, dtype=torch.int64)
+    x_adv = grey(0.45, 0.45)
+    x_adv[0, 0, 0, 0], x_adv[1, 0, 0, 0] = math.nan, math.inf
+
+    columns = judge(classifier, x_adv, x, y, THREAT)
+
+    assert columns["fault"].tolist() == [NOT_FINITE, NOT_FINITE]
+    assert columns["l0"].tolist() == [0, 0]
+
+
+def test_logits_that_are_not_finite_are_never_robust(classifier: Classifier) -> None:
+    """The prediction is -1, which is no label."""
+    x, y = grey(0.95), torch.ones(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(1.0), x, y, THREAT)
+
+    assert columns["pred_adv"].tolist() == [-1]
+
+
+def test_a_result_of_another_shape_is_an_error(classifier: Classifier) -> None:
+    """One sentence, with both shapes."""
+    x, y = grey(0.4), torch.zeros(1, dtype=torch.int64)
+
+    with pytest.raises(RunError, match=r"\(1, 3, 4, 3\).*\(1, 3, 4, 4\)"):
+        judge(classifier, x[..., :3], x, y, THREAT)
+
+
+def test_a_minimum_norm_attack_has_no_ball(classifier: Classifier) -> None:
+    """Any distance is allowed, and measured."""
+    x, y = grey(0.1), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.9), x, y, Threat("l2", None, False))
+
+    assert columns["fault"].tolist() == [0]
+    assert columns["l2"] == pytest.approx([0.8 * math.sqrt(48)], rel=1e-6)
+
+
+def test_png_is_not_judged_where_it_cannot_hold_the_image() -> None:
+    """Two channels: -2."""
+    classifier = Classifier(Brightness(), num_classes=2).eval()
+    x, y = torch.full((1, 2, 4, 4), 0.4), torch.zeros(1, dtype=torch.int64)
+
+    assert judge(classifier, x, x, y, THREAT)["pred_png"].tolist() == [-2]
+
+
+def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) -> None:
+    """What is too far in l1 goes back to the original."""
+    x, y = grey(0.3, 0.3), torch.zeros(2, dtype=torch.int64)
+    x_adv = grey(0.9, 0.3)
+    x_adv[1, 0, 0, 0] += 0.5
+
+    columns = judge(classifier, x_adv, x, y, Threat("l1", 1.0, False))
+
+    assert columns["fault"].tolist() == [LEFT_BALL, 0]
+    assert columns["l1"] == pytest.approx([0, 0.5])
+
+
+def test_a_radius_in_no_known_norm_is_not_checked(classifier: Classifier) -> None:
+    """Some attacks of ART have a radius of their own kind."""
+    x, y = grey(0.3), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.9), x, y, Threat("none", 0.1, False))
+
+    assert columns["fault"].tolist() == [0]
+
+
+def test_files_that_differ_from_rounding_are_judged_by_themselves(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PNG file loses nothing, and if it did it would show."""
+    monkeypatch.setattr("robusteval.evaluation.judge.png_round_trip", lambda x: x * 0)
+    x, y = grey(0.45), torch.zeros(1, dtype=torch.int64)
+
+    columns = judge(classifier, grey(0.52), x, y, THREAT)
+
+    assert columns["pred_8bit"].tolist() == [1]
+    assert columns["pred_png"].tolist() == [0]

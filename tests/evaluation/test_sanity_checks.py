@@ -1,0 +1,370 @@
+"""Planted defects: each must be found, and a sound model must be left in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Bands
+
+from robusteval.datasets.sources import Data, open_data
+from robusteval.evaluation import sanity_checks
+from robusteval.evaluation.evaluate import evaluate
+from robusteval.models.classifier import Classifier
+from robusteval.runs.types import Outcome, Run, Spec, Threat
+
+STRONG = "pgd:eps=8/255,steps=20"
+
+
+@pytest.fixture
+def data(npz: Path) -> Data:
+    return open_data(str(npz))
+
+
+def codes(run: Run) -> set[str]:
+    return {finding.code for finding in run.findings}
+
+
+class Wrapped(nn.Module):
+    """A network whose logits, or images, are tampered with."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        logits: Callable[[Tensor], Tensor] = lambda z: z,
+        images: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        super().__init__()
+        self.network, self.logits, self.images = network, logits, images
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.network(self.images(x)))
+
+
+def tampered(network: nn.Module, **how: Callable[[Tensor], Tensor]) -> Classifier:
+    return Classifier(
+        Wrapped(network, **how),
+        mean=(0.5,),
+        std=(0.25,),
+        num_classes=3,
+        identity={"sha256": "tampered"},
+    ).eval()
+
+
+def test_a_sound_model_has_no_findings(bands: Classifier, data: Data) -> None:
+    """Noise, probes and a strong attack agree."""
+    assert not evaluate(bands, data, [STRONG, "noise:eps=8/255"]).findings
+
+
+def test_outputs_that_differ_between_calls_are_found(trained_bands: Bands, data: Data) -> None:
+    """A random defense, or dropout that is always on."""
+    run = evaluate(
+        tampered(trained_bands, logits=lambda z: z + torch.randn_like(z) * 0.1),
+        data,
+        [STRONG],
+        samples=30,
+    )
+
+    assert "non-deterministic" in codes(run)
+
+
+def test_probabilities_are_found(trained_bands: Bands, data: Data) -> None:
+    """A softmax at the end."""
+    run = evaluate(
+        tampered(trained_bands, logits=lambda z: z.softmax(1)), data, [STRONG], samples=30
+    )
+
+    assert "probabilities" in codes(run)
+
+
+def test_masked_gradients_are_found(trained_bands: Bands, data: Data) -> None:
+    """Images rounded to few levels: the gradient is zero everywhere, the model no more robust."""
+    run = evaluate(
+        tampered(trained_bands, images=lambda x: (x * 8).round() / 8),
+        data,
+        [STRONG, "art:SquareAttack:eps=40/255,max_iter=100"],
+    )
+
+    assert {"zero-gradient", "unlimited", "loss-not-rising"} <= codes(run)
+    assert all(finding.grave for finding in run.findings if finding.code == "zero-gradient")
+
+
+def test_black_box_attacks_that_beat_white_box_ones_are_found(
+    trained_bands: Bands, data: Data
+) -> None:
+    """At the same radius, on the same masked model."""
+    run = evaluate(
+        tampered(trained_bands, images=lambda x: (x * 8).round() / 8),
+        data,
+        ["pgd:eps=40/255,steps=20,random_start=false", "art:SquareAttack:eps=40/255,max_iter=100"],
+        probes=False,
+    )
+
+    assert "black-box-wins" in codes(run)
+
+
+def test_a_constant_model_is_found(data: Data) -> None:
+    """Unbreakable, and worthless."""
+
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([0.0, 1.0, 0.0]).expand(len(x), 3) + 0 * x.sum()
+
+    assert {"guessing", "zero-gradient", "unlimited"} <= codes(evaluate(Constant(), data, [STRONG]))
+
+
+def test_a_network_that_cuts_the_graph_is_found(trained_bands: Bands, data: Data) -> None:
+    """No gradient at all: found, and the attack's failure is a sentence."""
+    run = evaluate(tampered(trained_bands, images=Tensor.detach), data, [STRONG], samples=30)
+
+    assert "zero-gradient" in codes(run)
+    assert "does not require grad" in run.failures[STRONG]
+
+
+def test_logits_that_are_not_finite_are_found(trained_bands: Bands, data: Data) -> None:
+    """An all-NaN model must not look perfectly robust."""
+    run = evaluate(
+        tampered(trained_bands, logits=lambda z: z * torch.nan), data, [STRONG], samples=30
+    )
+
+    assert "non-finite" in codes(run)
+    assert not run.attacks[0].attacked.any()
+
+
+def test_logits_that_overflow_under_attack_count_as_broken(
+    trained_bands: Bands, data: Data
+) -> None:
+    """NaN only where the attack leads."""
+
+    def fragile(x: Tensor) -> Tensor:
+        return torch.where(x.amax((1, 2, 3), keepdim=True) > 1.28, torch.nan, x)
+
+    run = evaluate(tampered(trained_bands, images=fragile), data, ["pgd:eps=.3,steps=3"])
+
+    (outcome,) = run.attacks
+    lost = outcome.attacked & (outcome.columns["pred_adv"] == -1)
+    assert lost.any()
+    assert outcome.success()[lost].all()
+    assert "non-finite-attacked" in codes(run)
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "words"),
+    [
+        (lambda x: x, "without the normalisation"),
+        (lambda x: 2 * x - 1, "images in [-1, 1]"),
+        (lambda x: 255 * x, "images in [0, 255]"),
+    ],
+)
+def test_a_wrong_normalisation_is_named(
+    trained_bands: Bands, data: Data, trained_for: Callable[[Tensor], Tensor], words: str
+) -> None:
+    """By measuring what would do better."""
+    zero, one = trained_for(torch.tensor(0.0)), trained_for(torch.tensor(1.0))
+
+    def back(z: Tensor) -> Tensor:  # from what it was trained for to what `Bands` takes
+        return ((z - zero) / (one - zero) - 0.5) / 0.25
+
+    classifier = Classifier(
+        Wrapped(trained_bands, images=back),
+        mean=(3.0,),
+        std=(0.1,),
+        num_classes=3,
+        identity={"sha256": "x"},
+    ).eval()
+
+    run = evaluate(classifier, data, [], probes=False)
+
+    (finding,) = [f for f in run.findings if f.code == "convention"]
+    assert finding.grave
+    assert words in finding.message
+
+
+def test_reversed_channels_are_named(data: Data, tmp_path: Path) -> None:
+    """A model of one channel's brightness, fed with BGR."""
+
+    class Red(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            level = x[:, 0].mean((1, 2)) - 0.5
+            return torch.stack([-level, level], 1)
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 40)
+    x = rng.integers(0, 255, (40, 8, 8, 3))
+    x[..., 2] = np.where(y == 1, 200, 50)[:, None, None] + rng.integers(0, 9, (40, 8, 8))
+    np.savez(tmp_path / "bgr.npz", x=x.astype(np.uint8), y=y)
+
+    run = evaluate(Red(), open_data(str(tmp_path / "bgr.npz")), [], probes=False)
+
+    (finding,) = [f for f in run.findings if f.code == "convention"]
+    assert "channels reversed" in finding.message
+
+
+def test_labels_that_start_at_one_are_named(bands: Classifier, npz: Path, tmp_path: Path) -> None:
+    """Every label one too high."""
+    with np.load(npz) as arrays:
+        keep = arrays["y"] < 2
+        np.savez(tmp_path / "d.npz", x=arrays["x"][keep], y=arrays["y"][keep] + 1)
+
+    run = evaluate(bands, open_data(str(tmp_path / "d.npz")), [], probes=False)
+
+    (finding,) = [f for f in run.findings if f.code == "convention"]
+    assert "every label were 1 less" in finding.message
+
+
+def test_permuted_labels_are_named(bands: Classifier, npz: Path, tmp_path: Path) -> None:
+    """A one-to-one renumbering explains everything."""
+    with np.load(npz) as arrays:
+        np.savez(tmp_path / "d.npz", x=arrays["x"], y=np.array([1, 0, 2])[arrays["y"]])
+
+    run = evaluate(bands, open_data(str(tmp_path / "d.npz")), [], probes=False)
+
+    assert "labels-permuted" in codes(run)
+
+
+def test_a_single_step_is_called_weak(bands: Classifier, data: Data) -> None:
+    """So is noise alone."""
+    assert "weak-attacks" in codes(evaluate(bands, data, ["fgsm", "noise"]))
+    assert "weak-attacks" in codes(evaluate(bands, data, ["pgd:steps=3,eps=2/255"]))
+
+
+def outcome(
+    broken: list[bool],
+    *,
+    spec: str = "pgd",
+    role: str = "attack",
+    knowledge: str = "white-box",
+    eps: float = 0.1,
+    steps: int = 20,
+) -> Outcome:
+    """An attack that breaks these images and no other."""
+    n = len(broken)
+    label = np.zeros(n, np.int64)
+    hit = np.array(broken)
+    return Outcome(
+        attack=Spec(spec, {"eps": eps}),
+        threat=Threat("linf", eps, False),
+        knowledge=knowledge,
+        columns={
+            "id": np.arange(n),
+            "label": label,
+            "pred_clean": label,
+            "attacked": np.ones(n, bool),
+            "target": np.full(n, -1),
+            "pred_adv": hit.astype(np.int64),
+            "margin_clean": np.ones(n),
+            "margin_adv": np.where(hit, -1.0, 0.5),
+            "backwards": np.full(n, float(steps)),
+            "fault": np.zeros(n, np.uint8),
+        },
+        role=role,
+        resolved={"eps": eps},
+    )
+
+
+def found(*outcomes: Outcome) -> set[str]:
+    return {finding.code for finding in sanity_checks.of_outcomes(outcomes)}
+
+
+def test_noise_that_beats_an_attack_is_found() -> None:
+    """Even on a single image of the probe."""
+    attack = outcome([True] * 50 + [False] * 50)
+    noise = outcome([False] * 63 + [True], spec="noise", role="probe:noise", knowledge="none")
+
+    assert found(attack, noise) == {"noise-wins"}
+    assert not found(attack, outcome([True] * 50 + [False] * 14, role="probe:noise"))
+
+
+def test_a_larger_budget_that_does_worse_is_found() -> None:
+    """Beyond what chance could do."""
+    attack = outcome([True] * 50 + [False] * 50)
+    worse = outcome([True] * 40 + [False] * 24, role="probe:double", eps=0.2)
+    better = outcome([True] * 60 + [False] * 4, role="probe:double", eps=0.2)
+
+    assert found(attack, worse) == {"larger-budget"}
+    assert not found(attack, better)
+
+
+def test_images_that_come_no_nearer_to_an_error_are_found() -> None:
+    """More than one in ten; ART's attacks need not return their best image."""
+    for name, codes_expected in (("pgd", {"loss-not-rising"}), ("art:APGD", set())):
+        attack = outcome([True] * 5 + [False] * 5, spec=name)
+        attack.columns["margin_adv"][5:7] = 1.5
+
+        assert found(attack) == codes_expected
+
+
+def test_an_unlimited_attack_that_fails_is_found() -> None:
+    """It may change every pixel to anything."""
+    attack = outcome([True] * 50 + [False] * 50)
+    stuck = outcome([True] * 63 + [False], role="probe:unlimited", eps=1.0)
+
+    assert found(attack, stuck) == {"unlimited"}
+
+
+def test_probes_are_asked_for_strong_attacks_with_a_radius() -> None:
+    """Once per threat."""
+    strong, single = outcome([False] * 5), outcome([False] * 5, spec="fgsm", steps=1)
+    black = outcome([False] * 5, spec="art:SquareAttack", knowledge="black-box")
+
+    roles = [probe.role for probe in sanity_checks.probes([strong, strong, single, black])]
+
+    assert roles == ["probe:noise", "probe:unlimited", "probe:double"]
+
+
+def test_repairs_are_reported() -> None:
+    """An attack that left box or ball."""
+    attack = outcome([True] * 4)
+    attack.columns["fault"][:] = [1, 2, 3, 4]
+
+    messages = [f.message for f in sanity_checks.of_outcomes([attack]) if f.code == "repaired"]
+
+    assert [message.split()[0] for message in messages] == ["2", "2", "1"]
+
+
+def test_saturated_cross_entropy_is_found() -> None:
+    """Its gradient is flat where the margin's is not."""
+    ce = np.array([0.0, 0.0, 1.0, 1.0, np.nan])
+    margin = np.array([1.0, 1.0, 1.0, 1.0, np.nan])
+
+    assert [f.code for f in sanity_checks.of_slopes(ce, margin)] == ["saturated"]
+    assert [f.code for f in sanity_checks.of_slopes(ce, ce)] == ["zero-gradient"]
+    assert not sanity_checks.of_slopes(margin, margin)
+
+
+def test_an_attack_without_a_radius_stands_beside_one_with(
+    make_outcome: Callable[..., Outcome],
+) -> None:
+    """The probe of twice the radius says nothing of it."""
+    free = make_outcome([True] * 8, spec=Spec("sigma_zero", {}), threat=Threat("l0", None, False))
+    ball = make_outcome(
+        [True] * 8, spec=Spec("pgd", {"eps": 0.1}), threat=Threat("linf", 0.1, False)
+    )
+    probe = make_outcome(
+        [True] * 8,
+        spec=Spec("pgd", {"eps": 0.2}),
+        threat=Threat("linf", 0.2, False),
+        role="probe:double",
+    )
+
+    assert not [
+        f for f in sanity_checks.of_outcomes([free, ball, probe]) if f.code == "larger-budget"
+    ]
+
+
+def test_attacks_that_also_keep_a_map_are_not_repeated(
+    make_outcome: Callable[..., Outcome],
+) -> None:
+    """They cost many times as much and say less of the class."""
+    dual = replace(
+        make_outcome([True] * 8, spec=Spec("advedge", {"eps": 0.1})),
+        resolved={"eps": 0.1, "interpreter": "cam"},
+    )
+
+    assert sanity_checks.probes([dual]) == []

@@ -1,0 +1,135 @@
+"""What is finished is not done again, unless anything it was made from has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robusteval.evaluation.work_cache import Arrays, WorkCache
+
+DATA = (np.arange(6, dtype=np.float32).reshape(2, 3),)
+
+
+class Work:
+    """Doubles, and counts how often."""
+
+    times = 0
+
+    def __call__(self) -> Arrays:
+        self.times += 1
+        return 2 * DATA[0], np.array([True, False])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "some" / "folder"
+
+
+def test_work_is_done_once(folder: Path) -> None:
+    """Another process finds the same arrays."""
+    work = Work()
+    first = WorkCache(folder).of(["double", 2], DATA, work)
+    again = WorkCache(folder).of(["double", 2], DATA, work)
+
+    assert work.times == 1
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+
+
+@pytest.mark.parametrize(
+    ("facts", "arrays"),
+    [
+        (["double", 3], DATA),
+        (["double", 2], (DATA[0] + 1,)),
+        (["double", 2], (DATA[0].reshape(3, 2),)),
+        (["double", 2], (DATA[0].astype(np.float64),)),
+        (["double", 2], (DATA[0], DATA[0])),
+    ],
+)
+def test_other_work_is_not_taken_for_it(folder: Path, facts: Any, arrays: Arrays) -> None:
+    """Whatever is different: facts, values, shapes, types or how many there are."""
+    work = Work()
+    WorkCache(folder).of(["double", 2], DATA, work)
+    WorkCache(folder).of(facts, arrays, work)
+
+    assert work.times == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: raw[:80] + bytes([raw[80] ^ 255]) + raw[81:],
+        lambda raw: b"no archive",
+    ],
+    ids=["half", "empty", "flipped", "other"],
+)
+def test_what_is_damaged_is_made_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    work = Work()
+    WorkCache(folder).of([], DATA, work)
+    (path,) = folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+
+    found = WorkCache(folder).of([], DATA, work)
+
+    np.testing.assert_array_equal(found[0], 2 * DATA[0])
+    assert work.times == 2
+
+
+def test_what_breaks_leaves_nothing(folder: Path) -> None:
+    def broken() -> Arrays:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        WorkCache(folder).of([], DATA, broken)
+    assert not WorkCache(folder).begun
+
+
+def test_clearing_spares_what_is_not_its_own(folder: Path) -> None:
+    """The folder goes with the last file."""
+    done = WorkCache(folder)
+    assert not done.begun
+    done.of([], DATA, Work())
+    (folder / "mine.npz").touch()
+    assert done.begun
+
+    done.clear()
+    assert [path.name for path in folder.iterdir()] == ["mine.npz"]
+    assert not done.begun
+    (folder / "mine.npz").unlink()
+    done.of([], DATA, Work())
+    (folder / ".half.npz.123.tmp").touch()  # what a kill leaves
+    done.clear()
+    assert not folder.exists()
+    done.clear()
+
+
+def test_folders_of_evaluations_go_with_the_rest(folder: Path) -> None:
+    """Each of other facts has its own."""
+    done = WorkCache(folder)
+    one, other = done.run(["mask", 1]), done.run(["mask", 2])
+    assert one is not None
+    assert one != other
+    (one / "samples").mkdir(parents=True)
+    assert done.begun
+
+    done.clear()
+
+    assert not folder.exists()
+    assert WorkCache().run([]) is None
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    done, work = WorkCache(), Work()
+    done.of([], DATA, work)
+    done.of([], DATA, work)
+
+    assert work.times == 2
+    assert not done.begun
+    done.clear()

@@ -1,0 +1,365 @@
+"""RTS: a trained mask network keeps its promises, a useless one is never kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, autograd, nn
+from toys import Bands
+
+from robusteval.datasets.sources import Data
+from robusteval.errors import RunError, UsageError
+from robusteval.interpreters import rts as module
+from robusteval.interpreters.rts import (
+    Acceptance,
+    MaskNetwork,
+    Training,
+    Useless,
+    file_for,
+    hash_of,
+    looked,
+    mask_network,
+    ready_rts,
+    rts,
+    train_rts,
+    unevenness,
+)
+from robusteval.models.classifier import Classifier
+from robusteval.testing import paired
+
+STEPS = 90
+
+
+def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Grey noise with a checked square on the left, in the middle or on the right."""
+    draws = torch.Generator().manual_seed(seed)
+    x = 0.5 + 0.05 * torch.randn(n, 3, 12, 12, generator=draws)
+    y = torch.randint(3, (n,), generator=draws)
+    top = torch.randint(9, (n,), generator=draws)
+    checks = 0.3 * (2 * (torch.arange(4).unsqueeze(1) + torch.arange(4)).remainder(2) - 1)
+    for image, label, row in zip(x, y.tolist(), top.tolist(), strict=True):
+        image[:, row : row + 4, 4 * label : 4 * label + 4] += checks
+    return x.clamp(0, 1), y
+
+
+@pytest.fixture(scope="module")
+def network() -> Bands:
+    """A network that finds the square; do not change it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Bands()
+    x, y = images(600, seed=0)
+    optimiser = torch.optim.Adam(made.parameters(), 0.01)
+    for step in range(150):
+        rows = torch.arange(step * 100, step * 100 + 100) % 600
+        logits = made((x[rows] - 0.5) / 0.25)
+        loss = nn.functional.cross_entropy(logits, y[rows], label_smoothing=0.1)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    made.requires_grad_(False)
+    return made.eval()
+
+
+def classifier(network: nn.Module) -> Classifier:
+    return Classifier(
+        network,
+        mean=(0.5,),
+        std=(0.25,),
+        num_classes=3,
+        identity={"sha256": "rts"},
+        block=4,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Three hundred synthetic images."""
+    return paired(*images(300, seed=3))
+
+
+class Told:
+    """Progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done = 0
+        self.said: list[str] = []
+
+    def begin(self, what: str, total: int) -> None:
+        self.stages.append((what, total))
+
+    def advance(self, n: int) -> None:
+        self.done += n
+
+    def end(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, network: Bands, data: Data) -> Path:
+    """A cache folder with the mask network of the trained network."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("ROBUSTEVAL_CACHE")
+    os.environ["ROBUSTEVAL_CACHE"] = str(folder)
+    try:
+        train_rts(classifier(network), data, steps=STEPS)
+    finally:
+        if before is None:
+            del os.environ["ROBUSTEVAL_CACHE"]
+        else:
+            os.environ["ROBUSTEVAL_CACHE"] = before
+    return folder
+
+
+@pytest.fixture
+def model(kept: Path, network: Bands, monkeypatch: pytest.MonkeyPatch) -> Classifier:
+    """The network whose mask network is in the cache."""
+    monkeypatch.setenv("ROBUSTEVAL_CACHE", str(kept))
+    return classifier(network)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder with nothing in it."""
+    monkeypatch.setenv("ROBUSTEVAL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+# The map
+
+
+def test_a_map_is_a_share_at_the_resolution_of_the_finest_features(model: Classifier) -> None:
+    x, y = images(7, seed=9)
+    maps = rts(model, x, y)
+
+    assert maps.shape == (7, 1, 12, 12)
+    assert not maps.requires_grad
+    assert float(maps.min()) >= 0
+    assert float(maps.max()) <= 1
+    assert float(maps.mean()) < 0.5
+
+
+def test_a_map_does_not_depend_on_the_batch(model: Classifier) -> None:
+    x, y = images(7, seed=9)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    whole = rts(model, x, y)
+
+    assert torch.equal(rts(model, x[order], y[order]), whole[order])
+    assert torch.equal(rts(model, x[2:3], y[2:3]), whole[2:3])
+    assert torch.equal(rts(model, x[[1, 1]], y[[1, 1]]), whole[[1, 1]])
+    assert rts(model, x[:0], y[:0]).shape == (0, 1, 12, 12)
+
+
+def test_the_logits_of_the_same_pass_are_the_models(model: Classifier) -> None:
+    x, y = images(5, seed=9)
+    maps, logits = mask_network(model).explain(model, x, y)
+
+    assert torch.equal(logits, model(x))
+    assert torch.equal(maps, rts(model, x, y))
+
+
+def test_derivatives_of_the_map_match_finite_differences(model: Classifier) -> None:
+    x, y = images(1, seed=9)
+    x = x.double().requires_grad_()
+    masker = MaskNetwork((3, 12, 12), mask_network(model).scales, 3)
+    masker.load_state_dict(mask_network(model).state_dict())
+    masker.eval().double().requires_grad_(False)
+    wide = classifier(Bands())
+    wide.load_state_dict(model.state_dict())
+    wide.double().requires_grad_(False)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def total(x: Tensor) -> Tensor:
+        return masker.explain(wide, x, y)[0].sum()
+
+    (slope,) = autograd.grad(total(x), x)
+    step = 1e-7 * direction
+    found = (total(x.detach() + step) - total(x.detach() - step)) / 2e-7
+
+    assert float(found) == pytest.approx(float((slope * direction).sum()), rel=1e-3)
+
+
+def test_more_confidence_is_asked_of_the_gate(model: Classifier) -> None:
+    x, y = images(5, seed=9)
+
+    assert not torch.equal(rts(model, x, y, confidence=6.0), rts(model, x, y))
+
+
+# Training
+
+
+def test_a_kept_mask_network_passed_its_test(model: Classifier) -> None:
+    found = mask_network(model).acceptance
+
+    assert found.images == 60
+    assert found.preserved - found.destroyed >= 0.3
+    assert found.area < 0.5
+    with safe_open(file_for(model), framework="pt") as file:
+        assert '"acceptance"' in file.metadata()["robusteval_rts"]
+
+
+def test_training_leaves_model_and_generator_alone(empty: Path, network: Bands, data: Data) -> None:
+    model = classifier(network)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    told = Told()
+
+    with pytest.raises(RunError):
+        train_rts(model, data, steps=1, progress=told)
+
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model._forward_hooks
+    assert not model.network._forward_hooks
+    assert [total for _, total in told.stages] == [32, 32]
+    assert told.done == 64
+
+
+def test_a_useless_mask_network_stops_with_its_figures(
+    empty: Path, network: Bands, data: Data
+) -> None:
+    with pytest.raises(RunError, match=r"useless.*60 images.*% with.*% without.*train with more"):
+        train_rts(classifier(network), data, steps=1)
+
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "passed"),
+    [((0.9, 0.6, 0.3), True), ((0.9, 0.61, 0.3), False), ((0.9, 0.1, 0.5), False)],
+)
+def test_acceptance_asks_for_both_gap_and_area(
+    figures: tuple[float, float, float], passed: bool
+) -> None:
+    assert Acceptance(*figures, 100).passed is passed
+
+
+def test_the_two_parts_of_an_image_share_it(network: Bands, data: Data) -> None:
+    training = Training(classifier(network), data, 3, 0)
+    x, _ = images(4, seed=9)
+    everything = torch.ones(4, 1, 12, 12)
+    shown, hidden = training.parted(x, everything, torch.Generator().manual_seed(0))
+
+    assert float((shown - x).abs().max()) < 0.1  # noise alone
+    assert float((hidden - x).abs().mean()) > 0.04
+
+
+def test_unevenness_counts_neighbours_and_border() -> None:
+    masks = torch.zeros(2, 1, 3, 3)
+    masks[0, 0, 1, 1] = 1.0  # four neighbours
+    masks[1] = 1.0  # twelve border values
+
+    torch.testing.assert_close(unevenness(masks), torch.tensor([2.0, 1.8]))
+
+
+# The cache
+
+
+def test_without_a_mask_network_the_error_says_how_to_train_one(
+    empty: Path, network: Bands
+) -> None:
+    x, y = images(2, seed=9)
+
+    with pytest.raises(UsageError, match=r"train_rts\(model, data\)"):
+        rts(classifier(network), x, y)
+
+
+def test_ready_trains_only_once(
+    model: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> MaskNetwork:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(module, "train_rts", fail)
+
+    assert ready_rts(model, data) is mask_network(model)
+
+
+def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
+    empty: Path, network: Bands, data: Data
+) -> None:
+    """Both tries are shown, and the second one's figures are the error."""
+    told = Told()
+
+    with pytest.raises(Useless, match=r"useless.*train with more"):
+        ready_rts(classifier(network), data, steps=1, progress=told)
+
+    assert [total for _, total in told.stages] == [32, 32, 128, 128]
+    assert told.said == ["The masks of rts miss their test at 1 training steps: they get 4."]
+    assert list(empty.iterdir()) == []
+
+
+def test_the_cache_goes_by_weights_and_normalisation(network: Bands) -> None:
+    plain, again, other = Bands(), Bands(), Bands()
+    again.load_state_dict(plain.state_dict())
+    named = classifier(network)
+    shifted = Classifier(
+        network, mean=(0.4,), std=(0.25,), num_classes=3, identity={"sha256": "rts"}
+    )
+
+    assert hash_of(plain) == hash_of(again)
+    assert hash_of(plain) != hash_of(other)
+    assert hash_of(named) != hash_of(shifted)
+    assert hash_of(named) == hash_of(classifier(other))  # what the checkpoint's hash says
+
+
+def test_a_damaged_file_is_refused(empty: Path, network: Bands) -> None:
+    model = classifier(network)
+    file_for(model).write_bytes(b"\x08" + bytes(7) + b"{}      ")
+
+    with pytest.raises(UsageError, match="damaged"):
+        mask_network(model)
+
+
+# Mistakes
+
+
+def test_images_of_another_size_are_refused(model: Classifier) -> None:
+    with pytest.raises(ValueError, match="trained on images"):
+        rts(model, torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+def test_a_class_that_does_not_exist_is_refused(model: Classifier) -> None:
+    x, _ = images(2, seed=9)
+
+    with pytest.raises(ValueError, match="classes must lie between 0 and 2"):
+        rts(model, x, torch.tensor([0, 3]))
+
+
+def test_a_network_without_feature_maps_is_refused(empty: Path, data: Data) -> None:
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(432, 3)), num_classes=3).eval()
+
+    with pytest.raises(UsageError, match="no feature maps"):
+        train_rts(flat, data)
+
+
+def test_too_few_images_are_refused(empty: Path, network: Bands) -> None:
+    with pytest.raises(UsageError, match="at least 100"):
+        train_rts(classifier(network), paired(*images(99, seed=3)))
+
+
+def test_labels_that_the_model_lacks_are_refused(empty: Path, network: Bands) -> None:
+    x, y = images(120, seed=3)
+
+    with pytest.raises(UsageError, match="labels"):
+        train_rts(classifier(network), paired(x, y + 1))
+
+
+def test_feature_maps_are_the_last_of_each_resolution(network: Bands) -> None:
+    x, _ = images(2, seed=9)
+    fine = torch.relu(network.conv1(x))
+
+    _, [features] = looked(network, x)
+
+    assert torch.equal(features[0], fine)
+    assert torch.equal(features[1], torch.relu(network.conv2(fine)))
+    assert np.array_equal([len(f) for f in features], [2, 2])
