@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluation.evaluate import exact_arithmetic
 from robusteval.evaluation.judge import repaired
 from robusteval.evaluation.map_changes import noisy
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, circumstances
 from robusteval.interpreters.meaningful_perturbation import blurred
 from robusteval.models.admission import check_images, check_labels
+from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
 from robusteval.models.failures import out_of_memory, sentence
 from robusteval.models.seeds import random_targets, sample_seeds

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from robusteval.datasets.sources import Batch, Data, draw, from_arrays
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.evaluation.defense import Defense
-from robusteval.evaluation.evaluate import evaluate, exact_arithmetic
+from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.judge import repaired
 from robusteval.evaluation.plan import Attack, build
 from robusteval.evaluation.work_cache import Arrays, WorkCache, circumstances
 from robusteval.interpreters.cam import head, observed, same
 from robusteval.models.admission import check_images, check_labels
+from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
 from robusteval.models.failures import sentence
 from robusteval.models.masked import Masked, activations, masked

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluation.evaluate import exact_arithmetic
 from robusteval.interpreters.cam import head
 from robusteval.models import checkpoint
 from robusteval.models.architecture import build
+from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, absorb, frozen
 from robusteval.models.failures import out_of_memory, sentence
 from robusteval.progress import Progress, Silent

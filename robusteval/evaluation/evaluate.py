@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +24,7 @@ from robusteval.evaluation.gallery import Gallery, hardness
 from robusteval.evaluation.judge import confidence, judge, repaired, untouched
 from robusteval.evaluation.map_changes import QUALITY, Interpreter, Measurement
 from robusteval.evaluation.plan import Attack, Plan, build, needs_detector, prepare
+from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, counting, frozen, predictions
 from robusteval.models.environment import environment
 from robusteval.models.failures import out_of_memory, sentence
@@ -154,24 +155,6 @@ def execute(
     finally:
         for model, block in zip(models, blocks, strict=True):
             model.block = block  # made smaller where memory ran out
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Full float32 and the same kernels every time; torch's switches restored afterwards."""
-    matmul = torch.backends.cuda.matmul
-    tf32 = matmul.allow_tf32
-    with torch.backends.cudnn.flags(
-        enabled=bool(torch.backends.cudnn.enabled),
-        benchmark=False,
-        deterministic=True,
-        allow_tf32=False,
-    ):
-        try:
-            matmul.allow_tf32 = False
-            yield
-        finally:
-            matmul.allow_tf32 = tf32
 
 
 @dataclass

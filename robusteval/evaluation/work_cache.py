@@ -14,9 +14,11 @@ import numpy as np
 from robusteval.interpreters.rts import file_for, hash_of
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import environment
-from robusteval.runs.storage import digest, pack, unpack, write_atomically
+from robusteval.runs.storage import digest, pack, read_parts, save_part, unpack, write_atomically
+from robusteval.runs.types import Columns
 
 RUN = "run-"  # before the name of an evaluation's folder
+PARTS = ".parts"  # behind the name of a folder of finished rows
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -52,17 +54,23 @@ class WorkCache:
         """
         if self.folder is None:
             return work()
-        content = hashlib.sha256(digest(facts).encode())
-        for array in arrays:
-            content.update(f"{array.dtype} {array.shape}".encode())
-            content.update(np.ascontiguousarray(array).tobytes())
-        path = self.folder / f"{content.hexdigest()}.npz"
+        path = self.folder / f"{hash_inputs(facts, arrays)}.npz"
         with suppress(OSError, ValueError, KeyError):  # what is not whole is made again
             columns = unpack(path.read_bytes())
             return tuple(columns[str(i)] for i in range(len(columns)))
         found = work()
         write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
         return found
+
+    def parts(self, key: str) -> Iterator[Columns]:
+        """Read what is finished of a `robusteval.evaluation.batches.ResumableMap`."""
+        if self.folder is not None:
+            yield from read_parts(self.folder / f"{key}{PARTS}")
+
+    def save_part(self, key: str, columns: Columns) -> None:
+        """Keep some of its rows; they need a column that says which."""
+        if self.folder is not None:
+            save_part(self.folder / f"{key}{PARTS}", columns)
 
     def run(self, facts: Any) -> Path | None:
         """The folder of an evaluation of these facts, which continues by itself."""
@@ -84,6 +92,16 @@ class WorkCache:
         if self.folder is not None and self.folder.is_dir():
             yield from (path for path in self.folder.glob("*.npz") if len(path.stem) == 64)
             yield from self.folder.glob(f"{RUN}*/")
+            yield from (path for path in self.folder.glob(f"*{PARTS}/") if len(path.stem) == 64)
+
+
+def hash_inputs(facts: Any, arrays: Arrays = ()) -> str:
+    """Hash all that a result depends on: JSON-able facts, and arrays by type, shape and content."""
+    content = hashlib.sha256(digest(facts).encode())
+    for array in arrays:
+        content.update(f"{array.dtype} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
 
 
 def circumstances(classifier: Classifier, seed: int) -> list[Any]:

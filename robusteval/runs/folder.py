@@ -25,7 +25,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from robusteval.errors import RunError, UsageError
-from robusteval.runs.storage import differences, pack, read_columns, unpack, write_atomically
+from robusteval.runs.storage import (
+    differences,
+    pack,
+    read_columns,
+    read_parts,
+    save_part,
+    unpack,
+    write_atomically,
+)
 from robusteval.runs.types import (
     Columns,
     Defended,
@@ -137,21 +145,12 @@ class Store:
         return None if columns is None else outcome_of(self._entries[key], columns)
 
     def parts(self, key: str) -> Iterator[Columns]:
-        """What is finished of a cell that is not, as saved by `save_part`."""
-        for path in sorted(self._parts(key).glob("*.npz")):
-            try:
-                content = path.read_bytes()
-                if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
-                    raise ValueError(f"{path} is damaged")
-                yield unpack(content)
-            except ValueError:
-                path.unlink()
+        """Read what is finished of a cell that is not, as saved by `save_part`."""
+        return read_parts(self._parts(key))
 
     def save_part(self, key: str, columns: Columns) -> None:
         """Keep some rows of a cell; they need a column that says which."""
-        content = pack(columns)
-        name = hashlib.sha256(content).hexdigest()[:16]
-        write_atomically(self._parts(key) / f"{name}.npz", content)
+        save_part(self._parts(key), columns)
 
     def candidates(self, key: str) -> Columns:
         """What `save_candidates` kept of a cell that is not finished; empty if nothing."""

@@ -79,3 +79,22 @@ def read_columns(path: Path, sha256: str) -> Columns:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
     return unpack(content)
+
+
+def read_parts(folder: Path) -> Iterator[Columns]:
+    """Parts that `save_part` kept in a folder; one that is damaged is removed."""
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            content = path.read_bytes()
+            if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
+                raise ValueError(f"{path} is damaged")
+            yield unpack(content)
+        except ValueError:
+            path.unlink()
+
+
+def save_part(folder: Path, columns: Columns) -> None:
+    """Keep some rows as one file of a folder, named after its content."""
+    content = pack(columns)
+    name = hashlib.sha256(content).hexdigest()[:16]
+    write_atomically(folder / f"{name}.npz", content)

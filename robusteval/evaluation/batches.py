@@ -1,0 +1,259 @@
+"""Work on many images batch by batch, such that a stop or little memory loses next to nothing.
+
+Rows that are finished are kept in a `PartStore` every few seconds, and taken over by the next call
+for the same key. Where memory runs out a batch is halved until it fits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from robusteval.datasets.sources import Positions
+from robusteval.errors import Interrupted, RunError
+from robusteval.models.failures import out_of_memory
+from robusteval.progress import Progress, Silent
+from robusteval.runs.types import Columns
+
+SAVE_EVERY = 2.0  # seconds
+T = TypeVar("T")
+Piece = tuple[Positions, Sequence[Columns]]  # rows, and for each key their columns
+
+
+class PartStore(Protocol):
+    """Where finished rows are kept: the folder of a run, or a `WorkCache`."""
+
+    def parts(self, key: str) -> Iterable[Columns]:
+        """Read the parts that were kept under a key, in any order; damaged ones are left out."""
+        ...
+
+    def save_part(self, key: str, columns: Columns) -> None:
+        """Keep some rows; the column ``row`` says which."""
+        ...
+
+
+@dataclass
+class ResumableMap:
+    """Work on batches of rows, taken up where an earlier call was stopped.
+
+    Attributes
+    ----------
+    store : PartStore
+        Keeps what is finished.
+    progress : Progress
+        Told how far it is.
+    stopping : callable
+        Asked after each batch; Interrupted once it says so.
+    shrink : callable
+        Told how many images are left in half a batch when memory ran out, before it is tried again.
+    seconds : float
+        Spent so far on work, in all calls of this object.
+    """
+
+    store: PartStore
+    progress: Progress = field(default_factory=Silent)
+    stopping: Callable[[], bool] = lambda: False
+    shrink: Callable[[int], object] = lambda half: None
+    seconds: float = 0.0
+
+    def map(
+        self,
+        title: str,
+        key: str,
+        batches: Sequence[Positions],
+        work: Callable[[Positions], Columns],
+    ) -> Columns:
+        """Compute columns of many rows.
+
+        Parameters
+        ----------
+        title : str
+            What it is called while it is under way.
+        key : str
+            Hash of everything that the result depends on.
+        batches : sequence of ndarray
+            Rows ``(m,)`` that are worked on together; no row twice. See `batch_by_id` and
+            `split_evenly`.
+        work : callable
+            ``rows (m,) -> columns of m entries each``.
+
+        Returns
+        -------
+        Columns
+            Of all batches, in the order of their rows; empty if there are none.
+        """
+        return self.map_cells(title, [key], batches, lambda rows: [work(rows)])[0]
+
+    def map_cells(
+        self,
+        title: str,
+        keys: Sequence[str],
+        batches: Sequence[Positions],
+        work: Callable[[Positions], Sequence[Columns]],
+        **options: Any,
+    ) -> list[Columns]:
+        """Compute several sets of columns of the same rows at once, a key and a set for each.
+
+        See `map` and, for the options, `stream`.
+        """
+        pieces = list(self.stream(title, keys, batches, work, **options))
+        order = np.sort(np.concatenate([*batches, np.zeros(0, np.int64)]))
+        return [
+            sort_rows([(rows, cells[i]) for rows, cells in pieces], order) for i in range(len(keys))
+        ]
+
+    def stream(
+        self,
+        title: str,
+        keys: Sequence[str],
+        batches: Sequence[Positions],
+        work: Callable[[Positions], Sequence[Columns]],
+        *,
+        whole: bool = False,
+        before_saving: Callable[[], object] = lambda: None,
+    ) -> Iterator[Piece]:
+        """Yield rows and their columns as they come, for results too large to hold: each row once.
+
+        Parameters
+        ----------
+        title, keys, batches, work
+            As for `map_cells`.
+        whole : bool
+            A batch is part of the result: one that is finished in part is done again.
+        before_saving : callable
+            Called whenever rows are about to be kept.
+        """
+        wanted = {row for batch in batches for row in batch.tolist()}
+        stored: Iterable[Piece] = self._stored(keys)
+        if whole:
+            stored = drop_torn(list(stored), batches)
+        have: set[int] = set()
+        unsaved: list[Piece] = []
+        started = saved = time.monotonic()
+        self.progress.begin(title, len(wanted))
+        try:
+            for rows, cells in stored:
+                keep = np.array([row in wanted and row not in have for row in rows.tolist()], bool)
+                have |= set(rows[keep].tolist())
+                yield rows[keep], [take_rows(columns, keep) for columns in cells]
+            for batch in batches:
+                todo = batch[[row not in have for row in batch.tolist()]]
+                if len(todo):
+                    pieces = run_in_halves(work, todo, self.shrink)
+                    unsaved += pieces
+                    yield from pieces
+                self.progress.advance(len(batch))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    before_saving()
+                    self._save(keys, unsaved)
+                    unsaved, saved = [], time.monotonic()
+                if self.stopping():
+                    raise Interrupted("stopped; the same command continues where this one ended")
+        finally:
+            before_saving()
+            self._save(keys, unsaved)
+            self.seconds += time.monotonic() - started
+            self.progress.end()
+
+    def _stored(self, keys: Sequence[str]) -> Iterator[Piece]:
+        """Rows that an earlier call kept under all of these keys."""
+        if len(keys) == 1:  # a part at a time: all of them may be too large to hold
+            for part in self.store.parts(keys[0]):
+                yield part["row"], [drop_row(part)]
+            return
+        each = [[(part["row"], drop_row(part)) for part in self.store.parts(key)] for key in keys]
+        known = [{row for rows, _ in parts for row in rows.tolist()} for parts in each]
+        common = np.array(sorted(set.intersection(*known)), np.int64)
+        if len(common):
+            yield common, [sort_rows(parts, common) for parts in each]
+
+    def _save(self, keys: Sequence[str], pieces: Sequence[Piece]) -> None:
+        """Keep the rows of these pieces as one part under each key."""
+        if not pieces:
+            return
+        rows = np.concatenate([rows for rows, _ in pieces])
+        for i, key in enumerate(keys):
+            columns = sort_rows([(some, cells[i]) for some, cells in pieces], rows)
+            self.store.save_part(key, {**columns, "row": rows})
+
+
+def run_in_halves(
+    work: Callable[[Positions], T],
+    rows: Positions,
+    shrink: Callable[[int], object] = lambda half: None,
+) -> list[tuple[Positions, T]]:
+    """Do the work on some rows ``(m,)``, in halves where memory runs out.
+
+    `shrink` is told the size of the halves before they are tried. Rows and results of each piece;
+    RunError if there is too little memory for one row.
+    """
+    try:
+        return [(rows, work(rows))]
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    # not inside the handler, which holds on to the memory of what broke
+    if len(rows) == 1:
+        raise RunError("memory runs out even for one image: use a machine with more of it")
+    half = len(rows) // 2
+    shrink(half)
+    first = run_in_halves(work, rows[:half], shrink)
+    return first + run_in_halves(work, rows[half:], shrink)
+
+
+def batch_by_id(rows: Positions, ids: np.ndarray[Any, Any], size: int) -> list[Positions]:
+    """Split rows ``(m,)`` into batches in the order of their content ids, ``ids[rows]``.
+
+    Such batches do not depend on the order of the images.
+    """
+    return split_rows(rows[np.argsort(ids[rows], kind="stable")], size)
+
+
+def split_rows(rows: Positions, size: int) -> list[Positions]:
+    """Split rows ``(m,)`` into batches of this size, the last one smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def split_evenly(n: int, size: int) -> list[Positions]:
+    """Split the numbers below `n` into batches of nearly equal size, at most `size`."""
+    return np.array_split(np.arange(n), max(1, -(-n // size)))
+
+
+def drop_torn(pieces: Sequence[Piece], batches: Sequence[Positions]) -> list[Piece]:
+    """Leave out the rows of batches that are finished in part only."""
+    have = {row for rows, _ in pieces for row in rows.tolist()}
+    torn = [batch for batch in batches if not have.issuperset(batch.tolist())]
+    again = np.concatenate([*torn, np.zeros(0, np.int64)])
+    kept = [(rows, cells, ~np.isin(rows, again)) for rows, cells in pieces]
+    return [(rows[keep], [take_rows(c, keep) for c in cells]) for rows, cells, keep in kept]
+
+
+def sort_rows(parts: Sequence[tuple[Positions, Columns]], rows: Positions) -> Columns:
+    """Join columns, each with the rows it is of, in the order of `rows`; empty if there are none.
+
+    Of a row that is there several times the last counts.
+    """
+    if not parts:
+        return {}
+    known = np.concatenate([some for some, _ in parts]).tolist()
+    last = {row: place for place, row in enumerate(known)}
+    places = [last[row] for row in rows.tolist()]
+    return {
+        name: np.concatenate([columns[name] for _, columns in parts])[places]
+        for name in parts[0][1]
+    }
+
+
+def take_rows(columns: Columns, keep: np.ndarray[Any, Any]) -> Columns:
+    """Columns at some places."""
+    return {name: values[keep] for name, values in columns.items()}
+
+
+def drop_row(part: Columns) -> Columns:
+    """Columns without the one that says which rows they are of."""
+    return {name: values for name, values in part.items() if name != "row"}

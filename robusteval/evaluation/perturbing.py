@@ -1,0 +1,84 @@
+"""Attack a batch of images, and bring what comes back inside what the threat allows."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robusteval.evaluation.judge import repaired
+from robusteval.evaluation.plan import Attack
+from robusteval.models.classifier import Classifier, Passes, counting
+from robusteval.models.failures import sentence
+from robusteval.models.seeds import random_targets
+
+
+class Perturbed(NamedTuple):
+    """A batch of n images after an attack."""
+
+    returned: Tensor  # what the attack returned, as it is
+    x_adv: Tensor  # (n, c, h, w) the same inside pixel box and ball
+    fault: Tensor  # (n,) uint8, what had to be brought back, see `judge`
+    goal: Tensor  # (n,) classes to reach; of an untargeted attack the labels, which are to be left
+    passes: Passes  # forward and backward passes of each image
+    seconds: float  # the whole batch took
+
+
+def perturb(
+    attack: Attack,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Tensor,
+    goal: Tensor | None = None,
+) -> Perturbed:
+    """Attack a batch.
+
+    Parameters
+    ----------
+    attack : Attack
+        From `robusteval.evaluation.plan.build`.
+    model : Classifier
+        What is attacked, in eval mode.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1], on the device of the model; they stay as they are.
+    y : Tensor
+        Labels ``(n,)``.
+    seeds : Tensor
+        One per image ``(n,)``, see `robusteval.models.seeds.sample_seeds`: all that is random.
+    goal : Tensor, optional
+        Classes ``(n,)`` to reach, or to leave by an untargeted attack; those of `choose_goals` if
+        not given.
+
+    Returns
+    -------
+    Perturbed
+        Images, goals and what they cost.
+
+    Raises
+    ------
+    RunError
+        If the attack broke, or returned something of another shape.
+    """
+    goal = choose_goals(attack, y, seeds, model.num_classes) if goal is None else goal
+    started = time.perf_counter()
+    with counting(model, len(x), model.device) as passes, sentence("the attack broke"):
+        returned = attack.perturb(
+            model, x.clone(), goal.clone(), targeted=attack.threat.targeted, seeds=seeds
+        )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seconds = time.perf_counter() - started
+    x_adv, fault = repaired(returned.detach().to(x), x, attack.threat)
+    return Perturbed(returned, x_adv, fault, goal, passes, seconds)
+
+
+def choose_goals(attack: Attack, y: Tensor, seeds: Tensor, classes: int) -> Tensor:
+    """Choose the classes ``(n,)`` that a targeted attack is to reach; else the labels `y` ``(n,)``.
+
+    Each image's from its own seed ``(n,)``, among `classes` and never its label.
+    """
+    return random_targets(y, seeds, classes) if attack.threat.targeted else y

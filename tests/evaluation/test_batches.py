@@ -1,0 +1,197 @@
+"""One map over batches: what is finished is not done again, and little memory is no end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robusteval.datasets.sources import Positions
+from robusteval.errors import Interrupted, RunError
+from robusteval.evaluation import batches
+from robusteval.evaluation.batches import (
+    ResumableMap,
+    batch_by_id,
+    run_in_halves,
+    split_evenly,
+    split_rows,
+)
+from robusteval.evaluation.work_cache import WorkCache
+from robusteval.runs.folder import Store
+from robusteval.runs.types import Columns
+
+KEY = 64 * "a"
+
+
+class Squares:
+    """Squares of rows; remembers which rows it was asked for."""
+
+    def __init__(self, room: int = 10**9) -> None:
+        self.asked: list[list[int]] = []
+        self.room = room
+
+    def __call__(self, rows: Positions) -> Columns:
+        if len(rows) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        self.asked.append(rows.tolist())
+        return {"square": rows**2, "wide": np.stack([rows, rows], 1)}
+
+    def cells(self, rows: Positions) -> list[Columns]:
+        return [self(rows)]
+
+
+@pytest.fixture(params=["run", "cache"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> batches.PartStore:
+    """The two places where rows are kept."""
+    return Store(tmp_path) if request.param == "run" else WorkCache(tmp_path)
+
+
+def stop_after(n: int) -> Any:
+    left = iter(range(n))
+    return lambda: next(left, None) is None
+
+
+def test_a_stopped_map_continues(store: batches.PartStore) -> None:
+    """Also with other batches; every row is done once and comes in its place."""
+    rows, first, second = np.array([2, 3, 5, 8, 13, 21]), Squares(), Squares()
+    with pytest.raises(Interrupted):
+        ResumableMap(store, stopping=stop_after(1)).map(
+            "squares", KEY, split_rows(rows[::-1], 2), first
+        )
+
+    found = ResumableMap(store).map("squares", KEY, split_rows(rows, 4), second)
+
+    assert first.asked == [[21, 13], [8, 5]]
+    assert second.asked == [[2, 3]]
+    np.testing.assert_array_equal(found["square"], rows**2)
+    np.testing.assert_array_equal(found["wide"][:, 1], rows)
+
+
+def test_another_key_takes_nothing_over(store: batches.PartStore) -> None:
+    work = Squares()
+    for key in (KEY, 64 * "b"):
+        ResumableMap(store).map("squares", key, [np.arange(3)], work)
+
+    assert work.asked == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_what_breaks_keeps_what_is_finished(store: batches.PartStore) -> None:
+    """The batch that broke is done again, no other."""
+    asked: list[list[int]] = []
+
+    def work(rows: Positions) -> Columns:
+        asked.append(rows.tolist())
+        if len(asked) == 2:
+            raise ValueError("broken")
+        return {"square": rows**2}
+
+    with pytest.raises(ValueError, match="broken"):
+        ResumableMap(store).map("squares", KEY, split_rows(np.arange(4), 2), work)
+    ResumableMap(store).map("squares", KEY, split_rows(np.arange(4), 2), work)
+
+    assert asked == [[0, 1], [2, 3], [2, 3]]
+
+
+def test_a_batch_that_is_part_of_the_result_is_done_as_a_whole(store: batches.PartStore) -> None:
+    """Of other batches only what is missing."""
+    ResumableMap(store).map("squares", KEY, [np.arange(3)], Squares())
+    some, whole = Squares(), Squares()
+    for work, options in ((whole, {"whole": True}), (some, {})):
+        (found,) = ResumableMap(store).map_cells(
+            "squares", [KEY], split_rows(np.arange(6), 2), work.cells, **options
+        )
+        np.testing.assert_array_equal(found["square"], np.arange(6) ** 2)
+
+    assert whole.asked == [[2, 3], [4, 5]]
+    assert some.asked == []
+
+
+def test_cells_have_columns_of_their_own(store: batches.PartStore) -> None:
+    """A row counts as finished once every cell has it."""
+    keys, asked = ["a" * 64, "b" * 64], list[list[int]]()
+
+    def work(rows: Positions) -> list[Columns]:
+        asked.append(rows.tolist())
+        return [{"x": rows + 1}, {"x": rows + 2, "y": rows}]
+
+    store.save_part(keys[0], {"x": np.array([1, 2, 3]), "row": np.arange(3)})
+    store.save_part(keys[1], {"x": np.array([3]), "y": np.array([1]), "row": np.array([1])})
+
+    one, other = ResumableMap(store).map_cells("both", keys, [np.arange(3)], work)
+
+    assert asked == [[0, 2]]
+    assert {**one, **other}.keys() == {"x", "y"}
+    np.testing.assert_array_equal(one["x"], [1, 2, 3])
+    np.testing.assert_array_equal(other["x"], [2, 3, 4])
+
+
+def test_rows_stream_once(store: batches.PartStore) -> None:
+    """Those of an earlier call first; what is not asked for any more is left out."""
+    ResumableMap(store).map("squares", KEY, [np.arange(4)], Squares())
+
+    pieces = list(ResumableMap(store).stream("squares", [KEY], [np.arange(2, 6)], Squares().cells))
+
+    assert [rows.tolist() for rows, _ in pieces] == [[2, 3], [4, 5]]
+    for rows, (columns,) in pieces:
+        np.testing.assert_array_equal(columns["square"], rows**2)
+
+
+def test_rows_are_saved_every_few_seconds(
+    store: batches.PartStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said to be saved before comes before."""
+    monkeypatch.setattr(batches, "SAVE_EVERY", -1.0)
+    events: list[str] = []
+
+    def work(rows: Positions) -> list[Columns]:
+        events.append(f"{sum(len(part['row']) for part in store.parts(KEY))} kept")
+        return [{"square": rows**2}]
+
+    ResumableMap(store).map_cells(
+        "squares",
+        [KEY],
+        split_rows(np.arange(3), 1),
+        work,
+        before_saving=lambda: events.append("before"),
+    )
+
+    assert events == ["0 kept", "before", "1 kept", "before", "2 kept", "before", "before"]
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    """As often as it takes; whoever can is asked to need less."""
+    work = Squares(room=3)
+    asked: list[int] = []
+    pieces = run_in_halves(work, np.arange(9), asked.append)
+
+    assert [len(rows) for rows, _ in pieces] == [2, 2, 2, 3]
+    assert np.concatenate([rows for rows, _ in pieces]).tolist() == list(range(9))
+    assert asked == [4, 2, 2]
+
+
+def test_memory_that_is_never_enough_is_a_sentence() -> None:
+    with pytest.raises(RunError, match="even for one image"):
+        run_in_halves(Squares(room=0), np.arange(4))
+
+
+def test_another_error_is_passed_on() -> None:
+    def broken(rows: Positions) -> Columns:
+        raise RuntimeError("a shape")
+
+    with pytest.raises(RuntimeError, match="a shape"):
+        run_in_halves(broken, np.arange(4))
+
+
+def test_batches_follow_content() -> None:
+    """Not the order of the images."""
+    ids = np.array([30, 10, 20, 0], np.uint64)
+
+    assert [b.tolist() for b in batch_by_id(np.array([0, 1, 3]), ids, 2)] == [[3, 1], [0]]
+
+
+def test_even_batches() -> None:
+    assert [len(batch) for batch in split_evenly(7, 3)] == [3, 2, 2]
+    assert [len(batch) for batch in split_evenly(0, 3)] == [0]
