@@ -1,7 +1,7 @@
 """Work on many images batch by batch, such that a stop or little memory loses next to nothing.
 
-Rows that are finished are kept in a `PartStore` every few seconds, and taken over by the next call
-for the same key. Where memory runs out a batch is halved until it fits.
+Rows that are finished are kept every few seconds, in the folder of a run or in a `WorkCache`, and
+taken over by the next call for the same key. Where memory runs out a batch is halved until it fits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,23 +18,12 @@ from robusteval.datasets.sources import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.models.failures import out_of_memory
 from robusteval.progress import Progress, Silent
+from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
 
 SAVE_EVERY = 2.0  # seconds
 T = TypeVar("T")
 Piece = tuple[Positions, Sequence[Columns]]  # rows, and for each key their columns
-
-
-class PartStore(Protocol):
-    """Where finished rows are kept: the folder of a run, or a `WorkCache`."""
-
-    def parts(self, key: str) -> Iterable[Columns]:
-        """Read the parts that were kept under a key, in any order; damaged ones are left out."""
-        ...
-
-    def save_part(self, key: str, columns: Columns) -> None:
-        """Keep some rows; the column ``row`` says which."""
-        ...
 
 
 @dataclass
@@ -43,8 +32,8 @@ class ResumableMap:
 
     Attributes
     ----------
-    store : PartStore
-        Keeps what is finished.
+    parts : PartFolder
+        Keeps what is finished: `Store.parts` of a run, or `WorkCache.parts`.
     progress : Progress
         Told how far it is.
     stopping : callable
@@ -55,7 +44,7 @@ class ResumableMap:
         Spent so far on work, in all calls of this object.
     """
 
-    store: PartStore
+    parts: PartFolder
     progress: Progress = field(default_factory=Silent)
     stopping: Callable[[], bool] = lambda: False
     shrink: Callable[[int], object] = lambda half: None
@@ -163,10 +152,12 @@ class ResumableMap:
     def _stored(self, keys: Sequence[str]) -> Iterator[Piece]:
         """Rows that an earlier call kept under all of these keys."""
         if len(keys) == 1:  # a part at a time: all of them may be too large to hold
-            for part in self.store.parts(keys[0]):
+            for part in self.parts.read_parts(keys[0]):
                 yield part["row"], [drop_row(part)]
             return
-        each = [[(part["row"], drop_row(part)) for part in self.store.parts(key)] for key in keys]
+        each = [
+            [(part["row"], drop_row(part)) for part in self.parts.read_parts(key)] for key in keys
+        ]
         known = [{row for rows, _ in parts for row in rows.tolist()} for parts in each]
         common = np.array(sorted(set.intersection(*known)), np.int64)
         if len(common):
@@ -179,7 +170,7 @@ class ResumableMap:
         rows = np.concatenate([rows for rows, _ in pieces])
         for i, key in enumerate(keys):
             columns = sort_rows([(some, cells[i]) for some, cells in pieces], rows)
-            self.store.save_part(key, {**columns, "row": rows})
+            self.parts.save_part(key, {**columns, "row": rows})
 
 
 def run_in_halves(

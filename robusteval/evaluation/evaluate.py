@@ -677,7 +677,7 @@ class Execution:
         What an earlier run left is taken over, what is new is saved every few seconds. The batches
         go by content id: where they matter (`whole`) they do not depend on the order of the images.
         """
-        parts = list(self.store.parts(key))
+        parts = list(self.store.parts.read_parts(key))
         have = {row for part in parts for row in part["row"].tolist()}
         ids = self.clean.get("id", np.arange(len(self.plan.index)))
         order = positions[np.argsort(ids[positions], kind="stable")]
@@ -711,7 +711,7 @@ class Execution:
         if not columns:
             return []
         part = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
-        self.store.save_part(key, part)
+        self.store.parts.save_part(key, part)
         return [part]
 
     def roomy(self, work: Callable[[Positions], Columns], positions: Positions) -> Columns:

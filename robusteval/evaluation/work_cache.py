@@ -14,11 +14,9 @@ import numpy as np
 from robusteval.interpreters.rts import file_for, hash_of
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import environment
-from robusteval.runs.storage import digest, pack, read_parts, save_part, unpack, write_atomically
-from robusteval.runs.types import Columns
+from robusteval.runs.storage import PartFolder, digest, pack, unpack, write_atomically
 
 RUN = "run-"  # before the name of an evaluation's folder
-PARTS = ".parts"  # behind the name of a folder of finished rows
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -34,6 +32,7 @@ class WorkCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self.parts = PartFolder(folder)  # of a `robusteval.evaluation.batches.ResumableMap`
 
     @property
     def begun(self) -> bool:
@@ -62,16 +61,6 @@ class WorkCache:
         write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
         return found
 
-    def parts(self, key: str) -> Iterator[Columns]:
-        """Read what is finished of a `robusteval.evaluation.batches.ResumableMap`."""
-        if self.folder is not None:
-            yield from read_parts(self.folder / f"{key}{PARTS}")
-
-    def save_part(self, key: str, columns: Columns) -> None:
-        """Keep some of its rows; they need a column that says which."""
-        if self.folder is not None:
-            save_part(self.folder / f"{key}{PARTS}", columns)
-
     def run(self, facts: Any) -> Path | None:
         """The folder of an evaluation of these facts, which continues by itself."""
         return None if self.folder is None else self.folder / f"{RUN}{digest(facts)[:16]}"
@@ -92,7 +81,9 @@ class WorkCache:
         if self.folder is not None and self.folder.is_dir():
             yield from (path for path in self.folder.glob("*.npz") if len(path.stem) == 64)
             yield from self.folder.glob(f"{RUN}*/")
-            yield from (path for path in self.folder.glob(f"*{PARTS}/") if len(path.stem) == 64)
+            yield from (
+                path for path in self.folder.glob(f"*{PartFolder.SUFFIX}/") if len(path.stem) == 64
+            )
 
 
 def hash_inputs(facts: Any, arrays: Arrays = ()) -> str:

@@ -26,11 +26,10 @@ from filelock import FileLock, Timeout
 
 from robusteval.errors import RunError, UsageError
 from robusteval.runs.storage import (
+    PartFolder,
     differences,
     pack,
     read_columns,
-    read_parts,
-    save_part,
     unpack,
     write_atomically,
 )
@@ -69,6 +68,7 @@ class Store:
         self.folder = folder
         self.samples = folder / "samples"
         self.pictures = folder / "pictures"
+        self.parts = PartFolder(self.samples)  # what is finished of cells that are not
         self.created = ""  # when the run was begun
         self.seconds = 0.0  # what earlier calls spent on it
         self._entries: dict[str, dict[str, Any]] = {}
@@ -144,14 +144,6 @@ class Store:
         columns = self.cell(key)
         return None if columns is None else outcome_of(self._entries[key], columns)
 
-    def parts(self, key: str) -> Iterator[Columns]:
-        """Read what is finished of a cell that is not, as saved by `save_part`."""
-        return read_parts(self._parts(key))
-
-    def save_part(self, key: str, columns: Columns) -> None:
-        """Keep some rows of a cell; they need a column that says which."""
-        save_part(self._parts(key), columns)
-
     def candidates(self, key: str) -> Columns:
         """What `save_candidates` kept of a cell that is not finished; empty if nothing."""
         try:
@@ -180,9 +172,6 @@ class Store:
             write_atomically(self.pictures / f"{key}.npz", content)
             self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
 
-    def _parts(self, key: str) -> Path:
-        return self.samples / f"{key}.parts"
-
     def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
         """Write ``run.json``: the finished cells of these keys, and behind them what an earlier
         call finished and this one has not come to yet."""
@@ -193,7 +182,7 @@ class Store:
         write_atomically(self.folder / "run.json", text.encode())
         for key in keys:
             if key in self._entries:
-                shutil.rmtree(self._parts(key), ignore_errors=True)
+                self.parts.remove_parts(key)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -81,20 +82,42 @@ def read_columns(path: Path, sha256: str) -> Columns:
     return unpack(content)
 
 
-def read_parts(folder: Path) -> Iterator[Columns]:
-    """Parts that `save_part` kept in a folder; one that is damaged is removed."""
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            content = path.read_bytes()
-            if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
-                raise ValueError(f"{path} is damaged")
-            yield unpack(content)
-        except ValueError:
-            path.unlink()
+class PartFolder:
+    """A folder of finished rows, of work by work that is not finished.
 
+    Parameters
+    ----------
+    folder : Path, optional
+        Where they are kept; nothing is if not given.
+    """
 
-def save_part(folder: Path, columns: Columns) -> None:
-    """Keep some rows as one file of a folder, named after its content."""
-    content = pack(columns)
-    name = hashlib.sha256(content).hexdigest()[:16]
-    write_atomically(folder / f"{name}.npz", content)
+    SUFFIX = ".parts"
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def read_parts(self, key: str) -> Iterator[Columns]:
+        """Read the parts that were kept under a key, in any order; damaged ones are removed."""
+        if self.folder is None:
+            return
+        for path in sorted((self.folder / f"{key}{self.SUFFIX}").glob("*.npz")):
+            try:
+                content = path.read_bytes()
+                if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
+                    raise ValueError(f"{path} is damaged")
+                yield unpack(content)
+            except ValueError:
+                path.unlink()
+
+    def save_part(self, key: str, columns: Columns) -> None:
+        """Keep some rows; the column ``row`` says which."""
+        if self.folder is None:
+            return
+        content = pack(columns)
+        name = hashlib.sha256(content).hexdigest()[:16]
+        write_atomically(self.folder / f"{key}{self.SUFFIX}" / f"{name}.npz", content)
+
+    def remove_parts(self, key: str) -> None:
+        """Throw away the parts of a key."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / f"{key}{self.SUFFIX}", ignore_errors=True)

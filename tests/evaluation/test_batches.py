@@ -21,6 +21,7 @@ from robusteval.evaluation.batches import (
 )
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.runs.folder import Store
+from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
 
 KEY = 64 * "a"
@@ -44,9 +45,9 @@ class Squares:
 
 
 @pytest.fixture(params=["run", "cache"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> batches.PartStore:
+def parts(request: pytest.FixtureRequest, tmp_path: Path) -> PartFolder:
     """The two places where rows are kept."""
-    return Store(tmp_path) if request.param == "run" else WorkCache(tmp_path)
+    return Store(tmp_path).parts if request.param == "run" else WorkCache(tmp_path).parts
 
 
 def stop_after(n: int) -> Any:
@@ -54,15 +55,15 @@ def stop_after(n: int) -> Any:
     return lambda: next(left, None) is None
 
 
-def test_a_stopped_map_continues(store: batches.PartStore) -> None:
+def test_a_stopped_map_continues(parts: PartFolder) -> None:
     """Also with other batches; every row is done once and comes in its place."""
     rows, first, second = np.array([2, 3, 5, 8, 13, 21]), Squares(), Squares()
     with pytest.raises(Interrupted):
-        ResumableMap(store, stopping=stop_after(1)).map(
+        ResumableMap(parts, stopping=stop_after(1)).map(
             "squares", KEY, split_rows(rows[::-1], 2), first
         )
 
-    found = ResumableMap(store).map("squares", KEY, split_rows(rows, 4), second)
+    found = ResumableMap(parts).map("squares", KEY, split_rows(rows, 4), second)
 
     assert first.asked == [[21, 13], [8, 5]]
     assert second.asked == [[2, 3]]
@@ -70,15 +71,15 @@ def test_a_stopped_map_continues(store: batches.PartStore) -> None:
     np.testing.assert_array_equal(found["wide"][:, 1], rows)
 
 
-def test_another_key_takes_nothing_over(store: batches.PartStore) -> None:
+def test_another_key_takes_nothing_over(parts: PartFolder) -> None:
     work = Squares()
     for key in (KEY, 64 * "b"):
-        ResumableMap(store).map("squares", key, [np.arange(3)], work)
+        ResumableMap(parts).map("squares", key, [np.arange(3)], work)
 
     assert work.asked == [[0, 1, 2], [0, 1, 2]]
 
 
-def test_what_breaks_keeps_what_is_finished(store: batches.PartStore) -> None:
+def test_what_breaks_keeps_what_is_finished(parts: PartFolder) -> None:
     """The batch that broke is done again, no other."""
     asked: list[list[int]] = []
 
@@ -89,18 +90,18 @@ def test_what_breaks_keeps_what_is_finished(store: batches.PartStore) -> None:
         return {"square": rows**2}
 
     with pytest.raises(ValueError, match="broken"):
-        ResumableMap(store).map("squares", KEY, split_rows(np.arange(4), 2), work)
-    ResumableMap(store).map("squares", KEY, split_rows(np.arange(4), 2), work)
+        ResumableMap(parts).map("squares", KEY, split_rows(np.arange(4), 2), work)
+    ResumableMap(parts).map("squares", KEY, split_rows(np.arange(4), 2), work)
 
     assert asked == [[0, 1], [2, 3], [2, 3]]
 
 
-def test_a_batch_that_is_part_of_the_result_is_done_as_a_whole(store: batches.PartStore) -> None:
+def test_a_batch_that_is_part_of_the_result_is_done_as_a_whole(parts: PartFolder) -> None:
     """Of other batches only what is missing."""
-    ResumableMap(store).map("squares", KEY, [np.arange(3)], Squares())
+    ResumableMap(parts).map("squares", KEY, [np.arange(3)], Squares())
     some, whole = Squares(), Squares()
     for work, options in ((whole, {"whole": True}), (some, {})):
-        (found,) = ResumableMap(store).map_cells(
+        (found,) = ResumableMap(parts).map_cells(
             "squares", [KEY], split_rows(np.arange(6), 2), work.cells, **options
         )
         np.testing.assert_array_equal(found["square"], np.arange(6) ** 2)
@@ -109,7 +110,7 @@ def test_a_batch_that_is_part_of_the_result_is_done_as_a_whole(store: batches.Pa
     assert some.asked == []
 
 
-def test_cells_have_columns_of_their_own(store: batches.PartStore) -> None:
+def test_cells_have_columns_of_their_own(parts: PartFolder) -> None:
     """A row counts as finished once every cell has it."""
     keys, asked = ["a" * 64, "b" * 64], list[list[int]]()
 
@@ -117,10 +118,10 @@ def test_cells_have_columns_of_their_own(store: batches.PartStore) -> None:
         asked.append(rows.tolist())
         return [{"x": rows + 1}, {"x": rows + 2, "y": rows}]
 
-    store.save_part(keys[0], {"x": np.array([1, 2, 3]), "row": np.arange(3)})
-    store.save_part(keys[1], {"x": np.array([3]), "y": np.array([1]), "row": np.array([1])})
+    parts.save_part(keys[0], {"x": np.array([1, 2, 3]), "row": np.arange(3)})
+    parts.save_part(keys[1], {"x": np.array([3]), "y": np.array([1]), "row": np.array([1])})
 
-    one, other = ResumableMap(store).map_cells("both", keys, [np.arange(3)], work)
+    one, other = ResumableMap(parts).map_cells("both", keys, [np.arange(3)], work)
 
     assert asked == [[0, 2]]
     assert {**one, **other}.keys() == {"x", "y"}
@@ -128,11 +129,11 @@ def test_cells_have_columns_of_their_own(store: batches.PartStore) -> None:
     np.testing.assert_array_equal(other["x"], [2, 3, 4])
 
 
-def test_rows_stream_once(store: batches.PartStore) -> None:
+def test_rows_stream_once(parts: PartFolder) -> None:
     """Those of an earlier call first; what is not asked for any more is left out."""
-    ResumableMap(store).map("squares", KEY, [np.arange(4)], Squares())
+    ResumableMap(parts).map("squares", KEY, [np.arange(4)], Squares())
 
-    pieces = list(ResumableMap(store).stream("squares", [KEY], [np.arange(2, 6)], Squares().cells))
+    pieces = list(ResumableMap(parts).stream("squares", [KEY], [np.arange(2, 6)], Squares().cells))
 
     assert [rows.tolist() for rows, _ in pieces] == [[2, 3], [4, 5]]
     for rows, (columns,) in pieces:
@@ -140,17 +141,17 @@ def test_rows_stream_once(store: batches.PartStore) -> None:
 
 
 def test_rows_are_saved_every_few_seconds(
-    store: batches.PartStore, monkeypatch: pytest.MonkeyPatch
+    parts: PartFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is said to be saved before comes before."""
     monkeypatch.setattr(batches, "SAVE_EVERY", -1.0)
     events: list[str] = []
 
     def work(rows: Positions) -> list[Columns]:
-        events.append(f"{sum(len(part['row']) for part in store.parts(KEY))} kept")
+        events.append(f"{sum(len(part['row']) for part in parts.read_parts(KEY))} kept")
         return [{"square": rows**2}]
 
-    ResumableMap(store).map_cells(
+    ResumableMap(parts).map_cells(
         "squares",
         [KEY],
         split_rows(np.arange(3), 1),

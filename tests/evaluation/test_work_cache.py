@@ -133,3 +133,18 @@ def test_without_a_folder_nothing_is_kept() -> None:
     assert work.times == 2
     assert not done.begun
     done.clear()
+
+
+def test_parts_go_with_the_rest(folder: Path) -> None:
+    """What is finished of a map over batches."""
+    done = WorkCache(folder)
+    done.parts.save_part("a" * 64, {"row": np.arange(2)})
+    assert done.begun
+    (part,) = WorkCache(folder).parts.read_parts("a" * 64)
+    assert part["row"].tolist() == [0, 1]
+
+    done.clear()
+
+    assert not folder.exists()
+    WorkCache().parts.save_part("a" * 64, part)
+    assert not list(WorkCache().parts.read_parts("a" * 64))

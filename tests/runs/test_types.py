@@ -241,16 +241,16 @@ def test_an_attack_comes_back_in_the_next_session(
 def test_parts_stay_until_the_record_names_the_cell(tmp_path: Path, columns: Columns) -> None:
     with Store.opened(tmp_path, CONFIG) as store:
         store.save_record(record(status="incomplete"), [])
-        store.save_part("key", columns)
-        store.save_part("key", columns)
-        store.save_part("key", {"id": columns["id"][:1]})
+        store.parts.save_part("key", columns)
+        store.parts.save_part("key", columns)
+        store.parts.save_part("key", {"id": columns["id"][:1]})
 
     with Store.opened(tmp_path, CONFIG) as store:
-        assert sorted(len(part) for part in store.parts("key")) == [1, 4]
+        assert sorted(len(part) for part in store.parts.read_parts("key")) == [1, 4]
         store.save_cell("key", columns, {"role": "clean"})
-        assert len(list(store.parts("key"))) == 2
+        assert len(list(store.parts.read_parts("key"))) == 2
         store.save_record(record(status="incomplete"), ["key"])
-        assert list(store.parts("key")) == []
+        assert list(store.parts.read_parts("key")) == []
 
 
 def halved(content: bytes) -> bytes:
@@ -269,12 +269,12 @@ def test_a_damaged_part_is_dropped(
     tmp_path: Path, columns: Columns, damage: Callable[[bytes], bytes]
 ) -> None:
     with Store.opened(tmp_path, CONFIG) as store:
-        store.save_part("key", columns)
+        store.parts.save_part("key", columns)
         (part,) = (tmp_path / "samples" / "key.parts").iterdir()
         content = part.read_bytes()
         part.write_bytes(damage(content))
 
-        assert list(store.parts("key")) == []
+        assert list(store.parts.read_parts("key")) == []
         assert not part.exists()
 
 
