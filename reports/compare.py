@@ -25,7 +25,7 @@ from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, show
 from . import formatting
 from .markdown import code, listed, prose
 from .markdown import row as table_row
-from .record import jsonable, rate_of, threat_of
+from .measures import build_rate, build_threat, to_json_types
 from .terminal import Shown, facts, put_tables, say
 from .terminal import listed as print_list
 from .terminal import show as show_cell
@@ -277,7 +277,7 @@ def mcnemar(change: Pairs) -> float:
 def key(outcome: Outcome) -> str:
     """The same for cells that ask the same question."""
     asked = (outcome.attack.name, parameters(outcome), outcome.threat, behind(outcome))
-    return digest(jsonable([*asked, outcome.adaptive]))
+    return digest(to_json_types([*asked, outcome.adaptive]))
 
 
 def parameters(outcome: Outcome) -> dict[str, Any]:
@@ -408,7 +408,9 @@ def title(run: Run) -> str:
 
 def heading(threat: Threat | None, defense: str | None) -> str:
     """What a group of pairs has in common."""
-    said = "clean images" if threat is None else formatting.threat(threat_of(threat))
+    said = (
+        "clean images" if threat is None else formatting.threat(to_json_types(build_threat(threat)))
+    )
     return f"{said} behind {defense}" if defense else said
 
 
@@ -417,7 +419,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
     Every flipped image is in it; predictions of -1 were not finite, of -3 stopped by a detector.
     """
-    record: dict[str, Any] = jsonable(
+    record: dict[str, Any] = to_json_types(
         {
             "schema": SCHEMA,
             "verdict": verdict(comparison),
@@ -428,9 +430,9 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 {
                     **{field: getattr(pair, field) for field in ("kind", "attacks", "defense")},
                     "adaptive": pair.adaptive,
-                    "threat": pair.threat and threat_of(pair.threat),
-                    "before": rate_of(pair.before),
-                    "after": rate_of(pair.after),
+                    "threat": pair.threat and build_threat(pair.threat),
+                    "before": build_rate(pair.before),
+                    "after": build_rate(pair.after),
                     "lost": pair.change.lost,
                     "gained": pair.change.gained,
                     "difference": pair.difference,
@@ -533,8 +535,8 @@ class Column(NamedTuple):
 
 
 RATES = (
-    Column("before", lambda pair: formatting.with_interval(rate_of(pair.before))),
-    Column("after", lambda pair: formatting.with_interval(rate_of(pair.after))),
+    Column("before", lambda pair: formatting.with_interval(to_json_types(build_rate(pair.before)))),
+    Column("after", lambda pair: formatting.with_interval(to_json_types(build_rate(pair.after)))),
 )
 CHANGES = (
     Column("points", lambda pair: signed(pair.difference)),

@@ -21,7 +21,7 @@ from rich.table import Table
 from robusteval.runs.types import visible
 
 from . import formatting
-from .record import jsonable
+from .measures import to_json_types
 from .terminal import facts, heading, listed, put, say, text
 
 Record = dict[str, Any]
@@ -74,7 +74,7 @@ class Shown(Protocol):
 
 def to_json(record: Record) -> str:
     """The record as JSON text, ASCII only; what is not finite is null."""
-    return json.dumps(jsonable(record), indent=1, allow_nan=False) + "\n"
+    return json.dumps(to_json_types(record), indent=1, allow_nan=False) + "\n"
 
 
 def verdict(record: Record) -> str:

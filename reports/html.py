@@ -17,7 +17,7 @@ from robusteval.runs.metrics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
 from . import figures, formatting, maps, pictures
-from .record import Checked, as_dict
+from .build import Checked, as_dict
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from robusteval.runs.types import Run, visible
 
 from . import formatting, maps
-from .record import Checked, as_dict
+from .build import Checked, as_dict
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody

@@ -1,304 +1,423 @@
-"""The one record of a report: every number and sentence that any format shows.
+"""The record of a report: every number and sentence that any format shows, with its type.
 
-Built once from a run. JSON is this record, as `report.schema.json` describes it; the other formats
-only lay it out, so that they cannot disagree.
+A record is built once from a run (`robusteval.reports.build`). JSON is this record; every other
+format lays it out, so that formats cannot disagree, and a misspelt name is an error of types.
+`report.schema.json` is generated from these classes (`robusteval.reports.schema`): the first line
+of a docstring, and a text beside a type, are descriptions in it.
+
+A number that does not exist, such as the distance of no success, is None. Shares are of 1; radii
+and distances in units of the [0, 1] pixel range, l0 in values.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from robusteval.runs import metrics
-from robusteval.runs.metrics import Rate
-from robusteval.runs.types import Defended, Outcome, Run, Threat, cell_name, show_number
+from robusteval.runs.types import Run
 
-from .formatting import verdict
-from .maps import maps_of
+from .measures import (
+    Behind,
+    CostRecord,
+    Count,
+    DifferenceRecord,
+    DistanceRecord,
+    DistancesRecord,
+    Facts,
+    Limits,
+    MeanRecord,
+    Place,
+    Positive,
+    RateRecord,
+    RatesRecord,
+    Share,
+    Specs,
+    ThreatRecord,
+    to_json_types,
+)
 
-SCHEMA = 1
-
-# the three ways to look at a result, and the column that judges each
-JUDGED = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
-
-
-# the norms in which curves are drawn; `ssim` stands for 1 - SSIM
-CURVED = ("linf", "l2", "l1", "l0", "l0_pixels", "ssim")
+SCHEMA: Literal[1] = 1
+GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
+GateOutcome = Literal["passed", "failed", "inconclusive"]
+DefenseKind = Literal["model", "detector"]
+CurveNorm = Literal["linf", "l2", "l1", "l0", "l0_pixels", "ssim"]
 
 
-# their radius is no brightness
-COUNTED = ("l0", "l0_pixels", "ssim")
+@dataclass(frozen=True)
+class FaultsRecord:
+    """Images on which an attack broke its promise; repaired before judging."""
+
+    left_box: Count
+    left_ball: Count
+    not_finite: Count
+    logits_not_finite: Count
 
 
-class Checked(Protocol):
+@dataclass(frozen=True)
+class MeasuredAttack:
+    """What one attack did, whether it was asked for or is a probe."""
+
+    outcome: Place
+    spec: Annotated[str, "as it is asked for, such as pgd:eps=8/255,steps=20"]
+    name: str
+    parameters: Annotated[Facts, "with all defaults"]
+    threat: ThreatRecord
+    knowledge: Annotated[str, "what the attack sees of the model"]
+    defense: Behind
+    adaptive: Annotated[bool, "the attack knew the defense"]
+    robust_accuracy: RatesRecord
+    success_rate: RatesRecord
+    distance: DistanceRecord
+    distances: DistancesRecord
+    cost: CostRecord
+    faults: FaultsRecord
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttackRow(MeasuredAttack):
+    """An attack that was asked for."""
+
+    unique_breaks: Annotated[Count, "images that no other attack of the same threat fools"]
+
+
+@dataclass(frozen=True)
+class ProbePurpose:
+    """The part of a probe that stands before what it measured."""
+
+    probe: Annotated[str, "what it is for"]
+
+
+@dataclass(frozen=True)
+class ProbeRow(MeasuredAttack, ProbePurpose):
+    """An extra attack of the trust checks."""
+
+
+@dataclass(frozen=True)
+class WorstCaseRow:
+    """What is left when the attacker picks the best attack for each image."""
+
+    threat: ThreatRecord
+    defense: str | None
+    adaptive: Annotated[bool, "at least one of the attacks knew the defense"]
+    attacks: Specs
+    robust_accuracy: RatesRecord
+    success_rate: RatesRecord
+    distance: DistanceRecord
+    distances: DistancesRecord
+    cost: CostRecord
+
+
+@dataclass(frozen=True)
+class CleanCostRecord:
+    """What a defense costs on images as they are, against the model without it."""
+
+    lost: Count
+    gained: Count
+    n: Count
+    value: Annotated[float | None, Limits(minimum=-1, maximum=1), "(lost - gained) / n"]
+
+
+@dataclass(frozen=True)
+class DefeatRow:
+    """A threat under which attacks that know a defense leave it no better than none."""
+
+    threat: ThreatRecord
+    attacks: Specs
+    robust_accuracy: RateRecord
+    undefended: RateRecord
+
+
+@dataclass(frozen=True)
+class DetectedAttackRow:
+    """What a detector tells of the results of one attack."""
+
+    attack: str
+    threat: ThreatRecord
+    adaptive: bool
+    auc: Share | None
+    tpr: Annotated[
+        RateRecord, "flagged, of the results that reach the goal when alarms are left aside"
+    ]
+    roc: Annotated[
+        tuple[tuple[Share, Share], ...],
+        Limits(maxItems=100),
+        "false and true positive rates, from (0, 0) to (1, 1)",
+    ]
+
+
+@dataclass(frozen=True)
+class DetectionRecord:
+    """What a detector tells apart, at its threshold and at any other."""
+
+    threshold: float | None
+    fpr_asked: Annotated[Share | None, "what the threshold was set for"]
+    fpr: Annotated[RateRecord, "flagged, of the images as they are"]
+    attacks: tuple[DetectedAttackRow, ...]
+
+
+@dataclass(frozen=True)
+class DefenseRow:
+    """A defense: what it costs on clean images, and whether attacks that know it defeat it."""
+
+    spec: str
+    name: str
+    kind: DefenseKind
+    clean_accuracy: Annotated[RateRecord, "right and not flagged"]
+    clean_cost: CleanCostRecord
+    forwards: Annotated[Positive | None, "passes per prediction"]
+    facts: Facts
+    defeated: tuple[DefeatRow, ...]
+    detector: DetectionRecord | None
+
+
+@dataclass(frozen=True)
+class TestedRadius:
+    """A radius that attacks were given, and what it left."""
+
+    __test__ = False  # of pytest, which takes the name for its own
+
+    eps: float
+    robust_accuracy: RateRecord
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """Images without a success within each budget: an upper bound, of unknown end."""
+
+    norm: CurveNorm
+    targeted: bool
+    defense: str | None
+    attacks: Specs
+    budgets: Annotated[tuple[Positive, ...], Limits(minItems=2, maxItems=200)]
+    robust: Annotated[tuple[Count, ...], Limits(minItems=2, maxItems=200)]
+    n: Count
+    nearest: Annotated[
+        bool, "some attack looked for the nearest success, not for any within a radius"
+    ]
+    tested: tuple[TestedRadius, ...]
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """Something a reader must know before believing a number."""
+
+    code: str
+    grave: bool
+    message: str
+    cell: str | None
+
+
+@dataclass(frozen=True)
+class FlippedImage:
+    """An image that was lost against the baseline."""
+
+    id: Annotated[str, Limits(pattern="^[0-9a-f]{16}$")]
+    index: Count
+    label: int
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """What became of one gate; null where a number has no meaning for its kind."""
+
+    name: str
+    kind: GateKind
+    on: Annotated[str, "what it looks at"]
+    outcome: GateOutcome
+    reason: str
+    limit: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: Annotated[Share | None, "after Holm's correction"] = None
+    lost: Count | None = None
+    gained: Count | None = None
+    detectable: Annotated[Share | None, "the smallest drop this sample could have shown"] = None
+    flipped: Annotated[tuple[FlippedImage, ...], Limits(maxItems=20), "lost images"] = ()
+    line: Annotated[int | None, Limits(minimum=1), "in the configuration file"] = None
+
+
+@dataclass(frozen=True)
+class GatesRecord:
     """What the gates said of a run."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Their outcome, and each gate with its numbers."""
-        ...
+    outcome: GateOutcome
+    config: str | None
+    baseline: str | None
+    alpha: Share
+    gates: tuple[GateRow, ...]
 
 
-def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
-    """The record of a report, JSON-able: no number in it is infinite or nan, but null.
+@dataclass(frozen=True)
+class InterpreterRow:
+    """An interpreter whose maps were measured."""
 
-    Rates are ``{k, n, value, low, high}`` with the Wilson 95 % interval.
-    """
-    groups = [
-        (defense, threat, group)
-        for defense, outcomes in by_defense(run.attacks).items()
-        for threat, group in metrics.groups(outcomes).items()
+    spec: str
+    name: str
+    parameters: Annotated[Facts, "with all defaults"]
+    stretched: Annotated[bool, "its maps are stretched to [0, 1] before they are compared"]
+    seeded: Annotated[bool, "another seed gives another map"]
+    alike: Annotated[tuple[str, ...], "others here that say the same of this network"]
+
+
+@dataclass(frozen=True)
+class AreaRecord:
+    """An area under a curve, held against random cells as coarse as the map's."""
+
+    value: MeanRecord
+    chance: MeanRecord
+    beyond_chance: DifferenceRecord
+
+
+@dataclass(frozen=True)
+class MapQualityRow:
+    """What maps of images as they are are worth."""
+
+    interpreter: str
+    insertion: Annotated[
+        AreaRecord,
+        "area under the class's probability while a blurred image is made sharp, highest of the"
+        " map first",
     ]
-    position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
-    cells = run.config.get("cells") or run.config.get("attacks") or ()
-    complete = run.status == "complete"
-    record = {
-        "complete": complete,
-        "attacks_asked": max(len(cells), len(run.attacks)),
-        "upper_bound": not complete or any(f.grave and not f.misfed for f in run.findings),
-        "misfed": any(finding.misfed for finding in run.findings),
-        "clean_accuracy": rate_of(metrics.accuracy(run.clean)),
-        "gates": check and check.as_dict(),
-        "worst_cases": [worst_of(*group) for group in groups],
-        "attacks": [
-            {**attack_of(outcome, position), "unique_breaks": unique}
-            for _, _, group in groups
-            for outcome, unique in zip(group, metrics.unique_breaks(group), strict=True)
-        ],
-        "defenses": [defense_of(run, defended) for defended in run.defenses],
-        "curves": list(curves_of(run)),
-        "interpreters": maps_of(run),
-        "probes": [
-            {"probe": outcome.role, **attack_of(outcome, position)}
-            for outcome in run.outcomes
-            if outcome.role != "attack"
-        ],
-        "findings": [
-            finding._asdict() for finding in sorted(run.findings, key=lambda f: not f.grave)
-        ],
-        "failures": dict(run.failures),
-        "not_run": list(missing(run, cells)),
-        "provenance": {
-            "created": run.created,
-            "seconds": run.seconds,
-            "folder": run.folder,
-            "model": run.model,
-            "data": run.data,
-            "environment": run.environment,
-            "config": run.config,
-            "seed": run.config.get("seed"),
-            "command": run.config.get("command"),
-        },
-    }
-    plain: dict[str, Any] = jsonable(record)
-    return {"schema": SCHEMA, "verdict": verdict(plain), **plain}
+    deletion: Annotated[AreaRecord, "while the image is made black"]
+    forgotten: Annotated[
+        MeanRecord, "rank correlation with the map of the network with shuffled parameters"
+    ]
 
 
-def to_json(runs: Run | Sequence[Run], checks: Sequence[Checked | None] = ()) -> str:
-    """The record as JSON text, ASCII only; of several runs an object with all of them.
+@dataclass(frozen=True)
+class MapRow:
+    """What an attack did to the maps of one interpreter."""
 
-    `checks` tells what the gates said of each run; empty: nothing.
-    """
-    every = [runs] if isinstance(runs, Run) else list(runs)
-    gates = checks or [None] * len(every)
-    records = [as_dict(run, check) for run, check in zip(every, gates, strict=True)]
-    whole = records[0] if len(records) == 1 else {"schema": SCHEMA, "runs": records}
-    return json.dumps(whole, indent=2, allow_nan=False)
-
-
-def by_defense(outcomes: Iterable[Outcome]) -> dict[str | None, list[Outcome]]:
-    """Outcomes by what stood before the model: nothing first, then in order of appearance."""
-    found: dict[str | None, list[Outcome]] = {None: []}
-    for outcome in outcomes:
-        found.setdefault(name_of(outcome), []).append(outcome)
-    return found
+    interpreter: str
+    attacked: Annotated[bool, "the attack was made on it"]
+    distance: Annotated[MeanRecord, "mean absolute difference from the map of the image as it is"]
+    iou: MeanRecord
+    noise: Annotated[MeanRecord, "distance under Gaussian noise of the same l2 size"]
+    floor: Annotated[MeanRecord | None, "distance between two seeds; null: nothing is drawn"]
+    beyond_noise: DifferenceRecord
+    beyond_floor: DifferenceRecord | None
 
 
-def name_of(outcome: Outcome) -> str | None:
-    """The defense of a cell; None without one."""
-    return None if outcome.defense is None else str(outcome.defense)
+@dataclass(frozen=True)
+class MapAttackRow:
+    """What an attack did to maps: means over the images on which it succeeds."""
+
+    outcome: Place
+    spec: str
+    defense: Behind
+    adaptive: bool
+    interpreters: Annotated[tuple[str, ...], "names of those it was made to fool"]
+    success_rate: RateRecord
+    confidence: Annotated[MeanRecord, "probability of the class reached"]
+    noise_rate: Annotated[MeanRecord, "1 - SSIM"]
+    edge_energy: Annotated[MeanRecord, "share of the squared change on edges"]
+    edge_area: Annotated[MeanRecord, "share of the pixels on edges"]
+    cost: CostRecord
+    maps: tuple[MapRow, ...]
 
 
-def missing(run: Run, cells: Iterable[object]) -> Iterator[str]:
-    """What was asked for, and has neither a result nor a reason for it."""
-    done = {cell_name(o.attack, o.defense, o.adaptive) for o in run.attacks}
-    yield from (str(cell) for cell in cells if str(cell) not in {*done, *run.failures})
+@dataclass(frozen=True)
+class MapPairRow:
+    """An attack on maps against another attack, on the images where both succeed."""
+
+    outcome: Place
+    attack: str
+    against: str
+    defense: Behind
+    interpreter: str
+    attacked: bool
+    difference: Annotated[DifferenceRecord, "of the distances from the benign map"]
 
 
-def worst_of(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> dict[str, Any]:
-    """What is left of a model when the attacker picks the best attack for each image."""
-    attacked = int(group[0].attacked.sum())
-    robust = {way: metrics.worst_case(group, pred) for way, pred in ways(group).items()}
-    fooled = {way: Rate(attacked - rate.k, attacked) for way, rate in robust.items()}
-    return {
-        "threat": threat_of(threat),
-        "defense": defense,
-        "adaptive": any(outcome.adaptive for outcome in group),
-        "attacks": [str(outcome.attack) for outcome in group],
-        "robust_accuracy": rates_of(robust),
-        "success_rate": rates_of(fooled),
-        "distance": metrics.nearest(group)._asdict(),
-        "distances": metrics.distances(*group)._asdict(),
-        "cost": metrics.cost(group)._asdict(),
-    }
+@dataclass(frozen=True)
+class TransferRow:
+    """The distances of all maps after an attack on some of them."""
+
+    attacked: str
+    effort: Annotated[Facts, "steps and warmup that were given, where the rows differ in them"]
+    distances: tuple[MeanRecord, ...]
 
 
-def attack_of(outcome: Outcome, position: Mapping[int, int]) -> dict[str, Any]:
-    """One attack by itself; `position` tells where in the run it is."""
-    judged = ways([outcome])
-    return {
-        "outcome": position[id(outcome)],
-        "spec": str(outcome.attack),
-        "name": outcome.attack.name,
-        "parameters": outcome.resolved or outcome.attack.parameters,
-        "threat": threat_of(outcome.threat),
-        "knowledge": outcome.knowledge,
-        "defense": name_of(outcome),
-        "adaptive": outcome.adaptive,
-        "robust_accuracy": rates_of(
-            {way: metrics.robust_accuracy(outcome, pred) for way, pred in judged.items()}
-        ),
-        "success_rate": rates_of(
-            {way: metrics.success_rate(outcome, pred) for way, pred in judged.items()}
-        ),
-        "distance": metrics.nearest([outcome])._asdict(),
-        "distances": metrics.distances(outcome)._asdict(),
-        "cost": metrics.cost([outcome])._asdict(),
-        "faults": metrics.faults(outcome)._asdict(),
-        "notes": list(outcome.notes),
-    }
+@dataclass(frozen=True)
+class TransferRecord:
+    """The same attack on several interpreters: attacked against measured."""
+
+    attack: Annotated[str, "without its interpreter"]
+    defense: Behind
+    measured: tuple[str, ...]
+    rows: tuple[TransferRow, ...]
 
 
-def defense_of(run: Run, defended: Defended) -> dict[str, Any]:
-    """A defense: what it costs on clean images, and whether attacks that know it defeat it."""
-    before, after = metrics.right(run.clean), metrics.right(defended.clean)
-    lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(after)
-    against = by_defense(run.attacks).get(str(defended.spec), [])
-    return {
-        "spec": str(defended.spec),
-        "name": defended.spec.name,
-        "kind": defended.kind,
-        "clean_accuracy": rate_of(metrics.accuracy(defended.clean)),
-        "clean_cost": {
-            "lost": lost,
-            "gained": gained,
-            "n": n,
-            "value": (lost - gained) / n if n else None,
-        },
-        "forwards": defended.facts.get("forwards"),
-        "facts": defended.facts,
-        "defeated": list(defeats(run, against)),
-        "detector": detector_of(defended, against) if defended.kind == "detector" else None,
-    }
+@dataclass(frozen=True)
+class MapsRecord:
+    """What became of the maps that explain a model."""
+
+    top: Annotated[Share, "share of the highest cells that the intersection over union compares"]
+    edge: Annotated[Share, "strength from which a pixel is on an edge"]
+    measured: tuple[InterpreterRow, ...]
+    quality: Annotated[tuple[MapQualityRow, ...], "empty: not measured"]
+    attacks: tuple[MapAttackRow, ...]
+    pairs: tuple[MapPairRow, ...]
+    transfer: tuple[TransferRecord, ...]
 
 
-def defeats(run: Run, against: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
-    """The threats under which a defense is no better than none to an attacker who knows it.
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from."""
 
-    No better: less robust, or by no more than what the intervals of both leave open.
-    """
-    undefended = metrics.groups(by_defense(run.attacks)[None])
-    knowing = metrics.groups(outcome for outcome in against if outcome.adaptive)
-    for threat, group in knowing.items():
-        if threat not in undefended:
-            continue
-        with_it, without = metrics.worst_case(group), metrics.worst_case(undefended[threat])
-        if with_it.interval.low <= without.interval.high:
-            yield {
-                "threat": threat_of(threat),
-                "attacks": [str(outcome.attack) for outcome in group],
-                "robust_accuracy": rate_of(with_it),
-                "undefended": rate_of(without),
-            }
+    created: str
+    seconds: Positive
+    folder: str | None
+    model: Facts
+    data: Facts
+    environment: Facts
+    config: Facts
+    seed: int | None
+    command: str | None
 
 
-def detector_of(defended: Defended, against: Iterable[Outcome]) -> dict[str, Any]:
-    """What a detector tells apart, at its threshold and at any other."""
-    scores = defended.clean["score"]
-    return {
-        "threshold": defended.facts.get("threshold"),
-        "fpr_asked": defended.facts.get("fpr"),
-        "fpr": rate_of(metrics.false_alarms(defended)),
-        "attacks": [
-            {
-                "attack": str(outcome.attack),
-                "threat": threat_of(outcome.threat),
-                "adaptive": outcome.adaptive,
-                "auc": metrics.auc(scores, outcome.columns["score"][metrics.fooled(outcome)]),
-                "tpr": rate_of(metrics.detected(outcome)),
-                "roc": metrics.roc(
-                    scores, outcome.columns["score"][metrics.fooled(outcome)]
-                ).tolist(),
-            }
-            for outcome in against
-        ],
-    }
+@dataclass(frozen=True)
+class RunRecord:
+    """The record of one run."""
+
+    schema: Literal[1]
+    verdict: Annotated[str, "one sentence"]
+    complete: bool
+    attacks_asked: Annotated[Count, "cells that were asked for"]
+    upper_bound: Annotated[bool, "the model may be less robust than the numbers say"]
+    misfed: Annotated[
+        bool, "the model is probably not fed as it was trained: no number is to be used"
+    ]
+    clean_accuracy: Annotated[RateRecord, "of the model without a defense"]
+    gates: Annotated[GatesRecord | None, "null: none were asked for"]
+    worst_cases: tuple[WorstCaseRow, ...]
+    attacks: tuple[AttackRow, ...]
+    defenses: tuple[DefenseRow, ...]
+    curves: tuple[CurveRecord, ...]
+    interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
+    probes: tuple[ProbeRow, ...]
+    findings: Annotated[tuple[FindingRow, ...], "grave ones first"]
+    failures: Annotated[Mapping[str, str], "attack: why it has no result"]
+    not_run: Annotated[tuple[str, ...], "attacks that were not finished"]
+    provenance: Provenance
+    # for formats that show images: the run itself, which is not part of the JSON
+    run: Run = field(repr=False, compare=False, metadata={"json": False})
 
 
-def curves_of(run: Run) -> Iterator[dict[str, Any]]:
-    """Robust images over the distance allowed, a curve for each norm, goal and defense."""
-    found: dict[tuple[str, bool, str | None], list[Outcome]] = {}
-    for outcome in run.attacks:
-        key = (outcome.threat.norm, outcome.threat.targeted, name_of(outcome))
-        found.setdefault(key, []).append(outcome)
-    for (norm, targeted, defense), group in found.items():
-        if norm not in CURVED:
-            continue
-        curve = metrics.curve(group)
-        if len(curve.budgets) < 2:
-            continue
-        yield {
-            "norm": norm,
-            "targeted": targeted,
-            "defense": defense,
-            "attacks": list(dict.fromkeys(str(outcome.attack) for outcome in group)),
-            "budgets": curve.budgets.tolist(),
-            "robust": curve.robust.tolist(),
-            "n": len(group[0].attacked),
-            "nearest": any(outcome.threat.eps is None for outcome in group),
-            "tested": [
-                {"eps": threat.eps, "robust_accuracy": rate_of(metrics.worst_case(same))}
-                for threat, same in metrics.groups(group).items()
-                if threat.eps is not None
-            ],
-        }
+@dataclass(frozen=True)
+class RunRecords:
+    """The records of several runs."""
+
+    schema: Literal[1]
+    runs: tuple[RunRecord, ...]
 
 
-def ways(group: Sequence[Outcome]) -> dict[str, str]:
-    """The columns to judge by; without PNG where it cannot hold the images."""
-    holds = all((outcome.columns["pred_png"][outcome.attacked] != -2).all() for outcome in group)
-    return {way: pred for way, pred in JUDGED.items() if way != "png" or holds}
-
-
-def threat_of(threat: Threat) -> dict[str, Any]:
-    """A threat with its radius on both scales: of [0, 1] and in grey levels."""
-    eps = threat.eps
-    levels = None if eps is None or threat.norm in COUNTED else f"{grey(eps)}/255"
-    return {**threat._asdict(), "eps_255": levels}
-
-
-def grey(eps: float) -> str:
-    """A radius in grey levels, as short as it is exact to nine digits."""
-    return show_number(float(f"{eps * 255:.9g}")) if math.isfinite(eps) else str(eps)
-
-
-def rate_of(rate: Rate) -> dict[str, Any]:
-    """A rate with everything that is shown of it."""
-    return {**rate._asdict(), "value": rate.value, **rate.interval._asdict()}
-
-
-def rates_of(rates: Mapping[str, Rate]) -> dict[str, Any]:
-    """A rate for each way of looking; null where there is none."""
-    return {way: rate_of(rates[way]) if way in rates else None for way in JUDGED}
-
-
-def jsonable(value: Any) -> Any:
-    """The same in plain JSON types; what is not finite becomes null, what is unknown its text."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
+def to_json(records: RunRecord | Sequence[RunRecord]) -> str:
+    """Records as JSON text, ASCII only; several of them as one object with all."""
+    runs = (records,) if isinstance(records, RunRecord) else tuple(records)
+    whole = runs[0] if len(runs) == 1 else RunRecords(SCHEMA, runs)
+    return json.dumps(to_json_types(whole), indent=2, allow_nan=False)

@@ -16,7 +16,7 @@ from rich.text import Text
 from robusteval.runs.types import Run, visible
 
 from . import formatting, maps
-from .record import Checked, as_dict
+from .build import Checked, as_dict
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column

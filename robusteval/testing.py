@@ -129,7 +129,7 @@ def paired(x: Array, y: Array) -> Data:
 
 def message(run: Run, gates: Sequence[Gate], floor: float) -> Iterator[str]:
     """The verdict, what was not kept, and what to do."""
-    from robusteval.reports.record import as_dict
+    from robusteval.reports.build import as_dict
 
     yield f"robust accuracy of at least {100 * floor:.6g} % is not shown"
     yield f"verdict: {as_dict(run)['verdict']}"

@@ -26,9 +26,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from robusteval.reports import ci, compare
+from robusteval.reports.build import as_dict, to_json
 from robusteval.reports.formatting import base
 from robusteval.reports.markdown import to_markdown
-from robusteval.reports.record import as_dict, to_json
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
 from robusteval.reports.terminal import print_table
 from robusteval.runs.folder import Store, entry_of, load_run

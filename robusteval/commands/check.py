@@ -67,9 +67,9 @@ def held(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline
 
 def judged(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -> list[Check]:
     """The verdicts on some runs; inside a GitHub workflow also a summary and annotations."""
+    from robusteval.reports.build import as_dict
     from robusteval.reports.ci import write_github
     from robusteval.reports.gate import check
-    from robusteval.reports.record import as_dict
 
     checks = [check(run, settings, baseline) for run in runs]
     records = [as_dict(run, found) for run, found in zip(runs, checks, strict=True)]

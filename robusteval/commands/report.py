@@ -98,7 +98,7 @@ def rendered(runs: Sequence[Run], form: str, checks: Sequence[Check | None], *, 
 
         return "\n".join(to_markdown(run, check) for run, check in zip(runs, checks, strict=True))
     from robusteval.reports import ci, spreadsheet
-    from robusteval.reports.record import as_dict, to_json
+    from robusteval.reports.build import as_dict, to_json
 
     if form == "json":
         return to_json(runs, checks) + "\n"

@@ -22,7 +22,7 @@ from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import EVASIONS, prepare
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import masked
-from robusteval.reports.record import as_dict
+from robusteval.reports.build import as_dict
 from robusteval.runs.folder import load_run
 from robusteval.runs.types import Columns, Outcome, Run, Spec
 

@@ -49,10 +49,10 @@ from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import INTERPRETERS
+from robusteval.reports.build import as_dict
 from robusteval.reports.html import to_html
-from robusteval.reports.maps import maps_of, sentences, tables
+from robusteval.reports.maps import sentences, tables
 from robusteval.reports.markdown import to_markdown
-from robusteval.reports.record import as_dict
 from robusteval.reports.spreadsheet import to_csv
 from robusteval.reports.terminal import print_table
 from robusteval.runs.folder import load_pictures, load_run
@@ -534,8 +534,7 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
 
 
 def part_of(run: Run) -> dict[str, Any]:
-    part = maps_of(run)
-    assert part is not None
+    part: dict[str, Any] = as_dict(run)["interpreters"]
     return part
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from robusteval import __version__
 from robusteval.reports import ci
-from robusteval.reports.record import as_dict
+from robusteval.reports.build import as_dict
 from robusteval.runs.types import Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]

@@ -25,9 +25,9 @@ from PIL import Image
 from robusteval.errors import RunError
 from robusteval.reports import formatting, pictures
 from robusteval.reports import html as report
+from robusteval.reports.build import as_dict
 from robusteval.reports.html import LIMIT, to_html
 from robusteval.reports.pictures import CRISP, EDGES
-from robusteval.reports.record import as_dict
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store, entry_of, load_run
 from robusteval.runs.types import Outcome, Picture, Run, Spec, Threat, visible

@@ -19,8 +19,8 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from robusteval.reports import formatting
+from robusteval.reports.build import as_dict, to_json
 from robusteval.reports.markdown import document, shortened, to_markdown
-from robusteval.reports.record import as_dict, to_json
 from robusteval.reports.terminal import print_table
 from robusteval.runs import metrics
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat, visible

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from reportable import JPEG, LINF, PGD, check, defended, explained
 
-from robusteval.reports.record import as_dict, to_json
+from robusteval.reports.build import as_dict, build_record, to_json
+from robusteval.reports.measures import to_json_types
+from robusteval.reports.schema import describe_type, to_text
 from robusteval.runs.types import Outcome, Run, Threat
 
 jsonschema = pytest.importorskip(
@@ -164,3 +166,22 @@ def test_the_fixture_has_what_the_schema_is_about(
     assert [defense["kind"] for defense in record["defenses"]] == ["model", "model", "detector"]
     assert [d["threat"]["norm"] for d in record["defenses"][0]["defeated"]] == [LINF.norm]
     assert record["worst_cases"][3]["defense"] == str(JPEG)
+
+
+def test_the_shipped_schema_is_that_of_the_records() -> None:
+    source = resources.files("robusteval.reports") / "report.schema.json"
+
+    # python -m robusteval.reports.schema >reports/report.schema.json
+    assert source.read_text(encoding="utf-8") == to_text()
+
+
+def test_the_json_is_that_of_the_typed_record(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    run = defended(make_outcome, make_run, n=60)
+
+    assert to_json_types(build_record(run)) == as_dict(run)
+
+
+@pytest.mark.parametrize("kind", [complex, list[int], tuple[int, str]])
+def test_a_type_that_json_does_not_know_has_no_schema(kind: Any) -> None:
+    with pytest.raises(TypeError):
+        describe_type(kind, {})

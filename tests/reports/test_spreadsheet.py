@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.reports.record import as_dict
+from robusteval.reports.build import as_dict
 from robusteval.reports.spreadsheet import COLUMNS, DISTANCES, defused, to_csv
 from robusteval.runs.types import Defended, Outcome, Run, Spec, Threat
 

@@ -1,0 +1,303 @@
+"""The record of a report from a run and from what the gates said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, cast, get_args
+
+from robusteval.runs import metrics
+from robusteval.runs.metrics import Rate
+from robusteval.runs.types import Defended, Outcome, Run, Threat, cell_name
+
+from .build_maps import build_maps
+from .formatting import verdict
+from .measures import (
+    build_cost,
+    build_distance,
+    build_distances,
+    build_rate,
+    build_rates,
+    build_threat,
+    drop_not_finite,
+    to_json_types,
+)
+from .record import (
+    SCHEMA,
+    AttackRow,
+    CleanCostRecord,
+    CurveNorm,
+    CurveRecord,
+    DefeatRow,
+    DefenseKind,
+    DefenseRow,
+    DetectedAttackRow,
+    DetectionRecord,
+    FaultsRecord,
+    FindingRow,
+    GatesRecord,
+    MeasuredAttack,
+    ProbeRow,
+    Provenance,
+    RunRecord,
+    TestedRadius,
+    WorstCaseRow,
+)
+
+# the norms in which curves are drawn; `ssim` stands for 1 - SSIM
+CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
+
+# the three ways to look at a result, and the column that judges each
+PREDICTIONS = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
+
+
+def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
+    """The record of a run, with what the gates said of it.
+
+    Rates come with the Wilson 95 % interval; no number is infinite or nan, but None.
+    """
+    groups = [
+        (defense, threat, group)
+        for defense, outcomes in group_by_defense(run.attacks).items()
+        for threat, group in metrics.groups(outcomes).items()
+    ]
+    position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
+    cells = run.config.get("cells") or run.config.get("attacks") or ()
+    complete = run.status == "complete"
+    record = RunRecord(
+        schema=SCHEMA,
+        verdict="",
+        complete=complete,
+        attacks_asked=max(len(cells), len(run.attacks)),
+        upper_bound=not complete or any(f.grave and not f.misfed for f in run.findings),
+        misfed=any(finding.misfed for finding in run.findings),
+        clean_accuracy=build_rate(metrics.accuracy(run.clean)),
+        gates=gates,
+        worst_cases=tuple(build_worst_case(*group) for group in groups),
+        attacks=tuple(
+            AttackRow(**vars(build_attack(outcome, position)), unique_breaks=unique)
+            for _, _, group in groups
+            for outcome, unique in zip(group, metrics.unique_breaks(group), strict=True)
+        ),
+        defenses=tuple(build_defense(run, defended) for defended in run.defenses),
+        curves=tuple(build_curves(run)),
+        interpreters=build_maps(run),
+        probes=tuple(
+            ProbeRow(probe=outcome.role, **vars(build_attack(outcome, position)))
+            for outcome in run.outcomes
+            if outcome.role != "attack"
+        ),
+        findings=tuple(
+            FindingRow(finding.code, finding.grave, finding.message, finding.cell)
+            for finding in sorted(run.findings, key=lambda f: not f.grave)
+        ),
+        failures=to_json_types(run.failures),
+        not_run=tuple(list_unfinished(run, cells)),
+        provenance=build_provenance(run),
+        run=run,
+    )
+    return replace(record, verdict=verdict(to_json_types(record)))
+
+
+def build_provenance(run: Run) -> Provenance:
+    """Where the numbers of a run come from, with what its folder says freely in JSON types."""
+    config = to_json_types(run.config)
+    return Provenance(
+        created=run.created,
+        seconds=run.seconds,
+        folder=run.folder,
+        model=to_json_types(run.model),
+        data=to_json_types(run.data),
+        environment=to_json_types(run.environment),
+        config=config,
+        seed=config.get("seed"),
+        command=config.get("command"),
+    )
+
+
+def group_by_defense(outcomes: Iterable[Outcome]) -> dict[str | None, list[Outcome]]:
+    """Outcomes by what stood before the model: nothing first, then in order of appearance."""
+    found: dict[str | None, list[Outcome]] = {None: []}
+    for outcome in outcomes:
+        found.setdefault(name_defense(outcome), []).append(outcome)
+    return found
+
+
+def name_defense(outcome: Outcome) -> str | None:
+    """The defense of a cell; None without one."""
+    return None if outcome.defense is None else str(outcome.defense)
+
+
+def list_unfinished(run: Run, cells: Iterable[object]) -> Iterator[str]:
+    """What was asked for, and has neither a result nor a reason for it."""
+    done = {cell_name(o.attack, o.defense, o.adaptive) for o in run.attacks}
+    yield from (str(cell) for cell in cells if str(cell) not in {*done, *run.failures})
+
+
+def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> WorstCaseRow:
+    """What is left of a model when the attacker picks the best attack for each image."""
+    attacked = int(group[0].attacked.sum())
+    robust = {way: metrics.worst_case(group, pred) for way, pred in choose_columns(group).items()}
+    fooled = {way: Rate(attacked - rate.k, attacked) for way, rate in robust.items()}
+    return WorstCaseRow(
+        threat=build_threat(threat),
+        defense=defense,
+        adaptive=any(outcome.adaptive for outcome in group),
+        attacks=tuple(str(outcome.attack) for outcome in group),
+        robust_accuracy=build_rates(robust),
+        success_rate=build_rates(fooled),
+        distance=build_distance(metrics.nearest(group)),
+        distances=build_distances(metrics.distances(*group)),
+        cost=build_cost(metrics.cost(group)),
+    )
+
+
+def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttack:
+    """One attack by itself; `position` tells where in the run it is."""
+    columns = choose_columns([outcome])
+    return MeasuredAttack(
+        outcome=position[id(outcome)],
+        spec=str(outcome.attack),
+        name=outcome.attack.name,
+        parameters=to_json_types(outcome.resolved or outcome.attack.parameters),
+        threat=build_threat(outcome.threat),
+        knowledge=outcome.knowledge,
+        defense=name_defense(outcome),
+        adaptive=outcome.adaptive,
+        robust_accuracy=build_rates(
+            {way: metrics.robust_accuracy(outcome, pred) for way, pred in columns.items()}
+        ),
+        success_rate=build_rates(
+            {way: metrics.success_rate(outcome, pred) for way, pred in columns.items()}
+        ),
+        distance=build_distance(metrics.nearest([outcome])),
+        distances=build_distances(metrics.distances(outcome)),
+        cost=build_cost(metrics.cost([outcome])),
+        faults=FaultsRecord(*metrics.faults(outcome)),
+        notes=outcome.notes,
+    )
+
+
+def build_defense(run: Run, defended: Defended) -> DefenseRow:
+    """A defense: what it costs on clean images, and whether attacks that know it defeat it."""
+    before, after = metrics.right(run.clean), metrics.right(defended.clean)
+    lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(after)
+    against = group_by_defense(run.attacks).get(str(defended.spec), [])
+    facts = to_json_types(defended.facts)
+    return DefenseRow(
+        spec=str(defended.spec),
+        name=defended.spec.name,
+        kind=cast(DefenseKind, defended.kind),
+        clean_accuracy=build_rate(metrics.accuracy(defended.clean)),
+        clean_cost=CleanCostRecord(lost, gained, n, (lost - gained) / n if n else None),
+        forwards=facts.get("forwards"),
+        facts=facts,
+        defeated=tuple(list_defeats(run, against)),
+        detector=build_detection(defended, against) if defended.kind == "detector" else None,
+    )
+
+
+def list_defeats(run: Run, against: Iterable[Outcome]) -> Iterator[DefeatRow]:
+    """The threats under which a defense is no better than none to an attacker who knows it.
+
+    No better: less robust, or by no more than what the intervals of both leave open.
+    """
+    undefended = metrics.groups(group_by_defense(run.attacks)[None])
+    knowing = metrics.groups(outcome for outcome in against if outcome.adaptive)
+    for threat, group in knowing.items():
+        if threat not in undefended:
+            continue
+        with_it, without = metrics.worst_case(group), metrics.worst_case(undefended[threat])
+        if with_it.interval.low <= without.interval.high:
+            yield DefeatRow(
+                threat=build_threat(threat),
+                attacks=tuple(str(outcome.attack) for outcome in group),
+                robust_accuracy=build_rate(with_it),
+                undefended=build_rate(without),
+            )
+
+
+def build_detection(defended: Defended, against: Iterable[Outcome]) -> DetectionRecord:
+    """What a detector tells apart, at its threshold and at any other."""
+    facts = to_json_types(defended.facts)
+    return DetectionRecord(
+        threshold=facts.get("threshold"),
+        fpr_asked=facts.get("fpr"),
+        fpr=build_rate(metrics.false_alarms(defended)),
+        attacks=tuple(build_detected_attack(defended, outcome) for outcome in against),
+    )
+
+
+def build_detected_attack(defended: Defended, outcome: Outcome) -> DetectedAttackRow:
+    """What a detector tells of the results of one attack that fool the model."""
+    scores = (defended.clean["score"], outcome.columns["score"][metrics.fooled(outcome)])
+    return DetectedAttackRow(
+        attack=str(outcome.attack),
+        threat=build_threat(outcome.threat),
+        adaptive=outcome.adaptive,
+        auc=drop_not_finite(metrics.auc(*scores)),
+        tpr=build_rate(metrics.detected(outcome)),
+        roc=tuple((false, true) for false, true in metrics.roc(*scores).tolist()),
+    )
+
+
+def build_curves(run: Run) -> Iterator[CurveRecord]:
+    """Robust images over the distance allowed, a curve for each norm, goal and defense."""
+    found: dict[tuple[str, bool, str | None], list[Outcome]] = {}
+    for outcome in run.attacks:
+        key = (outcome.threat.norm, outcome.threat.targeted, name_defense(outcome))
+        found.setdefault(key, []).append(outcome)
+    for (norm, targeted, defense), group in found.items():
+        if norm not in CURVED:
+            continue
+        curve = metrics.curve(group)
+        if len(curve.budgets) < 2:
+            continue
+        yield CurveRecord(
+            norm=CURVED[norm],
+            targeted=targeted,
+            defense=defense,
+            attacks=tuple(dict.fromkeys(str(outcome.attack) for outcome in group)),
+            budgets=tuple(curve.budgets.tolist()),
+            robust=tuple(curve.robust.tolist()),
+            n=len(group[0].attacked),
+            nearest=any(outcome.threat.eps is None for outcome in group),
+            tested=tuple(
+                TestedRadius(threat.eps, build_rate(metrics.worst_case(same)))
+                for threat, same in metrics.groups(group).items()
+                if threat.eps is not None
+            ),
+        )
+
+
+def choose_columns(group: Sequence[Outcome]) -> dict[str, str]:
+    """The columns to judge by; without PNG where it cannot hold the images."""
+    holds = all((outcome.columns["pred_png"][outcome.attacked] != -2).all() for outcome in group)
+    return {way: pred for way, pred in PREDICTIONS.items() if way != "png" or holds}
+
+
+class Checked(Protocol):
+    """What the gates said of a run."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Their outcome, and each gate with its numbers."""
+        ...
+
+
+def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
+    """The record of a report, JSON-able: no number in it is infinite or nan, but null."""
+    made = {**to_json_types(build_record(run)), "gates": check and to_json_types(check.as_dict())}
+    return {**made, "verdict": verdict(made)}
+
+
+def to_json(runs: Run | Sequence[Run], checks: Sequence[Checked | None] = ()) -> str:
+    """The record as JSON text, ASCII only; of several runs an object with all of them.
+
+    `checks` tells what the gates said of each run; empty: nothing.
+    """
+    every = [runs] if isinstance(runs, Run) else list(runs)
+    gates = checks or [None] * len(every)
+    records = [as_dict(run, check) for run, check in zip(every, gates, strict=True)]
+    whole = records[0] if len(records) == 1 else {"schema": SCHEMA, "runs": records}
+    return json.dumps(whole, indent=2, allow_nan=False)
