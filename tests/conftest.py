@@ -14,7 +14,7 @@ from torch import Tensor
 from toys import Bands, Linear, synthetic, trained
 
 from robusteval.models.classifier import Classifier
-from robusteval.runs.folder import Store, entry_of
+from robusteval.runs.folder import Store
 from robusteval.runs.types import Columns, Outcome, Run, Spec, Threat
 
 Made = np.ndarray[Any, Any]
@@ -166,10 +166,10 @@ def keep_run() -> Callable[[Run, Path], Path]:
 
     def keep(run: Run, folder: Path) -> Path:
         config = {key: value for key, value in run.config.items() if key != "command"}
-        with Store.opened(folder, config) as store:
+        with Store.open(folder, config) as store:
             store.save_cell("clean", run.clean, {"role": "clean"})
             for i, outcome in enumerate(run.outcomes):
-                store.save_cell(f"cell{i}", outcome.columns, entry_of(outcome))
+                store.save_cell(f"cell{i}", outcome.columns, outcome.to_record())
             record = {
                 "status": run.status,
                 "created": run.created,

@@ -31,7 +31,7 @@ from robusteval.reports.formatting import base
 from robusteval.reports.markdown import to_markdown
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
 from robusteval.reports.terminal import print_table
-from robusteval.runs.folder import Store, entry_of, load_run
+from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
 
 MakeOutcome = Callable[..., Outcome]
@@ -435,7 +435,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Run]:
         )
         folder = tmp_path_factory.mktemp("run")
         config = {key: value for key, value in run.config.items() if key != "command"}
-        with Store.opened(folder, config) as open_store:
+        with Store.open(folder, config) as open_store:
             keys = ["clean", *(f"{i}" for i in range(len(run.defenses) + len(run.outcomes)))]
             open_store.save_cell("clean", run.clean, {"role": "clean"})
             free = iter(keys[1:])
@@ -444,7 +444,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Run]:
                 open_store.save_cell(next(free), each.clean, {**entry, "facts": each.facts})
             for i, outcome in enumerate(run.outcomes):
                 pictures = [picture] if i == 0 else []
-                open_store.save_cell(next(free), outcome.columns, entry_of(outcome), pictures)
+                open_store.save_cell(next(free), outcome.columns, outcome.to_record(), pictures)
             record = {name: getattr(run, name) for name in ("model", "data", "environment")}
             record |= {name: getattr(run, name) for name in ("status", "failures", "seconds")}
             findings = [finding._asdict() for finding in run.findings]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.runs.folder import stored_maps
+from robusteval.runs.folder import pair_maps
 from robusteval.runs.types import Columns, Picture, Threat
 
 SPARE = 8  # candidates for the median
@@ -85,7 +85,7 @@ class Gallery:
 
     def _picture(self, place: str, at: int) -> Picture:
         c = self._kept
-        maps = {name: (one[at], other[at]) for name, one, other in stored_maps(c)}
+        maps = {name: (one[at], other[at]) for name, one, other in pair_maps(c)}
         delta = c["delta"][at].astype(np.float32)
         return Picture(place, int(c["row"][at]), c["clean"][at], delta, maps)
 

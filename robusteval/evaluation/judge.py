@@ -17,18 +17,24 @@ from robusteval.search.losses import margin
 LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
 
 
-def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Columns:
-    """Columns ``(n,)`` of the result `x_adv` for images `x` ``(n, c, h, w)`` of classes `y`.
+def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Columns:
+    """Judge the results of an attack, brought back by `repaired` first.
 
-    Predictions are made anew, distances measured in float64. What lies outside of the pixel box
-    or the ball is brought back first, a pixel that is not finite takes the whole image back to
-    the original; `fault` says so. RunError for a result of another shape.
+    Parameters
+    ----------
+    classifier : Classifier
+        Predicts anew.
+    x_adv, x : Tensor
+        Images ``(n, c, h, w)`` after and before the attack.
+    y : Tensor
+        Their classes ``(n,)``.
+
+    Returns
+    -------
+    Columns
+        Predictions, distances in float64, margin and confidence, ``(n,)`` each; see
+        `robusteval.runs.types.Outcome`.
     """
-    if x_adv.shape != x.shape:
-        raise RunError(
-            f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}"
-        )
-    x_adv, fault = repaired(x_adv.detach().to(x), x, threat)
     rounded = quantise(x_adv)
     with torch.no_grad():
         logits = classifier(x_adv)
@@ -48,13 +54,21 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, threat: T
         "psnr": psnr(x_adv, x),
         "margin_adv": margin(logits, y).double(),
         "confidence_adv": confidence(logits, pred),
-        "fault": fault,
     }
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-    """The result inside box and ball, and what was wrong with each image ``(n,)`` uint8."""
+    """The result inside box and ball, and what was wrong with each image ``(n,)`` uint8.
+
+    A pixel that is not finite takes the whole image back to the original. RunError for a result of
+    another shape.
+    """
+    if x_adv.shape != x.shape:
+        raise RunError(
+            f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}"
+        )
+    x_adv = x_adv.detach().to(x)
     fault = torch.zeros(len(x), dtype=torch.uint8, device=x.device)
 
     broken = ~x_adv.isfinite().flatten(1).all(1)

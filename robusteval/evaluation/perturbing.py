@@ -72,7 +72,7 @@ def perturb(
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started
-    x_adv, fault = repaired(returned.detach().to(x), x, attack.threat)
+    x_adv, fault = repaired(returned, x, attack.threat)
     return Perturbed(returned, x_adv, fault, goal, passes, seconds)
 
 

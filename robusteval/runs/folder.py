@@ -35,19 +35,15 @@ from robusteval.runs.storage import (
 )
 from robusteval.runs.types import (
     Columns,
-    Defended,
-    Finding,
     Outcome,
     Picture,
     Run,
-    Spec,
-    Threat,
     Values,
 )
 
 FORMAT = 1
 # the entries of a record that everything else leans on
-SHAPE: dict[str, type | tuple[type, ...]] = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
     "config": dict,
     "model": dict,
@@ -75,9 +71,7 @@ class Store:
 
     @classmethod
     @contextmanager
-    def opened(
-        cls, folder: Path, config: dict[str, Any], *, fresh: bool = False
-    ) -> Iterator[Store]:
+    def open(cls, folder: Path, config: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
         """Lock the folder and continue the run in it, or begin one.
 
         UsageError if it holds another run (the message tells the difference), something that is
@@ -129,8 +123,8 @@ class Store:
         self._entries = {entry["key"]: entry for entry in record["cells"]}
         self.created, self.seconds = record["created"], record["seconds"]
 
-    def cell(self, key: str) -> Columns | None:
-        """The columns of a finished cell; None if there are none that can be trusted."""
+    def find_cell(self, key: str) -> Columns | None:
+        """Find the columns of a finished cell; None if there are none that can be trusted."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -139,13 +133,13 @@ class Store:
         except RunError:
             return None  # damaged: computed again
 
-    def outcome(self, key: str) -> Outcome | None:
-        """A finished attack; None if there is none that can be trusted."""
-        columns = self.cell(key)
-        return None if columns is None else outcome_of(self._entries[key], columns)
+    def find_outcome(self, key: str) -> Outcome | None:
+        """Find a finished attack; None if there is none that can be trusted."""
+        columns = self.find_cell(key)
+        return None if columns is None else Outcome.from_record(self._entries[key], columns)
 
-    def candidates(self, key: str) -> Columns:
-        """What `save_candidates` kept of a cell that is not finished; empty if nothing."""
+    def read_candidates(self, key: str) -> Columns:
+        """Read what `save_candidates` kept of a cell that is not finished; empty if nothing."""
         try:
             return unpack((self.pictures / f"{key}.npz").read_bytes())
         except (OSError, ValueError):
@@ -168,7 +162,7 @@ class Store:
         sha256 = hashlib.sha256(content).hexdigest()
         self._entries[key] = {"key": key, "sha256": sha256, **entry}
         if pictures:
-            content = pack(as_columns(pictures))
+            content = pack(pack_pictures(pictures))
             write_atomically(self.pictures / f"{key}.npz", content)
             self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
 
@@ -180,13 +174,16 @@ class Store:
         whole = {"format": FORMAT, **record, "cells": cells}
         text = json.dumps(whole, indent=1, allow_nan=False)
         write_atomically(self.folder / "run.json", text.encode())
+        if record["status"] == "complete":
+            self.parts.remove_all_parts()
+            return
         for key in keys:
             if key in self._entries:
                 self.parts.remove_parts(key)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The content of a ``run.json``; UsageError if it is none, or of a newer format."""
+    """Read a ``run.json``; UsageError if it is none, or of a newer format."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["format"]
@@ -197,19 +194,19 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{path} has format {version}, this version of robusteval reads {FORMAT}:"
             " read it with the version that wrote it"
         )
-    for name, kind in SHAPE.items():
+    for name, kind in FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise UsageError(f"{path} is not the record of a run, or it is damaged")
     return dict(record)
 
 
 def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
-    """The columns of a cell; RunError if the file is gone or not the one that was written."""
+    """Read the columns of a cell; RunError if the file is gone or not the one that was written."""
     return read_columns(folder / "samples" / f"{entry['key']}.npz", entry["sha256"])
 
 
-def as_columns(pictures: Sequence[Picture]) -> Columns:
-    """Pictures of one size as arrays; the reverse is in `load_pictures`."""
+def pack_pictures(pictures: Sequence[Picture]) -> Columns:
+    """Arrays of pictures of one size; the reverse is in `load_pictures`."""
     return {
         "place": np.array([picture.place for picture in pictures]),
         "row": np.array([picture.row for picture in pictures]),
@@ -224,8 +221,8 @@ def as_columns(pictures: Sequence[Picture]) -> Columns:
     }
 
 
-def stored_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
-    """The maps ``(m, h', w')`` among the arrays of pictures: interpreter, before, after."""
+def pair_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
+    """Pair the maps ``(m, h', w')`` among the arrays of pictures: interpreter, before, after."""
     for name, values in columns.items():
         when, _, interpreter = name.partition(":")
         if when == "benign":
@@ -233,7 +230,7 @@ def stored_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
 
 
 def load_pictures(run: Run) -> dict[int, list[Picture]]:
-    """The pictures of each cell that has some, by its position in `run.outcomes`.
+    """Read the pictures of each cell that has some, by its position in `run.outcomes`.
 
     RunError if one is missing or was changed.
     """
@@ -246,7 +243,7 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
         if cell.get("pictures"):
             c = read_columns(folder / "pictures" / f"{cell['key']}.npz", cell["pictures"])
             rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
-            maps = list(stored_maps(c))
+            maps = list(pair_maps(c))
             found[position] = [
                 Picture(
                     str(place),
@@ -273,60 +270,8 @@ def load_run(folder: Path | str) -> Run:
         raise UsageError(f"{folder} is not the folder of a run: there is no run.json in it")
     record = read_record(path)
     try:
+        # a key that is there twice is one cell
         cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
-        clean: Columns = {}
-        defenses, outcomes = [], []
-        for entry, columns in cells.values():
-            if entry["role"] in ("clean", "quality"):
-                clean |= columns
-            elif entry["role"] == "defense":
-                spec = Spec(**entry["defense"])
-                defenses.append(Defended(spec, entry["kind"], columns, entry["facts"]))
-            else:
-                outcomes.append(outcome_of(entry, columns))
-        return Run(
-            config={**record["config"], "command": record["command"]},
-            model=record["model"],
-            data=record["data"],
-            environment=record["environment"],
-            clean=clean,
-            outcomes=tuple(outcomes),
-            findings=tuple(Finding(**finding) for finding in record["findings"]),
-            status=record["status"],
-            failures=record["failures"],
-            seconds=record["seconds"],
-            created=record["created"],
-            folder=str(folder),
-            defenses=tuple(defenses),
-        )
+        return Run.from_record(record, cells.values(), str(folder))
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
-
-
-def entry_of(outcome: Outcome) -> dict[str, Any]:
-    """What ``run.json`` says of a cell besides its columns."""
-    return {
-        "role": outcome.role,
-        "attack": outcome.attack._asdict(),
-        "threat": outcome.threat._asdict(),
-        "knowledge": outcome.knowledge,
-        "resolved": outcome.resolved,
-        "notes": list(outcome.notes),
-        "defense": outcome.defense and outcome.defense._asdict(),
-        "adaptive": outcome.adaptive,
-    }
-
-
-def outcome_of(entry: dict[str, Any], columns: Columns) -> Outcome:
-    """The reverse of `entry_of`."""
-    return Outcome(
-        attack=Spec(**entry["attack"]),
-        threat=Threat(**entry["threat"]),
-        knowledge=entry["knowledge"],
-        columns=columns,
-        role=entry["role"],
-        notes=tuple(entry["notes"]),
-        resolved=entry["resolved"],
-        defense=Spec(**entry["defense"]) if entry.get("defense") else None,
-        adaptive=entry.get("adaptive", True),
-    )

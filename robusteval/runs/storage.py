@@ -121,3 +121,8 @@ class PartFolder:
         """Throw away the parts of a key."""
         if self.folder is not None:
             shutil.rmtree(self.folder / f"{key}{self.SUFFIX}", ignore_errors=True)
+
+    def remove_all_parts(self) -> None:
+        """Throw away the parts of all keys, also those that nothing asks for any more."""
+        for path in self.folder.glob(f"*{self.SUFFIX}/") if self.folder is not None else ():
+            shutil.rmtree(path, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -127,6 +127,34 @@ class Outcome:
         success: Flags = self.attacked & (reached | (made == -1))
         return success & ~c["flagged"] if "flagged" in c else success
 
+    def to_record(self) -> dict[str, Any]:
+        """JSON-able: all but the columns."""
+        return {
+            "role": self.role,
+            "attack": self.attack._asdict(),
+            "threat": self.threat._asdict(),
+            "knowledge": self.knowledge,
+            "resolved": self.resolved,
+            "notes": list(self.notes),
+            "defense": self.defense and self.defense._asdict(),
+            "adaptive": self.adaptive,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], columns: Columns) -> Outcome:
+        """The outcome of a record and its columns; KeyError or TypeError if it is none."""
+        return cls(
+            attack=Spec(**record["attack"]),
+            threat=Threat(**record["threat"]),
+            knowledge=record["knowledge"],
+            columns=columns,
+            role=record["role"],
+            notes=tuple(record["notes"]),
+            resolved=record["resolved"],
+            defense=Spec(**record["defense"]) if record.get("defense") else None,
+            adaptive=record.get("adaptive", True),
+        )
+
 
 class Defended(NamedTuple):
     """A defense, and what it does to the images as they are.
@@ -140,6 +168,20 @@ class Defended(NamedTuple):
     clean: Columns
     facts: dict[str, Any]  # threshold, fpr it was set at, forwards per prediction
 
+    def to_record(self) -> dict[str, Any]:
+        """JSON-able: all but the columns."""
+        return {
+            "role": "defense",
+            "defense": self.spec._asdict(),
+            "kind": self.kind,
+            "facts": self.facts,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], columns: Columns) -> Defended:
+        """The defense of a record and its columns; KeyError or TypeError if it is none."""
+        return cls(Spec(**record["defense"]), record["kind"], columns, record["facts"])
+
 
 class Picture(NamedTuple):
     """One image of a cell as people look at it."""
@@ -152,7 +194,7 @@ class Picture(NamedTuple):
     maps: Mapping[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """Everything a report needs; read with `load_run`, made by `robusteval.evaluation.evaluate`."""
 
@@ -176,6 +218,74 @@ class Run:
     def attacks(self) -> tuple[Outcome, ...]:
         """The cells that were asked for, without the probes."""
         return tuple(o for o in self.outcomes if o.role == "attack")
+
+    def __repr__(self) -> str:
+        """One line for people: which model on which images, and what is left of its accuracy."""
+        model = self.model.get("arch") or "a classifier"
+        right = self.clean["pred_clean"] == self.clean["label"] if self.clean else np.zeros(0)
+        parts = [f"{model} on {self.data.get('name', 'images')}", f"{len(right)} images"]
+        if len(right):
+            parts.append(f"{right.mean():.1%} right")
+        plain = [o for o in self.attacks if o.defense is None and len(o.attacked) == len(right)]
+        if plain:
+            fallen = np.logical_or.reduce([outcome.success() for outcome in plain])
+            attacks = "1 attack" if len(plain) == 1 else f"all of {len(plain)} attacks"
+            parts.append(f"{(right & ~fallen).mean():.1%} after {attacks}")
+        if self.defenses:
+            parts.append("behind " + ", ".join(str(defense.spec) for defense in self.defenses))
+        where = f", in {self.folder}" if self.folder else ""
+        return f"<Run of {', '.join(parts)}; {self.status}{where}>"
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-able: what ``run.json`` says besides its cells."""
+        return {
+            "status": self.status,
+            "created": self.created,
+            "seconds": self.seconds,
+            "command": self.config.get("command", ""),
+            "config": {name: value for name, value in self.config.items() if name != "command"},
+            "model": self.model,
+            "data": self.data,
+            "environment": self.environment,
+            "findings": [finding._asdict() for finding in self.findings],
+            "failures": self.failures,
+        }
+
+    @classmethod
+    def from_record(
+        cls,
+        record: Mapping[str, Any],
+        cells: Iterable[tuple[Mapping[str, Any], Columns]],
+        folder: str | None = None,
+    ) -> Run:
+        """The run of a record and its cells, each the record of one and its columns.
+
+        KeyError, TypeError or ValueError if it is none.
+        """
+        clean: Columns = {}
+        defenses, outcomes = [], []
+        for cell, columns in cells:
+            if cell["role"] in ("clean", "quality"):
+                clean |= columns
+            elif cell["role"] == "defense":
+                defenses.append(Defended.from_record(cell, columns))
+            else:
+                outcomes.append(Outcome.from_record(cell, columns))
+        return cls(
+            config={**record["config"], "command": record["command"]},
+            model=record["model"],
+            data=record["data"],
+            environment=record["environment"],
+            clean=clean,
+            outcomes=tuple(outcomes),
+            findings=tuple(Finding(**finding) for finding in record["findings"]),
+            status=record["status"],
+            failures=record["failures"],
+            seconds=record["seconds"],
+            created=record["created"],
+            folder=folder,
+            defenses=tuple(defenses),
+        )
 
 
 def visible(text: str) -> str:

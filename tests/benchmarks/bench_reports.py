@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robusteval.runs.folder import Store, entry_of
+from robusteval.runs.folder import Store
 from robusteval.runs.types import Columns, Outcome, Spec, Threat
 
 N, CELLS = 10_000, 12
@@ -56,12 +56,12 @@ def build(folder: Path, flips: float) -> None:
     clean = {name: first[name] for name in ("index", "id", "label", "pred_clean", "margin_clean")}
     clean["confidence_clean"] = rng.random(N)
     data = {"name": "large", "total": N, "samples": N, "sha256": "0" * 64, "shape": [3, 32, 32]}
-    with Store.opened(folder, config) as store:
+    with Store.open(folder, config) as store:
         store.save_cell("clean", clean, {"role": "clean"})
         for i, spec in enumerate(specs):
             threat = Threat("linf", spec.parameters["eps"], False)
             outcome = Outcome(spec, threat, "white-box", columns(rng, i / CELLS, flips))
-            store.save_cell(f"cell{i}", outcome.columns, entry_of(outcome))
+            store.save_cell(f"cell{i}", outcome.columns, outcome.to_record())
         record = {
             "status": "complete",
             "created": "2026-01-01T00:00:00+00:00",

@@ -264,7 +264,7 @@ def test_a_second_call_computes_nothing(
     def never(*args: Any) -> Columns:
         raise AssertionError(judge(*args))
 
-    monkeypatch.setattr("robusteval.evaluation.evaluate.judge", never)
+    monkeypatch.setattr("robusteval.evaluation.columns.judge", never)
     evaluate(bands, data, [PGD], defenses=[hardened], out=tmp_path / "run")
 
 
@@ -313,7 +313,7 @@ def test_a_defense_that_breaks_is_told_and_the_others_go_on(
             raise RunError("it is worn")
         return judge(*args)
 
-    monkeypatch.setattr("robusteval.evaluation.evaluate.judge", broken)
+    monkeypatch.setattr("robusteval.evaluation.columns.judge", broken)
     run = evaluate(bands, data, [PGD], defenses=[hardened], probes=False)
 
     name = f"{run.config['attacks'][0]} behind other"

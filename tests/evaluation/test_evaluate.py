@@ -128,7 +128,7 @@ def test_a_second_call_computes_nothing(
         judged.append(1)
         return judge(*args)
 
-    monkeypatch.setattr("robusteval.evaluation.evaluate.judge", counted)
+    monkeypatch.setattr("robusteval.evaluation.columns.judge", counted)
 
     same(run, evaluate(bands, data, ATTACKS_ASKED, out=tmp_path / "run"))
     assert not judged
@@ -160,7 +160,7 @@ from toys import trained
 from robusteval.datasets.sources import open_data
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier
-import robusteval.evaluation.evaluate as module
+import robusteval.evaluation.batches as module
 module.SAVE_EVERY = 0.0
 
 class Loud:
@@ -376,7 +376,7 @@ def test_memory_that_runs_out_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return judge(classifier, x_adv, *rest)
 
-    monkeypatch.setattr("robusteval.evaluation.evaluate.judge", tight)
+    monkeypatch.setattr("robusteval.evaluation.columns.judge", tight)
 
     run = evaluate(bands, data, ATTACKS_ASKED, probes=False)
 
@@ -394,7 +394,7 @@ def test_memory_that_is_never_enough_is_a_sentence(
     def full(*_: Any) -> Columns:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("robusteval.evaluation.evaluate.judge", full)
+    monkeypatch.setattr("robusteval.evaluation.columns.judge", full)
 
     run = evaluate(bands, data, ["noise"], samples=5, probes=False)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import RunError
-from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge
+from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge, repaired
 from robusteval.models.classifier import Classifier
-from robusteval.runs.types import Threat
+from robusteval.runs.types import Columns, Threat
 
 THREAT = Threat("linf", 0.1, False)
 
@@ -32,11 +32,19 @@ def grey(*levels: float) -> Tensor:
     return torch.stack([torch.full((3, 4, 4), level) for level in levels])
 
 
+def judge_result(
+    classifier: Classifier, returned: Tensor, x: Tensor, y: Tensor, threat: Threat
+) -> Columns:
+    """Judge what an attack returned, and what had to be brought back."""
+    x_adv, fault = repaired(returned, x, threat)
+    return {**judge(classifier, x_adv, x, y), "fault": fault.numpy()}
+
+
 def test_predictions_are_made_anew(classifier: Classifier) -> None:
     """As the result is, rounded to 8 bit, and read back from a PNG file."""
     x, y = grey(0.45, 0.45), torch.zeros(2, dtype=torch.int64)
     # 0.5005 fools, but the nearest of 127 and 128 grey levels does so too; 0.4985 does not
-    columns = judge(classifier, grey(0.5005, 0.4985), x, y, THREAT)
+    columns = judge_result(classifier, grey(0.5005, 0.4985), x, y, THREAT)
 
     assert columns["pred_adv"].tolist() == [1, 0]
     assert columns["pred_8bit"].tolist() == [1, 0]
@@ -51,7 +59,7 @@ def test_rounding_can_undo_a_success(classifier: Classifier) -> None:
     x_adv = torch.full((1, 3, 4, 4), 127.45 / 255)
     x_adv[..., 0] = 128.45 / 255
 
-    columns = judge(classifier, x_adv, x, y, THREAT)
+    columns = judge_result(classifier, x_adv, x, y, THREAT)
 
     assert columns["pred_adv"].tolist() == [1]
     assert columns["pred_8bit"].tolist() == [0]
@@ -62,7 +70,7 @@ def test_images_that_left_the_ball_are_brought_back(classifier: Classifier) -> N
     """And judged there: success outside does not count."""
     x, y = grey(0.3), torch.zeros(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(0.9), x, y, THREAT)
+    columns = judge_result(classifier, grey(0.9), x, y, THREAT)
 
     assert columns["fault"].tolist() == [LEFT_BALL]
     assert columns["pred_adv"].tolist() == [0]
@@ -73,7 +81,7 @@ def test_images_that_left_the_box_are_clipped(classifier: Classifier) -> None:
     """A pixel beyond white is white."""
     x, y = grey(0.95), torch.ones(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(1.04), x, y, THREAT)
+    columns = judge_result(classifier, grey(1.04), x, y, THREAT)
 
     assert columns["fault"].tolist() == [LEFT_BOX]
     assert columns["linf"] == pytest.approx([0.05], abs=1e-6)
@@ -85,7 +93,7 @@ def test_a_pixel_that_is_not_finite_fails_the_attack(classifier: Classifier) -> 
     x_adv = grey(0.45, 0.45)
     x_adv[0, 0, 0, 0], x_adv[1, 0, 0, 0] = math.nan, math.inf
 
-    columns = judge(classifier, x_adv, x, y, THREAT)
+    columns = judge_result(classifier, x_adv, x, y, THREAT)
 
     assert columns["fault"].tolist() == [NOT_FINITE, NOT_FINITE]
     assert columns["l0"].tolist() == [0, 0]
@@ -95,7 +103,7 @@ def test_logits_that_are_not_finite_are_never_robust(classifier: Classifier) -> 
     """The prediction is -1, which is no label."""
     x, y = grey(0.95), torch.ones(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(1.0), x, y, THREAT)
+    columns = judge_result(classifier, grey(1.0), x, y, THREAT)
 
     assert columns["pred_adv"].tolist() == [-1]
 
@@ -105,14 +113,14 @@ def test_a_result_of_another_shape_is_an_error(classifier: Classifier) -> None:
     x, y = grey(0.4), torch.zeros(1, dtype=torch.int64)
 
     with pytest.raises(RunError, match=r"\(1, 3, 4, 3\).*\(1, 3, 4, 4\)"):
-        judge(classifier, x[..., :3], x, y, THREAT)
+        judge_result(classifier, x[..., :3], x, y, THREAT)
 
 
 def test_a_minimum_norm_attack_has_no_ball(classifier: Classifier) -> None:
     """Any distance is allowed, and measured."""
     x, y = grey(0.1), torch.zeros(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(0.9), x, y, Threat("l2", None, False))
+    columns = judge_result(classifier, grey(0.9), x, y, Threat("l2", None, False))
 
     assert columns["fault"].tolist() == [0]
     assert columns["l2"] == pytest.approx([0.8 * math.sqrt(48)], rel=1e-6)
@@ -123,7 +131,7 @@ def test_png_is_not_judged_where_it_cannot_hold_the_image() -> None:
     classifier = Classifier(Brightness(), num_classes=2).eval()
     x, y = torch.full((1, 2, 4, 4), 0.4), torch.zeros(1, dtype=torch.int64)
 
-    assert judge(classifier, x, x, y, THREAT)["pred_png"].tolist() == [-2]
+    assert judge_result(classifier, x, x, y, THREAT)["pred_png"].tolist() == [-2]
 
 
 def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) -> None:
@@ -132,7 +140,7 @@ def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) ->
     x_adv = grey(0.9, 0.3)
     x_adv[1, 0, 0, 0] += 0.5
 
-    columns = judge(classifier, x_adv, x, y, Threat("l1", 1.0, False))
+    columns = judge_result(classifier, x_adv, x, y, Threat("l1", 1.0, False))
 
     assert columns["fault"].tolist() == [LEFT_BALL, 0]
     assert columns["l1"] == pytest.approx([0, 0.5])
@@ -142,7 +150,7 @@ def test_a_radius_in_no_known_norm_is_not_checked(classifier: Classifier) -> Non
     """Some attacks of ART have a radius of their own kind."""
     x, y = grey(0.3), torch.zeros(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(0.9), x, y, Threat("none", 0.1, False))
+    columns = judge_result(classifier, grey(0.9), x, y, Threat("none", 0.1, False))
 
     assert columns["fault"].tolist() == [0]
 
@@ -154,7 +162,7 @@ def test_files_that_differ_from_rounding_are_judged_by_themselves(
     monkeypatch.setattr("robusteval.evaluation.judge.png_round_trip", lambda x: x * 0)
     x, y = grey(0.45), torch.zeros(1, dtype=torch.int64)
 
-    columns = judge(classifier, grey(0.52), x, y, THREAT)
+    columns = judge_result(classifier, grey(0.52), x, y, THREAT)
 
     assert columns["pred_8bit"].tolist() == [1]
     assert columns["pred_png"].tolist() == [0]

@@ -19,7 +19,7 @@ from reportable import explained
 from rich.console import Console
 from torch import Tensor, nn
 
-import robusteval.evaluation.evaluate as evaluate_module
+import robusteval.evaluation.cells as cells_module
 from robusteval.cli import cli
 from robusteval.commands.preset import read_preset
 from robusteval.commands.running import needs_rts
@@ -845,7 +845,7 @@ def test_the_worth_of_maps_does_not_depend_on_the_batch(model: Classifier, data:
 def test_the_worth_of_maps_is_looked_at_on_a_few_images(
     model: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "QUALITY", 3)
+    monkeypatch.setattr(cells_module, "QUALITY", 3)
 
     run = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
 

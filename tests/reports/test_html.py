@@ -29,7 +29,7 @@ from robusteval.reports.build import as_dict
 from robusteval.reports.html import LIMIT, to_html
 from robusteval.reports.pictures import CRISP, EDGES
 from robusteval.runs import metrics
-from robusteval.runs.folder import Store, entry_of, load_run
+from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Outcome, Picture, Run, Spec, Threat, visible
 
 MakeOutcome = Callable[..., Outcome]
@@ -514,10 +514,10 @@ def test_text_from_outside_stays_text(
 def stored(run: Run, folder: Path) -> Run:
     """The run, written to a folder with pictures and read back."""
     found = pictures_of(run, 8)
-    with Store.opened(folder, run.config) as store:
+    with Store.open(folder, run.config) as store:
         store.save_cell("clean", run.clean, {"role": "clean"})
         for i, outcome in enumerate(run.outcomes):
-            store.save_cell(f"cell{i}", outcome.columns, entry_of(outcome), found[i])
+            store.save_cell(f"cell{i}", outcome.columns, outcome.to_record(), found[i])
         record = {name: getattr(run, name) for name in ("model", "data", "environment", "status")}
         facts = {"created": run.created, "seconds": run.seconds, "failures": {}, "findings": []}
         keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]

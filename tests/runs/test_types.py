@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import parse, read_number
-from robusteval.runs.folder import FORMAT, Store, entry_of, load_run
+from robusteval.runs.folder import FORMAT, Store, load_run
 from robusteval.runs.storage import differences, digest, pack, unpack, write_atomically
 from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, show
 
@@ -212,26 +212,26 @@ def record(**changed: Any) -> dict[str, Any]:
 
 
 def test_a_cell_comes_back_in_the_next_session(tmp_path: Path, columns: Columns) -> None:
-    with Store.opened(tmp_path / "run", CONFIG) as store:
+    with Store.open(tmp_path / "run", CONFIG) as store:
         store.save_cell("key", columns, {"role": "clean"})
         store.save_record(record(), ["key"])
 
-    with Store.opened(tmp_path / "run", CONFIG) as store:
-        assert same(store.cell("key"), columns)
-        assert store.cell("other") is None
+    with Store.open(tmp_path / "run", CONFIG) as store:
+        assert same(store.find_cell("key"), columns)
+        assert store.find_cell("other") is None
 
 
 def test_an_attack_comes_back_in_the_next_session(
     tmp_path: Path, make_outcome: MakeOutcome
 ) -> None:
     outcome = make_outcome([True, False])
-    with Store.opened(tmp_path, CONFIG) as store:
-        store.save_cell("key", outcome.columns, entry_of(outcome))
+    with Store.open(tmp_path, CONFIG) as store:
+        store.save_cell("key", outcome.columns, outcome.to_record())
         store.save_record(record(), ["key"])
 
-    with Store.opened(tmp_path, CONFIG) as store:
-        again = store.outcome("key")
-        assert store.outcome("other") is None
+    with Store.open(tmp_path, CONFIG) as store:
+        again = store.find_outcome("key")
+        assert store.find_outcome("other") is None
 
     assert again is not None
     assert (again.attack, again.threat) == (outcome.attack, outcome.threat)
@@ -239,13 +239,13 @@ def test_an_attack_comes_back_in_the_next_session(
 
 
 def test_parts_stay_until_the_record_names_the_cell(tmp_path: Path, columns: Columns) -> None:
-    with Store.opened(tmp_path, CONFIG) as store:
+    with Store.open(tmp_path, CONFIG) as store:
         store.save_record(record(status="incomplete"), [])
         store.parts.save_part("key", columns)
         store.parts.save_part("key", columns)
         store.parts.save_part("key", {"id": columns["id"][:1]})
 
-    with Store.opened(tmp_path, CONFIG) as store:
+    with Store.open(tmp_path, CONFIG) as store:
         assert sorted(len(part) for part in store.parts.read_parts("key")) == [1, 4]
         store.save_cell("key", columns, {"role": "clean"})
         assert len(list(store.parts.read_parts("key"))) == 2
@@ -268,7 +268,7 @@ def flipped(content: bytes) -> bytes:
 def test_a_damaged_part_is_dropped(
     tmp_path: Path, columns: Columns, damage: Callable[[bytes], bytes]
 ) -> None:
-    with Store.opened(tmp_path, CONFIG) as store:
+    with Store.open(tmp_path, CONFIG) as store:
         store.parts.save_part("key", columns)
         (part,) = (tmp_path / "samples" / "key.parts").iterdir()
         content = part.read_bytes()
@@ -286,10 +286,10 @@ def run_folder(tmp_path: Path, make_outcome: MakeOutcome) -> Path:
     clean = {name: attack.columns[name] for name in ("index", "id", "label", "pred_clean")}
     finding = Finding("note", False, "Small.", "pgd")
     folder = tmp_path / "run"
-    with Store.opened(folder, CONFIG) as store:
+    with Store.open(folder, CONFIG) as store:
         store.save_cell("clean", clean, {"role": "clean"})
-        store.save_cell("attack", attack.columns, entry_of(attack))
-        store.save_cell("probe", probe.columns, entry_of(probe))
+        store.save_cell("attack", attack.columns, attack.to_record())
+        store.save_cell("probe", probe.columns, probe.to_record())
         store.save_record(
             record(findings=[finding._asdict()], failures={"art:X": "broke"}),
             ["clean", "attack", "probe", "missing"],
@@ -323,9 +323,9 @@ def test_a_changed_cell_is_refused_and_computed_again(run_folder: Path) -> None:
 
     with pytest.raises(RunError, match=r"attack\.npz was changed after the run"):
         load_run(run_folder)
-    with Store.opened(run_folder, CONFIG) as store:
-        assert store.cell("attack") is None
-        assert store.cell("clean") is not None
+    with Store.open(run_folder, CONFIG) as store:
+        assert store.find_cell("attack") is None
+        assert store.find_cell("clean") is not None
 
 
 def test_a_missing_cell_is_refused_and_computed_again(run_folder: Path) -> None:
@@ -333,15 +333,15 @@ def test_a_missing_cell_is_refused_and_computed_again(run_folder: Path) -> None:
 
     with pytest.raises(RunError, match="missing: run the evaluation again"):
         load_run(run_folder)
-    with Store.opened(run_folder, CONFIG) as store:
-        assert store.cell("attack") is None
+    with Store.open(run_folder, CONFIG) as store:
+        assert store.find_cell("attack") is None
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with (
         FileLock(tmp_path / ".lock"),
         pytest.raises(RunError, match="another process is writing"),
-        Store.opened(tmp_path, CONFIG),
+        Store.open(tmp_path, CONFIG),
     ):
         pass
 
@@ -351,12 +351,12 @@ def test_another_process_is_refused_while_one_writes(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from robusteval.errors import RunError; from robusteval.runs.folder import Store\n"
         "try:\n"
-        "    with Store.opened(Path(sys.argv[1]), {}): print('in')\n"
+        "    with Store.open(Path(sys.argv[1]), {}): print('in')\n"
         "except RunError as error: print(error)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
 
-    with Store.opened(tmp_path, {}):
+    with Store.open(tmp_path, {}):
         during = subprocess.run(command, capture_output=True, text=True, check=True)
     after = subprocess.run(command, capture_output=True, text=True, check=True)
 
@@ -365,10 +365,10 @@ def test_another_process_is_refused_while_one_writes(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Store.opened(tmp_path, CONFIG):
+    with pytest.raises(KeyError), Store.open(tmp_path, CONFIG):
         raise KeyError
 
-    with Store.opened(tmp_path, CONFIG):
+    with Store.open(tmp_path, CONFIG):
         pass
 
 
@@ -377,7 +377,7 @@ def test_other_settings_are_refused_with_the_difference(run_folder: Path) -> Non
 
     with (
         pytest.raises(UsageError, match="other settings") as caught,
-        Store.opened(run_folder, other),
+        Store.open(run_folder, other),
     ):
         pass
 
@@ -396,8 +396,8 @@ def test_differences_name_the_way_to_them() -> None:
 def test_fresh_throws_the_old_run_away_and_nothing_else(run_folder: Path) -> None:
     (run_folder / "notes.txt").write_text("mine")
 
-    with Store.opened(run_folder, {"seed": 7}, fresh=True) as store:
-        assert store.cell("attack") is None
+    with Store.open(run_folder, {"seed": 7}, fresh=True) as store:
+        assert store.find_cell("attack") is None
 
     assert (run_folder / "notes.txt").read_text() == "mine"
     assert not (run_folder / "samples").exists()
@@ -410,7 +410,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, fresh: bool) -> N
 
     with (
         pytest.raises(UsageError, match="holds other files"),
-        Store.opened(tmp_path, CONFIG, fresh=fresh),
+        Store.open(tmp_path, CONFIG, fresh=fresh),
     ):
         pass
 
@@ -422,7 +422,7 @@ def test_a_foreign_folder_called_samples_is_left_alone(tmp_path: Path, fresh: bo
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "photo.jpg").write_text("mine")
 
-    with pytest.raises(UsageError), Store.opened(tmp_path, CONFIG, fresh=fresh):
+    with pytest.raises(UsageError), Store.open(tmp_path, CONFIG, fresh=fresh):
         pass
 
     assert (tmp_path / "samples" / "photo.jpg").read_text() == "mine"
@@ -431,7 +431,7 @@ def test_a_foreign_folder_called_samples_is_left_alone(tmp_path: Path, fresh: bo
 def test_fresh_does_not_delete_a_foreign_run_json(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"speed": 3}')
 
-    with pytest.raises(UsageError), Store.opened(tmp_path, CONFIG, fresh=True):
+    with pytest.raises(UsageError), Store.open(tmp_path, CONFIG, fresh=True):
         pass
 
     assert (tmp_path / "run.json").read_text() == '{"speed": 3}'
@@ -441,7 +441,7 @@ def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UsageError, match="cannot write to"), Store.opened(folder, CONFIG):
+        with pytest.raises(UsageError, match="cannot write to"), Store.open(folder, CONFIG):
             pass
 
 
@@ -455,7 +455,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
     with (
         pytest.raises(UsageError, match=r"cannot write to .* \(Permission denied\)"),
-        Store.opened(tmp_path, CONFIG),
+        Store.open(tmp_path, CONFIG),
     ):
         pass
 
@@ -472,7 +472,7 @@ def test_a_newer_format_is_refused_by_name(run_folder: Path) -> None:
 
     with pytest.raises(UsageError, match=f"format {FORMAT + 1}.* reads {FORMAT}"):
         load_run(run_folder)
-    with pytest.raises(UsageError, match="format"), Store.opened(run_folder, CONFIG):
+    with pytest.raises(UsageError, match="format"), Store.open(run_folder, CONFIG):
         pass
 
 
@@ -491,7 +491,7 @@ def test_every_truncation_of_the_record_is_refused(run_folder: Path) -> None:
         path.write_bytes(content[:end])
         with pytest.raises(UsageError, match="damaged"):
             load_run(run_folder)
-        with pytest.raises(UsageError, match="damaged"), Store.opened(run_folder, CONFIG):
+        with pytest.raises(UsageError, match="damaged"), Store.open(run_folder, CONFIG):
             pass
 
 

@@ -1,0 +1,265 @@
+"""The cells of a run: for each its key, what an earlier call finished of it, and its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from robusteval.datasets.sources import Positions
+from robusteval.evaluation.batches import ResumableMap, batch_by_id
+from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
+from robusteval.evaluation.gallery import Gallery, hardness
+from robusteval.evaluation.judge import untouched
+from robusteval.evaluation.map_changes import QUALITY, Measurement
+from robusteval.evaluation.plan import Attack, Plan, needs_detector
+from robusteval.evaluation.target import Target
+from robusteval.models.classifier import block_size
+from robusteval.runs import metrics
+from robusteval.runs.folder import Store
+from robusteval.runs.storage import digest
+from robusteval.runs.types import Columns, Defended, Outcome, Picture
+
+
+class Cells:
+    """Computes the cells of a plan, or takes them from the store.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is run.
+    store : Store
+        Keeps the cells; the caller writes the record.
+    targets : sequence of Target
+        The classifier as it is, then behind each defense.
+    batches : ResumableMap
+        Over the parts of the store; told here what to do where memory runs out.
+    batch_size : int, optional
+        Images at a time; by size and device if not given.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        targets: Sequence[Target],
+        batches: ResumableMap,
+        batch_size: int | None,
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.targets = targets
+        self.batches = batches
+        batches.shrink = self.shrink_blocks
+        values = int(np.prod(plan.data.shape))
+        # several blocks, so that padding is little when most images of a batch are finished; for
+        # foreign attacks batches are part of the result and never the user's choice
+        self.natural = 4 * block_size(values, plan.classifier.device)
+        self.asked, self.batch_size = batch_size, batch_size or self.natural
+        self.keys: list[str] = []  # of the cells that were finished or found, in their order
+        self.notes: list[str] = []  # on the attack that is under way
+
+    def shrink_blocks(self, half: int) -> None:
+        """Let no network be called with more than so many images at a time.
+
+        This can change a logit's last digits, so it is noted.
+        """
+        models = [target.model for target in self.targets]
+        large = [model for model in models if half < (model.block or half + 1)]
+        for model in large:
+            model.block = half
+        if large:
+            self.notes.append(
+                f"memory ran out: the network was called with {half} images at a time"
+            )
+
+    def basis(self) -> dict[str, Any]:
+        """What every cell's numbers depend on."""
+        names = ("model", "data", "samples", "seed", "versions", "device")
+        return {name: self.plan.config[name] for name in names}
+
+    def compute_clean(self, target: Target) -> None:
+        """Fill in `target.clean`: every image as it is."""
+        plan, defense = self.plan, target.defense
+        entry: dict[str, Any] = {"role": "clean"}
+        if defense is not None:
+            entry = Defended(defense.spec, defense.kind, {}, defense.facts).to_record()
+        key = digest({"role": entry["role"], "basis": self.basis(), **target.key_facts})
+        columns = self.store.find_cell(key)
+        if columns is None:
+            known = self.targets[0].clean
+            rows = np.arange(len(plan.index))
+            columns = self.batches.map(
+                f"Clean accuracy{target.suffix}",
+                key,
+                self._batches(rows, self.batch_size),
+                partial(measure_clean, plan, target, known),
+            )
+            self.store.save_cell(key, columns, entry)
+        self.keys.append(key)
+        target.clean = columns
+
+    def compute_quality(self, measurement: Measurement) -> Columns:
+        """What maps of the first images that were right are worth, nan for the others."""
+        facts = {"role": "quality", "maps": self.plan.config["maps"], "images": QUALITY}
+        key = digest({**facts, "basis": self.basis()})
+        columns = self.store.find_cell(key)
+        if columns is None:
+            clean = self.targets[0].clean
+            right = metrics.right(clean)
+            rows = np.flatnonzero(right)[:QUALITY]
+            found = self.batches.map(
+                "What the maps are worth",
+                key,
+                self._batches(rows, self.batch_size),
+                partial(measure_quality, self.plan, measurement, clean),
+            )
+            columns = {name: np.full(len(right), np.nan) for name in measurement.qualities()}
+            for name, values in found.items():
+                columns[name][rows] = values
+            self.store.save_cell(key, columns, {"role": "quality"})
+        self.keys.append(key)
+        return columns
+
+    def compute_attack(
+        self, attack: Attack, target: Target, without: Sequence[Target] = ()
+    ) -> list[Outcome]:
+        """One attack on every image that was right at first; a probe on the first few of them.
+
+        What it does to the classifier as it is is judged behind the defenses, too, but those named
+        in `without`. One outcome for the target and one for each of them.
+        """
+        shown = attack.role == "attack"
+        plain = target.defense is None and shown
+        defended = [each for each in self.targets[1:] if plain and each not in without]
+        measurement = target.measurement if shown else None
+        keys = self._keys_of(attack, target, defended, measurement)
+        stored = [outcome for key in keys if (outcome := self.store.find_outcome(key)) is not None]
+        if len(stored) == len(keys):
+            self.keys += keys
+            return stored
+
+        rows = np.flatnonzero(metrics.right(target.clean))  # positions attacked
+        rows = rows if shown else rows[:PROBED]
+        maps = measurement.names() if measurement is not None else ()
+        gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
+        self.notes = []
+        found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
+        outcomes = []
+        for i, (key, each) in enumerate(zip(keys, (target, *defended), strict=True)):
+            positions = np.arange(len(each.clean["id"])) if shown else rows
+            outcome = Outcome(
+                attack=attack.spec,
+                threat=attack.threat,
+                knowledge=attack.knowledge,
+                columns=place_columns(
+                    each.clean, positions, rows, found[i], maps if i == 0 else ()
+                ),
+                role=attack.role,
+                notes=tuple(dict.fromkeys(self.notes)) if i == 0 else (),
+                resolved=attack.resolved,
+                defense=each.spec,
+                adaptive=i == 0,
+            )
+            pictures: Sequence[Picture] = ()
+            if i == 0 and gallery is not None and len(rows):
+                pictures = gallery.chosen(hardness(found[0], attack.threat))
+            self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
+            outcomes.append(outcome)
+        self.keys += keys
+        return outcomes
+
+    def _keys_of(
+        self,
+        attack: Attack,
+        target: Target,
+        defended: Sequence[Target],
+        measurement: Measurement | None,
+    ) -> list[str]:
+        """Hash what the numbers of each cell of an attack depend on."""
+        facts = {
+            "role": attack.role,
+            "attack": attack.spec.name,
+            "resolved": attack.resolved,
+            "basis": self.basis(),
+            **target.key_facts,
+        }
+        if measurement is not None:
+            facts["maps"] = self.plan.config["maps"]
+        key = digest(facts)
+        return [key, *(digest({"oblivious": key, **each.key_facts}) for each in defended)]
+
+    def _attack_rows(
+        self,
+        attack: Attack,
+        target: Target,
+        defended: Sequence[Target],
+        measurement: Measurement | None,
+        gallery: Gallery | None,
+        keys: Sequence[str],
+        rows: Positions,
+    ) -> list[Columns]:
+        """Columns of the attacked images alone, for each key."""
+
+        def keep_candidates() -> None:
+            if gallery is not None and gallery.candidates:
+                self.store.save_candidates(keys[0], gallery.candidates)
+
+        title = str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}"
+        work = AttackedColumns(
+            self.plan, attack, target, defended, measurement, gallery, self.shrink_blocks
+        )
+        return self.batches.map_cells(
+            f"{title}{target.suffix}",
+            keys,
+            self._batches(rows, self._batch_size_for(attack)),
+            work.measure,
+            whole=attack.foreign,
+            # before the columns: what these say is done is not offered again
+            before_saving=keep_candidates,
+        )
+
+    def _batch_size_for(self, attack: Attack) -> int:
+        """Images at a time: less of those that take seconds each, so that progress is seen."""
+        if attack.foreign:
+            return self.natural
+        slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
+        return self.natural // 4 if slow and self.asked is None else self.batch_size
+
+    def _batches(self, rows: Positions, size: int) -> list[Positions]:
+        """Split rows by content id, where that is known, so that no order of images matters."""
+        ids = self.targets[0].clean.get("id", np.arange(len(self.plan.index)))
+        return batch_by_id(rows, ids, size)
+
+
+def place_columns(
+    clean: Columns,
+    positions: Positions,
+    rows: Positions,
+    found: Columns,
+    maps: Sequence[str] = (),
+) -> Columns:
+    """Columns of a cell from those of the images that were attacked.
+
+    Parameters
+    ----------
+    clean : Columns
+        All images of the run before the attack.
+    positions : ndarray
+        The images ``(n,)`` of the cell.
+    rows : ndarray
+        Those that were attacked ``(m,)``, among them.
+    found : Columns
+        What became of these, ``(m,)`` each.
+    maps : sequence of str
+        Those of `found` that say something of maps; nan for the others.
+    """
+    columns = untouched({name: column[positions] for name, column in clean.items()})
+    columns |= {name: np.full(len(positions), np.nan) for name in maps}
+    place = np.searchsorted(positions, rows)
+    open_ = columns["attacked"][place]  # the attack changed no image that was lost before
+    for name, values in found.items():
+        columns[name][place[open_]] = values[open_]
+    return columns

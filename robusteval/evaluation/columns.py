@@ -1,0 +1,244 @@
+"""A batch of images in, columns out: as they are, what their maps are worth, under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robusteval.datasets.sources import Batch, Positions
+from robusteval.errors import RobustevalError, RunError
+from robusteval.evaluation.batches import run_in_halves, sort_rows
+from robusteval.evaluation.gallery import Gallery, hardness
+from robusteval.evaluation.judge import confidence, judge
+from robusteval.evaluation.map_changes import Measurement
+from robusteval.evaluation.perturbing import Perturbed, perturb
+from robusteval.evaluation.plan import Attack, Plan
+from robusteval.evaluation.target import DefenseBroke, Target
+from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.failures import sentence
+from robusteval.models.seeds import sample_seeds
+from robusteval.runs.types import Columns
+from robusteval.search.balls import quantise
+from robusteval.search.losses import Loss, attacker_loss, margin
+
+STEADY = 128  # images predicted twice, and under other conventions
+PROBED = 64  # images whose gradients and probes are looked at
+# what is another's judgement of the same images
+JUDGED = ("pred_adv", "pred_8bit", "pred_png", "margin_adv", "confidence_adv")
+
+
+def read_batch(plan: Plan, positions: Positions, model: Classifier) -> tuple[Batch, Tensor, Tensor]:
+    """Read the images of a run at some positions ``(n,)``, and give images and labels a device."""
+    batch = plan.data.batch(plan.index[positions])
+    return batch, batch.x.to(model.device), batch.y.to(model.device)
+
+
+def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positions) -> Columns:
+    """Measure images as they are.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is run.
+    target : Target
+        What looks at the images.
+    known : Columns
+        What the undefended classifier makes of all of them: behind a detector the answers are the
+        same.
+    positions : ndarray
+        Which images ``(n,)`` of the run.
+
+    Returns
+    -------
+    Columns
+        Those of `robusteval.runs.types.Run.clean` and what `sanity_checks` needs, ``(n,)`` each.
+    """
+    model = target.model
+    batch, x, y = read_batch(plan, positions, model)
+    if target.detector is not None:
+        same = {name: column[positions] for name, column in known.items()}
+        return {**same, **target.score_images(x, plan.seed, batch.ids)}
+    with torch.no_grad(), sentence(f"the network cannot take images {tuple(x.shape[1:])}"):
+        logits = model(x)
+    pred = predictions(logits)
+    asked = torch.from_numpy(positions < STEADY).to(x.device)
+    steady = torch.full_like(pred, -1)
+    with torch.no_grad():
+        again = model(x[asked])
+    same_bits = (again == logits[asked]) | (again.isnan() & logits[asked].isnan())
+    steady[asked] = same_bits.all(1).long()
+    probed = torch.from_numpy(positions < PROBED).to(x.device)
+    columns: dict[str, Tensor] = {
+        "label": y,
+        "pred_clean": pred,
+        "margin_clean": margin(logits, y).double(),
+        "confidence_clean": confidence(logits, pred),
+        "steady": steady,  # 1 same logits twice, 0 not, -1 not asked
+        "probabilities": resemble_probabilities(logits),
+        "darkest": x.flatten(1).amin(1).double(),
+        "brightest": x.flatten(1).amax(1).double(),
+        "slope_ce": measure_slope(model, x, y, probed, "ce"),
+        "slope_margin": measure_slope(model, x, y, probed, "margin"),
+    }
+    made = {name: column.cpu().numpy() for name, column in columns.items()}
+    return {"index": batch.index, "id": batch.ids, **made}
+
+
+def measure_quality(
+    plan: Plan, measurement: Measurement, clean: Columns, positions: Positions
+) -> Columns:
+    """Measure what the maps of some images are worth, see `Measurement.quality`."""
+    batch, x, _ = read_batch(plan, positions, measurement.model)
+    return measurement.quality(x, batch.ids, clean["pred_clean"][positions])
+
+
+@dataclass(frozen=True)
+class AttackedColumns:
+    """Columns of a target under one attack, and behind defenses that the attack knows nothing of.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is run.
+    attack : Attack
+        On the target.
+    target : Target
+        What is attacked.
+    defended : sequence of Target
+        What else judges the same results.
+    measurement : Measurement, optional
+        Measures what becomes of the target's maps.
+    gallery : Gallery, optional
+        Is offered the results, for pictures.
+    shrink : callable
+        As for `run_in_halves`.
+    """
+
+    plan: Plan
+    attack: Attack
+    target: Target
+    defended: Sequence[Target]
+    measurement: Measurement | None
+    gallery: Gallery | None
+    shrink: Callable[[int], object]
+
+    def measure(self, positions: Positions) -> list[Columns]:
+        """Attack the images at some positions ``(n,)`` of the run.
+
+        Columns of `robusteval.runs.types.Outcome` for the target and then for each of `defended`,
+        ``(n,)`` each. RunError if the attack broke or the images are others than before;
+        DefenseBroke if one of `defended` did.
+        """
+        plan, target = self.plan, self.target
+        batch, x, y = read_batch(plan, positions, target.model)
+        if not np.array_equal(batch.ids, target.clean["id"][positions]):
+            raise RunError(f"images of {plan.data.name} changed while they were evaluated")
+        seeds = sample_seeds(plan.seed, batch.ids)
+        result = perturb(self.attack, target.model, x, y, seeds=seeds)
+        targeted = self.attack.threat.targeted
+        columns = {
+            **judge(target.model, result.x_adv, x, y),
+            "fault": result.fault.cpu().numpy(),
+            "target": result.goal.cpu().numpy() if targeted else np.full(len(x), -1),
+            "forwards": result.passes.forwards.double().cpu().numpy(),
+            "backwards": result.passes.backwards.double().cpu().numpy(),
+            "seconds": np.full(len(x), result.seconds / len(x)),
+        }
+        cells = [columns | target.score_images(result.x_adv, plan.seed, batch.ids)]
+        cells += [self._judge_behind(each, columns, batch, x, y, result) for each in self.defended]
+        maps: Columns = {}
+        if self.measurement is not None:
+            found = self._measure_maps(self.measurement, positions, x, result.x_adv, columns)
+            cells[0] |= {name: found.pop(name) for name in self.measurement.names()}
+            maps = found
+        self._offer_pictures(positions, batch, x, result.x_adv, columns, maps)
+        return cells
+
+    def _judge_behind(
+        self, other: Target, columns: Columns, batch: Batch, x: Tensor, y: Tensor, result: Perturbed
+    ) -> Columns:
+        """Judge behind a defense what the attack did without knowing it."""
+        judged = columns
+        try:
+            if other.detector is None:  # with one it answers like the classifier itself
+                with sentence("the defense broke"):
+                    judged = judge(other.model, result.x_adv, x, y)
+            scores = other.score_images(result.x_adv, self.plan.seed, batch.ids)
+        except RobustevalError as error:
+            raise DefenseBroke(str(error), other) from error
+        return columns | {name: judged[name] for name in JUDGED} | scores
+
+    def _measure_maps(
+        self,
+        measurement: Measurement,
+        positions: Positions,
+        x: Tensor,
+        x_adv: Tensor,
+        judged: Columns,
+    ) -> Columns:
+        """Measure what became of maps, and the maps; not booked as the attack's cost."""
+        clean = self.target.clean
+
+        def measure(some: Positions) -> Columns:
+            rows = positions[some]
+            return measurement.columns(
+                x[some],
+                x_adv[some],
+                clean["id"][rows],
+                clean["pred_clean"][rows],
+                judged["pred_adv"][some],
+            )
+
+        everything = np.arange(len(x))
+        return sort_rows(run_in_halves(measure, everything, self.shrink), everything)
+
+    def _offer_pictures(
+        self,
+        positions: Positions,
+        batch: Batch,
+        x: Tensor,
+        x_adv: Tensor,
+        columns: Columns,
+        maps: Columns,
+    ) -> None:
+        """Let the gallery choose among the results."""
+        if self.gallery is None:
+            return
+
+        def images(some: Positions) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+            z = x[some]
+            grey = to_pixels(quantise(z) * 255).round().astype(np.uint8)
+            return grey, to_pixels(x_adv[some] - z)
+
+        hard = hardness(columns, self.attack.threat)
+        self.gallery.offer(positions, batch.ids, hard, images, maps)
+
+
+def to_pixels(images: Tensor) -> np.ndarray[Any, Any]:
+    """Arrays ``(m, h, w, c)`` of images ``(m, c, h, w)``."""
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def resemble_probabilities(logits: Tensor) -> Tensor:
+    """Which rows ``(n,)`` lie in [0, 1] and sum to one."""
+    return (logits.sum(1) - 1).abs().lt(1e-3) & logits.ge(0).all(1) & logits.le(1).all(1)
+
+
+def measure_slope(model: nn.Module, x: Tensor, y: Tensor, asked: Tensor, loss: Loss) -> Tensor:
+    """Largest entry of the loss's gradient at the images asked for ``(n,)``; NaN for others."""
+    out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    if not bool(asked.any()):
+        return out
+    z = x[asked].requires_grad_()
+    value = attacker_loss(model(z), y[asked], targeted=False, loss=loss).sum()
+    if value.requires_grad:
+        grad = torch.autograd.grad(value, z)[0]
+        out[asked] = grad.flatten(1).abs().amax(1).double()
+    else:
+        out[asked] = 0.0  # the network cuts the graph
+    return out

@@ -1,0 +1,84 @@
+"""The record of a run while it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from robusteval.evaluation.plan import Plan
+from robusteval.evaluation.target import Target
+from robusteval.models.environment import environment
+from robusteval.runs.folder import Store
+from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run
+
+
+class Recording:
+    """Everything a run says so far, written to its folder.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is run.
+    store : Store
+        Where to.
+    targets : sequence of Target
+        The classifier as it is, then behind each defense.
+    command : str
+        As the user gave it; empty from Python.
+    """
+
+    def __init__(self, plan: Plan, store: Store, targets: Sequence[Target], command: str) -> None:
+        self.plan = plan
+        self.store = store
+        self.targets = targets
+        self.command = command
+        self.created = store.created or datetime.now(UTC).isoformat(timespec="seconds")
+        self.outcomes: list[Outcome] = []
+        self.failures: dict[str, str] = {}  # cell -> why it has no result
+        self.findings: list[Finding] = list(plan.findings)
+        self.quality: Columns = {}  # of the maps
+
+    def build_run(self, status: str, seconds: float) -> Run:
+        """Build the run as it is now; `seconds` were spent on it."""
+        plan = self.plan
+        return Run(
+            config={**plan.config, "command": self.command},
+            model=plan.config["model"],
+            data=self._describe_data(),
+            environment=environment(plan.classifier.device),
+            clean={**self.targets[0].clean, **self.quality},
+            outcomes=tuple(self.outcomes),
+            findings=tuple(self.findings),
+            status=status,
+            failures=dict(self.failures),
+            seconds=seconds,
+            created=self.created,
+            folder=str(self.store.folder),
+            defenses=tuple(
+                Defended(each.defense.spec, each.defense.kind, each.clean, each.defense.facts)
+                for each in self.targets
+                if each.defense is not None and each.clean
+            ),
+        )
+
+    def write(self, status: str, seconds: float, keys: list[str]) -> Run:
+        """Write ``run.json`` with the cells of these keys; the run as it is now."""
+        run = self.build_run(status, seconds)
+        self.store.save_record(run.to_record(), keys)
+        return run
+
+    def _describe_data(self) -> dict[str, Any]:
+        """What a report says of the images; the range of pixels once they were looked at."""
+        data, clean = self.plan.data, self.targets[0].clean
+        seen = [float(clean["darkest"].min()), float(clean["brightest"].max())] if clean else None
+        return {
+            "name": data.name,
+            "total": len(data),
+            "samples": len(self.plan.index),
+            "sha256": self.plan.config["data"]["sha256"],
+            "shape": list(data.shape),
+            "transform": data.transform,
+            "range": seen,
+            "class_names": list(data.class_names) if data.class_names else None,
+        }

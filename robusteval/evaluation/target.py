@@ -1,0 +1,119 @@
+"""What is attacked: the classifier as it is or behind a defense, and its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from robusteval.errors import RunError, UsageError
+from robusteval.evaluation.defense import Defense, Detector, WithDetector
+from robusteval.evaluation.map_changes import Interpreter, Measurement
+from robusteval.evaluation.plan import Plan
+from robusteval.models.classifier import Classifier
+from robusteval.models.failures import sentence
+from robusteval.models.seeds import Ids, sample_seeds
+from robusteval.runs.types import Columns, Finding, Spec
+
+WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
+
+
+class DefenseBroke(RunError):
+    """What an attack on the classifier did could not be judged behind a defense."""
+
+    def __init__(self, message: str, target: Target) -> None:
+        super().__init__(message)
+        self.target = target
+
+
+@dataclass
+class Target:
+    """A classifier as it is, or behind a defense.
+
+    Attributes
+    ----------
+    model : Classifier
+        What answers.
+    defense : Defense, optional
+        None: the classifier as it is.
+    measurement : Measurement, optional
+        Measures the maps of the model, where that was asked for and it can have them.
+    clean : Columns
+        The images of the run as the model sees them, ``(n,)`` each; empty until it has seen them.
+    """
+
+    model: Classifier
+    defense: Defense | None = None
+    measurement: Measurement | None = None
+    clean: Columns = field(default_factory=dict)
+
+    @property
+    def detector(self) -> Detector | None:
+        """What watches the model, which then answers like the undefended one."""
+        return self.model.detector if isinstance(self.model, WithDetector) else None
+
+    @property
+    def key_facts(self) -> dict[str, Any]:
+        """What a cell's numbers depend on because of the defense; nothing without one."""
+        return {} if self.defense is None else {"defense": self.defense.identity}
+
+    @property
+    def spec(self) -> Spec | None:
+        """The defense; None without one."""
+        return None if self.defense is None else self.defense.spec
+
+    @property
+    def suffix(self) -> str:
+        """Says in titles and messages behind which defense; nothing without one."""
+        return "" if self.defense is None else f" behind {self.defense.spec}"
+
+    def score_images(self, x: Tensor, seed: int, ids: Ids) -> Columns:
+        """Ask the detector about images ``(n, c, h, w)``: columns `score` and `flagged` ``(n,)``.
+
+        Nothing if there is none.
+        """
+        if self.detector is None:
+            return {}
+        with sentence("the detector broke"):
+            score = self.detector.score(self.model, x, sample_seeds(seed, ids ^ WATCHED))
+        columns = {"score": score.double(), "flagged": score > self.detector.threshold}
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+    def name_defense(self, finding: Finding) -> Finding:
+        """Say in a finding behind which defense it was made."""
+        if self.defense is None:
+            return finding
+        cell = finding.cell and f"{finding.cell}{self.suffix}"
+        text = f"Behind {self.defense.spec}: {finding.message}"
+        return finding._replace(message=text, cell=cell)
+
+
+def list_targets(plan: Plan) -> list[Target]:
+    """List what a plan attacks: the classifier as it is, then behind each defense."""
+    return [
+        Target(plan.classifier, measurement=build_measurement(plan, plan.classifier)),
+        *(
+            Target(
+                each.model,
+                each,
+                None if each.kind == "detector" else build_measurement(plan, each.model),
+            )
+            for each in plan.defenses
+        ),
+    ]
+
+
+def build_measurement(plan: Plan, model: Classifier) -> Measurement | None:
+    """Build what measures the maps of a model; None if nobody asked, or it cannot have them."""
+    try:
+        interpreters = [
+            each
+            if model is plan.classifier
+            else Interpreter.made(each.spec, model, plan.data.shape)
+            for each in plan.interpreters
+        ]
+    except UsageError:
+        return None
+    return Measurement(model, interpreters, plan.seed) if interpreters else None
