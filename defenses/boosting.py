@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robusteval.errors import UsageError
-from robusteval.runs.metrics import auc
+from robusteval.runs.statistics import roc_auc
 
 Array = np.ndarray[Any, Any]
 
@@ -228,7 +228,7 @@ class Rule(NamedTuple):
     @classmethod
     def best(cls, x: Array, y: Array, columns: Sequence[int]) -> Rule:
         """That of the columns which alone tells most on these rows."""
-        found = [(auc(x[y == 0, c], x[y == 1, c]), c) for c in columns]
+        found = [(roc_auc(x[y == 0, c], x[y == 1, c]), c) for c in columns]
         reached, column = max(found, key=lambda each: abs(each[0] - 0.5))
         return cls(column, 1.0 if reached >= 0.5 else -1.0)
 

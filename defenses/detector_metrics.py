@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval.runs.metrics import Rate, auc, rate
+from robusteval.runs.metrics import rate
+from robusteval.runs.statistics import Rate, roc_auc
 
 Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
@@ -26,7 +27,7 @@ class Scored(NamedTuple):
     @property
     def auc(self) -> float:
         """Area under the ROC curve; nan if one kind is missing."""
-        return auc(self.score[self.label == 0], self.score[self.label == 1])
+        return roc_auc(self.score[self.label == 0], self.score[self.label == 1])
 
 
 class Resampling:

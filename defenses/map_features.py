@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robusteval.interpreters.meaningful_perturbation import enlarging, resampled
 from robusteval.models.classifier import Classifier
-from robusteval.runs.metrics import auc
+from robusteval.runs.statistics import roc_auc
 
 Channels = Literal["pair", "pair_product", "triple"]
 Extractor = Literal["raw", "small_cnn", "vgg16"]
@@ -419,7 +419,7 @@ class Learner:
             logits = torch.cat([self.network(self.stacks(part)) for part in parts])
         scores = (logits[:, 1] - logits[:, 0]).cpu().numpy()
         labels = self.examples.labels[rows]
-        return auc(scores[labels == 0], scores[labels == 1])
+        return roc_auc(scores[labels == 0], scores[labels == 1])
 
     def state(self) -> dict[str, Tensor]:
         """The network as it is now."""

@@ -30,7 +30,8 @@ from robusteval.models.failures import sentence
 from robusteval.models.masked import Masked, activations, masked
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
-from robusteval.runs.metrics import Rate, accuracy, paired, right, robust_accuracy, sign_test
+from robusteval.runs.metrics import accuracy, find_right, robust_accuracy
+from robusteval.runs.statistics import Rate, count_pairs, sign_test
 from robusteval.runs.types import Finding, Flags, Outcome, Spec
 
 Rank = Literal["sensitivity", "importance", "random"]
@@ -412,7 +413,7 @@ def judge_masks(
 
     plain = cells[None, True]
     found = verdict(plain, both("mask"), both("control"))
-    price = cost(right(run.clean), right(clean["mask"]))
+    price = cost(find_right(run.clean), find_right(clean["mask"]))
     return Judgement(
         Figures(accuracy(run.clean), robust_accuracy(plain), robust_accuracy(plain)),
         figures("mask"),
@@ -455,8 +456,8 @@ def what_remains(undefended: Flags, unaware: Flags, aware: Flags, chance: Flags)
             "The mask gains nothing that could be told from chance, whether or not the attack"
             " knows it."
         )
-    left = -100 * paired(undefended, aware).drop
-    promised = -100 * paired(undefended, unaware).drop
+    left = -100 * count_pairs(undefended, aware).drop
+    promised = -100 * count_pairs(undefended, unaware).drop
     gain = f"Of a gain of {promised:.1f} points {left:.1f} remain"
     if not gains(aware, unaware):
         gain = f"A gain of {left:.1f} points remains"
@@ -479,13 +480,13 @@ def held(outcome: Outcome) -> Flags:
 
 def gains(before: Flags, after: Flags) -> bool:
     """Whether more images hold after a change, by an exact sign test at `LEVEL`."""
-    pairs = paired(before, after)
+    pairs = count_pairs(before, after)
     return sign_test(pairs.gained, pairs.lost) < LEVEL
 
 
 def cost(before: Flags, after: Flags) -> str:
     """What a mask does to images that nobody attacks."""
-    drop = 100 * paired(before, after).drop
+    drop = 100 * count_pairs(before, after).drop
     if gains(after, before):
         return f"It costs {drop:.1f} points of clean accuracy."
     if drop == 0:

@@ -20,7 +20,7 @@ from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import frozen, predictions
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import unknown
-from robusteval.runs.metrics import Rate
+from robusteval.runs.statistics import Rate
 from robusteval.search.balls import Ball
 from robusteval.search.descent import class_objective, restarted
 

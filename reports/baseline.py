@@ -17,7 +17,7 @@ import numpy as np
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.registry import parse, read_number
-from robusteval.runs import metrics
+from robusteval.runs import metrics, statistics
 from robusteval.runs.storage import differences, digest
 from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, show
 
@@ -156,7 +156,7 @@ def verdicts_of(run: Run) -> Baseline:
         seed=run.config.get("seed"),
         versions=dict(sorted(run.environment.items())),
         ids=run.clean["id"],
-        clean=metrics.right(run.clean),
+        clean=metrics.find_right(run.clean),
         cells=tuple(cell_of(outcome) for outcome in run.attacks),
         shields=tuple(shield_of(defended) for defended in run.defenses),
     )
@@ -178,7 +178,7 @@ def cell_of(outcome: Outcome) -> Cell:
 def shield_of(defended: Defended) -> Shield:
     """The clean verdicts of one defense."""
     fpr = defended.facts.get("fpr")
-    return Shield(str(defended.spec), fpr, metrics.right(defended.clean))
+    return Shield(str(defended.spec), fpr, metrics.find_right(defended.clean))
 
 
 def to_text(baseline: Baseline) -> str:
@@ -376,7 +376,7 @@ def lost_and_gained(old: Baseline, new: Baseline) -> dict[str, tuple[int, int]]:
     there, here = in_order(old.ids), in_order(new.ids)
     found = {}
     for name in before.keys() & after.keys():
-        pairs = metrics.paired(before[name][there], after[name][here])
+        pairs = statistics.count_pairs(before[name][there], after[name][here])
         found[name] = (pairs.lost, pairs.gained)
     return found
 

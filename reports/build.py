@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast, get_args
 
-from robusteval.runs import metrics
-from robusteval.runs.metrics import Rate
+from robusteval.runs import metrics, statistics
+from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Defended, Outcome, Run, Threat, cell_name
 
 from .build_maps import build_maps
@@ -60,7 +60,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
     groups = [
         (defense, threat, group)
         for defense, outcomes in group_by_defense(run.attacks).items()
-        for threat, group in metrics.groups(outcomes).items()
+        for threat, group in metrics.group_by_threat(outcomes).items()
     ]
     position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
     cells = run.config.get("cells") or run.config.get("attacks") or ()
@@ -147,9 +147,9 @@ def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcom
         attacks=tuple(str(outcome.attack) for outcome in group),
         robust_accuracy=build_rates(robust),
         success_rate=build_rates(fooled),
-        distance=build_distance(metrics.nearest(group)),
-        distances=build_distances(metrics.distances(*group)),
-        cost=build_cost(metrics.cost(group)),
+        distance=build_distance(metrics.nearest_distance(group)),
+        distances=build_distances(metrics.summarize_distances(*group)),
+        cost=build_cost(metrics.total_cost(group)),
     )
 
 
@@ -171,9 +171,9 @@ def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttac
         success_rate=build_rates(
             {way: metrics.success_rate(outcome, pred) for way, pred in columns.items()}
         ),
-        distance=build_distance(metrics.nearest([outcome])),
-        distances=build_distances(metrics.distances(outcome)),
-        cost=build_cost(metrics.cost([outcome])),
+        distance=build_distance(metrics.nearest_distance([outcome])),
+        distances=build_distances(metrics.summarize_distances(outcome)),
+        cost=build_cost(metrics.total_cost([outcome])),
         faults=FaultsRecord(*metrics.faults(outcome)),
         notes=outcome.notes,
     )
@@ -181,7 +181,7 @@ def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttac
 
 def build_defense(run: Run, defended: Defended) -> DefenseRow:
     """A defense: what it costs on clean images, and whether attacks that know it defeat it."""
-    before, after = metrics.right(run.clean), metrics.right(defended.clean)
+    before, after = metrics.find_right(run.clean), metrics.find_right(defended.clean)
     lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(after)
     against = group_by_defense(run.attacks).get(str(defended.spec), [])
     facts = to_json_types(defended.facts)
@@ -203,8 +203,8 @@ def list_defeats(run: Run, against: Iterable[Outcome]) -> Iterator[DefeatRow]:
 
     No better: less robust, or by no more than what the intervals of both leave open.
     """
-    undefended = metrics.groups(group_by_defense(run.attacks)[None])
-    knowing = metrics.groups(outcome for outcome in against if outcome.adaptive)
+    undefended = metrics.group_by_threat(group_by_defense(run.attacks)[None])
+    knowing = metrics.group_by_threat(outcome for outcome in against if outcome.adaptive)
     for threat, group in knowing.items():
         if threat not in undefended:
             continue
@@ -224,21 +224,21 @@ def build_detection(defended: Defended, against: Iterable[Outcome]) -> Detection
     return DetectionRecord(
         threshold=facts.get("threshold"),
         fpr_asked=facts.get("fpr"),
-        fpr=build_rate(metrics.false_alarms(defended)),
+        fpr=build_rate(metrics.false_alarm_rate(defended)),
         attacks=tuple(build_detected_attack(defended, outcome) for outcome in against),
     )
 
 
 def build_detected_attack(defended: Defended, outcome: Outcome) -> DetectedAttackRow:
     """What a detector tells of the results of one attack that fool the model."""
-    scores = (defended.clean["score"], outcome.columns["score"][metrics.fooled(outcome)])
+    scores = (defended.clean["score"], outcome.columns["score"][metrics.find_fooled(outcome)])
     return DetectedAttackRow(
         attack=str(outcome.attack),
         threat=build_threat(outcome.threat),
         adaptive=outcome.adaptive,
-        auc=drop_not_finite(metrics.auc(*scores)),
-        tpr=build_rate(metrics.detected(outcome)),
-        roc=tuple((false, true) for false, true in metrics.roc(*scores).tolist()),
+        auc=drop_not_finite(statistics.roc_auc(*scores)),
+        tpr=build_rate(metrics.detection_rate(outcome)),
+        roc=tuple((false, true) for false, true in statistics.roc_curve(*scores).tolist()),
     )
 
 
@@ -251,7 +251,7 @@ def build_curves(run: Run) -> Iterator[CurveRecord]:
     for (norm, targeted, defense), group in found.items():
         if norm not in CURVED:
             continue
-        curve = metrics.curve(group)
+        curve = metrics.robustness_curve(group)
         if len(curve.budgets) < 2:
             continue
         yield CurveRecord(
@@ -265,7 +265,7 @@ def build_curves(run: Run) -> Iterator[CurveRecord]:
             nearest=any(outcome.threat.eps is None for outcome in group),
             tested=tuple(
                 TestedRadius(threat.eps, build_rate(metrics.worst_case(same)))
-                for threat, same in metrics.groups(group).items()
+                for threat, same in metrics.group_by_threat(group).items()
                 if threat.eps is not None
             ),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.runs import metrics
+from robusteval.runs import metrics, statistics
 from robusteval.runs.types import Outcome, Run, Spec
 
 from .measures import (
@@ -117,7 +117,7 @@ def build_map_attack(
     c, made = outcome.columns, outcome.success()
 
     def average(values: np.ndarray[Any, Any]) -> MeanRecord:
-        return build_mean(metrics.mean_of(values[made]))
+        return build_mean(statistics.mean_interval(values[made]))
 
     return MapAttackRow(
         outcome=place,
@@ -130,7 +130,7 @@ def build_map_attack(
         noise_rate=average(1 - c["ssim"]),
         edge_energy=average(c["edge_energy"]),
         edge_area=average(c["edge_area"]),
-        cost=build_cost(metrics.cost([outcome])),
+        cost=build_cost(metrics.total_cost([outcome])),
         maps=tuple(build_map(outcome, interpreter) for interpreter in measured),
     )
 
@@ -141,10 +141,10 @@ def build_map(outcome: Outcome, interpreter: InterpreterRow) -> MapRow:
     far = c[f"map_distance:{spec}"]
 
     def average(what: str) -> MeanRecord:
-        return build_mean(metrics.mean_of(c[f"map_{what}:{spec}"][made]))
+        return build_mean(statistics.mean_interval(c[f"map_{what}:{spec}"][made]))
 
     def compare_with(what: str) -> DifferenceRecord:
-        return build_difference(metrics.difference(far, c[f"map_{what}:{spec}"], made))
+        return build_difference(statistics.paired_difference(far, c[f"map_{what}:{spec}"], made))
 
     return MapRow(
         interpreter=spec,
@@ -162,7 +162,7 @@ def build_pair(
     outcome: Outcome, other: Outcome, interpreter: InterpreterRow, place: int
 ) -> MapPairRow:
     """The distances of two attacks' maps, on the images both succeeded on."""
-    gap = metrics.compared(outcome, other, f"map_distance:{interpreter.spec}")
+    gap = metrics.compare_column(outcome, other, f"map_distance:{interpreter.spec}")
     return MapPairRow(
         outcome=place,
         attack=str(outcome.attack),
@@ -212,7 +212,7 @@ def build_transfers(
 def measure_distance(outcome: Outcome, interpreter: str) -> MeanRecord:
     """How far an attack leaves maps from the benign ones, on the images it succeeded on."""
     far = outcome.columns[f"map_distance:{interpreter}"]
-    return build_mean(metrics.mean_of(far[outcome.success()]))
+    return build_mean(statistics.mean_interval(far[outcome.success()]))
 
 
 def drop_parameters(spec: Spec, *names: str) -> Spec:
@@ -227,14 +227,16 @@ def build_quality(run: Run, spec: str) -> MapQualityRow:
     def hold_against_chance(what: str) -> AreaRecord:
         values, chance = c[f"{what}:{spec}"], c[f"chance_{what}:{spec}"]
         return AreaRecord(
-            value=build_mean(metrics.mean_of(values)),
-            chance=build_mean(metrics.mean_of(chance)),
-            beyond_chance=build_difference(metrics.difference(values, chance, np.isfinite(values))),
+            value=build_mean(statistics.mean_interval(values)),
+            chance=build_mean(statistics.mean_interval(chance)),
+            beyond_chance=build_difference(
+                statistics.paired_difference(values, chance, np.isfinite(values))
+            ),
         )
 
     return MapQualityRow(
         interpreter=spec,
         insertion=hold_against_chance("insertion"),
         deletion=hold_against_chance("deletion"),
-        forgotten=build_mean(metrics.mean_of(c[f"forgotten:{spec}"])),
+        forgotten=build_mean(statistics.mean_interval(c[f"forgotten:{spec}"])),
     )

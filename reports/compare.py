@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.runs import metrics
-from robusteval.runs.metrics import Interval, Pairs, Rate
+from robusteval.runs import metrics, statistics
+from robusteval.runs.statistics import Interval, Pairs, Rate
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, show
 
@@ -116,7 +116,7 @@ def compare(a: Run, b: Run) -> Comparison:
         )
     pairs += worst_pairs(before, after)
     unpaired += other_worst(a, b)
-    adjusted = metrics.holm([pair.p for pair in pairs])
+    adjusted = statistics.holm([pair.p for pair in pairs])
     pairs = [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
     return Comparison(a, b, tuple(pairs), tuple(unpaired), tuple(remarks(a, b)))
 
@@ -174,7 +174,7 @@ def clean_pairs(before: Side, after: Side) -> Iterator[Pair]:
 
 def clean_pair(before: Side, after: Side, a: Columns, b: Columns, defense: str | None) -> Pair:
     """Clean accuracy on both sides."""
-    sides = [(metrics.right(clean), seen(clean, "pred_clean")) for clean in (a, b)]
+    sides = [(metrics.find_right(clean), seen(clean, "pred_clean")) for clean in (a, b)]
     return pair(before, after, sides, "clean", (), None, defense)
 
 
@@ -201,7 +201,7 @@ def attacks_pair(
 ) -> Pair:
     """Robust accuracy against all of these attacks on both sides."""
     sides = [
-        (group[0].attacked & ~metrics.breaks(group).any(0), reached(group)) for group in (a, b)
+        (group[0].attacked & ~metrics.find_breaks(group).any(0), reached(group)) for group in (a, b)
     ]
     specs = tuple(str(outcome.attack) for outcome in a)
     adaptive = any(outcome.adaptive for outcome in a)
@@ -236,7 +236,7 @@ def pair(
             strict=True,
         )
     )
-    change = metrics.paired(right_a, right_b)
+    change = statistics.count_pairs(right_a, right_b)
     p = mcnemar(change)
     return Pair(
         kind=kind,
@@ -271,7 +271,7 @@ def reached(group: Sequence[Outcome]) -> Predictions:
 def mcnemar(change: Pairs) -> float:
     """Exact McNemar test, two-sided: may the images that changed have fallen either way?"""
     fewer, more = sorted((change.lost, change.gained))
-    return min(1.0, 2 * metrics.sign_test(more, fewer))
+    return min(1.0, 2 * statistics.sign_test(more, fewer))
 
 
 def key(outcome: Outcome) -> str:

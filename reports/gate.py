@@ -20,7 +20,7 @@ import numpy as np
 
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, parse
-from robusteval.runs import metrics
+from robusteval.runs import metrics, statistics
 from robusteval.runs.types import Flags, Outcome, Run, Spec, show
 
 from .baseline import (
@@ -100,7 +100,7 @@ class Check:
 def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Check:
     """Whether a run keeps what the settings demand.
 
-    A drop has failed if `metrics.drop_test` at its margin, corrected by Holm's method for all tests
+    A drop has failed if `drop_test` at its margin, corrected by Holm's method for all tests
     of the check, is below alpha; it is inconclusive if the drop seen exceeds the margin all the
     same, or if the smallest drop that this sample would have shown with 80 % power is larger than
     the gate's `detectable`. A floor (likewise `min_tpr`) has passed if the lower end of the Wilson
@@ -137,7 +137,7 @@ def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Che
     trials = [trial for rule in rules for trial in trials_of(rule, scene)]
     tests = [trial.evidence.p for trial in trials if trial.evidence.p is not None]
     level = Level(settings.alpha, settings.alpha / max(1, len(tests)))
-    adjusted = iter(metrics.holm(tests))
+    adjusted = iter(statistics.holm(tests))
     gates = [
         trial.judged(None if trial.evidence.p is None else next(adjusted), level)
         for trial in trials
@@ -372,7 +372,7 @@ def change(
     remark: str = "",
 ) -> Change:
     """The pairs of two masks ``(n,)`` about the same images, which are these rows of the run."""
-    pairs = metrics.paired(before, after)
+    pairs = statistics.count_pairs(before, after)
     held = int(before.sum())
     return Change(pairs, held, rows[before & ~after], margin, rule.detectable, remark)
 
@@ -448,7 +448,7 @@ def detections(rule: Rule, limit: float, scene: Scene) -> Found:
     found = [outcome for outcome in outcomes if looked_at(rule, outcome)]
     for outcome in found:
         knows = "" if outcome.adaptive else " (oblivious)"
-        caught = metrics.detected(outcome)
+        caught = metrics.detection_rate(outcome)
         found_on = f"{outcome.attack} behind {name}{knows}"
         yield found_on, Share(caught, limit, "successful attack", "Flagged are")
     if not found:

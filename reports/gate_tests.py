@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from robusteval.runs import metrics
-from robusteval.runs.metrics import Pairs, Rate
+from robusteval.runs import statistics
+from robusteval.runs.statistics import Pairs, Rate
 
 from .formatting import plural, with_interval
 
@@ -46,7 +46,7 @@ class Share(NamedTuple):
     def p(self) -> float | None:
         """Exact one-sided test that the true share is at least the floor."""
         rate = self.rate
-        return metrics.at_most(rate.k, rate.n, self.floor) if rate.n else None
+        return statistics.at_most(rate.k, rate.n, self.floor) if rate.n else None
 
     def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
         """What a gate says of it."""
@@ -92,13 +92,13 @@ class Change(NamedTuple):
     @property
     def p(self) -> float | None:
         """Test of a drop beyond the margin; none where nothing can drop."""
-        return metrics.drop_test(self.pairs, self.margin) if self.held else None
+        return statistics.drop_test(self.pairs, self.margin) if self.held else None
 
     def shows(self, level: Level) -> float:
         """The smallest drop that would have been found, noise being the flips that cancel out."""
         lost, gained, n = self.pairs
         noise = 2 * min(lost, gained) / n
-        return metrics.detectable_drop(n, noise, alpha=level.least, margin=self.margin)
+        return statistics.detectable_drop(n, noise, alpha=level.least, margin=self.margin)
 
     def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
         """What a gate says of it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robusteval.runs.folder import load_pictures
-from robusteval.runs.metrics import wilson
+from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
 from . import figures, formatting, maps, pictures

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
-from robusteval.runs.metrics import Cost, Difference, Distance, Distances, Mean, Rate
+from robusteval.runs.metrics import Cost, Distance, Distances
+from robusteval.runs.statistics import Difference, Mean, Rate
 from robusteval.runs.types import Threat, show_number
 
 # their radius is no brightness

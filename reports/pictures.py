@@ -89,7 +89,7 @@ def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
     number = f"image {int(c['index'][at]):,}"
     before = [class_of(run, c["label"][at]), share(confidence(run, outcome, at))]
     after = [class_of(run, c["pred_adv"][at]), share(float(c["confidence_adv"][at]))]
-    size = float(metrics.sizes(outcome)[at])
+    size = float(metrics.perturbation_sizes(outcome)[at])
     far = [measured(outcome.threat.norm, size)]
     factor = amplification(kept.delta)
     change = f"change {times(factor)}"

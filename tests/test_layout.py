@@ -22,6 +22,7 @@ LIGHT = (
     "runs.cache_folder",
     "runs.folder",
     "runs.metrics",
+    "runs.statistics",
     "runs.storage",
     "runs.types",
 )

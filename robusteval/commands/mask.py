@@ -13,7 +13,7 @@ import click
 from robusteval.commands.preset import check
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, parse
-from robusteval.runs.metrics import Rate
+from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Spec
 
 from .running import (

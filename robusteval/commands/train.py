@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.errors import RobustevalError, UsageError
-from robusteval.runs.metrics import Rate
+from robusteval.runs.statistics import Rate
 from robusteval.runs.types import show_number
 
 from .running import bars, device_option, model_options, opened, stoppable

@@ -108,7 +108,7 @@ class Cells:
         columns = self.store.find_cell(key)
         if columns is None:
             clean = self.targets[0].clean
-            right = metrics.right(clean)
+            right = metrics.find_right(clean)
             rows = np.flatnonzero(right)[:QUALITY]
             found = self.batches.map(
                 "What the maps are worth",
@@ -141,7 +141,7 @@ class Cells:
             self.keys += keys
             return stored
 
-        rows = np.flatnonzero(metrics.right(target.clean))  # positions attacked
+        rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
         rows = rows if shown else rows[:PROBED]
         maps = measurement.names() if measurement is not None else ()
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from robusteval.datasets.sources import png_round_trip
 from robusteval.errors import RunError
 from robusteval.models.classifier import Classifier, predictions
-from robusteval.runs.metrics import right
+from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Threat
 from robusteval.search.balls import TOLERANCE, Ball, distances, psnr, quantise, ssim
 from robusteval.search.losses import margin
@@ -116,7 +116,7 @@ def untouched(clean: Columns) -> Columns:
     zero, pred = np.zeros(n), clean["pred_clean"]
     return {
         **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
-        "attacked": right(clean),
+        "attacked": find_right(clean),
         "target": np.full(n, -1),
         "pred_adv": pred.copy(),
         "pred_8bit": pred.copy(),

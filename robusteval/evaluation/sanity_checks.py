@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robusteval.runs.metrics import Rate, sign_test
+from robusteval.runs.statistics import Rate, sign_test
 from robusteval.runs.types import Columns, Finding, Outcome, Spec
 
 if TYPE_CHECKING:

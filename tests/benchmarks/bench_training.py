@@ -29,7 +29,8 @@ from robusteval.interpreters.cam import cam
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.seeds import per_image, sample_seeds
-from robusteval.runs.metrics import Rate, accuracy, worst_case
+from robusteval.runs.metrics import accuracy, worst_case
+from robusteval.runs.statistics import Rate
 from robusteval.search.balls import Ball
 
 TOP = 8  # cells of the map that the attack lowers, as in the paper's code

@@ -26,7 +26,7 @@ from robusteval.reports.compare import (
     to_json,
     to_markdown,
 )
-from robusteval.runs import metrics
+from robusteval.runs import metrics, statistics
 from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
@@ -131,7 +131,7 @@ def test_p_is_the_exact_two_sided_mcnemar_test(before: Run, after: Run) -> None:
 def test_the_interval_is_that_of_pairs_and_holds_the_difference(before: Run, after: Run) -> None:
     pair = named(compare(before, after))["attack", "pgd:eps=8/255,steps=20"]
 
-    low, high = metrics.Pairs(30, 5, 500).interval
+    low, high = statistics.Pairs(30, 5, 500).interval
     assert pair.interval == (-high, -low)
     assert pair.interval.low < -0.05 < pair.interval.high < 0
 
@@ -139,7 +139,7 @@ def test_the_interval_is_that_of_pairs_and_holds_the_difference(before: Run, aft
 def test_holm_corrects_for_all_pairs(before: Run, after: Run) -> None:
     pairs = compare(before, after).pairs
 
-    assert [pair.p_holm for pair in pairs] == metrics.holm([pair.p for pair in pairs])
+    assert [pair.p_holm for pair in pairs] == statistics.holm([pair.p for pair in pairs])
     assert [pair.kind for pair in pairs] == ["clean", "attack", "attack", "worst case"]
     assert max(pair.p_holm - pair.p for pair in pairs) > 0
 

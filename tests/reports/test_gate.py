@@ -24,8 +24,8 @@ from robusteval.reports.gate_config import (
     read_settings,
     read_threat,
 )
-from robusteval.runs import metrics
-from robusteval.runs.metrics import Pairs
+from robusteval.runs import metrics, statistics
+from robusteval.runs.statistics import Pairs
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -104,7 +104,7 @@ def test_a_floor_is_tested_on_the_lower_end_of_the_interval(
     robust = metrics.worst_case(run.attacks)
     assert (made.outcome, made.exit_code) == (outcome, code)
     assert (gate.value, gate.low, gate.high) == (robust.value, *robust.interval)
-    assert gate.p == metrics.at_most(robust.k, 1000, floor)
+    assert gate.p == statistics.at_most(robust.k, 1000, floor)
     assert (gate.limit, gate.lost, gate.detectable) == (floor, None, None)
 
 
@@ -155,8 +155,8 @@ def test_every_number_of_a_drop_follows_from_the_columns(make_pair: MakePair) ->
     assert (lost, gained) == (40, 8)
     assert (gate.lost, gate.gained, gate.value) == (40, 8, 0.032)
     assert (gate.low, gate.high) == Pairs(40, 8, 1000).interval
-    assert gate.p == metrics.drop_test(Pairs(40, 8, 1000), 0.01)
-    assert gate.detectable == metrics.detectable_drop(1000, 0.016, alpha=0.05, margin=0.01)
+    assert gate.p == statistics.drop_test(Pairs(40, 8, 1000), 0.01)
+    assert gate.detectable == statistics.detectable_drop(1000, 0.016, alpha=0.05, margin=0.01)
     assert gate.outcome == "failed"
     clean = run.clean
     assert gate.flipped == tuple(
@@ -191,7 +191,7 @@ def test_a_sample_too_small_to_show_a_drop_is_inconclusive(make_pair: MakePair) 
     wide = gated(run, Rule(max_drop=0.01, detectable=0.1), baseline)
 
     assert narrow.outcome == "inconclusive"
-    assert narrow.detectable == metrics.detectable_drop(100, 0.0, margin=0.01)
+    assert narrow.detectable == statistics.detectable_drop(100, 0.0, margin=0.01)
     assert "drops from 5 points up must be visible" in narrow.reason
     assert wide.outcome == "passed"
 
@@ -469,8 +469,8 @@ def test_a_detector_is_tested_on_the_lower_end_of_its_interval(
     gate = gated(run, Rule(min_tpr=0.8, fpr=0.05))
     named = gated(run, Rule(min_tpr=0.8, fpr=0.05, defense=DETECTOR))
 
-    caught = metrics.detected(run.outcomes[1])
-    assert caught == metrics.Rate(flagged, 800)
+    caught = metrics.detection_rate(run.outcomes[1])
+    assert caught == statistics.Rate(flagged, 800)
     assert (gate.outcome, gate.value, gate.low) == (outcome, caught.value, caught.interval.low)
     assert (named.outcome, named.on) == (gate.outcome, gate.on)
 
@@ -585,7 +585,7 @@ def test_the_clean_cost_of_a_defense_is_measured_in_the_same_run(
     gate = gated(run, Rule(max_clean_cost=0.02, defense=DETECTOR))
 
     assert (gate.lost, gate.gained, gate.outcome) == (alarms, 0, outcome)
-    assert gate.p == metrics.drop_test(Pairs(alarms, 0, 1000), 0.02)
+    assert gate.p == statistics.drop_test(Pairs(alarms, 0, 1000), 0.02)
 
 
 def test_clean_accuracy_is_compared_with_the_baseline(
@@ -747,12 +747,14 @@ def test_several_gates_are_corrected_together(make_outcome: MakeOutcome, make_ru
         )
         for side in (0, 1)
     )
-    raw = [metrics.drop_test(Pairs(lost, 0, 1000), 0.01) for lost in (31, 0)]
+    raw = [statistics.drop_test(Pairs(lost, 0, 1000), 0.01) for lost in (31, 0)]
 
     made = check(new, rules(Rule(max_drop=0.01)), baseline_of(old))
 
-    assert [gate.p for gate in made.gates[:2]] == metrics.holm(raw)
-    assert made.gates[1].detectable == metrics.detectable_drop(1000, 0.0, alpha=0.025, margin=0.01)
+    assert [gate.p for gate in made.gates[:2]] == statistics.holm(raw)
+    assert made.gates[1].detectable == statistics.detectable_drop(
+        1000, 0.0, alpha=0.025, margin=0.01
+    )
 
 
 def test_failed_outweighs_inconclusive_outweighs_passed() -> None:

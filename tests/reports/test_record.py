@@ -6,7 +6,6 @@ import html
 import io
 import json
 import re
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from robusteval.reports.build import as_dict, to_json
 from robusteval.reports.markdown import document, shortened, to_markdown
 from robusteval.reports.terminal import print_table
 from robusteval.runs import metrics
+from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat, visible
 
 MakeOutcome = Callable[..., Outcome]
@@ -220,7 +220,7 @@ def test_numbers_are_those_of_the_metrics(two_attacks: Run) -> None:
         "low": robust.interval.low,
         "high": robust.interval.high,
     }
-    assert attack["distances"] == metrics.distances(outcome)._asdict()
+    assert attack["distances"] == metrics.summarize_distances(outcome)._asdict()
     assert attack["unique_breaks"] == 0
     assert record["attacks"][1]["unique_breaks"] == 42
     assert record["worst_cases"][0]["robust_accuracy"]["float"]["k"] == 62
@@ -867,7 +867,7 @@ def test_every_number_of_the_record_is_that_of_the_columns(shielded: Run) -> Non
     def same(rate: dict[str, Any], k: int, n: int) -> None:
         assert (rate["k"], rate["n"]) == (k, n)
         assert rate["value"] == k / n
-        assert (rate["low"], rate["high"]) == metrics.wilson(k, n)
+        assert (rate["low"], rate["high"]) == wilson(k, n)
 
     for row in record["attacks"]:
         outcome = shielded.outcomes[row["outcome"]]
@@ -880,8 +880,8 @@ def test_every_number_of_the_record_is_that_of_the_columns(shielded: Run) -> Non
             same(row["robust_accuracy"][way], right - broken, n)
             same(row["success_rate"][way], broken, right)
         for name in ("l0", "l0_pixels", "l1", "l2", "linf"):
-            assert row["distances"][name] == statistics.median(c[name][made])
-        assert row["distances"]["ssim"] == pytest.approx(statistics.fmean(c["ssim"][made]))
+            assert row["distances"][name] == np.median(c[name][made])
+        assert row["distances"]["ssim"] == pytest.approx(np.mean(c["ssim"][made]))
         assert row["cost"]["forwards"] == sum(c["forwards"]) / right
         assert row["cost"]["seconds"] == pytest.approx(sum(c["seconds"]))
 
@@ -986,12 +986,13 @@ def test_every_format_shows_the_numbers_of_the_columns(
     cells += [
         metrics.worst_case(group).k
         for spec in (None, *(defense.spec for defense in run.defenses))
-        for threat, group in metrics.groups(o for o in run.outcomes if o.defense == spec).items()
+        for threat, group in metrics.group_by_threat(
+            o for o in run.outcomes if o.defense == spec
+        ).items()
         if threat == LINF
     ]
     expected = sorted(
-        formatting.with_interval({"k": k, "n": 500, **metrics.wilson(int(k), 500)._asdict()})
-        for k in cells
+        formatting.with_interval({"k": k, "n": 500, **wilson(int(k), 500)._asdict()}) for k in cells
     )
 
     for text in (printed(run, 80), printed(run, 400), to_markdown(run)):
