@@ -9,8 +9,8 @@ for maps of 7x7 and 0.64 for maps of 8x8, and results do not change with the siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,56 +21,7 @@ from robusteval.models.classifier import frozen
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Score, restarted
 
-Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
-Weighting = Literal["softmax", "runner_up"]
-Weights = Mapping[Term, float]
-
-OF_MAPS: frozenset[Term] = frozenset(("maps", "own_map"))
-# compare an image with its attacked self
-OF_BOTH: frozenset[Term] = frozenset(("maps", "own_map", "divergence"))
-
-
-class Objective(NamedTuple):
-    """Terms that training lowers, and those of them that the search raises."""
-
-    lowered: frozenset[Term]
-    raised: frozenset[Term]
-
-
-def _objective(lowered: Iterable[Term], raised: Iterable[Term] = ()) -> Objective:
-    return Objective(frozenset(lowered), frozenset(raised))
-
-
-OBJECTIVES: Mapping[str, Objective] = {
-    "standard": _objective(["clean"]),
-    "adv": _objective(["adversarial"], ["adversarial"]),
-    "trades": _objective(["clean", "divergence"], ["divergence"]),
-    "int": _objective(["clean", "maps"], ["maps"]),
-    "int2": _objective(["clean", "maps"], ["adversarial"]),
-    "int_adv": _objective(["adversarial", "maps"], ["adversarial", "maps"]),
-    "int2_adv": _objective(["adversarial", "maps"], ["adversarial"]),
-    "one_class": _objective(["clean", "own_map"], ["own_map"]),
-}
-
-
-def weighed(objective: str, *, gamma: float, beta: float) -> tuple[Weights, Weights]:
-    """Weights of the terms that are lowered and of those that are raised.
-
-    A term of weight zero is left out, so that it costs nothing and changes no bit.
-    """
-    weight: Weights = {
-        "clean": 1.0,
-        "adversarial": 1.0,
-        "divergence": beta,
-        "maps": gamma,
-        "own_map": gamma,
-    }
-
-    def present(terms: frozenset[Term]) -> Weights:
-        return {term: weight[term] for term in sorted(terms) if weight[term]}
-
-    lowered, raised = OBJECTIVES[objective]
-    return present(lowered), present(raised)
+from .training_settings import OF_BOTH, OF_MAPS, Term, Weighting, Weights
 
 
 class Seen(NamedTuple):

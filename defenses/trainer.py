@@ -16,7 +16,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from robusteval.art.to_art import Array, AsSeen, checked_images, class_indices
 from robusteval.datasets.sources import from_arrays
 
-from .training_loop import Course, Settings
+from .training_loop import Course
+from .training_settings import TrainingSettings
 
 
 class RobustTrainer(Trainer):  # type: ignore[misc]
@@ -32,7 +33,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
     verbose : bool
         Show progress.
     **settings
-        Those of `robusteval.defenses.training_loop.Settings`, such as
+        Those of `robusteval.defenses.training_settings.Settings`, such as
         ``objective="int_adv", eps=0.1``.
 
     Raises
@@ -57,7 +58,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
             raise ValueError("the classifier's clip_values must be (0, 1): eps is in these units")
         super().__init__(classifier)
         self.verbose = verbose
-        self.settings = Settings(**settings)
+        self.settings = TrainingSettings(**settings)
 
     def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
         """Train.

@@ -34,7 +34,8 @@ from robusteval.models.failures import out_of_memory, sentence
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import differences, write_atomically
 
-from .training_loop import Course, NotFinite, Settings, split
+from .training_loop import Course, NotFinite, split
+from .training_settings import TrainingSettings
 
 MEASURED = 2000  # images that mean and deviation are taken from
 FORMAT = 1  # of the file an unfinished training is kept in
@@ -43,7 +44,7 @@ FORMAT = 1  # of the file an unfinished training is kept in
 def untrained(
     arch: str,
     data: Data,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     num_classes: int | None = None,
     mean: Sequence[float] | None = None,
@@ -58,7 +59,7 @@ def untrained(
         As in `robusteval.models.checkpoint.load`.
     data : Data
         What it will be trained on.
-    settings : Settings
+    settings : TrainingSettings
         How; they decide the images that are measured.
     num_classes : int, optional
         Number of logits; as many as there are class names or labels if not given.
@@ -189,7 +190,7 @@ def train(
     classifier: Classifier,
     data: Data,
     out: Path,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -212,7 +213,7 @@ def train(
     out : Path
         The checkpoint to write, NAME.safetensors; a history, a curve and, until the end, the
         state go beside it.
-    settings : Settings
+    settings : TrainingSettings
         How.
     fresh : bool
         Begin anew where `out` or an unfinished training is there already.
@@ -249,7 +250,7 @@ def train(
 
 
 def check_fit(
-    classifier: Classifier, data: Data, positions: np.ndarray, settings: Settings
+    classifier: Classifier, data: Data, positions: np.ndarray, settings: TrainingSettings
 ) -> None:
     """UsageError if the network cannot be trained on these images in this way."""
     arch = str(classifier.identity.get("arch") or type(classifier.network).__name__)
@@ -473,7 +474,7 @@ class Training:
         )
 
 
-def best_of(history: Sequence[Epoch], settings: Settings) -> Epoch | None:
+def best_of(history: Sequence[Epoch], settings: TrainingSettings) -> Epoch | None:
     """The epoch that is most often right under attack, or right at all where none was trained on;
     of equal ones the last."""
 

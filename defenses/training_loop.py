@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,143 +18,21 @@ from robusteval.datasets.sources import Data, draw
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import frozen, predictions
 from robusteval.models.seeds import sample_seeds
-from robusteval.registry import unknown
 from robusteval.runs.statistics import Rate
 from robusteval.search.balls import Ball
 from robusteval.search.descent import class_objective, restarted
 
-from .objectives import (
-    OBJECTIVES,
-    OF_MAPS,
-    Weighting,
-    Weights,
-    bounded,
-    training_loss,
-    weighed,
-    worst_images,
+from .objectives import bounded, training_loss, worst_images
+from .training_settings import (
+    Augment,
+    TrainingSettings,
+    schedule_rate,
+    warm_up_radius,
 )
-
-Schedule = Literal["cosine", "step"]
-Augment = Literal["auto", "none", "crop", "crop+flip"]
 
 FEWEST = 20  # images that can still be split
 MOST_HELD_OUT = 1000  # images that each epoch is judged on, unless asked for
 AT_A_TIME = 250  # of them
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    Attributes
-    ----------
-    objective : str
-        One of `OBJECTIVES`.
-    eps : float
-        Radius in linf that the network is to withstand, in units of the [0, 1] pixel range.
-    steps : int
-        Steps of the search for the images that are trained on.
-    step : float or None
-        Length of a step, in units of the [0, 1] pixel range; 2.5 * eps / steps if None.
-    gamma : float
-        Weight of the interpretation terms, of maps divided by their positions.
-    beta : float
-        Weight of the divergence in `trades`.
-    weighting : {"softmax", "runner_up"}
-        How maps of wrong classes count.
-    epochs, batch_size : int
-        Passes over the training images, and images per step.
-    rate : float
-        Learning rate of Adam at its highest.
-    schedule : {"cosine", "step"}
-        How it falls: to zero along a cosine, or tenfold after 4/7 and 6/7 of the steps.
-    warmup : tuple of float or None
-        Epochs up to which eps is zero, and from which it is whole; linear in between. None: from
-        zero epochs to a quarter of them.
-    augment : {"auto", "none", "crop", "crop+flip"}
-        Whether images are shifted by up to an eighth of their edges, and mirrored. `auto`: both
-        for colour images, neither for grey ones.
-    held_out : int or None
-        Images to judge epochs on. None: a tenth, but 200 if that is at most a fifth, and no more
-        than 1,000.
-    seed : int
-        Decides which are held out, the order of the others, and all noise.
-    """
-
-    objective: str = "adv"
-    eps: float = 8 / 255
-    steps: int = 10
-    step: float | None = None
-    gamma: float = 0.5
-    beta: float = 6.0
-    weighting: Weighting = "softmax"
-    epochs: int = 20
-    batch_size: int = 64
-    rate: float = 3e-3
-    schedule: Schedule = "cosine"
-    warmup: tuple[float, float] | None = None
-    augment: Augment = "auto"
-    held_out: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UsageError(unknown("objective", self.objective, list(OBJECTIVES)))
-        if not 0 <= self.eps <= 1:
-            raise UsageError(
-                f"--eps must be from 0 to 1, in units of the [0, 1] pixel range (8/255 is eight"
-                f" grey levels), not {self.eps:g}"
-            )
-        for name in ("steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise UsageError(f"--batch-size must be at least 2, not {self.batch_size}")
-        for name in ("rate", "step"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name} must be positive, not {value:g}")
-        for name in ("gamma", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be 0 or more, not {getattr(self, name):g}")
-        if self.warmup is not None and not 0 <= self.warmup[0] <= self.warmup[1] < math.inf:
-            raise UsageError(
-                "--warmup must be two numbers of epochs, the second not smaller than the first,"
-                f" not {self.warmup[0]:g},{self.warmup[1]:g}"
-            )
-        for name, kind in (("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)):
-            if getattr(self, name) not in get_args(kind):
-                words = ", ".join(get_args(kind))
-                raise UsageError(f"--{name} must be one of {words}, not {getattr(self, name)!r}")
-
-    @property
-    def length(self) -> float:
-        """Length of a step of the search at the full radius."""
-        return 2.5 * self.eps / self.steps if self.step is None else self.step
-
-    @property
-    def terms(self) -> tuple[Weights, Weights]:
-        """Weights of the terms lowered and of those raised."""
-        return weighed(self.objective, gamma=self.gamma, beta=self.beta)
-
-    @property
-    def has_maps(self) -> bool:
-        """Whether any term needs class activation maps."""
-        return any(not OF_MAPS.isdisjoint(weights) for weights in self.terms)
-
-
-def warmed(eps: float, step: float, start: float, full: float) -> float:
-    """The radius at a step: zero up to `start`, whole from `full` on, linear in between."""
-    if step >= full:
-        return eps
-    return eps * max(step - start, 0.0) / (full - start)
-
-
-def rate_at(rate: float, done: float, schedule: Schedule) -> float:
-    """The learning rate after a share `done` in [0, 1] of all steps."""
-    if schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * done)) / 2
-    return rate * 0.1 ** sum(done >= share for share in (4 / 7, 6 / 7))
 
 
 def split(data: Data, held_out: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +85,7 @@ class Course:
         Images and labels.
     positions : ndarray
         Those to train on.
-    settings : Settings
+    settings : TrainingSettings
         How.
     device : torch.device
         Where the model is.
@@ -219,7 +96,7 @@ class Course:
         model: nn.Module,
         data: Data,
         positions: np.ndarray,
-        settings: Settings,
+        settings: TrainingSettings,
         device: torch.device,
     ) -> None:
         self.model = model.requires_grad_(True)
@@ -243,12 +120,12 @@ class Course:
     def radius(self, step: int) -> float:
         """The radius at a step counted from the first epoch on."""
         start, full = self.settings.warmup or (0.0, self.settings.epochs / 4)
-        return warmed(self.settings.eps, step, start * self.steps, full * self.steps)
+        return warm_up_radius(self.settings.eps, step, start * self.steps, full * self.steps)
 
     def rate(self, step: int) -> float:
         """The learning rate at a step counted from the first epoch on."""
         done = step / (self.steps * self.settings.epochs)
-        return rate_at(self.settings.rate, done, self.settings.schedule)
+        return schedule_rate(self.settings.rate, done, self.settings.schedule)
 
     def epoch(
         self, number: int, advance: Callable[[int], None], stopping: Callable[[], bool]
@@ -288,7 +165,7 @@ class Course:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(step)
         eps = self.radius(step)
-        length = self.settings.length * (eps / self.settings.eps if self.settings.eps else 0.0)
+        length = self.settings.step_length * (eps / self.settings.eps if self.settings.eps else 0.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             x_adv = worst_images(
                 self.model,
@@ -354,7 +231,9 @@ class Course:
                     seeds[right.cpu()],
                     restarts=1,
                     random_start=True,
-                    step=settings.length / 2 if settings.step is None else settings.length,
+                    step=settings.step_length / 2
+                    if settings.step is None
+                    else settings.step_length,
                     steps=2 * settings.steps,
                     stop="float",
                 )

@@ -19,7 +19,7 @@ from .shell import Command, Whole, emit, number, numbers, option, radius
 if TYPE_CHECKING:
     from robusteval.datasets.sources import Data
     from robusteval.defenses.training import Trained
-    from robusteval.defenses.training_loop import Settings
+    from robusteval.defenses.training_settings import TrainingSettings
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
 
@@ -257,13 +257,13 @@ def train(
         stop.progress = progress
         from robusteval.defenses.training import is_helper
         from robusteval.defenses.training import train as trained
-        from robusteval.defenses.training_loop import Settings
+        from robusteval.defenses.training_settings import TrainingSettings
 
         progress.console.quiet = is_helper()
         if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ:
             device = own_device(int(os.environ["LOCAL_RANK"]))
 
-        settings = Settings(
+        settings = TrainingSettings(
             objective=objective,
             eps=eps,
             steps=steps,
@@ -321,7 +321,7 @@ def begun(
     data: str,
     size: int | None,
     download: bool,
-    settings: Settings,
+    settings: TrainingSettings,
     device: str,
     progress: Bars,
     arch: str | None,
@@ -347,7 +347,12 @@ def begun(
 
 
 def conclusion(
-    found: Trained, settings: Settings, images: Data, data: str, size: int | None, arch: str | None
+    found: Trained,
+    settings: TrainingSettings,
+    images: Data,
+    data: str,
+    size: int | None,
+    arch: str | None,
 ) -> str:
     """What came of it, and how to measure it."""
     from robusteval.reports.formatting import with_interval

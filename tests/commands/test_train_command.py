@@ -13,8 +13,8 @@ from toys import synthetic
 
 from robusteval.commands.shell import Commands
 from robusteval.commands.train import OBJECTIVES, train
-from robusteval.defenses import objectives
-from robusteval.defenses.training_loop import Settings
+from robusteval.defenses import training_settings
+from robusteval.defenses.training_settings import TrainingSettings
 from robusteval.models import checkpoint
 
 QUICK = ("--epochs", "1", "--steps", "2", "--batch-size", "16", "--held-out", "8")
@@ -143,9 +143,9 @@ def test_options_and_settings_say_the_same() -> None:
     """Names of the objectives, and the defaults of what both have."""
     options = {p.name: p for p in train.params if isinstance(p, click.Option)}
     defaults = train.make_context("train", [*DATA, *ARCH, *OUT]).params
-    settings = Settings()
+    settings = TrainingSettings()
 
-    assert tuple(objectives.OBJECTIVES) == OBJECTIVES
+    assert tuple(training_settings.OBJECTIVES) == OBJECTIVES
     for name, value in vars(settings).items():
         assert defaults[name] == value, name
     assert all(option.help for option in options.values())

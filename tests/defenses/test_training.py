@@ -18,29 +18,27 @@ from toys import Bands, synthetic
 
 from robusteval.datasets.sources import Data, from_arrays
 from robusteval.defenses.objectives import (
-    OBJECTIVES,
     Seen,
-    Weighting,
     activation_maps,
     bounded,
     discrepancy,
     losses,
     seen,
     training_loss,
-    weighed,
     worst_images,
     wrong_classes,
 )
 from robusteval.defenses.training import Trained, channels_of, train, untrained
-from robusteval.defenses.training_loop import (
+from robusteval.defenses.training_loop import Course, augmented, split
+from robusteval.defenses.training_settings import (
+    OBJECTIVES,
     Augment,
-    Course,
     Schedule,
-    Settings,
-    augmented,
-    rate_at,
-    split,
-    warmed,
+    TrainingSettings,
+    Weighting,
+    schedule_rate,
+    warm_up_radius,
+    weigh_terms,
 )
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.interpreters.cam import Head, head
@@ -51,7 +49,7 @@ from robusteval.models.networks import ARCHITECTURES
 
 Made = np.ndarray[Any, Any]
 WEIGHTINGS: tuple[Weighting, ...] = ("softmax", "runner_up")
-QUICK = Settings(eps=0.05, steps=2, epochs=2, batch_size=16, held_out=8, rate=0.01)
+QUICK = TrainingSettings(eps=0.05, steps=2, epochs=2, batch_size=16, held_out=8, rate=0.01)
 
 
 class Pooled(nn.Module):
@@ -243,7 +241,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_is_what_its_formula_says(objective: str, weighting: Weighting) -> None:
     model, x, z, y = random_pair()
-    weights, _ = weighed(objective, gamma=0.7, beta=6.0)
+    weights, _ = weigh_terms(objective, gamma=0.7, beta=6.0)
     value = training_loss(model, x, z, y, weights, weighting)
 
     before, after = head(model, x), head(model, z)
@@ -265,7 +263,7 @@ def test_loss_is_what_its_formula_says(objective: str, weighting: Weighting) -> 
 def test_search_raises_its_terms_inside_the_ball_and_leaves_the_model(objective: str) -> None:
     model = pooled(dropout=0.5).train()
     x, y, seeds = batch()
-    _, raised = weighed(objective, gamma=0.5, beta=6.0)
+    _, raised = weigh_terms(objective, gamma=0.5, beta=6.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
     def searched(eps: float, rows: slice = slice(None)) -> Tensor:
@@ -312,7 +310,7 @@ def test_objective_without_its_term_is_the_simpler_one(
 ) -> None:
     """Bit for bit, from the same seed."""
 
-    def weights(settings: Settings) -> list[Tensor]:
+    def weights(settings: TrainingSettings) -> list[Tensor]:
         model = pooled()
         course = Course(model, bands(40), np.arange(40), settings, torch.device("cpu"))
         course.epoch(0, lambda _: None, lambda: False)
@@ -328,7 +326,7 @@ def test_batch_norm_sees_clean_and_attacked_images_together() -> None:
     model, x, z, y = random_pair()
     norm = model.network.get_submodule("norm")
     norm.momentum = 1.0  # type: ignore[assignment]
-    weights, _ = weighed("int", gamma=0.5, beta=0.0)
+    weights, _ = weigh_terms("int", gamma=0.5, beta=0.0)
 
     training_loss(model.train(), x, z, y, weights)
 
@@ -372,8 +370,8 @@ def test_half_precision_leaves_float32_weights_near_those_of_full_precision() ->
 def test_radius_grows_between_its_break_points() -> None:
     steps = (0, 2000, 6000, 10_000, 50_000)
 
-    assert [0, 0, 0.15, 0.3, 0.3] == [warmed(0.3, step, 2000, 10_000) for step in steps]
-    assert warmed(0.3, 0, 0, 0) == 0.3
+    assert [0, 0, 0.15, 0.3, 0.3] == [warm_up_radius(0.3, step, 2000, 10_000) for step in steps]
+    assert warm_up_radius(0.3, 0, 0, 0) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -381,8 +379,8 @@ def test_radius_grows_between_its_break_points() -> None:
     [("cosine", [1.0, 0.5, 0.0]), ("step", [1.0, 1.0, 0.01])],
 )
 def test_rate_falls_as_scheduled(schedule: Schedule, rates: list[float]) -> None:
-    assert rates == pytest.approx([rate_at(1.0, done, schedule) for done in (0, 0.5, 1)])
-    assert rate_at(1.0, 0.6, "step") == pytest.approx(0.1)
+    assert rates == pytest.approx([schedule_rate(1.0, done, schedule) for done in (0, 0.5, 1)])
+    assert schedule_rate(1.0, 0.6, "step") == pytest.approx(0.1)
 
 
 def test_split_is_fixed_by_the_seed() -> None:
@@ -423,7 +421,7 @@ def test_images_are_shifted_and_mirrored(augment: Augment) -> None:
 
 
 def run(
-    out: Path, settings: Settings, *, model: Classifier | None = None, **options: Any
+    out: Path, settings: TrainingSettings, *, model: Classifier | None = None, **options: Any
 ) -> Trained:
     data = bands()
     classifier = model or untrained("robusteval:digits_cnn", data, settings)
@@ -498,7 +496,7 @@ def test_best_epoch_is_the_one_most_often_right_under_attack(tmp_path: Path) -> 
 def test_training_on_attacked_images_pays(tmp_path: Path) -> None:
     """A plain network finds bright bands, and is fooled by less than they are bright by."""
     data = bands(240)
-    settings = Settings(eps=0.06, steps=3, epochs=8, batch_size=32, rate=0.03, held_out=80)
+    settings = TrainingSettings(eps=0.06, steps=3, epochs=8, batch_size=32, rate=0.03, held_out=80)
     robust = {}
     for objective in ("standard", "adv", "int_adv"):
         chosen = replace(settings, objective=objective)

@@ -1,0 +1,263 @@
+"""What decides a training: each hyper-parameter once, the options of `train` derive from it.
+
+It imports neither torch nor anything else that is slow to load, so that help can show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+from robusteval.errors import UsageError
+from robusteval.registry import unknown
+
+Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
+Weighting = Literal["softmax", "runner_up"]
+Weights = Mapping[Term, float]
+OF_MAPS: frozenset[Term] = frozenset(("maps", "own_map"))
+# compare an image with its attacked self
+OF_BOTH: frozenset[Term] = frozenset(("maps", "own_map", "divergence"))
+Schedule = Literal["cosine", "step"]
+Augment = Literal["auto", "none", "crop", "crop+flip"]
+
+
+class Objective(NamedTuple):
+    """Terms that training lowers, and those of them that the search raises."""
+
+    lowered: frozenset[Term]
+    raised: frozenset[Term]
+
+
+def _list_terms(lowered: Iterable[Term], raised: Iterable[Term] = ()) -> Objective:
+    return Objective(frozenset(lowered), frozenset(raised))
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "standard": _list_terms(["clean"]),
+    "adv": _list_terms(["adversarial"], ["adversarial"]),
+    "trades": _list_terms(["clean", "divergence"], ["divergence"]),
+    "int": _list_terms(["clean", "maps"], ["maps"]),
+    "int2": _list_terms(["clean", "maps"], ["adversarial"]),
+    "int_adv": _list_terms(["adversarial", "maps"], ["adversarial", "maps"]),
+    "int2_adv": _list_terms(["adversarial", "maps"], ["adversarial"]),
+    "one_class": _list_terms(["clean", "own_map"], ["own_map"]),
+}
+
+
+def _describe_option(
+    heading: str,
+    text: str,
+    *,
+    metavar: str = "NUMBER",
+    choices: tuple[str, ...] | None = None,
+    least: int | None = None,
+) -> dict[str, Any]:
+    """Describe the option of a field on the command line, as the field's metadata.
+
+    `heading` and `help` in the list of options, `metavar`, and where there are any the `choices` of
+    a word or the `least` whole number.
+    """
+    metadata: dict[str, Any] = {"heading": heading, "help": text, "metavar": metavar}
+    more = {"choices": choices, "least": least}
+    return metadata | {name: value for name, value in more.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train: each field's `help` says what it decides, and in which unit.
+
+    Raises
+    ------
+    UsageError
+        A value is out of range; the message names its option.
+    """
+
+    objective: str = field(
+        default="adv",
+        metadata=_describe_option(
+            "Objective",
+            "standard, adv (the images an attack finds), trades, or one with the network's class"
+            " activation maps (arXiv:2006.14748): int, int2, int_adv, int2_adv, one_class.",
+            metavar="NAME",
+            choices=tuple(OBJECTIVES),
+        ),
+    )
+    eps: float = field(
+        default=8 / 255,
+        metadata=_describe_option(
+            "Objective", "Radius in linf to withstand, of the [0, 1] pixel range."
+        ),
+    )
+    steps: int = field(
+        default=10,
+        metadata=_describe_option(
+            "Objective",
+            "Steps of the attack on each batch; training takes about N + 2 times as long as"
+            " without.",
+            metavar="N",
+            least=1,
+        ),
+    )
+    step: float | None = field(
+        default=None,
+        metadata=_describe_option("Objective", "Length of a step. [default: 2.5 * eps / steps]"),
+    )
+    gamma: float = field(
+        default=0.5,
+        metadata=_describe_option(
+            "Objective",
+            "Weight of the maps; they are divided by their number of positions, unlike in the code"
+            " of the paper, whose .01 is .49 here for maps of 7x7.",
+        ),
+    )
+    beta: float = field(
+        default=6.0, metadata=_describe_option("Objective", "Weight of the divergence of trades.")
+    )
+    weighting: Weighting = field(
+        default="softmax",
+        metadata=_describe_option(
+            "Objective",
+            "How maps of wrong classes count: softmax, or runner_up alone.",
+            metavar="NAME",
+            choices=get_args(Weighting),
+        ),
+    )
+    epochs: int = field(
+        default=20,
+        metadata=_describe_option("Training", "Passes over the images.", metavar="N", least=1),
+    )
+    batch_size: int = field(
+        default=64, metadata=_describe_option("Training", "Images per step.", metavar="N", least=2)
+    )
+    rate: float = field(
+        default=3e-3, metadata=_describe_option("Training", "Learning rate of Adam at its highest.")
+    )
+    schedule: Schedule = field(
+        default="cosine",
+        metadata=_describe_option(
+            "Training",
+            "How the rate falls: along a cosine, or tenfold after 4/7 and 6/7 of the training.",
+            metavar="NAME",
+            choices=get_args(Schedule),
+        ),
+    )
+    warmup: tuple[float, float] | None = field(
+        default=None,
+        metadata=_describe_option(
+            "Objective",
+            "Epochs up to which eps is 0, and from which it is whole. [default: 0 and a quarter of"
+            " them]",
+            metavar="A,B",
+        ),
+    )
+    augment: Augment = field(
+        default="auto",
+        metadata=_describe_option(
+            "Data",
+            "Shift images by up to an eighth, and mirror them; auto: both for colour images,"
+            " neither for grey ones.",
+            metavar="NAME",
+            choices=get_args(Augment),
+        ),
+    )
+    held_out: int | None = field(
+        default=None,
+        metadata=_describe_option(
+            "Data",
+            "Images that epochs are judged on instead of trained on. [default: a tenth or 200, at"
+            " most a fifth and 1000]",
+            metavar="N",
+            least=1,
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=_describe_option(
+            "Training",
+            "Decides the first weights, which images are held out, the order of the others, and all"
+            " noise.",
+            metavar="N",
+            least=0,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UsageError(unknown("objective", self.objective, list(OBJECTIVES)))
+        if not 0 <= self.eps <= 1:
+            raise UsageError(
+                f"--eps must be from 0 to 1, in units of the [0, 1] pixel range (8/255 is eight"
+                f" grey levels), not {self.eps:g}"
+            )
+        for name in ("steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise UsageError(f"--batch-size must be at least 2, not {self.batch_size}")
+        for name in ("rate", "step"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name} must be positive, not {value:g}")
+        for name in ("gamma", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"--{name} must be 0 or more, not {getattr(self, name):g}")
+        if self.warmup is not None and not 0 <= self.warmup[0] <= self.warmup[1] < math.inf:
+            raise UsageError(
+                "--warmup must be two numbers of epochs, the second not smaller than the first,"
+                f" not {self.warmup[0]:g},{self.warmup[1]:g}"
+            )
+        for name, kind in (("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)):
+            if getattr(self, name) not in get_args(kind):
+                words = ", ".join(get_args(kind))
+                raise UsageError(f"--{name} must be one of {words}, not {getattr(self, name)!r}")
+
+    @property
+    def step_length(self) -> float:
+        """Length of a step of the search at the full radius."""
+        return 2.5 * self.eps / self.steps if self.step is None else self.step
+
+    @property
+    def terms(self) -> tuple[Weights, Weights]:
+        """Weights of the terms lowered and of those raised."""
+        return weigh_terms(self.objective, gamma=self.gamma, beta=self.beta)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether any term needs class activation maps."""
+        return any(not OF_MAPS.isdisjoint(weights) for weights in self.terms)
+
+
+def warm_up_radius(eps: float, step: float, start: float, full: float) -> float:
+    """The radius at a step: zero up to `start`, whole from `full` on, linear in between."""
+    if step >= full:
+        return eps
+    return eps * max(step - start, 0.0) / (full - start)
+
+
+def schedule_rate(rate: float, done: float, schedule: Schedule) -> float:
+    """The learning rate after a share `done` in [0, 1] of all steps."""
+    if schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * done)) / 2
+    return rate * 0.1 ** sum(done >= share for share in (4 / 7, 6 / 7))
+
+
+def weigh_terms(objective: str, *, gamma: float, beta: float) -> tuple[Weights, Weights]:
+    """Weights of the terms that are lowered and of those that are raised.
+
+    A term of weight zero is left out, so that it costs nothing and changes no bit.
+    """
+    weight: Weights = {
+        "clean": 1.0,
+        "adversarial": 1.0,
+        "divergence": beta,
+        "maps": gamma,
+        "own_map": gamma,
+    }
+
+    def present(terms: frozenset[Term]) -> Weights:
+        return {term: weight[term] for term in sorted(terms) if weight[term]}
+
+    lowered, raised = OBJECTIVES[objective]
+    return present(lowered), present(raised)
