@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import click
 from robusteval.commands.preset import check
 from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.detector_record import DetectorRecord
+from robusteval.runs.plain import from_plain
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Spec, show
 
@@ -34,13 +35,9 @@ from .shell import Command, Whole, emit, option, written
 from .train import has_other_part
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
     from torch import nn
 
     from robusteval.progress import Bars
-
-Record = dict[str, Any]
 
 CHANNELS = ("pair", "pair_product", "triple")
 EXTRACTORS = ("raw", "small_cnn", "vgg16")
@@ -215,6 +212,7 @@ def detector(
         )
     from rich.console import Console
 
+    from robusteval.reports.detector import print_detector, render_detector_json
     from robusteval.reports.terminal import say, text
 
     tested = split == "train" and has_other_part(images, data, size)
@@ -229,13 +227,13 @@ def detector(
         size=size,
     )
     beside = out.with_suffix(".report.json")
-    report = {**found.report, "command": command_line()}
+    record = from_plain(DetectorRecord, {**found.report, "command": command_line()})
     found.detector.save(out)
-    write_atomically(beside, (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(beside, render_detector_json(record).encode())
     done.clear()
     console = Console()
     with written(), console.capture() as page:
-        print_report(console, found.report)
+        print_detector(record, console)
         console.print()
         unseen = "" if tested else " Take images it has not seen."
         say(
@@ -264,176 +262,6 @@ def pretrained(path: Path | None, progress: Bars) -> nn.Module:
     network = load(path, arch="torchvision:vgg16").network
     progress.end()
     return network
-
-
-def print_report(console: Console, report: Record) -> None:
-    """All figures, in tables of 80 columns."""
-    from robusteval.reports.terminal import facts, heading, listed, say
-
-    head = report["headline"]
-    say(console, headline(report), "bold")
-    heading(console, "Attacks it has learnt from")
-    for i, each in enumerate(report["attacks"], 1):
-        say(console, f"{i}  {each['attack']}: succeeds on {each['k']} of {each['n']} images")
-    rows = [
-        [str(i), *caught(each), below(share(each["undetected"]))]
-        for i, each in enumerate(report["per_attack"], 1)
-    ]
-    if len(rows) > 1:
-        rows.append(["all", *caught(head), ""])
-    heads = ["attack", "AUC", "flagged\nat 5 %", "flagged\nat 1 %", "successful and\nnot flagged"]
-    lines(console, "Attacked images", heads, rows)
-    rows = [
-        [f"{each['kind']} ({each['flagged']['0.05']['n']})", *flagged(each["flagged"])]
-        for each in report["negatives"]
-    ]
-    heads = ["images", "flagged\nat 5 %", "flagged\nat 1 %"]
-    lines(console, "Images without any attack", heads, rows)
-    rows = [["this detector", *caught(head)[:2], ""]]
-    for rule in report["baselines"]:
-        rows.append([rule["name"], *caught(rule)[:2], below(signed(rule["gain"]))])
-    for less in report["simpler"]:
-        gain = below(signed(less["gain"]))
-        rows.append([f"the same on {less['name']}", auc(less["auc"]), "", gain])
-    heads = ["rule", "AUC", "flagged\nat 5 %", "AUC gained\nby this detector"]
-    lines(console, "Against simpler ones", heads, rows)
-    matrix(console, report)
-    leaks = report["leaks"]
-    rows = [
-        ["labels exchanged within each image", auc(leaks["shuffled"]), "0.5"],
-        ["two copies of different noise", auc(leaks["benign"]), "0.5"],
-        ["attacked or not, parted by image", auc(head["auc"]), "as above"],
-        ["attacked or not, parted by row", auc(leaks["row_wise"]), "for comparison"],
-    ]
-    lines(console, "Is there a leak?", ["what is told apart", "AUC", "should be"], rows)
-    facts(console, in_words(report))
-    marks = [f"{'!' if each['grave'] else '-'} {each['text']}" for each in report["remarks"]]
-    listed(console, "Remarks", marks)
-
-
-def headline(report: Record) -> str:
-    """The one thing to know."""
-    head = report["headline"]
-    at = head["at"]["0.05"]
-    return (
-        f"AUC {auc(head['auc'])} on images that had no say: of {at['tpr']['n']} attacked ones"
-        f" {share(at['tpr'])} are flagged at a threshold set for 5 % false alarms, of"
-        f" {at['fpr']['n']} as they are {share(at['fpr'])}."
-    )
-
-
-def in_words(report: Record) -> list[tuple[str, str]]:
-    """Names of facts, and what they are."""
-    head, counts, cost = report["headline"], report["images"], report["cost"]
-    at = head["at"]["0.05"]
-    precise = f"not known without a false alarm among {at['fpr']['n']} images"
-    if at["precision"] is not None:
-        precise = f"{100 * at['precision']:.1f} % of the flagged, were 1 of 100 images attacked"
-    return [
-        (
-            "images",
-            f"{counts['train']} to fit on, {counts['validation']} to stop and set thresholds,"
-            f" {counts['test']} to judge; {counts['alike']} much like another, kept with it",
-        ),
-        (
-            "at one half",
-            f"accuracy {head['accuracy']:.3f} with as many attacked as not, Brier score"
-            f" {head['brier']:.3f}, average precision {head['average_precision']:.3f}",
-        ),
-        ("precision", precise),
-        (
-            "cost",
-            f"{cost['forwards']:.3g} forward passes per image, the prediction itself included;"
-            f" measured {cost['times']:.3g} times its duration",
-        ),
-        ("features", f"{report['features']}, {report['rounds']} trees"),
-    ]
-
-
-def matrix(console: Console, report: Record) -> None:
-    """Fitted on each attack, judged on each; nothing for one attack."""
-    names = [each["attack"] for each in report["per_attack"]]
-    if len(names) < 2:
-        return
-    narrow = len(names) > 4  # no room for intervals
-
-    def figures(cell: Record) -> str:
-        value = cell["auc"]["value"]
-        area = f"{value:.3f}" if narrow else below(auc(cell["auc"]))
-        return f"{area}\n{share(cell['tpr']).partition(' (')[0]}"
-
-    rows = []
-    for row in report["matrix"]:
-        name = row["fitted_on"]
-        title = "all" if name is None else str(names.index(name) + 1)
-        rows.append([title, *(figures(cell) for cell in row["judged_on"])])
-    heads = ["fitted on", *(f"judged on {i}" for i in range(1, len(names) + 1))]
-    lines(console, "Fitted on one attack, judged on another: AUC, flagged at 5 %", heads, rows)
-
-
-def lines(console: Console, title: str, heads: list[str], rows: list[list[str]]) -> None:
-    """A table with its title; the first column takes what room is left."""
-    from rich import box
-    from rich.table import Table
-
-    from robusteval.reports.terminal import heading, put
-
-    heading(console, title)
-    console.print()
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
-    for i, head in enumerate(heads):
-        shown.add_column(cell(console, head), overflow="fold", no_wrap=i > 0)
-    for row in rows:
-        shown.add_row(*(cell(console, each) for each in row))
-    put(console, shown)
-
-
-def cell(console: Console, content: str) -> Text:
-    """Several lines of text as they are."""
-    from rich.text import Text
-
-    from robusteval.reports.terminal import text
-
-    return Text("\n").join([text(console, line) for line in content.split("\n")])
-
-
-def share(rate: Record) -> str:
-    """A share with its interval."""
-    from robusteval.reports.formatting import with_interval
-
-    return with_interval(rate)
-
-
-def auc(found: Record) -> str:
-    """An area with its interval."""
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
-
-
-def signed(found: Record) -> str:
-    """A difference with its interval."""
-    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-
-
-def below(number: str) -> str:
-    """A number with its interval in the line below."""
-    return number.replace(" (", "\n(")
-
-
-def caught(found: Record) -> list[str]:
-    """AUC, and what is flagged at both thresholds."""
-    flags = [below(share(found["at"][fpr]["tpr"])) for fpr in ("0.05", "0.01")]
-    return [auc(found["auc"]), *flags]
-
-
-def flagged(found: Record) -> list[str]:
-    """What is flagged at both thresholds."""
-    return [share(found[fpr]) for fpr in ("0.05", "0.01")]
 
 
 def measuring(

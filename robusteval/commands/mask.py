@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ import click
 from robusteval.commands.preset import check
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, parse
-from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Spec
 
 from .running import (
@@ -33,11 +31,7 @@ from .shell import Command, Whole, emit, option
 if TYPE_CHECKING:
     from robusteval.datasets.sources import Data
     from robusteval.defenses.masking import Chosen, Judgement
-
-EARLY = (
-    "This attack stops at the first success, of which little carries over to another network: with"
-    " stop=never the figures in the middle are lower."
-)
+    from robusteval.reports.mask import MaskRecord
 
 
 def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | Fraction:
@@ -201,53 +195,37 @@ def mask(
             std=classifier.identity["std"],
             **facts,
         )
+    from robusteval.reports.mask import render_mask
+
     done.clear()
     words = ["robusteval", "evaluate", checkpoint, "--defense", str(out)]
-    emit(page(found, chosen, out, rank, spec, images))
+    emit(render_mask(describe_mask(found, chosen, out, rank, spec, images)))
     emit(how_to_measure(words, images, data or "digits", size, spec, options))
 
 
-def page(found: Judgement, chosen: Chosen, out: Path, rank: str, spec: Spec, images: Data) -> str:
-    """What was masked, the figures, and what they amount to, in 80 columns."""
-    classes = chosen.masks.ndim == 2
-    each = " for each class" if classes else ""
-    by = f"by {chosen.ranked} other images"
-    why = {
-        "sensitivity": f"those that the attack moves most, {by}",
-        "importance": f"those that matter least to the logit of the true class, {by}",
-        "random": "drawn at random",
-    }[rank]
-    width = chosen.masks.shape[-1]
-    rows = [
-        ("", "clean", "attack made for", "attack made for"),
-        ("", "", "the unmasked", "this network"),
-        *(
-            (name, *(share(rate) for rate in figures))
-            for name, figures in (
-                ("unmasked", found.plain),
-                ("masked", found.masked),
-                ("random mask", found.control),
-            )
-        ),
-    ]
-    lines = [
-        *wrapped(
-            f"{out} has {chosen.masked} of {width} units of layer {chosen.layer} masked{each},"
-            f" {why}."
-        ),
-        "",
-        *wrapped(
-            f"Right of {found.plain.clean.n} images of {images.name}, in % with 95 % intervals, as"
-            f" they are and under {spec}:"
-        ),
-        "",
-        *(f"  {a:<13}{b:<20}{c:<20}{d}".rstrip() for a, b, c, d in rows),
-        "",
-        *wrapped(found.verdict),
-        *(wrapped(EARLY) if stops_early(spec) else ()),
-        *(line for finding in found.findings for line in wrapped(f"Note: {finding.message}")),
-    ]
-    return "\n".join(lines) + "\n"
+def describe_mask(
+    found: Judgement, chosen: Chosen, out: Path, rank: str, spec: Spec, images: Data
+) -> MaskRecord:
+    """The record of a mask."""
+    from robusteval.reports.mask import MaskFigures, MaskRecord
+
+    return MaskRecord(
+        file=str(out),
+        layer=chosen.layer,
+        units=chosen.masks.shape[-1],
+        masked=chosen.masked,
+        per_class=chosen.masks.ndim == 2,
+        rank=rank,
+        ranked=chosen.ranked,
+        data=images.name,
+        attack=str(spec),
+        stops_early=stops_early(spec),
+        unmasked=MaskFigures(*found.plain),
+        mask=MaskFigures(*found.masked),
+        random_mask=MaskFigures(*found.control),
+        verdict=found.verdict,
+        findings=tuple(finding.message for finding in found.findings),
+    )
 
 
 def stops_early(spec: Spec) -> bool:
@@ -256,17 +234,6 @@ def stops_early(spec: Spec) -> bool:
         return False
     known = ATTACKS.entry(spec.name).resolve(spec)
     return "stop" in known and known["stop"] != "never"
-
-
-def wrapped(text: str) -> list[str]:
-    """Lines of at most 80 columns."""
-    return textwrap.wrap(text, 80, break_long_words=False, break_on_hyphens=False)
-
-
-def share(rate: Rate) -> str:
-    """A share in per cent, with its interval."""
-    low, high = rate.interval
-    return f"{100 * rate.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def how_to_measure(

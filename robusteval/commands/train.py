@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robusteval.defenses.training_settings import TrainingSettings
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
+    from robusteval.reports.training import TrainingRecord
 
 OBJECTIVES = ("standard", "adv", "trades", "int", "int2", "int_adv", "int2_adv", "one_class")
 
@@ -306,7 +307,12 @@ def train(
             stopping=lambda: stop.asked > 0,
         )
     if not is_helper():
-        emit(conclusion(found, settings, images, data, size, arch))
+        from robusteval.reports.training import render_training
+
+        emit(
+            render_training(describe_training(found, settings, images))
+            + how_to_judge(found.path, settings, images, data, size, arch)
+        )
 
 
 def own_device(rank: int) -> str:
@@ -346,36 +352,35 @@ def begun(
     return untrained(arch, found, settings, device=target, **options), found
 
 
-def conclusion(
-    found: Trained,
+def describe_training(found: Trained, settings: TrainingSettings, images: Data) -> TrainingRecord:
+    """The record of a training."""
+    from robusteval.reports.training import TrainingRecord
+
+    best = found.best
+    return TrainingRecord(
+        file=str(found.path),
+        stem=found.path.stem,
+        epoch=best.epoch,
+        epochs=len(found.history),
+        data=images.name,
+        clean=Rate(best.clean, best.held_out),
+        robust=Rate(best.robust, best.held_out),
+        steps=2 * settings.steps,
+        eps=settings.eps,
+        bound_ratio=best.bound_ratio,
+        below_bound=best.below_bound,
+    )
+
+
+def how_to_judge(
+    path: Path,
     settings: TrainingSettings,
     images: Data,
     data: str,
     size: int | None,
     arch: str | None,
 ) -> str:
-    """What came of it, and how to measure it."""
-    from robusteval.reports.formatting import with_interval
-
-    best, path = found.best, found.path
-
-    def held_out(k: int) -> str:
-        rate = Rate(k, best.held_out)
-        low, high = rate.interval
-        return with_interval({"k": rate.k, "n": rate.n, "low": low, "high": high})
-
-    eps = show_number(settings.eps)
-    lines = [
-        f"{path} holds epoch {best.epoch} of {len(found.history)};"
-        f" {path.stem}.history.json and {path.stem}.curve.png are beside it.",
-        f"Of {best.held_out} images held out of {images.name}: {held_out(best.clean)} right,"
-        f" {held_out(best.robust)} under PGD with {2 * settings.steps} steps at eps {eps}.",
-    ]
-    if best.bound_ratio is not None:
-        lines.append(
-            f"Where PGD succeeded the maps moved {best.bound_ratio:.3g} times as far as they must"
-            f" (median); {best.below_bound} moved less."
-        )
+    """The command that measures what was trained."""
     words = ["robusteval", "evaluate", str(path), "--data"]
     if tested := has_other_part(images, data, size):
         words.append(data)
@@ -386,13 +391,12 @@ def conclusion(
     if arch is not None and not arch.startswith(("torchvision:", "robusteval:")):
         words += ["--arch", arch]
     if settings.eps:
-        words += ["--attack", f"pgd:eps={eps},steps=100,restarts=5"]
+        words += ["--attack", f"pgd:eps={show_number(settings.eps)},steps=100,restarts=5"]
     unseen = "" if tested else f" on images it has not seen ({data} has no other part)"
-    lines += [
-        f"The epoch was chosen by these images, which flatters it. Measure it{unseen} with",
-        f"  {shlex.join(words)}",
-    ]
-    return "\n".join(lines) + "\n"
+    return (
+        f"The epoch was chosen by these images, which flatters it. Measure it{unseen} with\n"
+        f"  {shlex.join(words)}\n"
+    )
 
 
 def has_other_part(images: Data, data: str, size: int | None) -> bool:
