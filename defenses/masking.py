@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Batch, Data, draw, from_arrays
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.evaluation.defense import Defense
+from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.judge import repaired
 from robusteval.evaluation.plan import Attack, build
@@ -382,7 +382,11 @@ def judge_masks(
     """
     images = from_arrays(chosen.judging.x.numpy(), chosen.judging.y.numpy(), name=data.name)
     shields = [
-        Defense(Spec(name, {}), masked(classifier, chosen.layer, masks), {"mask": masks.tolist()})
+        ReadyDefense(
+            Spec(name, {}),
+            masked(classifier, chosen.layer, masks),
+            {"name": name, "mask": masks.tolist()},  # chance may choose the same units
+        )
         for name, masks in (("mask", chosen.masks), ("control", chosen.control))
     ]
     facts = [

@@ -9,7 +9,7 @@ import click
 
 from robusteval.commands.preset import Preset, check, read_preset, with_eps
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.evaluation.defense_files import read_defense
+from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.types import Run, Spec
 
@@ -177,7 +177,7 @@ def evaluate(
     specs, settings = chosen(preset, attacks, eps)
     explained = explaining(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
-    shields = [DEFENSES.check(read_defense(text)) for text in defenses]
+    shields = [DEFENSES.check(parse_defense(text)) for text in defenses]
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     if data is None and checkpoint != "demo":

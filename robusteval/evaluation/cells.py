@@ -20,7 +20,7 @@ from robusteval.models.classifier import block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Columns, Defended, Outcome, Picture
+from robusteval.runs.types import Columns, Outcome, Picture
 
 
 class Cells:
@@ -82,10 +82,8 @@ class Cells:
 
     def compute_clean(self, target: Target) -> None:
         """Fill in `target.clean`: every image as it is."""
-        plan, defense = self.plan, target.defense
-        entry: dict[str, Any] = {"role": "clean"}
-        if defense is not None:
-            entry = Defended(defense.spec, defense.kind, {}, defense.facts).to_record()
+        plan, defended = self.plan, target.defended
+        entry = {"role": "clean"} if defended is None else defended.to_record()
         key = digest({"role": entry["role"], "basis": self.basis(), **target.key_facts})
         columns = self.store.find_cell(key)
         if columns is None:

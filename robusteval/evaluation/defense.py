@@ -2,7 +2,7 @@
 
 A registered defense is a function ``(model, *, parameters) -> Classifier`` that makes of a
 classifier the defended one; a `WithDetector` one if it raises alarms instead of answering
-otherwise.
+otherwise. `ReadyDefense` says how it states what it costs and which images it has seen.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from robusteval.errors import UsageError
-from robusteval.evaluation.defense_files import public, read_defense
+from robusteval.evaluation.defense_files import hide_folder, parse_defense
 from robusteval.interpreters.explainer import Explainer
 from robusteval.models.classifier import Classifier
-from robusteval.models.masked import Masked
 from robusteval.registry import DEFENSES
 from robusteval.runs.types import Spec
 
@@ -92,53 +91,115 @@ class WithDetector(Classifier):
         self.detector = detector
 
 
-@dataclass(frozen=True)
-class Defense:
-    """A defense that is ready to be attacked."""
+class Defense(Protocol):
+    """A defense that is ready to be attacked, as the evaluation sees it.
 
-    spec: Spec  # as reports print it: of files the names alone
-    model: Classifier
-    identity: dict[str, Any]  # JSON-able: what decides its numbers
-
-    @property
-    def kind(self) -> str:
-        """How `robusteval.runs.types.Defended` calls it."""
-        return "detector" if isinstance(self.model, WithDetector) else "model"
+    `build_defense` makes one of what is registered; anything of this form can be given to
+    `robusteval.evaluation.evaluate.evaluate`.
+    """
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What reports say of it besides numbers that were measured."""
-        if isinstance(self.model, WithDetector):
-            return self.model.detector.facts
-        known = self.model.identity
-        passes = 2.0 if known.get("mask", {}).get("per_class") else 1.0
-        kept: dict[str, Any] = {n: known[n] for n in ("sha256", "arch", "mask") if n in known}
-        return {**kept, "forwards": passes}
+    def spec(self) -> Spec:
+        """The defense as reports print it: of files the names alone."""
+        ...
+
+    @property
+    def model(self) -> Classifier:
+        """What is attacked: another network, or the same one where there is a detector."""
+        ...
+
+    @property
+    def detector(self) -> Detector | None:
+        """What raises alarms beside the model, which then answers like the undefended one."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: all that decides its numbers."""
+        ...
+
+    @property
+    def forwards(self) -> float:
+        """The cost of a prediction, in forward passes of the network."""
+        ...
 
     @property
     def seen(self) -> np.ndarray[Any, Any] | None:
         """Content ids uint64 of the images that it was made with; None if that is not known."""
-        if isinstance(self.model, WithDetector):
-            return self.model.detector.seen
-        return self.model.network.seen if isinstance(self.model.network, Masked) else None
+        ...
 
-    @classmethod
-    def made(cls, spec: str | Spec, classifier: Classifier) -> Defense:
-        """That of a spec or of a file; UsageError if it is wrong or does not fit the classifier."""
-        spec = DEFENSES.check(read_defense(spec) if isinstance(spec, str) else spec)
-        entry = DEFENSES.entry(spec.name)
-        with users_error(spec.name):
-            model = partial(DEFENSES.load(spec.name), **spec.parameters)(classifier)
-        if model.num_classes != classifier.num_classes:
-            raise UsageError(
-                f"{spec.name} answers with {model.num_classes} classes, the model itself with"
-                f" {classifier.num_classes}: they cannot be compared"
-            )
-        shown = {key: public(value) for key, value in spec.parameters.items()}
-        resolved = {key: public(value) for key, value in entry.resolve(spec).items()}
-        facts = model.detector.facts if isinstance(model, WithDetector) else model.identity
-        identity = {"name": spec.name, "parameters": resolved, "is": facts}
-        return cls(Spec(spec.name, shown), model, identity)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON-able: what reports say of it, `forwards` among it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReadyDefense:
+    """A `Defense` made of a classifier.
+
+    What it costs and has seen its network may say by attributes `forwards` and `seen`; without
+    them it takes one pass, and what it has seen is not known. Behind a detector, this one says it.
+    """
+
+    spec: Spec
+    model: Classifier
+    identity: dict[str, Any]
+
+    @property
+    def detector(self) -> Detector | None:
+        """What raises alarms; None if the model answers otherwise instead."""
+        return self.model.detector if isinstance(self.model, WithDetector) else None
+
+    @property
+    def forwards(self) -> float:
+        """The cost of a prediction, in forward passes of the network."""
+        if self.detector is not None:
+            return float(self.detector.facts.get("forwards", 1.0))
+        return float(getattr(self.model.network, "forwards", 1.0))
+
+    @property
+    def seen(self) -> np.ndarray[Any, Any] | None:
+        """Content ids uint64 of the images that it was made with; None if that is not known."""
+        if self.detector is not None:
+            return self.detector.seen
+        seen = getattr(self.model.network, "seen", None)
+        return seen if isinstance(seen, np.ndarray) else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What reports say of it besides numbers that were measured."""
+        if self.detector is not None:
+            return self.detector.facts
+        known = self.model.identity
+        kept: dict[str, Any] = {n: known[n] for n in ("sha256", "arch", "mask") if n in known}
+        return {**kept, "forwards": self.forwards}
+
+
+def build_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
+    """Build the defense of a spec or of a file.
+
+    UsageError if it is wrong or does not fit the classifier.
+    """
+    spec = DEFENSES.check(parse_defense(spec) if isinstance(spec, str) else spec)
+    entry = DEFENSES.entry(spec.name)
+    with users_error(spec.name):
+        model = partial(DEFENSES.load(spec.name), **spec.parameters)(classifier)
+    if model.num_classes != classifier.num_classes:
+        raise UsageError(
+            f"{spec.name} answers with {model.num_classes} classes, the model itself with"
+            f" {classifier.num_classes}: they cannot be compared"
+        )
+    shown = {key: hide_folder(value) for key, value in spec.parameters.items()}
+    resolved = {key: hide_folder(value) for key, value in entry.resolve(spec).items()}
+    facts = model.detector.facts if isinstance(model, WithDetector) else model.identity
+    identity = {"name": spec.name, "parameters": resolved, "is": facts}
+    return ReadyDefense(Spec(spec.name, shown), model, identity)
+
+
+def name_kind(defense: Defense) -> str:
+    """Name the kind of a defense as `robusteval.runs.types.Defended` does."""
+    return "model" if defense.detector is None else "detector"
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from robusteval.registry import DEFENSES, parse
 from robusteval.runs.types import Spec
 
 
-def read_defense(text: str) -> Spec:
-    """A spec, or the one that stands for a file."""
+def parse_defense(text: str) -> Spec:
+    """Parse a spec, or make the one that stands for a file."""
     path = Path(text)
     if not path.is_file():
         if path.suffix and text.partition(":")[0] not in DEFENSES.entries:
@@ -32,8 +32,8 @@ def is_detector(path: Path) -> bool:
         return False
 
 
-def public(value: Any) -> Any:
-    """A parameter without the folder of a file, which is of no concern to a reader."""
+def hide_folder(value: Any) -> Any:
+    """Take the folder of a file out of a parameter: it is of no concern to a reader."""
     if not isinstance(value, str):
         return value
     head, suffix, function = value.partition(".py:")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data, Positions, draw
 from robusteval.errors import UsageError
-from robusteval.evaluation.defense import Defense
+from robusteval.evaluation.defense import Defense, build_defense
 from robusteval.evaluation.map_changes import Interpreter, described
 from robusteval.models.admission import check_images, check_labels, identified, wrapped
 from robusteval.models.classifier import Classifier
@@ -76,7 +76,7 @@ class Plan:
 
     def knowing(self, defense: Defense | None) -> tuple[Attack, ...]:
         """The attacks that know a defense."""
-        guarded = defense is not None and defense.kind == "detector"
+        guarded = defense is not None and defense.detector is not None
         return self.adaptive if guarded else self.attacks
 
     def cells(self) -> Iterator[Cell]:
@@ -139,7 +139,9 @@ def prepare(
 
     explained = fitting(interpreters, Interpreter.made)
     check_interpreters(explained)
-    shields = tuple(d if isinstance(d, Defense) else Defense.made(d, model) for d in defenses)
+    shields = tuple(
+        build_defense(each, model) if isinstance(each, str | Spec) else each for each in defenses
+    )
     check_defenses(shields, data, index)
     specs = [parse(attack) if isinstance(attack, str) else attack for attack in attacks]
     evading = [spec for spec in specs if needs_detector(spec)]
@@ -219,7 +221,7 @@ def evasions(
     Those that were asked for; otherwise for each linf radius of the other attacks the three of
     `EVASIONS`.
     """
-    guarded = [defense for defense in shields if defense.kind == "detector"]
+    guarded = [defense for defense in shields if defense.detector is not None]
     if asked and not guarded:
         raise UsageError(f"{asked[0].name} attacks a detector: name one with --defense")
     if asked and not attacks:

@@ -10,7 +10,7 @@ from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.target import Target
 from robusteval.models.environment import environment
 from robusteval.runs.folder import Store
-from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run
+from robusteval.runs.types import Columns, Finding, Outcome, Run
 
 
 class Recording:
@@ -56,9 +56,9 @@ class Recording:
             created=self.created,
             folder=str(self.store.folder),
             defenses=tuple(
-                Defended(each.defense.spec, each.defense.kind, each.clean, each.defense.facts)
-                for each in self.targets
-                if each.defense is not None and each.clean
+                defended
+                for target in self.targets
+                if (defended := target.defended) is not None and defended.clean
             ),
         )
 

@@ -9,13 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluation.defense import Defense, Detector, WithDetector
+from robusteval.evaluation.defense import Defense, Detector, name_kind
 from robusteval.evaluation.map_changes import Interpreter, Measurement
 from robusteval.evaluation.plan import Plan
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import sentence
 from robusteval.models.seeds import Ids, sample_seeds
-from robusteval.runs.types import Columns, Finding, Spec
+from robusteval.runs.types import Columns, Defended, Finding, Spec
 
 WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
 
@@ -52,7 +52,7 @@ class Target:
     @property
     def detector(self) -> Detector | None:
         """What watches the model, which then answers like the undefended one."""
-        return self.model.detector if isinstance(self.model, WithDetector) else None
+        return None if self.defense is None else self.defense.detector
 
     @property
     def key_facts(self) -> dict[str, Any]:
@@ -63,6 +63,14 @@ class Target:
     def spec(self) -> Spec | None:
         """The defense; None without one."""
         return None if self.defense is None else self.defense.spec
+
+    @property
+    def defended(self) -> Defended | None:
+        """The defense, and what it does to the images as they are; None without one."""
+        if self.defense is None:
+            return None
+        kind = name_kind(self.defense)
+        return Defended(self.defense.spec, kind, self.clean, self.defense.facts)
 
     @property
     def suffix(self) -> str:
@@ -98,7 +106,7 @@ def list_targets(plan: Plan) -> list[Target]:
             Target(
                 each.model,
                 each,
-                None if each.kind == "detector" else build_measurement(plan, each.model),
+                build_measurement(plan, each.model) if each.detector is None else None,
             )
             for each in plan.defenses
         ),

@@ -83,6 +83,11 @@ class Masked(nn.Module):
         return self.masks.ndim == 2
 
     @property
+    def forwards(self) -> float:
+        """Forward passes of the network for a prediction."""
+        return 2.0 if self.per_class else 1.0
+
+    @property
     def facts(self) -> dict[str, Any]:
         """JSON-able: layer, per_class, units, and how many are masked (of each class, a mean)."""
         masked = float((self.masks == 0).float().sum(-1).mean())

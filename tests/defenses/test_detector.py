@@ -30,7 +30,7 @@ from robusteval.defenses.detector_report import Judgement, remarks
 from robusteval.defenses.fitting import Rows, fitted, weighed
 from robusteval.defenses.variants import Sources, alike, cropped, floats, in_bytes, jpegs, parted
 from robusteval.errors import UsageError
-from robusteval.evaluation.defense import Defense, WithDetector
+from robusteval.evaluation.defense import WithDetector, build_defense
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.evaluation.plan import build
 from robusteval.evaluation.work_cache import WorkCache
@@ -465,10 +465,10 @@ def test_detector_needs_a_file_and_a_known_rate(file: Path, model: Classifier) -
 
 
 def test_file_is_a_defense(file: Path, model: Classifier) -> None:
-    made = Defense.made(str(file), model)
-    strict = Defense.made(f"detector:file={file},fpr=0.01", model)
+    made = build_defense(str(file), model)
+    strict = build_defense(f"detector:file={file},fpr=0.01", model)
 
-    assert made.kind == "detector"
+    assert made.detector is not None
     assert made.facts["threshold"] <= strict.facts["threshold"]
     assert strict.facts["fpr"] == 0.01
     assert len(made.facts["sha256"]) == 64

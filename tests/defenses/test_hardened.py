@@ -11,8 +11,8 @@ import torch
 from toys import Bands
 
 from robusteval.errors import Refused, UsageError
-from robusteval.evaluation.defense import Defense
-from robusteval.evaluation.defense_files import is_detector, public, read_defense
+from robusteval.evaluation.defense import build_defense
+from robusteval.evaluation.defense_files import hide_folder, is_detector, parse_defense
 from robusteval.models.checkpoint import load, save
 from robusteval.models.classifier import Classifier
 from robusteval.runs.types import Spec
@@ -39,11 +39,11 @@ def test_a_bare_state_dict_is_built_and_fed_like_the_model(
 ) -> None:
     torch.save(trained_bands.state_dict(), tmp_path / "hard.pt")
 
-    defense = Defense.made(f"checkpoint:file={tmp_path / 'hard.pt'}", model)
+    defense = build_defense(f"checkpoint:file={tmp_path / 'hard.pt'}", model)
 
     x = torch.rand(3, 3, 12, 12)
     assert torch.equal(defense.model(x), model(x))
-    assert defense.kind == "model"
+    assert defense.detector is None
 
 
 def test_what_the_file_says_counts(
@@ -60,7 +60,7 @@ def test_what_the_file_says_counts(
         std=[0.5],
     )
 
-    defense = Defense.made(str(tmp_path / "hard.safetensors"), model)
+    defense = build_defense(str(tmp_path / "hard.safetensors"), model)
 
     assert defense.model.mean.flatten().tolist() == [0.25] * 3
     assert str(defense.spec) == "checkpoint:file=hard.safetensors"
@@ -80,14 +80,14 @@ def test_what_the_file_says_counts(
 )
 def test_mistakes_are_told(model: Classifier, spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Defense.made(spec, model)
+        build_defense(spec, model)
 
 
 def test_code_in_a_defense_is_refused(tmp_path: Path, model: Classifier) -> None:
     (tmp_path / "hard.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
 
     with pytest.raises(Refused):
-        Defense.made(str(tmp_path / "hard.pt"), model)
+        build_defense(str(tmp_path / "hard.pt"), model)
 
 
 def test_other_classes_are_refused(tmp_path: Path, bands: Classifier) -> None:
@@ -109,7 +109,7 @@ def test_other_classes_are_refused(tmp_path: Path, bands: Classifier) -> None:
     )
 
     with pytest.raises(UsageError, match="10 classes, the model itself with 3"):
-        Defense.made(
+        build_defense(
             Spec(
                 "checkpoint",
                 {"file": str(tmp_path / "ten.safetensors"), "arch": f"{path}:ten"},
@@ -131,14 +131,14 @@ def test_a_file_stands_for_what_is_in_it(tmp_path: Path) -> None:
         False,
         False,
     ]
-    assert read_defense(str(tmp_path / "one")) == Spec("detector", {"file": str(tmp_path / "one")})
-    assert read_defense("detector:file=x,fpr=0.01").parameters == {"file": "x", "fpr": "0.01"}
+    assert parse_defense(str(tmp_path / "one")) == Spec("detector", {"file": str(tmp_path / "one")})
+    assert parse_defense("detector:file=x,fpr=0.01").parameters == {"file": "x", "fpr": "0.01"}
 
 
 def test_folders_are_nobodys_business(tmp_path: Path) -> None:
     (tmp_path / "net.pt").touch()
 
-    assert public(str(tmp_path / "net.pt")) == "net.pt"
-    assert public(f"{tmp_path}/own.py:build") == "own.py:build"
-    assert public("grad+cam") == "grad+cam"
-    assert public(0.05) == 0.05
+    assert hide_folder(str(tmp_path / "net.pt")) == "net.pt"
+    assert hide_folder(f"{tmp_path}/own.py:build") == "own.py:build"
+    assert hide_folder("grad+cam") == "grad+cam"
+    assert hide_folder(0.05) == 0.05

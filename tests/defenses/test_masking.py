@@ -313,6 +313,15 @@ def test_figures_are_those_of_an_evaluation(model: Classifier, data: Data) -> No
     assert found.plain.static == found.plain.adaptive
 
 
+def test_chance_may_choose_the_same_units(model: Classifier, data: Data) -> None:
+    """Then both masks are worth the same."""
+    chosen = choose(model, data, rank="random", units=3, samples=60, seed=4)
+
+    found = judge_masks(model, data, chosen._replace(control=chosen.masks), attack=PGD, seed=4)
+
+    assert found.control == found.masked
+
+
 def test_an_attack_that_does_not_know_the_mask_moves_what_is_masked() -> None:
     """A network that looks at two things: the masked attack goes for what is left."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from toys import Bands, Watcher, trained
 
 from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import Interrupted, RunError, UsageError
-from robusteval.evaluation.defense import Defense, WithDetector
+from robusteval.evaluation.defense import Defense, ReadyDefense, WithDetector
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import EVASIONS, prepare
@@ -48,13 +48,15 @@ def hardened(other_bands: Bands) -> Defense:
 def shield(network: Bands, name: str) -> Defense:
     """A network as a defense of this name."""
     model = Classifier(network, mean=(0.5,), std=(0.25,), num_classes=3).eval()
-    return Defense(Spec(name, {}), model, {"is": name})
+    return ReadyDefense(Spec(name, {}), model, {"is": name})
 
 
 @pytest.fixture
 def watched(bands: Classifier) -> Defense:
     """The classifier itself behind a detector."""
-    return Defense(Spec("watcher", {}), WithDetector(bands, Watcher()).eval(), {"is": "watcher"})
+    return ReadyDefense(
+        Spec("watcher", {}), WithDetector(bands, Watcher()).eval(), {"is": "watcher"}
+    )
 
 
 @pytest.fixture
@@ -300,7 +302,9 @@ def make_watched(bands: Classifier) -> Callable[[np.ndarray[Any, Any]], Defense]
     def make(ids: np.ndarray[Any, Any]) -> Defense:
         watcher = Watcher()
         watcher.seen = ids
-        return Defense(Spec("watcher", {}), WithDetector(bands, watcher).eval(), {"is": "trained"})
+        return ReadyDefense(
+            Spec("watcher", {}), WithDetector(bands, watcher).eval(), {"is": "trained"}
+        )
 
     return make
 
@@ -345,10 +349,48 @@ def test_two_defenses_of_one_name_are_refused(
 def test_masks_are_not_judged_on_the_images_that_chose_them(bands: Classifier, data: Data) -> None:
     ids = data.batch(range(7)).ids
     model = masked(bands, "conv2", torch.tensor([0, 1, 1, 1, 1, 1.0]), ids)
-    defense = Defense(Spec("masks", {}), model.eval(), {"is": "masks"})
+    defense = ReadyDefense(Spec("masks", {}), model.eval(), {"is": "masks"})
 
     run = evaluate(bands, data, [NOISE], defenses=[defense], probes=False)
 
     (finding,) = (f for f in run.findings if f.code == "seen-before")
     assert finding.message.startswith("7 of 60 images")
     assert run.defenses[0].facts["mask"]["masked"] == 1
+
+
+def test_a_network_says_what_it_costs_and_has_seen(other_bands: Bands) -> None:
+    """Without a word of it a prediction takes one pass, and nothing is known of images."""
+    silent = shield(other_bands, "silent")
+    assert (silent.forwards, silent.seen) == (1.0, None)
+
+    class Twice(Bands):
+        forwards = 2.0
+        seen = np.arange(3, dtype=np.uint64)
+
+    telling = shield(Twice(), "telling")
+
+    assert telling.facts["forwards"] == telling.forwards == 2.0
+    assert telling.seen is Twice.seen
+
+
+def test_anything_of_the_form_is_a_defense(bands: Classifier, data: Data, npz: Path) -> None:
+    """No class of ours is needed."""
+
+    class Mine:
+        spec = Spec("mine", {})
+        model = bands
+        detector = None
+        identity: ClassVar[dict[str, Any]] = {"is": "mine"}
+        forwards = 3.0
+        seen = data.batch(range(2)).ids
+        facts: ClassVar[dict[str, Any]] = {"forwards": 3.0}
+
+    run = evaluate(bands, data, [NOISE], defenses=[Mine()], probes=False)
+
+    assert run.defenses[0].facts == {"forwards": 3.0}
+    assert [finding.code for finding in run.findings if "Behind" not in finding.message] == [
+        "seen-before",
+        "weak-attacks",
+    ]
+    same = {str(outcome.defense): outcome.columns["pred_adv"] for outcome in run.outcomes}
+    np.testing.assert_array_equal(same["None"], same["mine"])
