@@ -1,9 +1,14 @@
-"""Names of attacks, interpreters and defenses; `NAME:key=value` checked against signatures.
+"""Names of attacks and of whatever else can be added; `NAME:key=value` checked by signatures.
 
 What exists is read from source, not imported: `robusteval list` and a mistyped name cost no
-second of importing torch. Other packages add theirs through an entry point of the group
-`robusteval.attacks` that names a module like those in `attacks/`, or of the groups
-`robusteval.interpreters` and `robusteval.defenses`.
+second of importing torch. There is a registry each of attacks, interpreters, defenses, report
+formats and data sources. Other packages add theirs through an entry point that names a module
+with decorated functions, in the group `robusteval.attacks`, `robusteval.interpreters`,
+`robusteval.defenses`, `robusteval.report_formats` or `robusteval.data_sources`.
+
+The words that a parameter may take are those of its annotation, ``Literal["up", "down"]`` or the
+name of such a type. A wrong word is refused before a function is loaded and, where Python code
+calls the function directly, before it runs: no function needs to check its words.
 """
 
 from __future__ import annotations
@@ -11,14 +16,26 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, wraps
 from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from types import NoneType
+from typing import (
+    Any,
+    Literal,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from robusteval.errors import UsageError
 from robusteval.runs.types import Spec, Threat
@@ -73,6 +90,21 @@ def read_number(text: str) -> float:
     return value
 
 
+class Facts(TypedDict, total=False):
+    """What `Registry.add` may be told of a function, all literals: see `Entry`."""
+
+    norms: tuple[str, ...]
+    knowledge: str
+    unbounded: dict[str, dict[str, str]]
+    detector: bool
+    differentiable: bool
+    seeded: bool
+    cost: str
+    alike: tuple[str, ...]
+    suffix: str | tuple[str, ...]
+    written: str
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered function, as far as its source tells."""
@@ -80,8 +112,9 @@ class Entry:
     name: str
     module: str
     summary: str  # first line of the docstring
-    norms: tuple[str, ...]
-    knowledge: str  # "white-box", "black-box" or "none": what the attacker sees of the model
+    # of an attack
+    norms: tuple[str, ...] = ()
+    knowledge: str = "white-box"  # or "black-box", "none": what the attacker sees of the model
     parameters: dict[str, Parameter] = field(default_factory=dict)
     # by parameter, the words that leave an attack without a radius, and the norm it then has
     unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -91,6 +124,14 @@ class Entry:
     seeded: bool = False  # another seed gives another map
     cost: str = ""  # passes for one map
     alike: tuple[str, ...] = ()  # those that say the same of a network that ends in pooling
+    # of a report format or a data source
+    suffix: str | tuple[str, ...] = ()  # of its files: ".tex", or several
+    written: str = ""  # how a user names a data source: "FILE.npz"
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """All endings of the files of a report format or data source, in lower case."""
+        return (self.suffix,) if isinstance(self.suffix, str) else self.suffix
 
     def resolve(self, spec: Spec) -> dict[str, Any]:
         """All parameters of a spec, defaults included."""
@@ -108,29 +149,28 @@ class Entry:
 
 
 class Registry:
-    """Functions of one package by name, and the way to add one."""
+    """Functions by name, and the way to add one.
 
-    def __init__(self, package: str, noun: str) -> None:
+    Parameters
+    ----------
+    package : str
+        Package whose modules register functions.
+    noun : str
+        What one of them is called in messages.
+    group : str, optional
+        Entry-point group of other packages' functions, `package` if not given. Its last part in
+        capitals is the name of the registry, by which decorators are found in source.
+    """
+
+    def __init__(self, package: str, noun: str, group: str | None = None) -> None:
         self.package = package
         self.noun = noun
+        self.group = group or package
         self._functions: dict[str, Callable[..., Any]] = {}
 
-    def add(
-        self,
-        name: str,
-        *,
-        norms: tuple[str, ...] = (),
-        knowledge: str = "white-box",
-        unbounded: dict[str, dict[str, str]] | None = None,
-        detector: bool = False,
-        differentiable: bool = False,
-        seeded: bool = False,
-        cost: str = "",
-        alike: tuple[str, ...] = (),
-    ) -> Callable[[F], F]:
+    def add(self, name: str, **facts: Unpack[Facts]) -> Callable[[F], F]:
         """Decorator: make a function known as `name`. Arguments must be literals."""
-        # read from the source
-        del norms, knowledge, unbounded, detector, differentiable, seeded, cost, alike
+        del facts  # read from the source
 
         def register(function: F) -> F:
             known = self._functions.get(name)
@@ -139,8 +179,9 @@ class Registry:
                     f"two {self.noun}s are called {name!r}:"
                     f" {known.__module__} and {function.__module__}"
                 )
-            self._functions[name] = function
-            return function
+            checked = refuse_wrong_words(function)
+            self._functions[name] = checked
+            return checked
 
         return register
 
@@ -149,7 +190,7 @@ class Registry:
         """Everything registered, by name, in alphabetical order."""
         found: dict[str, Entry] = {}
         for module in self._modules():
-            for entry in read_entries(module, self.noun):
+            for entry in self._read_entries(module):
                 if entry.name in found:
                     raise UsageError(
                         f"two {self.noun}s are called {entry.name!r} ({found[entry.name].module}"
@@ -163,14 +204,44 @@ class Registry:
         folders = package.submodule_search_locations if package else None
         for module in iter_modules(folders or ()):
             yield f"{self.package}.{module.name}"
-        for point in metadata.entry_points(group=self.package):
+        for point in metadata.entry_points(group=self.group):
             yield point.value
+
+    def _read_entries(self, module: str) -> Iterator[Entry]:
+        """The functions that a module registers here, from its source."""
+        path = find_source(module)
+        if path is None:
+            raise UsageError(
+                f"the {self.noun} module {module} of an installed package cannot be found"
+            )
+        decorator = f"{self.group.rpartition('.')[2].upper()}.add"
+        if f"{decorator}(" not in path.read_text(encoding="utf-8"):
+            return
+        for node in parse_source(path).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for call in node.decorator_list:
+                if not isinstance(call, ast.Call) or not is_called(call, decorator):
+                    continue
+                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                yield Entry(
+                    name=ast.literal_eval(call.args[0]),
+                    module=module,
+                    summary=(ast.get_docstring(node) or "").partition("\n")[0],
+                    parameters={p.name: p for p in read_parameters(node, module)},
+                    **facts,
+                )
 
     def entry(self, name: str) -> Entry:
         """What is known of `name`; UsageError with a suggestion if nothing is."""
         if name not in self.entries:
             raise UsageError(unknown(self.noun, name, self.entries))
         return self.entries[name]
+
+    def find_suffix(self, suffix: str) -> Entry | None:
+        """The one whose files end in `suffix`, such as ``.tex``; None if there is none."""
+        found = (e for e in self.entries.values() if suffix.lower() in e.suffixes)
+        return next(found, None)
 
     def load(self, name: str) -> Callable[..., Any]:
         """The function itself; imports its module."""
@@ -191,6 +262,8 @@ class Registry:
             parameter = entry.parameters[key]
             try:
                 values[key] = parameter.read(value) if isinstance(value, str) else value
+                if parameter.choices and values[key] not in (None, *parameter.choices):
+                    raise ValueError(f"one of {', '.join(parameter.choices)}")
             except ValueError as error:
                 raise UsageError(f"{spec.name}: {key} must be {error}, not {value!r}") from None
         return Spec(spec.name, values)
@@ -224,58 +297,132 @@ def parse(text: str) -> Spec:
     return Spec(name, parameters)
 
 
-def read_entries(module: str, noun: str) -> Iterator[Entry]:
-    """The registered functions of a module, from its source."""
+def find_source(module: str) -> Path | None:
+    """The file of a module that may not be imported; None if there is no such module in source."""
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
-        raise UsageError(f"the {noun} module {module} of an installed package cannot be found")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("S.add"):
-                options = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg}
-                yield Entry(
-                    name=ast.literal_eval(decorator.args[0]),
-                    module=module,
-                    summary=(ast.get_docstring(node) or "").partition("\n")[0],
-                    norms=options.get("norms", ()),
-                    knowledge=options.get("knowledge", "white-box"),
-                    parameters={p.name: p for p in read_parameters(node)},
-                    unbounded=options.get("unbounded", {}),
-                    detector=options.get("detector", False),
-                    differentiable=options.get("differentiable", False),
-                    seeded=options.get("seeded", False),
-                    cost=options.get("cost", ""),
-                    alike=options.get("alike", ()),
-                )
+    except (ModuleNotFoundError, ValueError):
+        return None
+    source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
+    return Path(str(spec.origin)) if spec is not None and source else None
 
 
-# the annotations that stand for a set of words
-WORDS = {
-    "Norm": ("linf", "l2"),
-    "Loss": ("ce", "margin", "dlr"),
-    "Stop": ("8bit", "float", "never"),
-}
+@cache
+def parse_source(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def read_parameters(node: ast.FunctionDef) -> Iterator[Parameter]:
-    """The keyword-only parameters that a user may set."""
+def is_called(call: ast.Call, name: str) -> bool:
+    """Whether ``A.b(…)`` or ``module.A.b(…)`` is a call of `name`, ``A.b``."""
+    written = ast.unparse(call.func)
+    return written == name or written.endswith(f".{name}")
+
+
+def read_parameters(node: ast.FunctionDef, module: str) -> Iterator[Parameter]:
+    """The keyword-only parameters of a function in `module` that a user may set."""
     for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
         if argument.arg in PROTOCOL:
             continue
         assert argument.annotation is not None, f"{argument.arg} needs an annotation"
         assert default is not None, f"{argument.arg} needs a default"
         kind = ast.unparse(argument.annotation)
-        choices = WORDS.get(kind, ())
-        words = kind.removesuffix(" | None")
-        if words.startswith("Literal["):
-            choices = ast.literal_eval("(" + words[len("Literal[") : -1] + ",)")
+        choices = read_words(argument.annotation, module)
         yield Parameter(argument.arg, kind, constant(default), choices)
+
+
+def read_words(annotation: ast.expr, module: str) -> tuple[str, ...]:
+    """The words that an annotation allows, without importing the module that it stands in.
+
+    Empty if it is not a set of words. Names are followed to where they are assigned, through
+    imports, too.
+    """
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return read_words(annotation.left, module) + read_words(annotation.right, module)
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return read_words(ast.parse(annotation.value, mode="eval").body, module)
+    if isinstance(annotation, ast.Subscript):
+        if ast.unparse(annotation.value).rpartition(".")[2] != "Literal":
+            return ()
+        words = ast.literal_eval(annotation.slice)
+        return words if isinstance(words, tuple) else (words,)
+    if isinstance(annotation, ast.Attribute):
+        found = find_import(ast.unparse(annotation.value), module)
+        return read_alias(annotation.attr, ".".join(filter(None, found))) if found else ()
+    if isinstance(annotation, ast.Name) and annotation.id not in ("bool", "int", "float", "str"):
+        return read_alias(annotation.id, module)
+    return ()
+
+
+def read_alias(name: str, module: str) -> tuple[str, ...]:
+    """The words of a type that `module` assigns to `name` or imports by it; empty if none."""
+    path = find_source(module)
+    if path is None or module.partition(".")[0] in sys.stdlib_module_names:
+        return ()
+    for node in parse_source(path).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(ast.unparse(target) == name for target in targets):
+            return read_words(node.value, module)
+    found = find_import(name, module)
+    return read_alias(found[1], found[0]) if found and found[0] != module else ()
+
+
+def find_import(name: str, module: str) -> tuple[str, str] | None:
+    """The module that `module` imports `name` from, and what it is called there.
+
+    The second is empty where `name` is a module itself; None if `name` is not imported.
+    """
+    path = find_source(module)
+    if path is None:
+        return None
+    for node in ast.walk(parse_source(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    if isinstance(node, ast.Import):
+                        return alias.name, ""
+                    relative = "." * node.level + (node.module or "")
+                    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                    return resolve_name(relative, package), alias.name
+    return None
+
+
+def refuse_wrong_words(function: F) -> F:
+    """The function with a ValueError for a word that the annotation of its keyword excludes."""
+
+    @cache
+    def list_words() -> dict[str, tuple[Any, ...]]:
+        try:
+            hints = get_type_hints(function)
+        except NameError:  # imported for type checkers only
+            return {}
+        allowed = {name: tuple(list_choices(hint)) for name, hint in hints.items()}
+        return {name: words for name, words in allowed.items() if words}
+
+    @wraps(function)
+    def check_and_call(*args: Any, **kwargs: Any) -> Any:
+        for name, words in list_words().items():
+            if name in kwargs and kwargs[name] not in words:
+                raise ValueError(explain_words(name, words, kwargs[name]))
+        return function(*args, **kwargs)
+
+    return cast(F, check_and_call)
+
+
+def list_choices(hint: Any) -> Iterator[Any]:
+    """The values that a type of nothing but words, or of words and None, allows."""
+    kinds = (hint,) if get_origin(hint) is Literal else get_args(hint)
+    if all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
+        for kind in kinds:
+            yield from get_args(kind) or (None,)
+
+
+def explain_words(name: str, words: tuple[Any, ...], value: Any) -> str:
+    """A sentence for a value that is none of some words."""
+    shown = ", ".join(str(word).lower() if word is None else str(word) for word in words)
+    return f"{name} must be one of {shown}, not {value!r}"
 
 
 def constant(node: ast.expr) -> Any:
@@ -288,3 +435,5 @@ def constant(node: ast.expr) -> Any:
 ATTACKS = Registry("robusteval.attacks", "attack")
 INTERPRETERS = Registry("robusteval.interpreters", "interpreter")
 DEFENSES = Registry("robusteval.defenses", "defense")
+REPORT_FORMATS = Registry("robusteval.reports", "report format", "robusteval.report_formats")
+DATA_SOURCES = Registry("robusteval.datasets", "data source", "robusteval.data_sources")

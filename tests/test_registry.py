@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from robusteval.errors import UsageError
-from robusteval.registry import ATTACKS, Registry, parse, read_number
+from robusteval.registry import (
+    ATTACKS,
+    DATA_SOURCES,
+    DEFENSES,
+    INTERPRETERS,
+    REPORT_FORMATS,
+    Registry,
+    parse,
+    read_number,
+)
 from robusteval.runs.types import Spec, Threat
 
 MODULE = '''
@@ -60,6 +70,103 @@ def test_an_attack_of_another_package_is_like_our_own(fresh: Registry) -> None:
     with pytest.raises(UsageError, match="one of up, down"):
         fresh.check(parse("shift:way=left"))
     assert fresh.load("shift").__name__ == "shift"
+
+
+ALIASES = '''
+from __future__ import annotations
+import elsewhere
+from typing import Literal, Optional
+from elsewhere import Far as Away
+from robusteval.registry import ATTACKS, DATA_SOURCES, REPORT_FORMATS
+
+Way = Literal["up", "down"]
+
+@ATTACKS.add("push", norms=("linf",))
+def push(model, x, y, *, way: Way = "up", away: Away | None = None, far: elsewhere.Far = "a",
+         one: "Literal['only']" = "only", free: str = "", number: int | None = None):
+    """Push."""
+    return way
+
+@REPORT_FORMATS.add("latex", suffix=".tex")
+def render_latex(records):
+    """A table for LaTeX."""
+    return ""
+
+@DATA_SOURCES.add("parquet", suffix=(".parquet", ".pq"), written="FILE.parquet")
+def open_parquet(path, *, column: Away = "b"):
+    """Images in a column of a Parquet file."""
+'''
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package that brings something of each kind, and cannot even be imported."""
+    (tmp_path / "elsewhere.py").write_text("raise ImportError\nFar = Literal['a', 'b']\n")
+    (tmp_path / "bringing.py").write_text(ALIASES)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def entry_points(group: str) -> metadata.EntryPoints:
+        known = {f"robusteval.{kind}" for kind in ("attacks", "report_formats", "data_sources")}
+        point = metadata.EntryPoint("bringing", "bringing", group)
+        return metadata.EntryPoints([point] if group in known else [])
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    for registry in (ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, DATA_SOURCES):
+        monkeypatch.delitem(registry.__dict__, "entries", raising=False)
+
+
+@pytest.mark.usefixtures("brought")
+def test_names_of_types_are_followed_in_source() -> None:
+    """Assigned in the module, imported under another name, or reached through a module."""
+    parameters = ATTACKS.entry("push").parameters
+
+    choices = {name: parameter.choices for name, parameter in parameters.items()}
+
+    assert choices == {
+        "way": ("up", "down"),
+        "away": ("a", "b"),
+        "far": ("a", "b"),
+        "one": ("only",),
+        "free": (),
+        "number": (),
+    }
+    assert ATTACKS.check(parse("push:away=none")).parameters == {"away": None}
+    with pytest.raises(UsageError, match="push: far must be one of a, b, not 'c'"):
+        ATTACKS.check(parse("push:far=c"))
+    with pytest.raises(UsageError, match="push: way must be one of up, down, not 3"):
+        ATTACKS.check(Spec("push", {"way": 3}))
+
+
+@pytest.mark.usefixtures("brought")
+def test_one_module_may_bring_several_kinds() -> None:
+    """Each registry takes what is decorated for it, and what it has to know of that."""
+    latex, parquet = REPORT_FORMATS.entry("latex"), DATA_SOURCES.entry("parquet")
+
+    assert (latex.summary, latex.suffixes) == ("A table for LaTeX.", (".tex",))
+    assert (parquet.suffixes, parquet.written) == ((".parquet", ".pq"), "FILE.parquet")
+    assert DATA_SOURCES.find_suffix(".PQ") == parquet
+    assert DATA_SOURCES.find_suffix(".tex") is None
+    assert not {"push", "parquet"} & set(REPORT_FORMATS.entries)
+    assert "bringing" not in sys.modules
+
+
+def test_a_wrong_word_stops_a_call_before_it_runs() -> None:
+    """What the function would have to check by hand otherwise; None only where it is allowed."""
+    calls: list[object] = []
+
+    @Registry("robusteval.attacks", "attack").add("x")
+    def move(*, way: Literal["up", "down"] = "up", far: Literal["a"] | None = None) -> None:
+        calls.append((way, far))
+
+    move(way="down", far=None)
+    with pytest.raises(ValueError, match="way must be one of up, down, not 'left'"):
+        move(way="left")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="way must be one of up, down, not None"):
+        move(way=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="far must be one of a, none, not 'b'"):
+        move(far="b")  # type: ignore[arg-type]
+
+    assert calls == [("down", None)]
 
 
 @pytest.mark.usefixtures("plugin")

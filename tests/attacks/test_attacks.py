@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,10 +13,9 @@ from toys import Linear, asked, attackable
 
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, counting, predictions
-from robusteval.registry import ATTACKS, PROTOCOL, WORDS, parse
-from robusteval.search.balls import Norm, distances, quantise
+from robusteval.registry import ATTACKS, PROTOCOL, list_choices, parse
+from robusteval.search.balls import distances, quantise
 from robusteval.search.descent import Stop
-from robusteval.search.losses import Loss
 
 NAMES = list(ATTACKS.entries)
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS.entries[name].norms]
@@ -224,9 +223,25 @@ def test_the_catalogue_says_what_the_signature_says(name: str) -> None:
         assert real[key].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def test_words_are_those_of_the_types() -> None:
-    """The catalogue spells out what the types allow."""
-    assert {"Norm": get_args(Norm), "Loss": get_args(Loss), "Stop": get_args(Stop)} == WORDS
+@pytest.mark.parametrize("name", NAMES)
+def test_words_are_those_of_the_types(name: str) -> None:
+    """The catalogue reads from source which words a type allows; Python knows it at run time."""
+    hints = get_type_hints(ATTACKS.load(name))
+
+    for key, parameter in ATTACKS.entries[name].parameters.items():
+        words = tuple(word for word in list_choices(hints[key]) if word is not None)
+        assert parameter.choices == words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_word_is_refused_before_anything_is_computed(name: str) -> None:
+    """In a call from Python, too, where there is no specification that was checked."""
+    for key, parameter in ATTACKS.entries[name].parameters.items():
+        if parameter.choices:
+            with pytest.raises(ValueError, match=f"{key} must be one of {parameter.choices[0]}"):
+                ATTACKS.load(name)(None, None, None, **{key: "sideways"})
+            with pytest.raises(UsageError, match=f"{name}: {key} must be one of"):
+                ATTACKS.check(parse(f"{name}:{key}=sideways"))
 
 
 @pytest.mark.parametrize(
