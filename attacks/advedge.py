@@ -188,7 +188,7 @@ def advedge(
 
     if len(x) == 0:
         for explainer in plan.explainers:
-            explainer.maps(model, x, y, seeds)  # for its checks
+            explainer.trace_maps(model, x, y, seeds)  # for its checks
         return x.clone()
     with torch.no_grad():
         logits = model(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.explainer import Explainer, mean_distance, squared_distance
+from robusteval.interpreters.explainer import Interpreter, mean_distance, squared_distance
 from robusteval.interpreters.meaningful_perturbation import Deletion, State, offsets
 from robusteval.models.classifier import Classifier, block_size, predictions, rows
 from robusteval.models.failures import out_of_memory
@@ -175,7 +175,7 @@ def map_settings(interpreter: str, settings: Settings, search: str, side: int) -
 class Plan(NamedTuple):
     """How one run attacks the maps of one or more interpreters."""
 
-    explainers: list[Explainer]
+    explainers: list[Interpreter]
     recipes: list[Recipe]
     warmup: int
     steps: int
@@ -211,7 +211,10 @@ class Plan(NamedTuple):
         floors = [recipe.floor for recipe in recipes]
         floor = None if None in floors else floors[0]
         return cls(
-            explainers=[Explainer.named(n, map_settings(n, settings, search, side)) for n in names],
+            explainers=[
+                Interpreter.build_differentiable(n, map_settings(n, settings, search, side))
+                for n in names
+            ],
             recipes=recipes,
             warmup=max(recipe.warmup for recipe in recipes),
             steps=max(recipe.steps for recipe in recipes),
@@ -303,7 +306,7 @@ class Chased:
 
     @classmethod
     def made(
-        cls, explainers: Sequence[Explainer], x: Tensor, seeds: Tensor, steps: int, rate: float
+        cls, explainers: Sequence[Interpreter], x: Tensor, seeds: Tensor, steps: int, rate: float
     ) -> Chased | None:
         """That of the MASK among some interpreters, None if there is none."""
         for explainer in explainers:
@@ -388,7 +391,7 @@ class Dual:
         self.seeds = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
         self.draws = per_image(self.seeds, torch.Size((plan.steps,))).to(x)  # (n, steps)
         with torch.no_grad():
-            self.benign = [e.maps(model, x, shown, self.seeds)[0] for e in plan.explainers]
+            self.benign = [e.trace_maps(model, x, shown, self.seeds)[0] for e in plan.explainers]
         self.chased = Chased.made(plan.explainers, x, self.seeds, plan.steps, plan.mask_rate)
 
     def loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -407,7 +410,7 @@ class Dual:
             if explainer.name == "mask" and self.chased is not None:
                 term = self.chased.distance(self.model, x_adv, self.goal, benign)
             else:
-                maps, seen = explainer.maps(self.model, x_adv, self.goal, self.seeds)
+                maps, seen = explainer.trace_maps(self.model, x_adv, self.goal, self.seeds)
                 logits = seen if seen is not None else logits
                 term = squared_distance(explainer.name, maps, benign)
             terms.append(weight * term)
@@ -505,7 +508,7 @@ class Best:
 
 
 def explained(
-    explainers: Sequence[Explainer],
+    explainers: Sequence[Interpreter],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -522,7 +525,7 @@ def explained(
         if explainer.name == "mask" and chased is not None:
             found.append(torch.stack(chased.maps(model, x, y)).mean(0))
             continue
-        maps, seen = explainer.maps(model, x, y, seeds)
+        maps, seen = explainer.trace_maps(model, x, y, seeds)
         logits = seen if seen is not None else logits
         found.append(maps)
     own: Tensor = model(x) if logits is None else logits

@@ -21,8 +21,7 @@ from torch import Tensor
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense import WithDetector
 from robusteval.evaluation.defense_files import is_detector
-from robusteval.evaluation.map_changes import Interpreter
-from robusteval.interpreters.explainer import Explainer
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import file_for
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
 from robusteval.models.classifier import Classifier, absorb, counting, frozen, predictions
@@ -108,9 +107,11 @@ class View:
         return tuple(INTERPRETERS.check(parse(text)) for text in self.interpreters)
 
     @cached_property
-    def explainers(self) -> tuple[Explainer, ...]:
+    def explainers(self) -> tuple[Interpreter, ...]:
         """The same ones as attacks on them need them."""
-        return tuple(Explainer.named(spec.name, spec.parameters) for spec in self.specs)
+        return tuple(
+            Interpreter.build_differentiable(spec.name, spec.parameters) for spec in self.specs
+        )
 
     @property
     def planes(self) -> int:
@@ -132,7 +133,7 @@ class View:
         with torch.no_grad():
             logits = model(x)
             y = predictions(logits).clamp_min(0)
-            maps = [each.maps(model, x, y, seeds)[0].detach() for each in self.explainers]
+            maps = [each.trace_maps(model, x, y, seeds)[0].detach() for each in self.explainers]
         return maps, logits
 
     def looked(self, maps: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +144,7 @@ class View:
     def check(self, model: Classifier) -> None:
         """UsageError if the network cannot have such maps, or none that could be attacked."""
         for spec in self.specs:
-            Interpreter.made(spec, model, self.shape)
+            Interpreter.build(spec, model, self.shape)
         try:
             list(self.explainers)
         except ValueError as error:
@@ -181,7 +182,7 @@ class MapDetector:
     sha256: str = ""  # of its file
 
     @property
-    def explainers(self) -> tuple[Explainer, ...]:
+    def explainers(self) -> tuple[Interpreter, ...]:
         """The interpreters whose maps it looks at."""
         return self.view.explainers
 

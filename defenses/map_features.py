@@ -13,6 +13,7 @@ from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.meaningful_perturbation import enlarging, resampled
+from robusteval.interpreters.scaling import highest_cells
 from robusteval.models.classifier import Classifier
 from robusteval.runs.statistics import roc_auc
 
@@ -20,6 +21,7 @@ Channels = Literal["pair", "pair_product", "triple"]
 Extractor = Literal["raw", "small_cnn", "vgg16"]
 
 MAPS = {"pair": 2, "pair_product": 2, "triple": 3}
+TOP = 0.1  # share of a map's cells whose overlap with another's is measured
 TINY = 1e-8  # below any value of a map that means something
 RAW = 16  # cells a side
 BATCH = 64
@@ -117,7 +119,7 @@ def agreement(maps: Tensor) -> Tensor:
     """Six numbers for each two of some maps ``(m, s, s)``, pair by pair."""
     flat = maps.flatten(1)  # (m, s * s)
     shares = (flat + TINY) / (flat + TINY).sum(1, keepdim=True)
-    ranked, highest = ranks(flat.detach()), top(flat.detach())
+    ranked, highest = ranks(flat.detach()), highest_cells(flat.detach(), TOP)
     i, j = torch.triu_indices(len(flat), len(flat), 1, device=flat.device)
     a, b, p, q = flat[i], flat[j], shares[i], shares[j]  # (pairs, s * s)
     middle = ((p + q) / 2).log()
@@ -145,12 +147,6 @@ def ranks(values: Tensor) -> Tensor:
     first = torch.searchsorted(ordered, values, right=False)
     last = torch.searchsorted(ordered, values, right=True)
     return (first + last - values.shape[1]).to(values) / 2
-
-
-def top(values: Tensor, share: float = 0.1) -> Tensor:
-    """The highest values of each row, none that is as low as the lowest, ``(m, d)`` bool."""
-    k = max(1, round(share * values.shape[1]))
-    return (values >= values.topk(k, 1).values[:, -1:]) & (values > values.amin(1, keepdim=True))
 
 
 def character(maps: Tensor) -> Tensor:

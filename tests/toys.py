@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.evaluation.defense import WithDetector
-from robusteval.interpreters.explainer import Explainer
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier, predictions
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
@@ -52,7 +52,7 @@ class Watcher:
     ) -> None:
         self.threshold = threshold
         self.slope = slope
-        self.explainers = tuple(Explainer.named(name, {}) for name in interpreters)
+        self.explainers = tuple(Interpreter.build_differentiable(name, {}) for name in interpreters)
         self.seen = np.zeros(0, np.uint64)
         self.facts: dict[str, Any] = {"threshold": threshold, "fpr": 0.05, "forwards": 4.0}
 
@@ -71,7 +71,7 @@ class Watcher:
         with torch.no_grad():
             logits = model(x)
             y = predictions(logits).clamp_min(0)
-            maps = [e.maps(model, x, y, seeds)[0] for e in self.explainers]
+            maps = [e.trace_maps(model, x, y, seeds)[0] for e in self.explainers]
             features = self.features(model, maps, logits).double()
         slope: Tensor | float = 20.0 if self.slope is None else self.slope
         total = (slope * features).sum(1)

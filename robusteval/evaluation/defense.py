@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense_files import hide_folder, parse_defense
-from robusteval.interpreters.explainer import Explainer
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
 from robusteval.registry import DEFENSES
 from robusteval.runs.types import Spec
@@ -31,7 +31,7 @@ class Detector(Protocol):
     """
 
     @property
-    def explainers(self) -> tuple[Explainer, ...]:
+    def explainers(self) -> tuple[Interpreter, ...]:
         """The interpreters whose maps it looks at."""
         ...
 

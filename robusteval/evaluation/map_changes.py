@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +11,17 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.explainer import scale_of, scaled
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.quality import (
     deletion_auc,
     insertion_auc,
     rank_correlation,
     shuffled,
 )
-from robusteval.models.classifier import Classifier, frozen, predictions
-from robusteval.models.failures import sentence
+from robusteval.interpreters.scaling import highest_cells
+from robusteval.models.classifier import Classifier, predictions
 from robusteval.models.seeds import Ids, per_image, sample_seeds
-from robusteval.registry import INTERPRETERS, parse
-from robusteval.runs.types import Columns, Spec
+from robusteval.runs.types import Columns
 from robusteval.search.edges import sobel
 
 TOP = 0.2  # share of a map's cells that the intersection over union compares
@@ -41,62 +38,17 @@ BENIGN, CHANGED, NOISE, CHANCE = (
 Values = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Interpreter:
-    """An interpreter that is ready to explain one classifier."""
-
-    spec: Spec
-    resolved: dict[str, Any]
-    seeded: bool  # another seed gives another map
-    alike: tuple[str, ...]  # those that say the same of a network that ends in pooling
-    explain: Callable[..., Tensor]
-
-    @classmethod
-    def made(
-        cls, spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]
-    ) -> Interpreter:
-        """That of a spec; UsageError if it is wrong or the network cannot have such maps."""
-        spec = INTERPRETERS.check(parse(spec) if isinstance(spec, str) else spec)
-        entry = INTERPRETERS.entry(spec.name)
-        explain = partial(INTERPRETERS.load(spec.name), **spec.parameters)
-        nothing = torch.empty(0, *shape, device=classifier.device)
-        no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
-        try:
-            # parameters and network are checked before there is anything to do
-            with frozen(classifier):
-                explain(classifier, nothing, no_class, seeds=no_class.cpu())
-        except ValueError as error:
-            text = str(error).removeprefix(f"{spec.name} ")
-            raise UsageError(f"{spec.name}: {text}") from None
-        return cls(spec, entry.resolve(spec), entry.seeded, entry.alike, explain)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a reader of its numbers must know, JSON-able."""
-        return {
-            "spec": str(self.spec),
-            "name": self.spec.name,
-            "parameters": self.resolved,
-            "stretched": scale_of(self.spec.name).stretched,
-            "seeded": self.seeded,
-            "alike": list(self.alike),
-        }
-
-    def maps(self, model: Classifier, x: Tensor, y: Tensor, seeds: Tensor) -> Values:
-        """Maps ``(n, h', w')`` of classes `y`, scaled as they are compared."""
-        with sentence(f"the interpreter {self.spec} broke"):
-            found = self.explain(model, x, y, seeds=seeds).detach()
-        maps: Values = scaled(self.spec.name, found).squeeze(1).cpu().numpy()
-        return maps
-
-
-def described(interpreters: Sequence[Interpreter]) -> dict[str, Any]:
+def describe_interpreters(interpreters: Sequence[Interpreter]) -> dict[str, Any]:
     """What decides the numbers of a run besides its attacks; nothing without interpreters."""
     if not interpreters:
         return {}
     return {
         "interpreters": [str(each.spec) for each in interpreters],
-        "maps": {"top": TOP, "edge": EDGE, "interpreters": [each.facts for each in interpreters]},
+        "maps": {
+            "top": TOP,
+            "edge": EDGE,
+            "interpreters": [each.describe() for each in interpreters],
+        },
     }
 
 
@@ -238,7 +190,7 @@ class Measurement:
         """Rank correlation ``(n,)`` of maps with those of a network that forgot."""
         y, seeds = torch.from_numpy(pred).to(x.device), sample_seeds(self.seed, ids ^ BENIGN)
         try:
-            others = interpreter.maps(forgetful, x, y, seeds)
+            others = interpreter.compute_maps(forgetful, x, y, seeds)
         except UsageError:
             return np.full(len(x), math.nan)
         one, other = (torch.from_numpy(values).unsqueeze(1) for values in (maps, others))
@@ -249,7 +201,7 @@ class Measurement:
     def maps(self, interpreter: Interpreter, x: Tensor, pred: Values, seeds: Tensor) -> Values:
         """Maps ``(n, h', w')`` for the predicted classes, nan where there is none."""
         y = torch.from_numpy(pred).to(x.device)
-        maps = interpreter.maps(self.model, x, y.clamp_min(0), seeds)
+        maps = interpreter.compute_maps(self.model, x, y.clamp_min(0), seeds)
         if (pred < 0).any():
             maps = np.where((pred < 0)[:, None, None], np.float32(np.nan), maps)
         return maps
@@ -295,26 +247,16 @@ def distances(maps: Values, benign: Values) -> Values:
 def overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
     """Intersection over union ``(n,)`` of the highest cells of maps ``(n, h', w')``.
 
-    1 where neither map has any, nan where one is not finite. See `highest`.
+    1 where neither map has any, nan where one is not finite. See `highest_cells`.
     """
     found = np.full(len(maps), math.nan)
     for i, (a, b) in enumerate(zip(maps, benign, strict=True)):
         if np.isfinite(a).all() and np.isfinite(b).all():
-            one, other = highest(a, share), highest(b, share)
+            flat = torch.from_numpy(np.stack([a.ravel(), b.ravel()]))
+            one, other = highest_cells(flat, share)
             union = int((one | other).sum())
             found[i] = int((one & other).sum()) / union if union else 1.0
     return found
-
-
-def highest(values: Values, share: float = TOP) -> Values:
-    """The cells ``(h', w')`` of a map among the highest `share`, ties included.
-
-    None that is as low as the lowest: an even map has no highest cells.
-    """
-    k = max(1, round(share * values.size))
-    least = np.partition(values, values.size - k, axis=None)[values.size - k]
-    top: Values = (values >= least) & (values > values.min())
-    return top
 
 
 def noisy(x: Tensor, x_adv: Tensor, seeds: Tensor) -> Tensor:

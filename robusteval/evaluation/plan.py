@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from robusteval.datasets.sources import Data, Positions, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense import Defense, build_defense
-from robusteval.evaluation.map_changes import Interpreter, described
+from robusteval.evaluation.map_changes import describe_interpreters
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_images, check_labels, identified, wrapped
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import versions
@@ -137,7 +138,7 @@ def prepare(
                 left_out[str(spec)] = str(error)
         return tuple(found)
 
-    explained = fitting(interpreters, Interpreter.made)
+    explained = fitting(interpreters, Interpreter.build)
     check_interpreters(explained)
     shields = tuple(
         build_defense(each, model) if isinstance(each, str | Spec) else each for each in defenses
@@ -166,7 +167,7 @@ def prepare(
         "data": {"name": data.name, "sha256": sha256},
         "versions": versions(),
         "device": model.device.type,
-        **described(explained),
+        **describe_interpreters(explained),
     }
     if shields:
         config["defenses"] = [str(defense.spec) for defense in shields]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.defense import Defense, Detector, name_kind
-from robusteval.evaluation.map_changes import Interpreter, Measurement
+from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Plan
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import sentence
 from robusteval.models.seeds import Ids, sample_seeds
@@ -119,7 +120,7 @@ def build_measurement(plan: Plan, model: Classifier) -> Measurement | None:
         interpreters = [
             each
             if model is plan.classifier
-            else Interpreter.made(each.spec, model, plan.data.shape)
+            else Interpreter.build(each.spec, model, plan.data.shape)
             for each in plan.interpreters
         ]
     except UsageError:

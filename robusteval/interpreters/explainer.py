@@ -1,16 +1,25 @@
-"""How far maps ``(n, 1, h, w)`` of one interpreter are apart, and what an attack on them needs."""
+"""An interpreter with its parameters, and how far maps ``(n, 1, h, w)`` of it are apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
 from robusteval.interpreters.scaling import min_max
-from robusteval.registry import INTERPRETERS
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.failures import sentence
+from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.types import Spec
+
+Values = np.ndarray[Any, Any]
 
 
 class Scale(NamedTuple):
@@ -24,20 +33,20 @@ class Scale(NamedTuple):
 SCALES = {"grad": Scale(True, True), "mask": Scale(False, True), "rts": Scale(False, False)}
 
 
-def scale_of(interpreter: str) -> Scale:
-    """That of ADV2 (arXiv:1812.00891); other interpreters are taken like CAM."""
+def choose_scale(interpreter: str) -> Scale:
+    """How ADV2 (arXiv:1812.00891) compares the maps; other interpreters are taken like CAM."""
     return SCALES.get(interpreter, Scale(True, False))
 
 
-def scaled(interpreter: str, maps: Tensor) -> Tensor:
+def scale_maps(interpreter: str, maps: Tensor) -> Tensor:
     """Maps in [0, 1], as they are compared."""
-    return min_max(maps) if scale_of(interpreter).stretched else maps
+    return min_max(maps) if choose_scale(interpreter).stretched else maps
 
 
 def squared_distance(interpreter: str, maps: Tensor, benign: Tensor) -> Tensor:
     """Sum or mean of squared differences ``(n,)`` of scaled maps: what an attack lowers."""
     squares = (maps - benign).square().flatten(1)
-    return squares.sum(1) if scale_of(interpreter).summed else squares.mean(1)
+    return squares.sum(1) if choose_scale(interpreter).summed else squares.mean(1)
 
 
 def mean_distance(maps: Tensor, benign: Tensor) -> Tensor:
@@ -45,17 +54,65 @@ def mean_distance(maps: Tensor, benign: Tensor) -> Tensor:
     return (maps - benign).abs().flatten(1).mean(1)
 
 
-class Explainer(NamedTuple):
-    """One interpreter as an attack on its maps needs it."""
+@dataclass(frozen=True)
+class Interpreter:
+    """A registered interpreter with its parameters, ready to explain."""
 
-    name: str
-    interpreter: Callable[..., Tensor]
-    settings: dict[str, Any]
-    bent: bool  # on the graph it runs the network with other slopes
+    spec: Spec
+    resolved: dict[str, Any]  # all its parameters, defaults included
+    seeded: bool  # another seed gives another map
+    alike: tuple[str, ...]  # those that say the same of a network that ends in pooling
+    explain: Callable[..., Tensor]  # (model, x, y, seeds=…): maps as they are made, not scaled
 
     @classmethod
-    def named(cls, name: str, settings: dict[str, Any]) -> Explainer:
-        """That of a name; ValueError if there is none or its maps have no derivative."""
+    def build(
+        cls, spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]
+    ) -> Interpreter:
+        """The interpreter of a spec, tried on the classifier that it is to explain.
+
+        Parameters
+        ----------
+        spec : str or Spec
+            Such as ``"grad:pool=4"``.
+        classifier : Classifier
+            What is explained.
+        shape : tuple of int
+            ``(c, h, w)`` of its images.
+
+        Raises
+        ------
+        UsageError
+            If the spec is wrong or the network cannot have such maps.
+        """
+        checked = INTERPRETERS.check(parse(spec) if isinstance(spec, str) else spec)
+        interpreter = cls._bind(checked)
+        nothing = torch.empty(0, *shape, device=classifier.device)
+        no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
+        try:
+            # parameters and network are checked before there is anything to do
+            with frozen(classifier):
+                interpreter.explain(classifier, nothing, no_class, seeds=no_class.cpu())
+        except ValueError as error:
+            text = str(error).removeprefix(f"{checked.name} ")
+            raise UsageError(f"{checked.name}: {text}") from None
+        return interpreter
+
+    @classmethod
+    def build_differentiable(cls, name: str, settings: Mapping[str, Any]) -> Interpreter:
+        """An interpreter whose maps can be attacked, not yet tried on any classifier.
+
+        Parameters
+        ----------
+        name : str
+            As registered.
+        settings : mapping
+            Values by parameter; those that the interpreter does not have are left out.
+
+        Raises
+        ------
+        ValueError
+            If there is none of this name or its maps have no derivative.
+        """
         try:
             entry = INTERPRETERS.entry(name)
         except UsageError as error:
@@ -66,26 +123,88 @@ class Explainer(NamedTuple):
                 f"the maps of interpreter {name} have no derivative, so none to attack along:"
                 f" those that do are {usable}"
             )
-        settings = {key: value for key, value in settings.items() if key in entry.parameters}
-        bent = "relu" in entry.parameters and settings.get("relu") != "true"
-        return cls(name, INTERPRETERS.load(name), settings, bent)
+        return cls._bind(
+            Spec(name, {key: value for key, value in settings.items() if key in entry.parameters})
+        )
 
-    def maps(
+    @classmethod
+    def _bind(cls, spec: Spec) -> Interpreter:
+        entry = INTERPRETERS.entry(spec.name)
+        explain = partial(INTERPRETERS.load(spec.name), **spec.parameters)
+        return cls(spec, entry.resolve(spec), entry.seeded, entry.alike, explain)
+
+    @property
+    def name(self) -> str:
+        """As registered."""
+        return self.spec.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The parameters that were given, without defaults."""
+        return self.spec.parameters
+
+    @property
+    def bends_slopes(self) -> bool:
+        """Whether on the graph it runs the network with slopes that are not its own."""
+        return bool(self.resolved.get("relu", "true") != "true")
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader of its numbers must know, JSON-able."""
+        return {
+            "spec": str(self.spec),
+            "name": self.name,
+            "parameters": self.resolved,
+            "stretched": choose_scale(self.name).stretched,
+            "seeded": self.seeded,
+            "alike": list(self.alike),
+        }
+
+    def compute_maps(self, model: nn.Module, x: Tensor, y: Tensor, seeds: Tensor) -> Values:
+        """Maps for classes `y`, scaled as they are compared.
+
+        Parameters
+        ----------
+        model : nn.Module
+            What is explained.
+        x : Tensor
+            Images ``(n, c, h, w)`` in [0, 1].
+        y : Tensor
+            Classes ``(n,)``.
+        seeds : Tensor
+            One seed per image ``(n,)``.
+
+        Returns
+        -------
+        ndarray
+            ``(n, h', w')``.
+
+        Raises
+        ------
+        RunError
+            If the interpreter breaks.
+        """
+        with sentence(f"the interpreter {self.spec} broke"):
+            found = self.explain(model, x, y, seeds=seeds).detach()
+        maps: Values = scale_maps(self.name, found).squeeze(1).cpu().numpy()
+        return maps
+
+    def trace_maps(
         self, model: nn.Module, x: Tensor, y: Tensor, seeds: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Scaled maps ``(n, 1, h', w')`` for classes `y`, and the logits that came with them.
 
         On the graph if `x` is. No logits ``(n, k)`` if the interpreter does not compute those of
-        `x`, or with slopes that are not the network's own.
+        `x`, or with slopes that are not the network's own. What the interpreter raises is left
+        as it is.
         """
-        with overheard(model, x) as heard:
-            maps = self.interpreter(model, x, y, seeds=seeds, **self.settings)
-        logits = None if not heard or (self.bent and x.requires_grad) else heard[0]
-        return scaled(self.name, maps), logits
+        with record_logits(model, x) as heard:
+            maps = self.explain(model, x, y, seeds=seeds)
+        logits = None if not heard or (self.bends_slopes and x.requires_grad) else heard[0]
+        return scale_maps(self.name, maps), logits
 
 
 @contextmanager
-def overheard(model: nn.Module, x: Tensor) -> Iterator[list[Tensor]]:
+def record_logits(model: nn.Module, x: Tensor) -> Iterator[list[Tensor]]:
     """The logits of every pass of just these images through the model inside."""
     heard: list[Tensor] = []
 

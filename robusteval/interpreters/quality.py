@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robusteval.interpreters.explainer import mean_distance, scaled
+from robusteval.interpreters.explainer import mean_distance, scale_maps
 from robusteval.interpreters.gradient import class_scores
 from robusteval.interpreters.meaningful_perturbation import blurred
 from robusteval.interpreters.scaling import resize
@@ -217,7 +217,7 @@ def noise_floor(
     Tensor
         Mean absolute difference ``(n,)`` of the scaled maps, in [0, 1].
     """
-    one, other = (scaled(name, explain(model, x, y, seeds=each)) for each in (seeds, others))
+    one, other = (scale_maps(name, explain(model, x, y, seeds=each)) for each in (seeds, others))
     return mean_distance(one.detach(), other.detach())
 
 

@@ -31,3 +31,25 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     The corners of the two grids are aligned, not the centres of their corner cells.
     """
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def highest_cells(values: Tensor, share: float) -> Tensor:
+    """The cells of each map that are among its highest.
+
+    Parameters
+    ----------
+    values : Tensor
+        Maps ``(n, cells)``, finite.
+    share : float
+        Of the cells, from 0 to 1; one cell at least. Cells as high as the lowest of them count
+        too.
+
+    Returns
+    -------
+    Tensor
+        ``(n, cells)`` bool. No cell is in it that is as low as the lowest of all: an even map has
+        no highest cells.
+    """
+    k = max(1, round(share * values.shape[1]))
+    least = values.topk(k, 1).values[:, -1:]
+    return (values >= least) & (values > values.amin(1, keepdim=True))

@@ -23,10 +23,10 @@ from robusteval.attacks.dual_objective import (
 from robusteval.attacks.pgd import pgd
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import (
-    Explainer,
+    Interpreter,
     mean_distance,
-    overheard,
-    scaled,
+    record_logits,
+    scale_maps,
     squared_distance,
 )
 from robusteval.interpreters.meaningful_perturbation import Deletion
@@ -64,10 +64,10 @@ def far(
     model: nn.Module, x: Tensor, x_adv: Tensor, goal: Tensor, name: str, seeds: Tensor | None = None
 ) -> Tensor:
     """Mean distance ``(n,)`` of the map for the class reached from that of the original."""
-    explainer = Explainer.named(name, {})
+    explainer = Interpreter.build_differentiable(name, {})
     with torch.no_grad():
-        benign = explainer.maps(model, x, classes_of(model, x), seeds)[0]
-        return mean_distance(explainer.maps(model, x_adv, goal, seeds)[0], benign)
+        benign = explainer.trace_maps(model, x, classes_of(model, x), seeds)[0]
+        return mean_distance(explainer.trace_maps(model, x_adv, goal, seeds)[0], benign)
 
 
 def test_without_the_map_it_is_plain_targeted_pgd(bands: Classifier) -> None:
@@ -363,12 +363,12 @@ def test_distances_are_summed_or_averaged_as_published() -> None:
     assert squared_distance("rts", one, other).tolist() == [1 / 4] * 2
     assert mean_distance(one, other).tolist() == [0.5] * 2
     other[0, 0, 0, 0] = 3
-    assert torch.equal(scaled("mask", other), other)
-    assert scaled("cam", other)[0].sum() == 1
+    assert torch.equal(scale_maps("mask", other), other)
+    assert scale_maps("cam", other)[0].sum() == 1
 
 
 def test_an_interpreter_that_breaks_leaves_no_hook(bands: Classifier) -> None:
-    with pytest.raises(ZeroDivisionError), overheard(bands, images()):
+    with pytest.raises(ZeroDivisionError), record_logits(bands, images()):
         raise ZeroDivisionError
     assert not bands._forward_hooks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,8 +14,9 @@ from toys import Watcher, attackable, synthetic
 from robusteval.attacks.evade import Evade, evade
 from robusteval.attacks.pgd import pgd
 from robusteval.evaluation.defense import WithDetector
-from robusteval.interpreters.explainer import Explainer
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.runs.types import Spec
 from robusteval.search.balls import distances, quantise
 
 EPS = 0.12
@@ -71,7 +73,7 @@ def fitted(classifier: Classifier) -> WithDetector:
     def features(images: Tensor) -> Tensor:
         y = classes_of(classifier, images)
         with torch.no_grad():
-            maps = [e.maps(classifier, images, y, None)[0] for e in watcher.explainers]
+            maps = [e.trace_maps(classifier, images, y, None)[0] for e in watcher.explainers]
             return watcher.features(classifier, maps, classifier(images))
 
     one, other = features(x), features(plain(classifier, x))
@@ -180,7 +182,7 @@ def features_gap(model: WithDetector, x: Tensor, x_adv: Tensor) -> Tensor:
     for images in (x, x_adv):
         y = classes_of(model, images)
         with torch.no_grad():
-            maps = [e.maps(model, images, y, None)[0] for e in model.detector.explainers]
+            maps = [e.trace_maps(model, images, y, None)[0] for e in model.detector.explainers]
             found.append(model.detector.features(model, maps, model(images)))
     return (found[0] - found[1]).square().mean(1)
 
@@ -259,7 +261,7 @@ def test_images_that_never_reach_the_class_are_the_last_ones(watched: WithDetect
 def test_a_mask_is_followed_along_and_left_with_finished_images(bands: Classifier) -> None:
     """Its map is made of states that travel with their images: no batch changes a bit."""
     watcher = Watcher(interpreters=("mask", "gradcam"))
-    quick = Explainer.named("mask", {"iterations": 3})
+    quick = Interpreter.build_differentiable("mask", {"iterations": 3})
     watcher.explainers = (quick, watcher.explainers[1])
     x = photos(4, seed=9)
     y = classes_of(bands, x)
@@ -312,8 +314,8 @@ def test_a_model_without_a_detector_is_refused(bands: Classifier) -> None:
 
 def test_a_detector_without_a_derivative_is_refused(bands: Classifier) -> None:
     watcher = Watcher()
-    kept = Explainer.named("grad", {})
-    watcher.explainers = (kept, kept._replace(name="guided_backprop"))
+    kept = Interpreter.build_differentiable("grad", {})
+    watcher.explainers = (kept, replace(kept, spec=Spec("guided_backprop", {})))
 
     with pytest.raises(ValueError, match="looks at maps of guided_backprop, which have no deriv"):
         run_on_nothing(WithDetector(bands, watcher))

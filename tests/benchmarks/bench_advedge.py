@@ -32,7 +32,7 @@ from robusteval.attacks.dual_objective import Settings, map_settings, recipe_for
 from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import numbers
 from robusteval.datasets.sources import open_data
-from robusteval.interpreters.explainer import Explainer, mean_distance
+from robusteval.interpreters.explainer import Interpreter, mean_distance
 from robusteval.interpreters.gradient import smooth_relu
 from robusteval.interpreters.rts import looked, mask_network, ready_rts
 from robusteval.models.checkpoint import load
@@ -49,11 +49,11 @@ class Compared:
     """Results of one search on one interpreter beside those of its baseline."""
 
     def __init__(
-        self, model: Classifier, x: Tensor, y: Tensor, goal: Tensor, explainer: Explainer
+        self, model: Classifier, x: Tensor, y: Tensor, goal: Tensor, explainer: Interpreter
     ) -> None:
         self.model, self.x, self.goal = model, x, goal
         self.explainer = explainer
-        self.benign = self.explainer.maps(model, x, y, None)[0]
+        self.benign = self.explainer.trace_maps(model, x, y, None)[0]
         self.base: Tensor | None = None
 
     def show(self, name: str, attack: Callable[[], Tensor]) -> None:
@@ -64,7 +64,7 @@ class Compared:
         seconds = time.perf_counter() - started
         with torch.no_grad():
             reached = predictions(self.model(x_adv)) == self.goal
-            maps = self.explainer.maps(self.model, x_adv, self.goal, None)[0]
+            maps = self.explainer.trace_maps(self.model, x_adv, self.goal, None)[0]
         far = mean_distance(maps, self.benign)
         line = (
             f"{name:34}{float(reached.double().mean()):8.3f}{float(far.mean()):8.4f}"
@@ -94,7 +94,7 @@ def print_figures(
     seeds = torch.arange(len(x))
     goal = random_targets(y, seeds, model.num_classes)
     attacked = map_settings(interpreter, settings, search, min(x.shape[2:]))
-    table = Compared(model, x, y, goal, Explainer.named(interpreter, attacked))
+    table = Compared(model, x, y, goal, Interpreter.build_differentiable(interpreter, attacked))
     click.echo(
         f"\n{search + ' ' + interpreter + ' ' + settings:34}{'reached':>8}{'map':>8}{'SSIM':>8}"
         f"{'forw.':>8}{'backw.':>7}{'s':>8}{'difference':>19}{'ratio':>8}"

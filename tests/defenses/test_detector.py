@@ -512,7 +512,7 @@ def test_features_are_on_the_graph_and_decide_the_score(file: Path, model: Class
     logits = model(x)
     y = predictions(logits)
 
-    maps = [each.maps(model, x, y, seeds)[0] for each in found.explainers]
+    maps = [each.trace_maps(model, x, y, seeds)[0] for each in found.explainers]
     features = found.features(model, maps, logits)
     (grad,) = torch.autograd.grad(features.square().sum(), x)
 

@@ -27,10 +27,8 @@ from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.map_changes import (
-    Interpreter,
     Measurement,
     distances,
-    highest,
     noisy,
     on_edges,
     overlaps,
@@ -38,6 +36,7 @@ from robusteval.evaluation.map_changes import (
 from robusteval.evaluation.plan import prepare
 from robusteval.interpreters import rts
 from robusteval.interpreters.cam import cam
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.gradient import smoothgrad
 from robusteval.interpreters.quality import (
     deletion_auc,
@@ -107,7 +106,7 @@ def data(model: Classifier, npz: Path, tmp_path: Path) -> Data:
 
 
 def measurement(model: Classifier, *names: str) -> Measurement:
-    return Measurement(model, [Interpreter.made(name, model, (3, 12, 12)) for name in names], 0)
+    return Measurement(model, [Interpreter.build(name, model, (3, 12, 12)) for name in names], 0)
 
 
 def measured(measure: Measurement, x: Tensor, x_adv: Tensor, **changed: Any) -> dict[str, Any]:
@@ -126,18 +125,6 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         for name in one
         if name not in ("seconds", "ssim")
     )
-
-
-def test_the_highest_cells_are_counted_in_the_open() -> None:
-    """A fifth of the cells, those that tie included, none of an even map."""
-    rising = np.arange(10.0).reshape(2, 5)
-
-    assert np.flatnonzero(highest(rising)).tolist() == [8, 9]
-    assert not highest(np.ones((4, 4))).any()
-    assert np.flatnonzero(highest(np.eye(4), share=0.05)).tolist() == [0, 5, 10, 15]
-    few = np.zeros((5, 5))
-    few[0, 0] = 1  # zeros are not among the highest, though five cells were asked for
-    assert highest(few).sum() == 1
 
 
 def test_intersection_over_union_has_its_closed_form() -> None:
@@ -225,11 +212,11 @@ def test_without_a_change_only_the_seed_is_left(model: Classifier, data: Data) -
 def test_masks_are_not_stretched(model: Classifier, data: Data) -> None:
     """An empty one would become noise."""
     x = data.batch(range(2)).x
-    made = Interpreter.made("mask:iterations=2", model, (3, 12, 12))
+    made = Interpreter.build("mask:iterations=2", model, (3, 12, 12))
 
-    maps = made.maps(model, x, torch.zeros(2, dtype=torch.int64), torch.zeros(2).long())
+    maps = made.compute_maps(model, x, torch.zeros(2, dtype=torch.int64), torch.zeros(2).long())
 
-    assert not made.facts["stretched"]
+    assert not made.describe()["stretched"]
     assert 0 < maps.max() < 1
 
 
@@ -320,13 +307,13 @@ def test_benign_maps_are_made_once(
     x = data.batch(range(4)).x
     x_adv = (x + 0.1).clamp(0, 1)
     calls: list[int] = []
-    plain = Interpreter.maps
+    plain = Interpreter.compute_maps
 
     def counted(self: Interpreter, model: Classifier, x: Tensor, *rest: Tensor) -> Any:
         calls.append(len(x))
         return plain(self, model, x, *rest)
 
-    monkeypatch.setattr(Interpreter, "maps", counted)
+    monkeypatch.setattr(Interpreter, "compute_maps", counted)
     measure, cramped = measurement(model, "cam"), measurement(model, "cam")
     cramped._room = 0
 
@@ -393,14 +380,14 @@ def test_memory_that_runs_out_cuts_the_work_not_the_result(
 ) -> None:
     """The attack itself is not run again."""
     whole = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
-    plain = Interpreter.maps
+    plain = Interpreter.compute_maps
 
     def greedy(self: Interpreter, model: Classifier, x: Tensor, *rest: Tensor) -> Any:
         if len(x) > 6:
             raise MemoryError
         return plain(self, model, x, *rest)
 
-    monkeypatch.setattr(Interpreter, "maps", greedy)
+    monkeypatch.setattr(Interpreter, "compute_maps", greedy)
     cut = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
 
     one, other = whole.outcomes[0].columns, cut.outcomes[0].columns
@@ -510,7 +497,7 @@ def test_every_interpreter_of_the_list_can_be_checked_on_nothing(model: Classifi
     """Which is how a plan finds mistakes before the first attack."""
     for name in INTERPRETERS.entries:
         if name not in ("library", "rts"):  # one may not be installed, one must be trained
-            Interpreter.made(name, model, (3, 12, 12))
+            Interpreter.build(name, model, (3, 12, 12))
 
 
 def test_those_with_a_floor_are_those_that_draw(model: Classifier, data: Data) -> None:
@@ -813,7 +800,7 @@ def test_memory_that_does_not_suffice_for_one_map_is_the_end_of_the_cell(
     def greedy(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(Interpreter, "maps", greedy)
+    monkeypatch.setattr(Interpreter, "compute_maps", greedy)
 
     run = evaluate(model, data, [ATTACK], interpreters=["cam"], probes=False)
 
