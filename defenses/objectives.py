@@ -24,23 +24,23 @@ from robusteval.search.descent import Score, restarted
 from .training_settings import OF_BOTH, OF_MAPS, Term, Weighting, Weights
 
 
-class Seen(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a network makes of images."""
 
     logits: Tensor  # (n, k)
     maps: Tensor | None  # (n, k, h', w'), where the terms ask for them
 
 
-def seen(model: nn.Module, x: Tensor, terms: Iterable[Term]) -> Seen:
-    """One forward pass; ValueError if maps are asked for and the network has none."""
+def run_network(model: nn.Module, x: Tensor, terms: Iterable[Term]) -> NetworkOutput:
+    """Run the network once; ValueError if maps are asked for and the network has none."""
     if OF_MAPS.isdisjoint(terms):
-        return Seen(model(x), None)
+        return NetworkOutput(model(x), None)
     found = head(model, x)
-    return Seen(found.logits, activation_maps(found))
+    return NetworkOutput(found.logits, compute_class_maps(found))
 
 
-def activation_maps(found: Head) -> Tensor:
-    """Class activation maps ``(n, k, h', w')`` of all classes, divided by their positions.
+def compute_class_maps(found: Head) -> Tensor:
+    """Compute class activation maps ``(n, k, h', w')`` of all classes, divided by their positions.
 
     Signed and never stretched: the sum of a map plus the class's bias is the logit.
     """
@@ -48,35 +48,35 @@ def activation_maps(found: Head) -> Tensor:
     return torch.einsum("kc,nchw->nkhw", found.weight, found.features) / positions
 
 
-def discrepancy(
+def measure_discrepancy(
     clean: Tensor, attacked: Tensor, logits: Tensor, y: Tensor, weighting: Weighting = "softmax"
 ) -> Tensor:
-    """How far the maps of all classes have moved, in l1: the discrepancy of [1] for training.
+    """Measure how far the maps of all classes have moved, in l1: the discrepancy of [1].
 
     Parameters
     ----------
     clean, attacked : Tensor
-        `activation_maps` ``(n, k, h', w')`` of images and of the attacked images.
+        `compute_class_maps` ``(n, k, h', w')`` of images and of the attacked images.
     logits : Tensor
         ``(n, k)`` of the attacked images.
     y : Tensor
         Labels ``(n,)``.
     weighting : {"softmax", "runner_up"}
-        How maps of wrong classes count, see `wrong_classes`.
+        How maps of wrong classes count, see `weigh_wrong_classes`.
 
     Returns
     -------
     Tensor
-        ``(n,)``, in units of the logits; twice the discrepancy that `bounded` gives if all
-        weight is on one wrong class.
+        ``(n,)``, in units of the logits; twice the discrepancy that `measure_map_bound` gives if
+        all weight is on one wrong class.
     """
     moved = (clean - attacked).abs().sum((2, 3))  # (n, k)
     own = moved.gather(1, y.unsqueeze(1)).squeeze(1)
-    return own + (wrong_classes(logits, y, weighting) * moved).sum(1)
+    return own + (weigh_wrong_classes(logits, y, weighting) * moved).sum(1)
 
 
-def wrong_classes(logits: Tensor, y: Tensor, weighting: Weighting) -> Tensor:
-    """Weights ``(n, k)`` that sum to one over the wrong classes, zero for `y` ``(n,)``.
+def weigh_wrong_classes(logits: Tensor, y: Tensor, weighting: Weighting) -> Tensor:
+    """Weigh the wrong classes ``(n, k)``: weights that sum to one, zero for `y` ``(n,)``.
 
     Their softmax, on the graph as in [1], or all for the likeliest.
     """
@@ -86,18 +86,26 @@ def wrong_classes(logits: Tensor, y: Tensor, weighting: Weighting) -> Tensor:
     return F.one_hot(others.argmax(1), logits.shape[1]).to(logits)
 
 
-def losses(
-    weights: Weights, clean: Seen | None, attacked: Seen | None, y: Tensor, weighting: Weighting
+def compute_losses(
+    weights: Weights,
+    clean: NetworkOutput | None,
+    attacked: NetworkOutput | None,
+    y: Tensor,
+    weighting: Weighting,
 ) -> Tensor:
-    """The weighted sum of the terms ``(n,)``; a side that no term needs may be None."""
+    """Compute the weighted sum of the terms ``(n,)``; a side that no term needs may be None."""
     total = torch.zeros(len(y), device=y.device)
     for term, weight in weights.items():
-        total = total + weight * _term(term, clean, attacked, y, weighting)
+        total = total + weight * _compute_term(term, clean, attacked, y, weighting)
     return total
 
 
-def _term(
-    term: Term, clean: Seen | None, attacked: Seen | None, y: Tensor, weighting: Weighting
+def _compute_term(
+    term: Term,
+    clean: NetworkOutput | None,
+    attacked: NetworkOutput | None,
+    y: Tensor,
+    weighting: Weighting,
 ) -> Tensor:
     if term == "clean":
         assert clean is not None
@@ -112,12 +120,12 @@ def _term(
     assert clean.maps is not None
     assert attacked.maps is not None
     if term == "maps":
-        return discrepancy(clean.maps, attacked.maps, attacked.logits, y, weighting)
+        return measure_discrepancy(clean.maps, attacked.maps, attacked.logits, y, weighting)
     rows = torch.arange(len(y), device=y.device)
     return (clean.maps[rows, y] - attacked.maps[rows, y]).abs().sum((1, 2))
 
 
-def training_loss(
+def compute_training_loss(
     model: nn.Module,
     x: Tensor,
     x_adv: Tensor,
@@ -125,25 +133,25 @@ def training_loss(
     weights: Weights,
     weighting: Weighting = "softmax",
 ) -> Tensor:
-    """The loss ``(n,)`` of images and attacked images, in one forward pass.
+    """Compute the loss ``(n,)`` of images and attacked images, in one forward pass.
 
     In train mode batch normalisation sees what this pass sees: clean images, attacked images or,
     where terms need both, all together.
     """
     if weights.keys() == {"clean"}:
-        return losses(weights, seen(model, x, weights), None, y, weighting)
+        return compute_losses(weights, run_network(model, x, weights), None, y, weighting)
     if weights.keys() == {"adversarial"}:
-        return losses(weights, None, seen(model, x_adv, weights), y, weighting)
-    both = seen(model, torch.cat([x, x_adv]), weights)
+        return compute_losses(weights, None, run_network(model, x_adv, weights), y, weighting)
+    both = run_network(model, torch.cat([x, x_adv]), weights)
     n = len(x)
     first, second = (
-        Seen(both.logits[part], None if both.maps is None else both.maps[part])
+        NetworkOutput(both.logits[part], None if both.maps is None else both.maps[part])
         for part in (slice(None, n), slice(n, None))
     )
-    return losses(weights, first, second, y, weighting)
+    return compute_losses(weights, first, second, y, weighting)
 
 
-def worst_images(
+def find_worst_images(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -155,7 +163,7 @@ def worst_images(
     step: float,
     weighting: Weighting = "softmax",
 ) -> Tensor:
-    """Images within `eps` that raise the terms: projected ascent from a random start.
+    """Find images within `eps` that raise the terms: projected ascent from a random start.
 
     With the model in eval mode, left as it was. Of all iterates the one of highest value counts,
     where [1] takes the last.
@@ -175,7 +183,7 @@ def worst_images(
     steps : int
         Steps.
     weighting : {"softmax", "runner_up"}
-        See `wrong_classes`.
+        See `weigh_wrong_classes`.
 
     Returns
     -------
@@ -185,13 +193,13 @@ def worst_images(
     if eps == 0 or not weights:
         return x
     with frozen(model):
-        clean: Seen | None = None
+        clean: NetworkOutput | None = None
         if not OF_BOTH.isdisjoint(weights):
             with torch.no_grad():
-                clean = seen(model, x, weights)
+                clean = run_network(model, x, weights)
 
         def objective(x_adv: Tensor, index: Tensor) -> Score:
-            value = losses(weights, clean, seen(model, x_adv, weights), y, weighting)
+            value = compute_losses(weights, clean, run_network(model, x_adv, weights), y, weighting)
             # nothing is finished before the last step: `index` is always the whole batch
             return Score(-value, torch.zeros_like(y, dtype=torch.bool))
 
@@ -208,15 +216,15 @@ def worst_images(
     return found.x_adv
 
 
-class Bounded(NamedTuple):
+class MapBound(NamedTuple):
     """The two sides of the bound of [1], per image."""
 
     discrepancy: Tensor  # (n,)
     bound: Tensor  # (n,)
 
 
-def bounded(model: nn.Module, x: Tensor, x_adv: Tensor) -> Bounded:
-    """Discrepancy of the maps in l1, and what it cannot fall below once a prediction changes.
+def measure_map_bound(model: nn.Module, x: Tensor, x_adv: Tensor) -> MapBound:
+    """Measure how far maps move in l1, and what that cannot fall below once a prediction changes.
 
     With t predicted before and t' after, half the l1 distances of the maps of t and t' are at
     least half of what the logit of t exceeds that of t' by on the clean image, whatever was
@@ -242,7 +250,7 @@ def bounded(model: nn.Module, x: Tensor, x_adv: Tensor) -> Bounded:
     """
     with frozen(model), torch.no_grad():
         before, after = head(model, x), head(model, x_adv)
-        moved = (activation_maps(before) - activation_maps(after)).abs().sum((2, 3))  # (n, k)
+        moved = (compute_class_maps(before) - compute_class_maps(after)).abs().sum((2, 3))  # (n, k)
     pair = torch.stack([before.logits.argmax(1), after.logits.argmax(1)], 1)  # (n, 2)
     own = before.logits.gather(1, pair)
-    return Bounded(moved.gather(1, pair).sum(1) / 2, (own[:, 0] - own[:, 1]) / 2)
+    return MapBound(moved.gather(1, pair).sum(1) / 2, (own[:, 0] - own[:, 1]) / 2)

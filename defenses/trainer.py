@@ -16,7 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from robusteval.art.to_art import Array, AsSeen, checked_images, class_indices
 from robusteval.datasets.sources import from_arrays
 
-from .training_loop import Course
+from .training_loop import TrainingLoop
 from .training_settings import TrainingSettings
 
 
@@ -91,7 +91,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
         labels = class_indices(y, len(images), self._classifier.nb_classes)
         data = from_arrays(images, labels)
         model = AsSeen(self._classifier)
-        course = Course(model, data, np.arange(len(data)), settings, self._classifier.device)
+        loop = TrainingLoop(model, data, np.arange(len(data)), settings, self._classifier.device)
         for number in tqdm(range(settings.epochs), disable=not self.verbose):
-            course.epoch(number, lambda _: None, lambda: False)
+            loop.run_epoch(number, lambda _: None, lambda: False)
         model.eval()

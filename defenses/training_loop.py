@@ -1,11 +1,10 @@
-"""A network on its way through its epochs: what one epoch does, and how it is judged."""
+"""A network on its way through its epochs: what one epoch and one step do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +14,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from robusteval.datasets.sources import Data, draw
-from robusteval.errors import Interrupted, RunError, UsageError
-from robusteval.models.classifier import frozen, predictions
+from robusteval.errors import Interrupted, RunError
 from robusteval.models.seeds import sample_seeds
-from robusteval.runs.statistics import Rate
-from robusteval.search.balls import Ball
-from robusteval.search.descent import class_objective, restarted
 
-from .objectives import bounded, training_loss, worst_images
+from .objectives import compute_training_loss, find_worst_images
 from .training_settings import (
     Augment,
     TrainingSettings,
@@ -30,51 +25,12 @@ from .training_settings import (
     warm_up_radius,
 )
 
-FEWEST = 20  # images that can still be split
-MOST_HELD_OUT = 1000  # images that each epoch is judged on, unless asked for
-AT_A_TIME = 250  # of them
-
-
-def split(data: Data, held_out: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on, and positions held out: fixed by the seed, none in both.
-
-    UsageError if there are too few images or classes.
-    """
-    n = len(data)
-    if n < FEWEST:
-        raise UsageError(
-            f"{data.name} has {n} images: training needs at least {FEWEST}, of which some are"
-            " held out to judge it on"
-        )
-    if held_out is None:
-        held_out = min(MOST_HELD_OUT, max(n // 10, min(200, n // 5)))
-    if not 1 <= held_out <= n // 2:
-        raise UsageError(f"--held-out must be from 1 to {n // 2}, half the images, not {held_out}")
-    order = draw(n, None, seed)
-    trained, kept = np.sort(order[held_out:]), np.sort(order[:held_out])
-    if len(np.unique(data.labels[trained])) < 2:
-        raise UsageError(
-            f"the images of {data.name} to train on are all of one class: at least two are needed"
-        )
-    return trained, kept
-
 
 class NotFinite(RunError):
     """Training went astray: a loss or a weight is not a number."""
 
 
-class Judged(NamedTuple):
-    """What a network does on the images held out."""
-
-    clean: Rate
-    robust: Rate
-    # of the attacks that succeeded, where the objective has maps: how often the discrepancy of
-    # the maps fell below its bound (never, but for rounding), and the median of their ratio
-    below: int | None
-    ratio: float | None
-
-
-class Course:
+class TrainingLoop:
     """A network on its way through its epochs; what an epoch does is decided by its number.
 
     Parameters
@@ -86,7 +42,7 @@ class Course:
     positions : ndarray
         Those to train on.
     settings : TrainingSettings
-        How.
+        How it is trained.
     device : torch.device
         Where the model is.
     """
@@ -117,20 +73,20 @@ class Course:
         # maps are checked against the logits more finely than bfloat16 counts
         self.mixed = device.type == "cuda" and not settings.has_maps
 
-    def radius(self, step: int) -> float:
-        """The radius at a step counted from the first epoch on."""
+    def compute_radius(self, step: int) -> float:
+        """Compute the radius at a step counted from the first epoch on."""
         start, full = self.settings.warmup or (0.0, self.settings.epochs / 4)
         return warm_up_radius(self.settings.eps, step, start * self.steps, full * self.steps)
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step counted from the first epoch on."""
+    def compute_rate(self, step: int) -> float:
+        """Compute the learning rate at a step counted from the first epoch on."""
         done = step / (self.steps * self.settings.epochs)
         return schedule_rate(self.settings.rate, done, self.settings.schedule)
 
-    def epoch(
+    def run_epoch(
         self, number: int, advance: Callable[[int], None], stopping: Callable[[], bool]
     ) -> float:
-        """Train on every image once, but for an incomplete last batch; the mean loss.
+        """Train on every image once, but for an incomplete last batch, and return the mean loss.
 
         NotFinite as soon as the loss is; Interrupted when `stopping` says so.
         """
@@ -138,13 +94,15 @@ class Course:
         order = draw(len(self.positions), None, noise)
         draws = torch.Generator().manual_seed(noise + self.rank)
         total = 0.0
-        with drawing_from(noise + self.rank, self.device):
+        with seed_dropout(noise + self.rank, self.device):
             for i in range(self.steps):
-                if self.mean(stopping()) > 0:
+                if self.average_over_processes(stopping()) > 0:
                     raise Interrupted("Stopped.")
                 index = self.positions[order[i * self.batch : (i + 1) * self.batch]]
                 own = index[self.rank :: self.processes]
-                loss = self.mean(self.update(number * self.steps + i, own, noise, draws))
+                loss = self.average_over_processes(
+                    self.update_weights(number * self.steps + i, own, noise, draws)
+                )
                 if not math.isfinite(loss):
                     raise NotFinite(f"the loss is {loss:g} in epoch {number + 1}")
                 total += loss
@@ -156,18 +114,20 @@ class Course:
             raise NotFinite(f"a weight is not finite after epoch {number + 1}")
         return total / self.steps
 
-    def update(self, step: int, index: np.ndarray, noise: int, draws: torch.Generator) -> float:
-        """One step of the optimiser on the images at these positions; the loss before it."""
+    def update_weights(
+        self, step: int, index: np.ndarray, noise: int, draws: torch.Generator
+    ) -> float:
+        """Take one step of the optimiser on the images at these positions; the loss before it."""
         images = self.data.batch(index)
-        x = augmented(images.x, self.settings.augment, draws).to(self.device)
+        x = augment_images(images.x, self.settings.augment, draws).to(self.device)
         y = images.y.to(self.device)
         seeds = sample_seeds(noise, index.astype(np.uint64))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(step)
-        eps = self.radius(step)
+            group["lr"] = self.compute_rate(step)
+        eps = self.compute_radius(step)
         length = self.settings.step_length * (eps / self.settings.eps if self.settings.eps else 0.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            x_adv = worst_images(
+            x_adv = find_worst_images(
                 self.model,
                 x,
                 y,
@@ -178,24 +138,26 @@ class Course:
                 step=length,
                 weighting=self.settings.weighting,
             )
-            self.train_mode()
-            values = training_loss(self.learner, x, x_adv, y, self.lowered, self.settings.weighting)
+            self.set_train_mode()
+            values = compute_training_loss(
+                self.learner, x, x_adv, y, self.lowered, self.settings.weighting
+            )
         loss = values.mean()
         self.optimiser.zero_grad()
         torch.autograd.backward(loss)
         self.optimiser.step()
         return float(loss.detach())
 
-    def mean(self, value: float) -> float:
-        """The mean over all processes."""
+    def average_over_processes(self, value: float) -> float:
+        """Average a number over all processes."""
         if self.processes == 1:
             return float(value)
         total = torch.tensor(float(value), device=self.device)
         dist.all_reduce(total)
         return float(total) / self.processes
 
-    def train_mode(self) -> None:
-        """Batch normalisation and dropout as in training.
+    def set_train_mode(self) -> None:
+        """Set batch normalisation and dropout as in training.
 
         Without dropout where maps are compared: two draws of it would differ by themselves, and
         what it leaves of the pooled features is not what the maps sum up to.
@@ -206,53 +168,10 @@ class Course:
                 if isinstance(part, nn.modules.dropout._DropoutNd):
                     part.eval()
 
-    def judged(self, positions: np.ndarray) -> Judged:
-        """Accuracy on images as they are, and attacked at the full radius.
-
-        Projected ascent of the cross-entropy with twice the steps of the training, each image's
-        start the same in every epoch.
-        """
-        settings = self.settings
-        clean = robust = below = 0
-        ratios: list[float] = []
-        with frozen(self.model):
-            for start in range(0, len(positions), AT_A_TIME):
-                images = self.data.batch(positions[start : start + AT_A_TIME])
-                x, y = images.x.to(self.device), images.y.to(self.device)
-                with torch.no_grad():
-                    right = predictions(self.model(x)) == y
-                x, y, seeds = x[right], y[right], sample_seeds(settings.seed, images.ids)
-                clean += len(x)
-                if len(x) == 0:
-                    continue
-                found = restarted(
-                    class_objective(self.model, y, targeted=False, loss="ce"),
-                    Ball.around(x, "linf", settings.eps),
-                    seeds[right.cpu()],
-                    restarts=1,
-                    random_start=True,
-                    step=settings.step_length / 2
-                    if settings.step is None
-                    else settings.step_length,
-                    steps=2 * settings.steps,
-                    stop="float",
-                )
-                robust += int((~found.success).sum())
-                if settings.has_maps and bool(found.success.any()):
-                    sides = bounded(self.model, x[found.success], found.x_adv[found.success])
-                    slack = 1e-4 * (sides.bound.abs() + 1)
-                    below += int((sides.discrepancy < sides.bound - slack).sum())
-                    ratios += (sides.discrepancy / sides.bound.clamp_min(1e-6)).tolist()
-        n = len(positions)
-        if not settings.has_maps:
-            return Judged(Rate(clean, n), Rate(robust, n), None, None)
-        ratio = float(np.median(ratios)) if ratios else None
-        return Judged(Rate(clean, n), Rate(robust, n), below, ratio)
-
 
 @contextmanager
-def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from this seed; torch's own generators are left as they were."""
+def seed_dropout(seed: int, device: torch.device) -> Iterator[None]:
+    """Let dropout draw from this seed; torch's own generators are left as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -260,8 +179,8 @@ def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def augmented(x: Tensor, augment: Augment, draws: torch.Generator) -> Tensor:
-    """Images ``(n, c, h, w)``, each shifted and mirrored by chance, black where nothing was."""
+def augment_images(x: Tensor, augment: Augment, draws: torch.Generator) -> Tensor:
+    """Shift and mirror images ``(n, c, h, w)`` by chance, black where nothing was."""
     if augment == "none" or (augment == "auto" and x.shape[1] == 1):
         return x
     n, _, h, w = x.shape

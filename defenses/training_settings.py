@@ -230,21 +230,21 @@ class TrainingSettings:
 
 
 def warm_up_radius(eps: float, step: float, start: float, full: float) -> float:
-    """The radius at a step: zero up to `start`, whole from `full` on, linear in between."""
+    """Warm up the radius at a step: zero up to `start`, whole from `full` on, linear in between."""
     if step >= full:
         return eps
     return eps * max(step - start, 0.0) / (full - start)
 
 
 def schedule_rate(rate: float, done: float, schedule: Schedule) -> float:
-    """The learning rate after a share `done` in [0, 1] of all steps."""
+    """Schedule the learning rate after a share `done` in [0, 1] of all steps."""
     if schedule == "cosine":
         return rate * (1 + math.cos(math.pi * done)) / 2
     return rate * 0.1 ** sum(done >= share for share in (4 / 7, 6 / 7))
 
 
 def weigh_terms(objective: str, *, gamma: float, beta: float) -> tuple[Weights, Weights]:
-    """Weights of the terms that are lowered and of those that are raised.
+    """Weigh the terms that are lowered and those that are raised.
 
     A term of weight zero is left out, so that it costs nothing and changes no bit.
     """

@@ -18,7 +18,7 @@ from .shell import Command, Whole, emit, number, numbers, option, radius
 
 if TYPE_CHECKING:
     from robusteval.datasets.sources import Data
-    from robusteval.defenses.training import Trained
+    from robusteval.defenses.training import TrainingResult
     from robusteval.defenses.training_settings import TrainingSettings
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
@@ -256,8 +256,8 @@ def train(
         raise UsageError("--warmup takes two numbers of epochs, such as --warmup 1,5")
     with stoppable(fresh) as stop, bars() as progress:
         stop.progress = progress
-        from robusteval.defenses.training import is_helper
         from robusteval.defenses.training import train as trained
+        from robusteval.defenses.training_files import is_helper
         from robusteval.defenses.training_settings import TrainingSettings
 
         progress.console.quiet = is_helper()
@@ -335,7 +335,7 @@ def begun(
 ) -> tuple[Classifier, Data]:
     """The classifier to train, and its images."""
     from robusteval.datasets.sources import open_data
-    from robusteval.defenses.training import channels_of, untrained
+    from robusteval.defenses.training_start import build_untrained, find_input_channels
     from robusteval.models.checkpoint import pick_device
 
     def images(channels: int | None) -> Data:
@@ -348,11 +348,13 @@ def begun(
         return classifier, images(classifier.identity.get("input_channels"))
     assert arch is not None
     target = pick_device(device)
-    found = images(channels_of(arch))
-    return untrained(arch, found, settings, device=target, **options), found
+    found = images(find_input_channels(arch))
+    return build_untrained(arch, found, settings, device=target, **options), found
 
 
-def describe_training(found: Trained, settings: TrainingSettings, images: Data) -> TrainingRecord:
+def describe_training(
+    found: TrainingResult, settings: TrainingSettings, images: Data
+) -> TrainingRecord:
     """The record of a training."""
     from robusteval.reports.training import TrainingRecord
 

@@ -17,19 +17,20 @@ from torch.nn import functional as F
 from toys import Bands, synthetic
 
 from robusteval.datasets.sources import Data, from_arrays
+from robusteval.defenses.held_out import hold_out_images
 from robusteval.defenses.objectives import (
-    Seen,
-    activation_maps,
-    bounded,
-    discrepancy,
-    losses,
-    seen,
-    training_loss,
-    worst_images,
-    wrong_classes,
+    NetworkOutput,
+    compute_class_maps,
+    compute_losses,
+    compute_training_loss,
+    find_worst_images,
+    measure_discrepancy,
+    measure_map_bound,
+    run_network,
+    weigh_wrong_classes,
 )
-from robusteval.defenses.training import Trained, channels_of, train, untrained
-from robusteval.defenses.training_loop import Course, augmented, split
+from robusteval.defenses.training import TrainingResult, train
+from robusteval.defenses.training_loop import TrainingLoop, augment_images
 from robusteval.defenses.training_settings import (
     OBJECTIVES,
     Augment,
@@ -40,6 +41,7 @@ from robusteval.defenses.training_settings import (
     warm_up_radius,
     weigh_terms,
 )
+from robusteval.defenses.training_start import build_untrained, find_input_channels
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.interpreters.cam import Head, head
 from robusteval.models import checkpoint
@@ -103,7 +105,7 @@ def test_sum_of_a_map_is_the_logit_without_its_bias() -> None:
 
     found = head(model, x)
 
-    sums = activation_maps(found).sum((2, 3)) + bias
+    sums = compute_class_maps(found).sum((2, 3)) + bias
     torch.testing.assert_close(found.logits, sums, rtol=0, atol=1e-4)
 
 
@@ -113,12 +115,12 @@ def test_own_architectures_have_maps(name: str) -> None:
     network = build(f"robusteval:{name}", 4, {}).network.eval()
     linear = [part for part in network.modules() if isinstance(part, nn.Linear)][-1]
     size = 28 if name == "small_cnn" else 32
-    channels = channels_of(f"robusteval:{name}") or 0
+    channels = find_input_channels(f"robusteval:{name}") or 0
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
     with torch.no_grad():
         found = head(network, x)
-    sums = activation_maps(found).sum((2, 3)) + (0 if linear.bias is None else linear.bias)
+    sums = compute_class_maps(found).sum((2, 3)) + (0 if linear.bias is None else linear.bias)
 
     assert found.logits.shape == (2, 4)
     torch.testing.assert_close(found.logits, sums, rtol=0, atol=1e-4)
@@ -131,35 +133,39 @@ def test_own_architectures_have_maps(name: str) -> None:
 def test_nothing_differs_from_itself(weighting: Weighting) -> None:
     model, x, _, y = random_pair()
     found = head(model, x)
-    maps = activation_maps(found)
+    maps = compute_class_maps(found)
 
-    assert torch.equal(torch.zeros(len(x)), discrepancy(maps, maps, found.logits, y, weighting))
+    assert torch.equal(
+        torch.zeros(len(x)), measure_discrepancy(maps, maps, found.logits, y, weighting)
+    )
 
 
 def test_wrong_classes_share_a_weight_of_one() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, -1.0]])
     y = torch.tensor([0, 1])
 
-    soft = wrong_classes(logits, y, "softmax")
+    soft = weigh_wrong_classes(logits, y, "softmax")
     p = logits.softmax(1)
 
     torch.testing.assert_close(torch.ones(2), soft.sum(1))
     assert torch.equal(torch.zeros(2), soft.gather(1, y[:, None])[:, 0])
     torch.testing.assert_close(p[0, 1] / (p[0, 1] + p[0, 2]), soft[0, 1])
-    assert wrong_classes(logits, y, "runner_up").tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert weigh_wrong_classes(logits, y, "runner_up").tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
 def test_size_of_the_maps_does_not_change_their_discrepancy() -> None:
     """The code of the paper does not divide by the positions: there it would be fourfold."""
     model, x, z, y = random_pair()
     before, after = head(model, x), head(model, z)
-    value = discrepancy(activation_maps(before), activation_maps(after), after.logits, y)
+    value = measure_discrepancy(
+        compute_class_maps(before), compute_class_maps(after), after.logits, y
+    )
 
     def larger(found: Head) -> Tensor:
         features = found.features.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        return activation_maps(found._replace(features=features))
+        return compute_class_maps(found._replace(features=features))
 
-    again = discrepancy(larger(before), larger(after), after.logits, y)
+    again = measure_discrepancy(larger(before), larger(after), after.logits, y)
 
     assert value.min() > 0
     torch.testing.assert_close(value, again)
@@ -168,7 +174,9 @@ def test_size_of_the_maps_does_not_change_their_discrepancy() -> None:
 def test_gamma_of_the_papers_code_is_gamma_times_the_positions_here() -> None:
     model, x, z, y = random_pair()
     before, after = head(model, x), head(model, z)
-    value = discrepancy(activation_maps(before), activation_maps(after), after.logits, y)
+    value = measure_discrepancy(
+        compute_class_maps(before), compute_class_maps(after), after.logits, y
+    )
     positions = before.features.shape[2] * before.features.shape[3]
 
     theirs = torch.zeros(len(x))
@@ -192,12 +200,12 @@ def test_maps_move_at_least_as_far_as_a_changed_prediction_demands() -> None:
         with torch.no_grad():
             pred = model(x).argmax(1)
         attacked = [
-            worst_images(model, x, pred, seeds, {term: 1.0}, eps=0.6, steps=5, step=0.2)
+            find_worst_images(model, x, pred, seeds, {term: 1.0}, eps=0.6, steps=5, step=0.2)
             for term in ("adversarial", "maps")
         ]
         model.double()
         for z in attacked:
-            sides = bounded(model, x.double(), z.double())
+            sides = measure_map_bound(model, x.double(), z.double())
             with torch.no_grad():
                 differs = model(z.double()).argmax(1) != model(x.double()).argmax(1)
             changed += int(differs.sum())
@@ -219,7 +227,7 @@ def test_bound_is_met_exactly_where_one_feature_decides() -> None:
     )
     x = torch.full((1, 1, 2, 2), 0.5)
 
-    sides = bounded(network, x, -1e-6 * x)
+    sides = measure_map_bound(network, x, -1e-6 * x)
 
     torch.testing.assert_close(torch.tensor([0.5]), sides.bound)
     torch.testing.assert_close(torch.tensor([0.5]), sides.discrepancy)
@@ -242,12 +250,12 @@ EXPECTED: dict[str, Callable[..., Any]] = {
 def test_loss_is_what_its_formula_says(objective: str, weighting: Weighting) -> None:
     model, x, z, y = random_pair()
     weights, _ = weigh_terms(objective, gamma=0.7, beta=6.0)
-    value = training_loss(model, x, z, y, weights, weighting)
+    value = compute_training_loss(model, x, z, y, weights, weighting)
 
     before, after = head(model, x), head(model, z)
     p, q = before.logits.softmax(1), after.logits.softmax(1)
     rows = torch.arange(len(x))
-    moved = (activation_maps(before) - activation_maps(after)).abs().sum((2, 3))
+    moved = (compute_class_maps(before) - compute_class_maps(after)).abs().sum((2, 3))
     own, others = moved[rows, y], q.clone()
     others[rows, y] = 0
     if weighting == "runner_up":
@@ -267,7 +275,7 @@ def test_search_raises_its_terms_inside_the_ball_and_leaves_the_model(objective:
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
     def searched(eps: float, rows: slice = slice(None)) -> Tensor:
-        return worst_images(
+        return find_worst_images(
             model, x[rows], y[rows], seeds[rows], raised, eps=eps, steps=4, step=0.03
         )
 
@@ -289,9 +297,9 @@ def test_search_raises_its_terms_inside_the_ball_and_leaves_the_model(objective:
         return
     model.eval()
     start = x + 0.0  # where no term is but the cross-entropy
-    clean, after, there = (seen(model, images, raised) for images in (x, z, start))
-    low = losses(raised, clean, there, y, "softmax")
-    assert (losses(raised, clean, after, y, "softmax") > low).all()
+    clean, after, there = (run_network(model, images, raised) for images in (x, z, start))
+    low = compute_losses(raised, clean, there, y, "softmax")
+    assert (compute_losses(raised, clean, after, y, "softmax") > low).all()
 
 
 @pytest.mark.parametrize(
@@ -312,8 +320,8 @@ def test_objective_without_its_term_is_the_simpler_one(
 
     def weights(settings: TrainingSettings) -> list[Tensor]:
         model = pooled()
-        course = Course(model, bands(40), np.arange(40), settings, torch.device("cpu"))
-        course.epoch(0, lambda _: None, lambda: False)
+        loop = TrainingLoop(model, bands(40), np.arange(40), settings, torch.device("cpu"))
+        loop.run_epoch(0, lambda _: None, lambda: False)
         return list(model.state_dict().values())
 
     one = weights(replace(QUICK, objective=objective, **changed))
@@ -328,7 +336,7 @@ def test_batch_norm_sees_clean_and_attacked_images_together() -> None:
     norm.momentum = 1.0  # type: ignore[assignment]
     weights, _ = weigh_terms("int", gamma=0.5, beta=0.0)
 
-    training_loss(model.train(), x, z, y, weights)
+    compute_training_loss(model.train(), x, z, y, weights)
 
     both = model.network.get_submodule("conv")(torch.cat([x, z]))
     torch.testing.assert_close(norm.get_buffer("running_mean"), both.mean((0, 2, 3)))
@@ -338,9 +346,9 @@ def test_batch_norm_sees_clean_and_attacked_images_together() -> None:
 def test_dropout_rests_where_maps_are_compared(objective: str, drops: bool) -> None:
     model = pooled(dropout=0.5)
     settings = replace(QUICK, objective=objective)
-    course = Course(model, bands(), np.arange(72), settings, torch.device("cpu"))
+    loop = TrainingLoop(model, bands(), np.arange(72), settings, torch.device("cpu"))
 
-    course.train_mode()
+    loop.set_train_mode()
 
     assert model.network.get_submodule("norm").training
     assert drops is model.network.get_submodule("dropout").training
@@ -352,10 +360,10 @@ def test_half_precision_leaves_float32_weights_near_those_of_full_precision() ->
     def weights(mixed: bool) -> dict[str, Tensor]:
         model = pooled()
         settings = replace(QUICK, warmup=(0.0, 0.0))
-        course = Course(model, bands(40), np.arange(40), settings, torch.device("cpu"))
-        assert not course.mixed
-        course.mixed = mixed
-        course.epoch(0, lambda _: None, lambda: False)
+        loop = TrainingLoop(model, bands(40), np.arange(40), settings, torch.device("cpu"))
+        assert not loop.mixed
+        loop.mixed = mixed
+        loop.run_epoch(0, lambda _: None, lambda: False)
         return model.state_dict()
 
     full, half = weights(False), weights(True)
@@ -385,20 +393,22 @@ def test_rate_falls_as_scheduled(schedule: Schedule, rates: list[float]) -> None
 
 def test_split_is_fixed_by_the_seed() -> None:
     data = bands(100)
-    trained, kept = split(data, None, 0)
+    trained, kept = hold_out_images(data, None, 0)
 
     assert sorted([*trained, *kept]) == list(range(100))
     assert len(kept) == 20
-    assert np.array_equal(kept, split(data, None, 0)[1])
-    assert not np.array_equal(kept, split(data, None, 1)[1])
-    assert len(split(from_arrays(*[a.repeat(150, 0) for a in grey(20)]), None, 0)[1]) == 300
+    assert np.array_equal(kept, hold_out_images(data, None, 0)[1])
+    assert not np.array_equal(kept, hold_out_images(data, None, 1)[1])
+    assert (
+        len(hold_out_images(from_arrays(*[a.repeat(150, 0) for a in grey(20)]), None, 0)[1]) == 300
+    )
 
 
 @pytest.mark.parametrize(("augment", "channels"), [("auto", 1), ("none", 3)])
 def test_images_stay_as_they_are_where_asked(augment: Augment, channels: int) -> None:
     x = torch.rand(4, channels, 8, 8)
 
-    assert augmented(x, augment, torch.Generator()) is x
+    assert augment_images(x, augment, torch.Generator()) is x
 
 
 @pytest.mark.parametrize("augment", ["auto", "crop", "crop+flip"])
@@ -406,7 +416,7 @@ def test_images_are_shifted_and_mirrored(augment: Augment) -> None:
     """Each result is a window of the padded image or of its mirror image."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(40, 3, 16, 16, generator=generator)
-    found = augmented(x, augment, generator)
+    found = augment_images(x, augment, generator)
     mirrored = 0
     for before, after in zip(x, found, strict=True):
         wide = F.pad(before, [2, 2, 2, 2])
@@ -422,9 +432,9 @@ def test_images_are_shifted_and_mirrored(augment: Augment) -> None:
 
 def run(
     out: Path, settings: TrainingSettings, *, model: Classifier | None = None, **options: Any
-) -> Trained:
+) -> TrainingResult:
     data = bands()
-    classifier = model or untrained("robusteval:digits_cnn", data, settings)
+    classifier = model or build_untrained("robusteval:digits_cnn", data, settings)
     return train(classifier, data, out, settings, **options)
 
 
@@ -452,7 +462,7 @@ def test_training_ends_in_a_checkpoint_that_needs_no_options(
     assert (tmp_path / "net.curve.png").read_bytes().startswith(b"\x89PNG")
     assert (found.best.below_bound is None) == (not settings.has_maps)
     assert not found.best.below_bound
-    images = bands().batch(split(bands(), 8, 0)[1])
+    images = bands().batch(hold_out_images(bands(), 8, 0)[1])
     assert found.best.clean == int((loaded(images.x).argmax(1) == images.y).sum())
 
 
@@ -518,12 +528,12 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_divergence_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = Course.update
+    update = TrainingLoop.update_weights
 
-    def astray(self: Course, step: int, *rest: Any) -> float:
+    def astray(self: TrainingLoop, step: int, *rest: Any) -> float:
         return update(self, step, *rest) if step < 6 else float("nan")
 
-    monkeypatch.setattr(Course, "update", astray)
+    monkeypatch.setattr(TrainingLoop, "update_weights", astray)
     out = tmp_path / "net.safetensors"
 
     with pytest.raises(RunError, match=r"the loss is nan in epoch 2: .*net.safetensors holds the"):
@@ -547,7 +557,7 @@ def test_memory_that_runs_out_is_one_sentence(
     def full(*_: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Course, "update", full)
+    monkeypatch.setattr(TrainingLoop, "update_weights", full)
 
     with pytest.raises(RunError, match="smaller --batch-size"):
         run(tmp_path / "net.safetensors", QUICK)
@@ -649,16 +659,16 @@ def test_objective_with_maps_needs_a_network_that_has_them(tmp_path: Path) -> No
 
 def test_random_weights_come_with_the_datas_normalisation() -> None:
     data = bands(60)
-    model = untrained("robusteval:digits_cnn", data, QUICK)
-    x = data.batch(split(data, QUICK.held_out, QUICK.seed)[0]).x
+    model = build_untrained("robusteval:digits_cnn", data, QUICK)
+    x = data.batch(hold_out_images(data, QUICK.held_out, QUICK.seed)[0]).x
 
     assert model.num_classes == 3
     assert model.identity["mean"] == pytest.approx([float(x.mean())], abs=1e-4)
     assert model.identity["std"] == pytest.approx([float(x.std())], abs=1e-4)
-    assert channels_of("robusteval:digits_cnn") == 1
-    assert channels_of("robusteval:resnet20") == 3
+    assert find_input_channels("robusteval:digits_cnn") == 1
+    assert find_input_channels("robusteval:resnet20") == 3
     with pytest.raises(UsageError, match="both --mean and --std"):
-        untrained("robusteval:digits_cnn", data, QUICK, mean=[0.5])
+        build_untrained("robusteval:digits_cnn", data, QUICK, mean=[0.5])
 
 
 def test_sides_that_no_term_needs_are_not_looked_at() -> None:
@@ -666,10 +676,11 @@ def test_sides_that_no_term_needs_are_not_looked_at() -> None:
     expected = torch.full((2,), float(np.log(3)))
 
     torch.testing.assert_close(
-        expected, losses({"clean": 1.0}, Seen(logits, None), None, y, "softmax")
+        expected, compute_losses({"clean": 1.0}, NetworkOutput(logits, None), None, y, "softmax")
     )
     torch.testing.assert_close(
-        expected, losses({"adversarial": 1.0}, None, Seen(logits, None), y, "softmax")
+        expected,
+        compute_losses({"adversarial": 1.0}, None, NetworkOutput(logits, None), y, "softmax"),
     )
 
 

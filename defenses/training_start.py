@@ -1,0 +1,116 @@
+"""What a training starts from: a network with random weights, and whether it fits the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from robusteval.datasets.sources import Data
+from robusteval.errors import UsageError
+from robusteval.interpreters.cam import head
+from robusteval.models.architecture import build
+from robusteval.models.classifier import Classifier, frozen
+
+from .held_out import hold_out_images
+from .training_settings import TrainingSettings
+
+MEASURED = 2000  # images that mean and deviation are taken from
+
+
+def build_untrained(
+    arch: str,
+    data: Data,
+    settings: TrainingSettings,
+    *,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: torch.device | None = None,
+) -> Classifier:
+    """Build an architecture with random weights, for these images.
+
+    Parameters
+    ----------
+    arch : str
+        As in `robusteval.models.checkpoint.load`.
+    data : Data
+        The images that it will be trained on.
+    settings : TrainingSettings
+        How it will be trained; they decide the images that are measured.
+    num_classes : int, optional
+        Number of logits; as many as there are class names or labels if not given.
+    mean, std : sequence of float, optional
+        Normalisation per channel or one for all, both or neither; if not given, those of the
+        first 2,000 images to train on.
+    device : torch.device, optional
+        The device that it goes to.
+
+    Raises
+    ------
+    UsageError
+        There is no such architecture, or one of mean and std is missing.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("give both --mean and --std, or neither")
+    labels = int(data.labels.max()) + 1 if len(data) else 0
+    classes = num_classes or max(len(data.class_names or ()), labels, 2)
+    built = build(arch, classes, {}, seed=settings.seed)
+    if mean is None or std is None:
+        x = data.batch(hold_out_images(data, settings.held_out, settings.seed)[0][:MEASURED]).x
+        mean = [round(value, 4) for value in x.mean((0, 2, 3)).tolist()]
+        std = [max(round(value, 4), 1e-4) for value in x.std((0, 2, 3)).tolist()]
+    return Classifier(
+        built.network,
+        mean=mean,
+        std=std,
+        num_classes=classes,
+        input_shape=data.shape,
+        identity={"arch": built.name, "arch_sha256": built.sha256, "mean": mean, "std": std},
+    ).to(device)
+
+
+def find_input_channels(arch: str) -> int | None:
+    """Find how many channels an architecture takes, where its first convolution says so."""
+    network = build(arch, 2, {}).network
+    first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
+
+
+def check_trainable(
+    classifier: Classifier, data: Data, positions: np.ndarray, settings: TrainingSettings
+) -> None:
+    """Raise UsageError if the network cannot be trained on these images in this way."""
+    arch = str(classifier.identity.get("arch") or type(classifier.network).__name__)
+    images = data.batch(positions[:2])
+    x = images.x.to(classifier.device)
+    with frozen(classifier), torch.no_grad():
+        try:
+            classes = classifier(x).shape[1]
+        except Exception as error:  # whatever a network does on images it was not made for
+            shape = "x".join(map(str, data.shape))
+            text = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{arch} cannot take the images of {data.name} ({shape}): {text}"
+            ) from None
+        if int(data.labels.max()) >= classes:
+            raise UsageError(
+                f"{data.name} has labels up to {int(data.labels.max())}, {arch} has {classes}"
+                " outputs: give --num-classes, or another checkpoint"
+            )
+        if classes != classifier.num_classes:
+            raise UsageError(
+                f"{arch} has {classes} outputs, not {classifier.num_classes}: give --num-classes"
+                f" {classes}"
+            )
+        if settings.has_maps:
+            try:
+                head(classifier, x)
+            except ValueError:
+                raise UsageError(
+                    f"--objective {settings.objective} needs a network that ends in global average"
+                    f" pooling and one linear layer, which {arch} does not: use adv or trades, or"
+                    " such an architecture (robusteval:digits_cnn, torchvision:resnet18, ...)"
+                ) from None
