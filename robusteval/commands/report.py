@@ -16,23 +16,10 @@ from robusteval.runs.types import Run
 from .shell import F, emit, written
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from robusteval.reports.gate import Check
 
 FORMATS = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
 COMPARED = ("table", "markdown", "json")
-# what the name of a file says of its format
-SUFFIXES = {
-    ".txt": "table",
-    ".md": "markdown",
-    ".json": "json",
-    ".html": "html",
-    ".htm": "html",
-    ".xml": "junit",
-    ".sarif": "sarif",
-    ".csv": "csv",
-}
 RUN = click.Path(path_type=Path)
 
 
@@ -71,6 +58,8 @@ def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS
         return form
     if out is None:
         return "table"
+    from robusteval.reports.rendering import SUFFIXES
+
     named = SUFFIXES.get(out.suffix.lower())
     if named is None or named not in formats:
         raise UsageError(
@@ -85,57 +74,6 @@ def check_free(out: Path | None, force: bool) -> None:
         raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
 
 
-def rendered(runs: Sequence[Run], form: str, checks: Sequence[Check | None], *, page: bool) -> str:
-    """The report of some runs; as a `page` without the width and colours of this terminal."""
-    if form == "table":
-        return tabled(runs, checks, page=page)
-    if form == "html":
-        from robusteval.reports.html import to_html
-
-        return to_html(runs, checks)
-    if form == "markdown":
-        from robusteval.reports.markdown import to_markdown
-
-        return "\n".join(to_markdown(run, check) for run, check in zip(runs, checks, strict=True))
-    from robusteval.reports import ci, spreadsheet
-    from robusteval.reports.build import as_dict, to_json
-
-    if form == "json":
-        return to_json(runs, checks) + "\n"
-    records = [as_dict(run, check) for run, check in zip(runs, checks, strict=True)]
-    if form == "badge":
-        if len(records) > 1:
-            raise UsageError("a badge is for one run")
-        return ci.badge(records[0]) + "\n"
-    make = {"junit": ci.to_junit, "sarif": ci.to_sarif, "csv": spreadsheet.to_csv}[form]
-    return make(records)
-
-
-def tabled(runs: Sequence[Run], checks: Sequence[Check | None], *, page: bool) -> str:
-    """The reports as they stand in a terminal."""
-    from robusteval.reports.terminal import print_table
-
-    def print_all(console: Console) -> None:
-        for number, (run, check) in enumerate(zip(runs, checks, strict=True)):
-            if number:
-                console.print()
-                console.rule()
-                console.print()
-            print_table(run, console, check)
-
-    return captured(print_all, page=page)
-
-
-def captured(print_it: Callable[[Console], None], *, page: bool) -> str:
-    """What is printed on a console; as a `page` without the width and colours of this one."""
-    from rich.console import Console
-
-    console = Console(width=100, no_color=True, force_terminal=False) if page else Console()
-    with written(), console.capture() as text:  # leaving it writes, if only nothing
-        print_it(console)
-    return text.get()
-
-
 def show(
     runs: Sequence[Run],
     form: str,
@@ -144,7 +82,12 @@ def show(
     out: Path | None = None,
 ) -> None:
     """Print the report on stdout, or write it to a file."""
-    deliver(rendered(runs, form, checks or [None] * len(runs), page=out is not None), out)
+    from robusteval.reports.rendering import render_runs
+
+    text = ""  # where the reader of stdout has left before there was any
+    with written():  # a console that is captured writes to it, if only nothing
+        text = render_runs(runs, form, checks or [None] * len(runs), page=out is not None)
+    deliver(text, out)
 
 
 def deliver(text: str, out: Path | None) -> None:
@@ -197,7 +140,11 @@ def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force:
     elif form == "markdown":
         text = comparing.to_markdown(found)
     else:
-        text = captured(
-            lambda console: comparing.print_comparison(found, console), page=out is not None
-        )
+        from robusteval.reports.rendering import render_console
+
+        text = ""
+        with written():
+            text = render_console(
+                lambda console: comparing.print_comparison(found, console), page=out is not None
+            )
     deliver(text, out)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -234,7 +237,33 @@ class Run:
         if self.defenses:
             parts.append("behind " + ", ".join(str(defense.spec) for defense in self.defenses))
         where = f", in {self.folder}" if self.folder else ""
-        return f"<Run of {', '.join(parts)}; {self.status}{where}>"
+        return visible(f"<Run of {', '.join(parts)}; {self.status}{where}>")
+
+    def _repr_html_(self) -> str:
+        """The first screen of the HTML report, as notebooks show it."""
+        fragment: str = open_report("notebook").render_fragment(self)
+        return fragment
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write the report to a file, in the format that its suffix says.
+
+        A file that is there is replaced, as by `numpy.save` or pandas' `to_csv`, so that a cell of
+        a notebook can be run again. Pictures are in the HTML page of a run that has a folder (`out`
+        of `evaluate`).
+
+        Parameters
+        ----------
+        path : path
+            Such as ``report.html``, ``report.md``, ``report.json`` or ``report.csv``.
+
+        Raises
+        ------
+        UsageError
+            If no format has this suffix; the message names those there are.
+        RunError
+            If the file cannot be written.
+        """
+        open_report("rendering").write_report(self, Path(path))
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able: what ``run.json`` says besides its cells."""
@@ -286,6 +315,15 @@ class Run:
             folder=folder,
             defenses=tuple(defenses),
         )
+
+
+def open_report(module: str) -> ModuleType:
+    """A module of `robusteval.reports`, by name as the registry opens what it registers.
+
+    A run lies below everything that lays it out and must not depend on it: nothing of it is
+    imported before somebody asks a run to show itself.
+    """
+    return import_module(f"robusteval.reports.{module}")
 
 
 def visible(text: str) -> str:
