@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from robusteval.interpreters.explainer import Interpreter, mean_distance, squared_distance
 from robusteval.interpreters.meaningful_perturbation import Deletion, State, offsets
 from robusteval.models.classifier import Classifier, block_size, predictions, rows
-from robusteval.models.failures import out_of_memory
+from robusteval.models.failures import is_out_of_memory
 from robusteval.models.seeds import per_image, random_targets
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Stop, keep_best
@@ -69,7 +69,7 @@ def in_parts(attack: Attack) -> Attack:
                 found.append(some(part))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 # blocks of a Classifier are never smaller, whatever it is given
-                if len(part) <= (1 if inner is None else least) or not out_of_memory(error):
+                if len(part) <= (1 if inner is None else least) or not is_out_of_memory(error):
                     raise
                 size = len(part) // 2
             else:

@@ -25,7 +25,7 @@ from robusteval.interpreters.meaningful_perturbation import blurred
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
-from robusteval.models.failures import out_of_memory, sentence
+from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
 from robusteval.search.balls import quantise
@@ -322,7 +322,7 @@ class Study:
 
     def answers(self, x: Tensor) -> Tensor:
         """Predicted classes ``(n,)``."""
-        with torch.no_grad(), sentence("the network broke"):
+        with torch.no_grad(), raise_as_run_error("the network broke"):
             parts = [predictions(self.model(part.to(self.model.device))) for part in self.split(x)]
         return torch.cat(parts).cpu()
 
@@ -357,7 +357,7 @@ class Study:
         model, targeted = self.model, attack.threat.targeted
         x, seeds = sources.x[rows].to(model.device), sample_seeds(self.seed, sources.ids[rows])
         goal = torch.from_numpy(self.goals(attack, sources, rows)).to(model.device)
-        with sentence("the attack broke"):
+        with raise_as_run_error("the attack broke"):
             x_adv = attack.perturb(model, x.clone(), goal, targeted=targeted, seeds=seeds)
         x_adv, _ = repaired(x_adv.detach().to(x), x, attack.threat)
         return (in_bytes(x_adv),)
@@ -420,7 +420,7 @@ class Study:
         """Stacks, statistics, probability of the predicted class and that class."""
         seeds = sample_seeds(self.seed, sources.ids[variant.rows[places]] ^ salt)
         x = floats(variant.images[places]).to(self.model.device)
-        with sentence("an interpreter broke"), torch.no_grad():
+        with raise_as_run_error("an interpreter broke"), torch.no_grad():
             maps, logits = self.view.maps(self.model, x, seeds)
             stack, found = self.view.looked(maps, logits)
         probability = logits.softmax(1).amax(1)
@@ -483,7 +483,7 @@ def roomy(work: Callable[[Array], tuple[Array, ...]], places: Array) -> tuple[Ar
     try:
         return work(places)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(places) == 1:
             raise RunError("memory runs out even for one image: use a machine with more") from None

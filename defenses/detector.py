@@ -25,6 +25,7 @@ from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import file_for
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
 from robusteval.models.classifier import Classifier, absorb, counting, frozen, predictions
+from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.seeds import Ids
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.storage import write_atomically
@@ -145,10 +146,8 @@ class View:
         """UsageError if the network cannot have such maps, or none that could be attacked."""
         for spec in self.specs:
             Interpreter.build(spec, model, self.shape)
-        try:
+        with raise_as_usage_error():
             list(self.explainers)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
 
 
 @dataclass(frozen=True)

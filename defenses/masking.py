@@ -26,7 +26,7 @@ from robusteval.interpreters.cam import head, observed, same
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error
 from robusteval.models.masked import Masked, activations, masked
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
@@ -143,7 +143,7 @@ def choose(
     k = classifier.num_classes
     with frozen(classifier), exact_arithmetic():
         x, y = (part.to(classifier.device) for part in ranking[:2])
-        with sentence("the network broke"):
+        with raise_as_run_error("the network broke"):
             layer = penultimate(classifier, x) if layer is None else layer
             width = activations(classifier, x[:2], layer).shape[1]
         count = counted(units, width, layer)
@@ -278,7 +278,7 @@ def attacked(
     """The images that are classified correctly, what the attack makes of them, and labels."""
     device = classifier.device
     x, y, seeds = batch.x.to(device), batch.y.to(device), sample_seeds(seed, batch.ids)
-    with torch.no_grad(), sentence("the network broke"):
+    with torch.no_grad(), raise_as_run_error("the network broke"):
         fine = predictions(classifier(x)) == y
     if not bool(fine.any()):
         raise NothingEvaluated(
@@ -290,7 +290,7 @@ def attacked(
     goal = random_targets(y, seeds, classifier.num_classes) if targeted else y
 
     def perturbed(z: Tensor, goal: Tensor, seeds: Tensor) -> Arrays:
-        with sentence("the attack broke"):
+        with raise_as_run_error("the attack broke"):
             z_adv = attack.perturb(classifier, z, goal, targeted=targeted, seeds=seeds)
         return (repaired(z_adv.detach().to(z), z, attack.threat)[0].cpu().numpy(),)
 

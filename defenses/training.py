@@ -24,7 +24,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.models import checkpoint
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, absorb
-from robusteval.models.failures import out_of_memory, sentence
+from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import write_atomically
 
@@ -223,14 +223,14 @@ class TrainingRun:
         if self.best is not None:
             kept = f"{self.files.checkpoint} holds the best epoch so far, number {self.best.epoch}"
         try:
-            with sentence("training broke"):
+            with raise_as_run_error("training broke"):
                 yield
         except NotFinite as error:
             raise RunError(
                 f"{error}: {kept}; train with a lower --rate or a longer --warmup, and --fresh"
             ) from None
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise RunError(
                 f"memory ran out: {kept}; train with a smaller --batch-size, and --fresh"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -47,7 +46,7 @@ from robusteval.interpreters.scaling import resize
 from robusteval.models.admission import identified
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.environment import environment
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
 from robusteval.runs.types import Spec
@@ -154,10 +153,8 @@ def explain(
     if samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
     ready = build(attack, classifier, data.shape)
-    try:
+    with raise_as_usage_error():
         regions = grid(*data.shape[1:], side)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     began = time.monotonic()
     with frozen(classifier):
         case = attacked(classifier, data, ready, samples, seed, progress)
@@ -217,7 +214,7 @@ def attacked(
                 f"the labels of {data.name} go up to {int(batch.y.max())}, the network answers"
                 f" with classes 0 to {model.num_classes - 1}: check that they belong together"
             )
-        with torch.no_grad(), sentence("the network cannot take the images"):
+        with torch.no_grad(), raise_as_run_error("the network cannot take the images"):
             keep = (predictions(model(batch.x.to(model.device))).cpu() == batch.y).numpy()
         keep &= np.cumsum(keep) <= samples - count
         rows = np.flatnonzero(keep)
@@ -236,7 +233,7 @@ def attacked(
     targeted = attack.threat.targeted
     goal = random_targets(y, seeds, model.num_classes) if targeted else y
     progress.begin(str(attack.spec), len(x))
-    with sentence("the attack broke"):
+    with raise_as_run_error("the attack broke"):
         x_adv = attack.perturb(model, x.clone(), goal.clone(), targeted=targeted, seeds=seeds)
     progress.advance(len(x))
     progress.end()
@@ -332,7 +329,7 @@ def looked(
         try:
             found[name] = {}
             for view, (z, y) in views.items():
-                with users_error():
+                with raise_as_usage_error():
                     maps = interpreter(model, z, y, **options)
                 found[name][view] = resize(maps, size)
                 progress.advance(1)
@@ -343,15 +340,6 @@ def looked(
             remarks.append(f"No {name} maps: {error}.")
     progress.end()
     return found
-
-
-@contextmanager
-def users_error() -> Iterator[None]:
-    """A ValueError of an interpreter as an error of the user's."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def of_focus(
@@ -509,7 +497,7 @@ def of_units(
     if not bool(fooled.any()):
         return None
     try:
-        with users_error():
+        with raise_as_usage_error():
             moved = sensitivity(
                 model,
                 case.x[fooled],

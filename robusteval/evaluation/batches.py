@@ -16,7 +16,7 @@ import torch
 
 from robusteval.datasets.sources import Positions
 from robusteval.errors import Interrupted, RunError
-from robusteval.models.failures import out_of_memory
+from robusteval.models.failures import is_out_of_memory
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
@@ -186,7 +186,7 @@ def run_in_halves(
     try:
         return [(rows, work(rows))]
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # not inside the handler, which holds on to the memory of what broke
     if len(rows) == 1:

@@ -20,7 +20,7 @@ from robusteval.evaluation.perturbing import Perturbed, perturb
 from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.models.classifier import Classifier, predictions
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.types import Columns
 from robusteval.search.balls import quantise
@@ -63,7 +63,10 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
     if target.detector is not None:
         same = {name: column[positions] for name, column in known.items()}
         return {**same, **target.score_images(x, plan.seed, batch.ids)}
-    with torch.no_grad(), sentence(f"the network cannot take images {tuple(x.shape[1:])}"):
+    with (
+        torch.no_grad(),
+        raise_as_run_error(f"the network cannot take images {tuple(x.shape[1:])}"),
+    ):
         logits = model(x)
     pred = predictions(logits)
     asked = torch.from_numpy(positions < STEADY).to(x.device)
@@ -166,7 +169,7 @@ class AttackedColumns:
         judged = columns
         try:
             if other.detector is None:  # with one it answers like the classifier itself
-                with sentence("the defense broke"):
+                with raise_as_run_error("the defense broke"):
                     judged = judge(other.model, result.x_adv, x, y)
             scores = other.score_images(result.x_adv, self.plan.seed, batch.ids)
         except RobustevalError as error:

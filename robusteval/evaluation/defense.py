@@ -7,8 +7,6 @@ otherwise. `ReadyDefense` says how it states what it costs and which images it h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -20,6 +18,7 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.defense_files import hide_folder, parse_defense
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
+from robusteval.models.failures import raise_as_usage_error
 from robusteval.registry import DEFENSES
 from robusteval.runs.types import Spec
 
@@ -183,7 +182,7 @@ def build_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
     """
     spec = DEFENSES.check(parse_defense(spec) if isinstance(spec, str) else spec)
     entry = DEFENSES.entry(spec.name)
-    with users_error(spec.name):
+    with raise_as_usage_error(spec.name):
         model = partial(DEFENSES.load(spec.name), **spec.parameters)(classifier)
     if model.num_classes != classifier.num_classes:
         raise UsageError(
@@ -200,12 +199,3 @@ def build_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
 def name_kind(defense: Defense) -> str:
     """Name the kind of a defense as `robusteval.runs.types.Defended` does."""
     return "model" if defense.detector is None else "detector"
-
-
-@contextmanager
-def users_error(name: str) -> Iterator[None]:
-    """A parameter out of range as the mistake of a user."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None

@@ -18,6 +18,7 @@ from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_images, check_labels, identified, wrapped
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import versions
+from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.storage import digest
@@ -290,11 +291,9 @@ def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int])
     attack = Attack(spec, entry.threat(spec), entry.knowledge, entry.resolve(spec), perturb)
     nothing = torch.empty(0, *shape, device=classifier.device)
     no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
-    try:
-        # parameters are checked before there is anything to do
+    # parameters are checked before there is anything to do
+    with raise_as_usage_error(spec.name):
         perturb(classifier, nothing, no_class, targeted=attack.threat.targeted)
-    except ValueError as error:
-        raise UsageError(f"{spec.name}: {error}") from None
     if attack.threat.targeted and classifier.num_classes < 2:
         raise UsageError("a targeted attack needs at least two classes")
     return attack

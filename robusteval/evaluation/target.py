@@ -14,7 +14,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Plan
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import Ids, sample_seeds
 from robusteval.runs.types import Columns, Defended, Finding, Spec
 
@@ -85,7 +85,7 @@ class Target:
         """
         if self.detector is None:
             return {}
-        with sentence("the detector broke"):
+        with raise_as_run_error("the detector broke"):
             score = self.detector.score(self.model, x, sample_seeds(seed, ids ^ WATCHED))
         columns = {"score": score.double(), "flagged": score > self.detector.threshold}
         return {name: column.cpu().numpy() for name, column in columns.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robusteval.errors import UsageError
 from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.types import Spec
 
@@ -88,13 +88,9 @@ class Interpreter:
         interpreter = cls._bind(checked)
         nothing = torch.empty(0, *shape, device=classifier.device)
         no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
-        try:
-            # parameters and network are checked before there is anything to do
-            with frozen(classifier):
-                interpreter.explain(classifier, nothing, no_class, seeds=no_class.cpu())
-        except ValueError as error:
-            text = str(error).removeprefix(f"{checked.name} ")
-            raise UsageError(f"{checked.name}: {text}") from None
+        # parameters and network are checked before there is anything to do
+        with raise_as_usage_error(checked.name), frozen(classifier):
+            interpreter.explain(classifier, nothing, no_class, seeds=no_class.cpu())
         return interpreter
 
     @classmethod
@@ -183,7 +179,7 @@ class Interpreter:
         RunError
             If the interpreter breaks.
         """
-        with sentence(f"the interpreter {self.spec} broke"):
+        with raise_as_run_error(f"the interpreter {self.spec} broke"):
             found = self.explain(model, x, y, seeds=seeds).detach()
         maps: Values = scale_maps(self.name, found).squeeze(1).cpu().numpy()
         return maps

@@ -15,7 +15,7 @@ from robusteval.errors import UsageError
 from robusteval.interpreters.cam import named, network_of
 from robusteval.interpreters.gradient import class_scores
 from robusteval.models.classifier import Classifier
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error
 from robusteval.registry import INTERPRETERS
 
 METHODS = {
@@ -107,7 +107,7 @@ def library(
 
     maps = x.new_zeros(len(x), 1, *size)
     with (
-        sentence(f"the package grad-cam failed at {method}"),
+        raise_as_run_error(f"the package grad-cam failed at {method}"),
         torch.enable_grad(),
         redirect_stderr(io.StringIO()),  # progress bars
     ):

@@ -30,6 +30,7 @@ from robusteval.interpreters.gradient import class_scores, differentiated
 from robusteval.interpreters.meaningful_perturbation import LARGE, blurred, mixed
 from robusteval.models.admission import check_labels, wrapped
 from robusteval.models.classifier import Classifier, absorb, frozen, predictions
+from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS
 from robusteval.runs.cache_folder import cache_folder
@@ -516,11 +517,8 @@ class Training:
         side = min(data.shape[1:])
         self.sigma = 11 / 224 * side if side >= LARGE else side / 8  # of the blur, in pixels
         x, _ = self.images(self.index[:2])
-        try:
-            with torch.no_grad():
-                _, calls = looked(model, x)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        with raise_as_usage_error(), torch.no_grad():
+            _, calls = looked(model, x)
         scales = [scale_of(features) for features in calls[0]]
         self.network = MaskNetwork(data.shape, scales, num_classes).to(self.device)
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from robusteval.datasets.sources import Data, Positions
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, absorb, frozen
-from robusteval.models.failures import sentence
+from robusteval.models.failures import raise_as_run_error
 
 
 def wrapped(module: nn.Module, data: Data) -> Classifier:
     """A user's module as a classifier that knows its number of classes."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with frozen(module), torch.no_grad(), sentence("the network cannot take the images"):
+    with frozen(module), torch.no_grad(), raise_as_run_error("the network cannot take the images"):
         logits = module(data.batch([0]).x.to(device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UsageError("the model must return one tensor of logits (n, k)")
@@ -34,7 +34,11 @@ def identified(classifier: Classifier, data: Data, index: Positions) -> dict[str
         return classifier.identity
     content = hashlib.sha256()
     absorb(content, classifier.state_dict())
-    with frozen(classifier), torch.no_grad(), sentence("the network cannot take the images"):
+    with (
+        frozen(classifier),
+        torch.no_grad(),
+        raise_as_run_error("the network cannot take the images"),
+    ):
         logits = classifier(data.batch(index[:4]).x.to(classifier.device))
     content.update(logits.cpu().numpy().tobytes())
     kind = type(classifier.network)
@@ -62,7 +66,7 @@ def check_images(data: Data, index: Positions, classifier: Classifier) -> None:
     x = data.batch(index[:1]).x.to(classifier.device)
     what = f"the network cannot take images {tuple(x.shape[1:])}"
     try:
-        with frozen(classifier), torch.no_grad(), sentence(what):
+        with frozen(classifier), torch.no_grad(), raise_as_run_error(what):
             classifier(x)
     except RunError as error:
         raise UsageError(f"{error}: bring them to another size with --size") from None
