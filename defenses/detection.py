@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.judge import repaired
-from robusteval.evaluation.map_changes import noisy
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, circumstances
 from robusteval.interpreters.meaningful_perturbation import blurred
@@ -29,6 +28,7 @@ from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
 from robusteval.search.balls import quantise
+from robusteval.search.noise import add_equal_noise_in_box
 
 from .detector import Fit, MapDetector, View, cost_of, mask_network_of, named
 from .detector_metrics import Record, share
@@ -310,7 +310,7 @@ class Study:
         for name, salt in (("noise", NOISE), (AGAIN, ~NOISE)):
             some = np.flatnonzero(moved)
             seeds = sample_seeds(self.seed, sources.ids[some] ^ salt)
-            made = noisy(sources.x[some], floats(changed[some]), seeds)
+            made = add_equal_noise_in_box(floats(changed[some]), sources.x[some], seeds)
             yield Variant(name, some, in_bytes(made))
         crops = cropped(sources.x, sample_seeds(self.seed, sources.ids ^ CROP))
         for name, made in (

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from robusteval.datasets.concepts import Concepts, Probe
 from robusteval.interpreters.cam import observed
 from robusteval.models.seeds import per_image
+from robusteval.search.noise import add_equal_noise
 
 FIRES = 0.005  # share of places at which a unit counts as firing, as in arXiv:1704.05796
 MATCH = 0.04  # least overlap of a unit and its concept, the same
@@ -161,10 +162,7 @@ def sensitivity(
     Reconstructed, see above. The noise has the l2 norm of each image's own perturbation, drawn
     from its seed ``(n,)``, and is cut by the pixel box.
     """
-    delta = (x_adv - x).flatten(1).norm(dim=1)
-    noise = per_image(seeds, x.shape[1:], normal=True).to(x)
-    scale = delta / noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    noisy = (x + noise * scale.view(-1, 1, 1, 1)).clamp(0, 1)
+    noisy = add_equal_noise(x_adv, x, seeds).clamp(0, 1)
     before, after, control = (
         unit_maps(model, z, layer).double().mean((2, 3)) for z in (x, x_adv, noisy)
     )

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robusteval.errors import UsageError
-from robusteval.models.seeds import per_image
 from robusteval.search.balls import bell, in_double, ssim_map
 
 Window = Literal["gaussian", "block"]
@@ -126,17 +125,6 @@ def energy(x_adv: Tensor, x: Tensor, relevance: Tensor, *, relevant: float = REL
     inside = (square * mask).flatten(1).sum(1) / square.flatten(1).sum(1)
     area = mask.flatten(1).mean(1)
     return Energy(inside, area, (inside / area).where(area > 0, torch.nan))
-
-
-def equal_noise(x_adv: Tensor, x: Tensor, seeds: Tensor) -> Tensor:
-    """The control: `x` with Gaussian noise of the l2 length of the perturbation ``(n, c, h, w)``.
-
-    Each image's from its own seed ``(n,)``. Not clipped to [0, 1], which would change the length.
-    """
-    draw = per_image(seeds, x.shape[1:], normal=True).to(x)
-    length, drawn = (z.flatten(1).norm(dim=1) for z in (x_adv - x, draw))
-    control: Tensor = x + draw * (length / drawn).view(-1, 1, 1, 1)
-    return control
 
 
 def mean_of(column: Tensor) -> Mean:

@@ -23,6 +23,7 @@ from robusteval.models.classifier import Classifier, predictions
 from robusteval.models.seeds import Ids, per_image, sample_seeds
 from robusteval.runs.types import Columns
 from robusteval.search.edges import sobel
+from robusteval.search.noise import add_equal_noise_in_box
 
 TOP = 0.2  # share of a map's cells that the intersection over union compares
 EDGE = 0.1  # strength from which a pixel is on an edge, as for AdvEdge+ (arXiv:2211.15926)
@@ -106,7 +107,7 @@ class Measurement:
             ``benign:NAME`` and ``changed:NAME``.
         """
         seeds = sample_seeds(self.seed, ids ^ CHANGED)
-        z = noisy(x, x_adv, sample_seeds(self.seed, ids ^ NOISE))
+        z = add_equal_noise_in_box(x_adv, x, sample_seeds(self.seed, ids ^ NOISE))
         with torch.no_grad():
             pred_noisy = predictions(self.model(z)).cpu().numpy()
         found = on_edges(x, x_adv)
@@ -257,27 +258,6 @@ def overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
             union = int((one | other).sum())
             found[i] = int((one & other).sum()) / union if union else 1.0
     return found
-
-
-def noisy(x: Tensor, x_adv: Tensor, seeds: Tensor) -> Tensor:
-    """The images under Gaussian noise of the same l2 size as an attack's changes.
-
-    Clipped to [0, 1], and made stronger until what is left has that size (or the noise 16 times
-    its own, where the box has no room for it). Image by image, each from its own seed ``(n,)``.
-    """
-    out = x.clone()
-    drawn = per_image(seeds, x.shape[1:], normal=True)
-    for i in range(len(x)):
-        image, noise = x[i].cpu().double(), drawn[i].double()
-        size = float((x_adv[i].cpu().double() - image).norm())
-        low = size / float(noise.norm())
-        high = 16 * low
-        for _ in range(30):
-            middle = (low + high) / 2
-            reached = float(((image + middle * noise).clamp(0, 1) - image).norm())
-            low, high = (middle, high) if reached < size else (low, middle)
-        out[i] = (image + low * noise).clamp(0, 1)
-    return out
 
 
 def on_edges(x: Tensor, x_adv: Tensor) -> Columns:

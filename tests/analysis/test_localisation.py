@@ -12,13 +12,13 @@ from torch import Tensor
 from robusteval.analysis.localisation import (
     Window,
     energy,
-    equal_noise,
     mean_of,
     noise_map,
     overlap,
     overlap_at,
 )
 from robusteval.errors import UsageError
+from robusteval.search.noise import add_equal_noise
 
 
 def images(n: int = 2, size: int = 20, seed: int = 0) -> Tensor:
@@ -176,12 +176,12 @@ def test_the_control_has_the_length_of_the_perturbation_and_no_aim() -> None:
     relevance = torch.zeros(8, 1, 64, 64)
     relevance[..., :20, :20] = 1
 
-    control = equal_noise(x_adv, x, seeds)
+    control = add_equal_noise(x_adv, x, seeds)
 
     lengths = [(z - x).flatten(1).norm(dim=1) for z in (control, x_adv)]
     torch.testing.assert_close(*lengths)
     assert mean_of(energy(control, x, relevance).ratio).value == pytest.approx(1, abs=0.1)
-    alone = equal_noise(x_adv[3:4], x[3:4], seeds[3:4])
+    alone = add_equal_noise(x_adv[3:4], x[3:4], seeds[3:4])
     torch.testing.assert_close(alone, control[3:4])
 
 
@@ -189,7 +189,7 @@ def test_noise_looks_as_if_it_avoided_what_is_textured() -> None:
     """Why the control is needed: local SSIM falls where the image is flat."""
     x = torch.full((1, 1, 32, 32), 0.5)
     x[..., 16:] = images(1, 32)[:, :1, :, 16:]
-    x_adv = equal_noise(x + 0.02, x, torch.zeros(1, dtype=torch.int64))
+    x_adv = add_equal_noise(x + 0.02, x, torch.zeros(1, dtype=torch.int64))
     relevance = torch.zeros_like(x)
     relevance[..., 16:] = 1
 

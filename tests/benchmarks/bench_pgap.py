@@ -27,7 +27,6 @@ from torch import Tensor
 
 from robusteval.analysis.localisation import (
     energy,
-    equal_noise,
     mean_of,
     noise_map,
     overlap,
@@ -43,6 +42,7 @@ from robusteval.models.classifier import Classifier, counting, frozen, predictio
 from robusteval.models.demo import demo
 from robusteval.search.balls import psnr, quantise, ssim
 from robusteval.search.losses import margin
+from robusteval.search.noise import add_equal_noise
 
 BATCH = 128
 SHARES = (0.02, 0.05, 0.2)
@@ -118,7 +118,10 @@ def print_localisation(model: Classifier, x: Tensor, y: Tensor) -> None:
     seeds = torch.arange(len(x))
     for name, attack in attacks.items():
         x_adv = attack(model, x, y)
-        for label, z in ((name, x_adv), ("  noise of equal length", equal_noise(x_adv, x, seeds))):
+        for label, z in (
+            (name, x_adv),
+            ("  noise of equal length", add_equal_noise(x_adv, x, seeds)),
+        ):
             noise, sent = noise_map(z, x), energy(z, x, relevance)
             fixed = mean_of(overlap(noise, relevance).precision)
             equal = [mean_of(overlap_at(noise, relevance, s).precision).value for s in SHARES]

@@ -29,7 +29,6 @@ from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.map_changes import (
     Measurement,
     distances,
-    noisy,
     on_edges,
     overlaps,
 )
@@ -145,22 +144,6 @@ def test_distance_is_the_mean_over_cells() -> None:
     other[1, 0, 0] = 1
 
     assert distances(maps, other).tolist() == [0.0, 0.25]
-
-
-def test_noise_has_the_size_of_the_attack() -> None:
-    """Also where the box takes some of it away, and whatever travels with an image."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(4, 3, 8, 8, generator=generator).round()  # at the edges of the box
-    x_adv = (x + torch.tensor([0.0, 0.01, 0.05, 0.2]).view(4, 1, 1, 1)).clamp(0, 1)
-    seeds = torch.arange(4)
-
-    z = noisy(x, x_adv, seeds)
-
-    size, wanted = ((image - x).flatten(1).norm(dim=1) for image in (z, x_adv))
-    assert torch.allclose(size, wanted, rtol=1e-4, atol=1e-5)
-    assert 0 <= float(z.min()) <= float(z.max()) <= 1
-    alone = torch.cat([noisy(x[i : i + 1], x_adv[i : i + 1], seeds[i : i + 1]) for i in range(4)])
-    assert torch.equal(z, alone)
 
 
 def test_change_is_booked_where_edges_are() -> None:
