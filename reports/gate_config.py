@@ -132,7 +132,7 @@ def find_settings(folder: Path) -> Settings:
     if (folder / "robusteval.toml").exists():
         return read_settings(folder / "robusteval.toml")
     project = folder / "pyproject.toml"
-    if project.exists() and "robusteval" in tools(read_toml(project)[1]):
+    if project.exists() and "robusteval" in get_tools(read_toml(project)[1]):
         return read_settings(project)
     return Settings()
 
@@ -145,9 +145,9 @@ def read_settings(path: Path) -> Settings:
     """
     text, table = read_toml(path)
     if path.name == "pyproject.toml":
-        if not isinstance(tools(table).get("robusteval"), dict):
+        if not isinstance(get_tools(table).get("robusteval"), dict):
             raise UsageError(f"{path} has no table [tool.robusteval]")
-        table = tools(table)["robusteval"]
+        table = get_tools(table)["robusteval"]
     check_keys(table, SHARED, str(path))
     check_numbers(table, str(path))
     baseline, allow, gates = (table.get(key) for key in ("baseline", "allow", "gate"))
@@ -156,17 +156,17 @@ def read_settings(path: Path) -> Settings:
     if allow is not None and not is_list_of(allow, str):
         raise UsageError(f"{path}: allow must be a list of codes of findings, not {allow!r}")
     if gates is not None and not is_list_of(gates, dict):
-        raise UsageError(f"{path}: gate must be tables, each below [[{header(path)}]]")
-    lines = places(text, path)
+        raise UsageError(f"{path}: gate must be tables, each below [[{name_header(path)}]]")
+    lines = find_lines(text, path)
     return Settings(
         alpha=float(table.get("alpha", 0.05)),
         baseline=path.parent / baseline if baseline else None,
         allow=tuple(allow or ()),
         rules=tuple(
-            read_rule(gate, where(path, number, gate), lines.get(number))
+            read_rule(gate, name_gate(path, number, gate), lines.get(number))
             for number, gate in enumerate(gates or (), 1)
         ),
-        file=shown(path),
+        file=show_path(path),
     )
 
 
@@ -181,7 +181,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{path} is not TOML: {error}") from None
 
 
-def tools(project: dict[str, Any]) -> dict[str, Any]:
+def get_tools(project: dict[str, Any]) -> dict[str, Any]:
     """The settings of tools in a ``pyproject.toml``."""
     found = project.get("tool")
     return found if isinstance(found, dict) else {}
@@ -192,18 +192,18 @@ def is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def header(path: Path) -> str:
+def name_header(path: Path) -> str:
     """How a gate begins in this file."""
     return "tool.robusteval.gate" if path.name == "pyproject.toml" else "gate"
 
 
-def where(path: Path, number: int, gate: dict[str, Any]) -> str:
+def name_gate(path: Path, number: int, gate: dict[str, Any]) -> str:
     """What to call a gate in a message."""
     name = gate.get("name")
     return f"{path}, gate {number}" + (f" ({name})" if isinstance(name, str) and name else "")
 
 
-def shown(path: Path) -> str:
+def show_path(path: Path) -> str:
     """A file as seen from the working directory, without folders that are nobody's business."""
     try:
         return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
@@ -211,7 +211,7 @@ def shown(path: Path) -> str:
         return path.name
 
 
-def places(text: str, path: Path) -> dict[int, int]:
+def find_lines(text: str, path: Path) -> dict[int, int]:
     """The line of each gate, both counted from 1, as far as they can be told."""
     found: dict[int, int] = {}
     lines = text.split("\n")
@@ -223,7 +223,7 @@ def places(text: str, path: Path) -> dict[int, int]:
             table = tomllib.loads("\n".join(lines[:line]))
         except ValueError:
             continue
-        table = tools(table).get("robusteval", {}) if path.name == "pyproject.toml" else table
+        table = get_tools(table).get("robusteval", {}) if path.name == "pyproject.toml" else table
         for number in range(len(found) + 1, len(table.get("gate", ())) + 1):
             found[number] = line
     return found
@@ -251,7 +251,7 @@ def read_rule(gate: dict[str, Any], place: str, line: int | None) -> Rule:
     for key in ("name", "on", "threat", "defense"):
         if key in gate and (not isinstance(gate[key], str) or not gate[key].strip()):
             raise UsageError(f"{place}: {key} must be a text, not {gate[key]!r}")
-    for problem in problems(gate):
+    for problem in list_problems(gate):
         raise UsageError(f"{place}: {problem}")
     values = {key: value for key, value in gate.items() if key in NUMBERS}
     try:
@@ -267,7 +267,7 @@ def read_rule(gate: dict[str, Any], place: str, line: int | None) -> Rule:
         raise UsageError(f"{place}: {error}") from None
 
 
-def problems(gate: dict[str, Any]) -> Iterator[str]:
+def list_problems(gate: dict[str, Any]) -> Iterator[str]:
     """Why the keys of a gate do not make sense together."""
     if not any(key in gate for key in LIMITS):
         yield f"it demands nothing; give one or more of {', '.join(LIMITS)}"

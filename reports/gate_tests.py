@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from robusteval.runs import statistics
 from robusteval.runs.statistics import Pairs, Rate
 
 from .formatting import plural, with_interval
-
-Said = Literal["passed", "failed", "inconclusive"]
+from .record import GateOutcome
 
 
 class Level(NamedTuple):
@@ -23,18 +22,32 @@ class Level(NamedTuple):
     least: float
 
 
+class Conclusion(NamedTuple):
+    """What a gate says; None where a number has no meaning for its kind."""
+
+    outcome: GateOutcome
+    reason: str
+    value: float | None = None  # the share, or the drop, that was seen
+    low: float | None = None  # its 95 % interval: Wilson's, or Tango's of a drop
+    high: float | None = None
+    p: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    detectable: float | None = None  # the smallest drop this sample could have shown
+
+
 class Unmet(NamedTuple):
     """Something is missing or cannot be compared: the gate has failed."""
 
     reason: str
     p: float | None = None
 
-    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
-        """What a gate says of it."""
-        return {"outcome": "failed", "reason": self.reason}
+    def conclude(self, p: float | None, level: Level) -> Conclusion:
+        """What follows, given the corrected p-value."""
+        return Conclusion("failed", self.reason)
 
 
-class Share(NamedTuple):
+class ShareEvidence(NamedTuple):
     """A share that must not be below a floor."""
 
     rate: Rate
@@ -48,26 +61,26 @@ class Share(NamedTuple):
         rate = self.rate
         return statistics.at_most(rate.k, rate.n, self.floor) if rate.n else None
 
-    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
-        """What a gate says of it."""
+    def conclude(self, p: float | None, level: Level) -> Conclusion:
+        """What follows, given the corrected p-value."""
         rate, floor = self.rate, show_share(self.floor)
         if p is None:
             reason = f"There is no {self.noun} to measure it on."
-            return {"outcome": "inconclusive", "reason": reason}
+            return Conclusion("inconclusive", reason)
         shown = with_interval({**rate._asdict(), **rate.interval._asdict()})
         seen = f"{self.what} {shown} of {rate.n:,}"
-        numbers = {"value": rate.value, **rate.interval._asdict(), "p": p}
+        numbers = (rate.value, *rate.interval, p)
         if rate.interval.low >= self.floor:
             reason = f"{seen}: the interval lies at or above {floor}."
-            return {"outcome": "passed", "reason": reason, **numbers}
+            return Conclusion("passed", reason, *numbers)
         if p < level.alpha:
             reason = f"{seen}: below {floor}, and not by chance ({show_p(p)})."
-            return {"outcome": "failed", "reason": reason, **numbers}
-        more = self.more(level)
+            return Conclusion("failed", reason, *numbers)
+        more = self.say_how_many_decide(level)
         reason = f"{seen}: chance leaves open whether it is at least {floor}; {more}."
-        return {"outcome": "inconclusive", "reason": reason, **numbers}
+        return Conclusion("inconclusive", reason, *numbers)
 
-    def more(self, level: Level) -> str:
+    def say_how_many_decide(self, level: Level) -> str:
         """About how large a sample would decide, if the share stays as it is."""
         away = self.rate.value - self.floor
         if abs(away) < 1e-9:
@@ -79,7 +92,7 @@ class Share(NamedTuple):
         return f"about {plural(rounded, self.noun)} would decide"
 
 
-class Change(NamedTuple):
+class ChangeEvidence(NamedTuple):
     """Verdicts on the same images whose share must not drop by more than a margin."""
 
     pairs: Pairs
@@ -94,32 +107,32 @@ class Change(NamedTuple):
         """Test of a drop beyond the margin; none where nothing can drop."""
         return statistics.drop_test(self.pairs, self.margin) if self.held else None
 
-    def shows(self, level: Level) -> float:
+    def find_detectable(self, level: Level) -> float:
         """The smallest drop that would have been found, noise being the flips that cancel out."""
         lost, gained, n = self.pairs
         noise = 2 * min(lost, gained) / n
         return statistics.detectable_drop(n, noise, alpha=level.least, margin=self.margin)
 
-    def verdict(self, p: float | None, level: Level) -> dict[str, Any]:
-        """What a gate says of it."""
+    def conclude(self, p: float | None, level: Level) -> Conclusion:
+        """What follows, given the corrected p-value."""
         pairs, shows = self.pairs, math.inf
-        if p is None:
-            outcome, reason = "passed", "No image held before, so that none could be lost"
-        else:
-            shows = self.shows(level)
-            outcome, reason = self.outcome(p, level, shows)
-        return {
-            "outcome": outcome,
-            "reason": f"{reason}.{self.remark}",
-            "value": pairs.drop,
-            **pairs.interval._asdict(),
-            "p": p,
-            "lost": pairs.lost,
-            "gained": pairs.gained,
-            "detectable": shows if math.isfinite(shows) else None,
-        }
+        outcome: GateOutcome = "passed"
+        reason = "No image held before, so that none could be lost"
+        if p is not None:
+            shows = self.find_detectable(level)
+            outcome, reason = self.choose_outcome(p, level, shows)
+        return Conclusion(
+            outcome,
+            f"{reason}.{self.remark}",
+            pairs.drop,
+            *pairs.interval,
+            p,
+            pairs.lost,
+            pairs.gained,
+            shows if math.isfinite(shows) else None,
+        )
 
-    def outcome(self, p: float, level: Level, shows: float) -> tuple[Said, str]:
+    def choose_outcome(self, p: float, level: Level, shows: float) -> tuple[GateOutcome, str]:
         """Outcome and reason."""
         lost, gained, n = self.pairs
         drop = self.pairs.drop
@@ -145,7 +158,7 @@ class Change(NamedTuple):
         return "passed", f"{seen}, {allowed}; {able}"
 
 
-Evidence = Unmet | Share | Change
+Evidence = Unmet | ShareEvidence | ChangeEvidence
 
 
 def show_share(share: float) -> str:

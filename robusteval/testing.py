@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robusteval.datasets.sources import Data
-    from robusteval.reports.gate import Gate
+    from robusteval.reports.record import GateRow
 
     Array = np.ndarray[Any, Any] | Tensor
 
@@ -127,7 +127,7 @@ def paired(x: Array, y: Array) -> Data:
     return from_arrays(pixels, labels, name="the pair (x, y)")
 
 
-def message(run: Run, gates: Sequence[Gate], floor: float) -> Iterator[str]:
+def message(run: Run, gates: Sequence[GateRow], floor: float) -> Iterator[str]:
     """The verdict, what was not kept, and what to do."""
     from robusteval.reports.build import as_dict
 

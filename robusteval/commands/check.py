@@ -55,7 +55,7 @@ def gate_options(option: Callable[..., Callable[[Any], Any]] = click.option) -> 
 
 def held(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline | None]:
     """The gates and the baseline; UsageError if they cannot be read, or there is neither."""
-    from robusteval.reports.baseline import read_baseline
+    from robusteval.reports.baseline_file import read_baseline
     from robusteval.reports.gate_config import find_settings, read_settings
 
     settings = find_settings(Path()) if config is None else read_settings(config)
@@ -155,19 +155,20 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
     Example:
       robusteval baseline update runs/demo-0123abcd
     """
-    from robusteval.reports.baseline import baseline_of, changes, read_baseline, to_text
+    from robusteval.reports.baseline import build_baseline, list_changes
+    from robusteval.reports.baseline_file import read_baseline, render_baseline
     from robusteval.reports.gate_config import find_settings, read_settings
 
     if baseline is None:
         settings = find_settings(Path()) if config is None else read_settings(config)
         baseline = settings.baseline or BASELINE
-    new = baseline_of(load_run(run))
+    new = build_baseline(load_run(run))
     if baseline.is_dir():
         raise UsageError(f"{baseline} is a folder: name a file with --baseline")
     old = read_baseline(baseline) if baseline.exists() else None
-    emit("\n".join(changes(old, new) or ["nothing changes"]) + "\n")
+    emit("\n".join(list_changes(old, new) or ["nothing changes"]) + "\n")
     if dry_run:
         tell(f"{baseline} was not written: --dry-run.")
         return
-    write_atomically(baseline, to_text(new).encode())
+    write_atomically(baseline, render_baseline(new).encode())
     tell(f"{baseline} was written.")

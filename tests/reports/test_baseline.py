@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 
 from robusteval.errors import NothingEvaluated, RobustevalError, RunError, UsageError
-from robusteval.reports.baseline import (
-    Baseline,
-    as_bits,
-    as_text,
-    baseline_of,
-    changes,
+from robusteval.reports.baseline import Baseline, DataIdentity, build_baseline, list_changes
+from robusteval.reports.baseline_file import (
+    decode_bits,
+    encode_bits,
     read_baseline,
-    to_text,
+    render_baseline,
 )
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat
@@ -60,7 +58,7 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
 def file(run: Run, tmp_path: Path) -> Path:
     """The baseline of that run on disk."""
     path = tmp_path / "baseline.json"
-    path.write_text(to_text(baseline_of(run)))
+    path.write_text(render_baseline(build_baseline(run)))
     return path
 
 
@@ -76,17 +74,21 @@ def test_a_baseline_holds_the_verdicts_of_the_run(run: Run, file: Path) -> None:
     assert [int(cell.robust.sum()) for cell in made.cells] == [50, 60, 75]
     assert [cell.defense for cell in made.cells] == [None, None, str(DETECTOR)]
     assert [cell.adaptive for cell in made.cells] == [True, True, False]
-    assert made.shields[0].fpr == 0.05
-    assert int(made.shields[0].clean.sum()) == 90
+    assert made.defenses[0].fpr == 0.05
+    assert int(made.defenses[0].clean.sum()) == 90
     assert made.seed == 0
-    assert made.model["name"] == "net.pt"
-    assert made.model["sha256"] == run.model["sha256"]
-    assert made.data == {"name": "digits", "sha256": run.data["sha256"]}
+    assert made.model.name == "net.pt"
+    assert made.model.sha256 == run.model["sha256"]
+    assert made.data == DataIdentity("digits", run.data["sha256"])
     assert made.created == run.created
 
 
 def test_reading_returns_what_was_written(run: Run, file: Path) -> None:
-    assert to_text(read_baseline(file)) == file.read_text() == to_text(baseline_of(run))
+    assert (
+        render_baseline(read_baseline(file))
+        == file.read_text()
+        == render_baseline(build_baseline(run))
+    )
 
 
 def test_the_text_is_ascii_ends_with_a_newline_and_names_no_folder(
@@ -98,7 +100,7 @@ def test_the_text_is_ascii_ends_with_a_newline_and_names_no_folder(
         model={**run.model, "file": "/home/müller/net.pt"},
     )
 
-    text = to_text(baseline_of(named))
+    text = render_baseline(build_baseline(named))
 
     assert text.isascii()
     assert text.endswith("}\n")
@@ -109,9 +111,9 @@ def test_the_text_is_ascii_ends_with_a_newline_and_names_no_folder(
 def test_bits_come_back(n: int) -> None:
     bits = np.random.default_rng(n).random(n) < 0.5
 
-    assert as_bits(as_text(bits), n).tolist() == bits.tolist()
+    assert decode_bits(encode_bits(bits), n).tolist() == bits.tolist()
     with pytest.raises(ValueError, match="bytes"):
-        as_bits(as_text(bits), n + 8)
+        decode_bits(encode_bits(bits), n + 8)
 
 
 def test_a_thousand_images_and_five_cells_take_twenty_kilobytes(
@@ -121,7 +123,7 @@ def test_a_thousand_images_and_five_cells_take_twenty_kilobytes(
         make_outcome(first(100 * k, 1000), spec=Spec("pgd", {"steps": k})) for k in range(1, 6)
     ]
 
-    assert len(to_text(baseline_of(make_run(*cells)))) < 20_000
+    assert len(render_baseline(build_baseline(make_run(*cells)))) < 20_000
 
 
 @pytest.mark.parametrize(
@@ -140,12 +142,12 @@ def test_what_means_nothing_makes_no_baseline(
     run: Run, changed: dict[str, Any], error: type[RobustevalError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        baseline_of(replace(run, **changed))
+        build_baseline(replace(run, **changed))
 
 
 def test_nothing_right_makes_no_baseline(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     with pytest.raises(NothingEvaluated, match="none of 20 images was classified correctly"):
-        baseline_of(make_run(make_outcome(first(0, 20), right=first(0, 20))))
+        build_baseline(make_run(make_outcome(first(0, 20), right=first(0, 20))))
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_later_version_is_named(file: Path) -> None:
     "edit",
     [
         lambda record: record.update(seed=1),
-        lambda record: record.update(clean=as_text(first(100))),
+        lambda record: record.update(clean=encode_bits(first(100))),
         lambda record: record["cells"].pop(),
         lambda record: record["versions"].update(torch="9"),
         lambda record: record.pop("digest"),
@@ -198,13 +200,13 @@ def test_an_edit_by_hand_is_seen(file: Path, edit: Callable[[dict[str, Any]], An
 def test_other_white_space_is_no_edit(file: Path, run: Run) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()), indent=4).replace("\n", "\r\n"))
 
-    assert to_text(read_baseline(file)) == to_text(baseline_of(run))
+    assert render_baseline(read_baseline(file)) == render_baseline(build_baseline(run))
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda record: record.update(clean=as_text(first(100, 120))),
+        lambda record: record.update(clean=encode_bits(first(100, 120))),
         lambda record: record["cells"][0].update(robust="A"),
         lambda record: record["cells"][0].update(robust=None),
         lambda record: record["cells"][0].update(attack=""),
@@ -239,7 +241,7 @@ def test_ids_are_little_endian(file: Path, run: Run) -> None:
 
 
 def test_the_first_baseline_is_described(run: Run) -> None:
-    lines = changes(None, baseline_of(run))
+    lines = list_changes(None, build_baseline(run))
 
     assert lines == [
         "new: 100 images of digits, seed 0",
@@ -254,7 +256,7 @@ def test_the_first_baseline_is_described(run: Run) -> None:
 def test_the_same_run_changes_nothing(run: Run) -> None:
     later = replace(run, created="2027-01-01T00:00:00+00:00")
 
-    assert changes(baseline_of(run), baseline_of(later)) == []
+    assert list_changes(build_baseline(run), build_baseline(later)) == []
 
 
 def test_an_update_says_what_it_changes(
@@ -270,7 +272,7 @@ def test_an_update_says_what_it_changes(
         environment={**run.environment, "torch": "2.11"},
     )
 
-    lines = changes(baseline_of(run), baseline_of(new))
+    lines = list_changes(build_baseline(run), build_baseline(new))
 
     assert lines == [
         f'model.sha256: "{run.model["sha256"]}" -> "{"ab" * 32}"',
@@ -293,7 +295,7 @@ def test_an_update_to_other_images_and_settings_says_so(
         config={"seed": 3},
     )
 
-    lines = changes(baseline_of(old), baseline_of(new))
+    lines = list_changes(build_baseline(old), build_baseline(new))
 
     assert lines == [
         "seed: 0 -> 3",
@@ -310,12 +312,12 @@ def test_flips_are_joined_by_id_whatever_the_order(
     turned = make_run(make_outcome(first(40)[::-1]))
     turned = replace(turned, clean={**turned.clean, "id": run.clean["id"][::-1]})
 
-    assert changes(baseline_of(run), baseline_of(turned)) == []
+    assert list_changes(build_baseline(run), build_baseline(turned)) == []
 
 
 def test_clean_verdicts_by_defense(run: Run) -> None:
-    made: Baseline = baseline_of(run)
+    made: Baseline = build_baseline(run)
 
-    assert made.clean_of(None) is made.clean
-    assert made.clean_of(str(DETECTOR)) is made.shields[0].clean
-    assert made.clean_of("other") is None
+    assert made.clean_behind(None) is made.clean
+    assert made.clean_behind(str(DETECTOR)) is made.defenses[0].clean
+    assert made.clean_behind("other") is None

@@ -13,8 +13,9 @@ import pytest
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.registry import ATTACKS
-from robusteval.reports.baseline import Baseline, baseline_of, read_baseline, to_text
-from robusteval.reports.gate import Check, Gate, check
+from robusteval.reports.baseline import Baseline, build_baseline
+from robusteval.reports.baseline_file import read_baseline, render_baseline
+from robusteval.reports.gate import Check, check
 from robusteval.reports.gate_config import (
     CLEAN,
     Rule,
@@ -24,6 +25,7 @@ from robusteval.reports.gate_config import (
     read_settings,
     read_threat,
 )
+from robusteval.reports.record import FlippedImage, GateRow
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Pairs
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat
@@ -53,7 +55,7 @@ def rules(*given: Rule, **shared: Any) -> Settings:
     return Settings(rules=given, **shared)
 
 
-def gated(run: Run, rule: Rule, baseline: Baseline | None = None) -> Gate:
+def gated(run: Run, rule: Rule, baseline: Baseline | None = None) -> GateRow:
     """The one gate that a rule makes, without that of the findings."""
     gates = [g for g in check(run, rules(rule), baseline).gates if g.kind != "findings"]
     assert len(gates) == 1
@@ -66,7 +68,7 @@ def make_pair(make_outcome: MakeOutcome, make_run: MakeRun) -> Callable[..., tup
 
     def make(before: Mask, after: Mask, **changed: Any) -> tuple[Run, Baseline]:
         old, new = make_run(make_outcome(before)), make_run(make_outcome(after), **changed)
-        return new, baseline_of(old)
+        return new, build_baseline(old)
 
     return make
 
@@ -160,11 +162,11 @@ def test_every_number_of_a_drop_follows_from_the_columns(make_pair: MakePair) ->
     assert gate.outcome == "failed"
     clean = run.clean
     assert gate.flipped == tuple(
-        {
-            "id": f"{clean['id'][row]:016x}",
-            "index": int(clean["index"][row]),
-            "label": int(clean["label"][row]),
-        }
+        FlippedImage(
+            id=f"{clean['id'][row]:016x}",
+            index=int(clean["index"][row]),
+            label=int(clean["label"][row]),
+        )
         for row in np.flatnonzero(before & ~after)[:20]
     )
 
@@ -233,10 +235,10 @@ def test_pairs_are_joined_by_id_whatever_the_order(
     )
     turned = replace(new, clean=clean, outcomes=(replace(new.outcomes[0], columns=cell),))
 
-    gate = gated(turned, Rule(max_drop=0.01), baseline_of(old))
+    gate = gated(turned, Rule(max_drop=0.01), build_baseline(old))
 
     assert (gate.lost, gate.gained) == (40, 0)
-    assert [image["index"] for image in gate.flipped] == list(range(500, 520))
+    assert [image.index for image in gate.flipped] == list(range(500, 520))
 
 
 def test_the_worst_case_is_taken_image_by_image(
@@ -247,7 +249,7 @@ def test_the_worst_case_is_taken_image_by_image(
     new = make_run(make_outcome(first(340)), make_outcome(~first(660), spec=apgd))
 
     floor = gated(new, Rule(floor=0.3))
-    drop = gated(new, Rule(max_drop=0.01), baseline_of(old))
+    drop = gated(new, Rule(max_drop=0.01), build_baseline(old))
 
     assert floor.value == metrics.worst_case(new.attacks).value == 0.32
     assert floor.on == drop.on == "worst case at linf eps 8/255"
@@ -315,7 +317,7 @@ def test_an_attack_that_was_not_run_fails_its_gate(
     asked = Spec("pgd", {"eps": 4 / 255})
 
     floor = gated(run, Rule(floor=0.1, on=asked))
-    drop = gated(run, Rule(max_drop=0.1, on=asked, detectable=0.2), baseline_of(run))
+    drop = gated(run, Rule(max_drop=0.1, on=asked, detectable=0.2), build_baseline(run))
 
     for gate in (floor, drop):
         assert gate.outcome == "failed"
@@ -356,7 +358,7 @@ def test_another_seed_or_other_data_are_never_green(
 def test_another_subset_is_never_green(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     old, new = make_run(make_outcome(first(500))), make_run(make_outcome(first(100, 400)))
 
-    made = check(new, rules(Rule(max_drop=0.01)), baseline_of(old))
+    made = check(new, rules(Rule(max_drop=0.01)), build_baseline(old))
 
     assert made.exit_code == 1
     assert (
@@ -370,7 +372,7 @@ def test_another_budget_is_never_green(make_outcome: MakeOutcome, make_run: Make
     old = make_run(make_outcome(first(500)))
     new = make_run(make_outcome(first(100), spec=weak, threat=Threat("linf", 4 / 255, False)))
 
-    made = check(new, rules(Rule(max_drop=0.01)), baseline_of(old))
+    made = check(new, rules(Rule(max_drop=0.01)), build_baseline(old))
 
     reasons = {gate.on: gate.reason for gate in made.gates[:2]}
     assert made.exit_code == 1
@@ -388,7 +390,7 @@ def test_other_settings_of_an_attack_are_never_green(
     ]
     old, new = (make_run(cell) for cell in cells)
 
-    gate = gated(new, Rule(max_drop=0.01), baseline_of(old))
+    gate = gated(new, Rule(max_drop=0.01), build_baseline(old))
 
     assert gate.outcome == "failed"
     assert gate.reason.endswith(
@@ -401,7 +403,7 @@ def test_a_cell_of_the_baseline_that_is_gone_fails_the_gate(
 ) -> None:
     plain, apgd = make_outcome(first(500)), make_outcome(first(600), spec=Spec("apgd", {}))
     l2 = make_outcome(first(100), spec=FAB, threat=L2)
-    baseline = baseline_of(make_run(plain, apgd, l2))
+    baseline = build_baseline(make_run(plain, apgd, l2))
 
     fewer = check(make_run(plain, l2), rules(Rule(max_drop=0.01)), baseline)
     threat = check(make_run(plain, apgd), rules(Rule(max_drop=0.01)), baseline)
@@ -416,7 +418,7 @@ def test_an_attack_the_baseline_does_not_know_is_left_out_aloud(
 ) -> None:
     plain, new = make_outcome(first(500)), make_outcome(first(900), spec=Spec("apgd", {}))
 
-    gate = gated(make_run(plain, new), Rule(max_drop=0.01), baseline_of(make_run(plain)))
+    gate = gated(make_run(plain, new), Rule(max_drop=0.01), build_baseline(make_run(plain)))
 
     assert (gate.outcome, gate.value) == ("passed", 0.0)
     assert gate.reason.endswith("Not in the baseline, and left out: apgd.")
@@ -536,7 +538,7 @@ def test_a_defense_that_is_gone_fails_its_gates(
     old = with_detector(make_outcome, make_run, flagged=700)
     new = make_run(make_outcome(first(800)))
 
-    made = check(new, Settings(), baseline_of(old))
+    made = check(new, Settings(), build_baseline(old))
     cost = gated(new, Rule(max_clean_cost=0.1, defense=DETECTOR, detectable=0.2))
     robust = gated(new, Rule(floor=0.1, defense=DETECTOR))
 
@@ -594,8 +596,8 @@ def test_clean_accuracy_is_compared_with_the_baseline(
     old = make_run(make_outcome(first(100), right=first(950)))
     new = make_run(make_outcome(first(100), right=first(900)))
 
-    cost = gated(new, Rule(max_clean_cost=0.01), baseline_of(old))
-    drop = gated(new, Rule(max_drop=0.01, on=CLEAN), baseline_of(old))
+    cost = gated(new, Rule(max_clean_cost=0.01), build_baseline(old))
+    drop = gated(new, Rule(max_drop=0.01, on=CLEAN), build_baseline(old))
     floor = gated(new, Rule(floor=0.85, on=CLEAN))
 
     assert (cost.lost, cost.outcome) == (drop.lost, drop.outcome) == (50, "failed")
@@ -608,7 +610,7 @@ def test_a_detector_set_otherwise_in_the_baseline_is_not_compared(
     old = with_detector(make_outcome, make_run, flagged=700, facts={"fpr": 0.1})
     new = with_detector(make_outcome, make_run, flagged=700)
 
-    gate = gated(new, Rule(max_drop=0.01, defense=DETECTOR), baseline_of(old))
+    gate = gated(new, Rule(max_drop=0.01, defense=DETECTOR), build_baseline(old))
 
     assert gate.outcome == "failed"
     assert "another rate of false alarms, 0.1 in the baseline, 0.05 in the run" in gate.reason
@@ -620,8 +622,8 @@ def test_a_defense_new_to_the_baseline_is_not_compared_with_the_bare_model(
     new = with_detector(make_outcome, make_run, flagged=700)
     old = make_run(make_outcome(first(800)))
 
-    clean = gated(new, Rule(max_drop=0.01, on=CLEAN, defense=DETECTOR), baseline_of(old))
-    worst = gated(new, Rule(max_drop=0.01, defense=DETECTOR), baseline_of(old))
+    clean = gated(new, Rule(max_drop=0.01, on=CLEAN, defense=DETECTOR), build_baseline(old))
+    worst = gated(new, Rule(max_drop=0.01, defense=DETECTOR), build_baseline(old))
 
     assert clean.outcome == worst.outcome == "failed"
     assert "baseline update" in clean.reason
@@ -633,7 +635,7 @@ def test_without_gates_a_baseline_is_gated_by_default(
 ) -> None:
     run = with_detector(make_outcome, make_run, flagged=700)
 
-    made = check(run, Settings(), baseline_of(run))
+    made = check(run, Settings(), build_baseline(run))
 
     assert made.exit_code == 0
     assert [(gate.kind, gate.on, gate.limit) for gate in made.gates] == [
@@ -749,7 +751,7 @@ def test_several_gates_are_corrected_together(make_outcome: MakeOutcome, make_ru
     )
     raw = [statistics.drop_test(Pairs(lost, 0, 1000), 0.01) for lost in (31, 0)]
 
-    made = check(new, rules(Rule(max_drop=0.01)), baseline_of(old))
+    made = check(new, rules(Rule(max_drop=0.01)), build_baseline(old))
 
     assert [gate.p for gate in made.gates[:2]] == statistics.holm(raw)
     assert made.gates[1].detectable == statistics.detectable_drop(
@@ -759,7 +761,7 @@ def test_several_gates_are_corrected_together(make_outcome: MakeOutcome, make_ru
 
 def test_failed_outweighs_inconclusive_outweighs_passed() -> None:
     def outcome(*outcomes: Any) -> tuple[str, int]:
-        gates = [Gate("n", "floor", "on", said, "r") for said in outcomes]
+        gates = [GateRow("n", "floor", "on", said, "r") for said in outcomes]
         made = Check(tuple(gates), 0.05)
         return made.outcome, made.exit_code
 
@@ -806,7 +808,7 @@ def simulated(
     rng = np.random.default_rng(seed)
     held = first(500)
     old = make_run(make_outcome(~held))
-    cell, baseline = old.outcomes[0], baseline_of(old)
+    cell, baseline = old.outcomes[0], build_baseline(old)
     found = {"passed": 0, "inconclusive": 0, "failed": 0}
     for _ in range(times):
         still = held & (rng.random(1000) >= 2 * drop)
@@ -868,7 +870,7 @@ def test_large_runs_are_checked_without_going_through_images(
     ]
     run = make_run(*cells)
 
-    made = check(run, Settings(), baseline_of(run))
+    made = check(run, Settings(), build_baseline(run))
 
     assert len(made.gates) == 14
     assert made.exit_code == 0
@@ -1065,7 +1067,7 @@ def test_threats_are_read_as_reports_write_them(text: str, threat: Threat, inclu
 def test_a_baseline_on_disk_checks_like_one_in_memory(make_pair: MakePair, tmp_path: Path) -> None:
     run, baseline = make_pair(first(500), first(530))
     path = tmp_path / "baseline.json"
-    path.write_text(to_text(baseline))
+    path.write_text(render_baseline(baseline))
     settings = Settings(baseline=path)
 
     assert check(run, settings, read_baseline(path)) == check(run, settings, baseline)
