@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
-from robusteval.evaluation.judge import repaired
+from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
-from robusteval.evaluation.work_cache import WorkCache, circumstances
+from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
 from robusteval.interpreters.meaningful_perturbation import blurred
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
@@ -93,7 +93,7 @@ def fit_detector(
     interpreters : sequence of str
         Two or three, such as ``"grad"`` or ``"mask:blur=15"``.
     attacks : sequence of Attack
-        From `robusteval.evaluation.plan.build`; the detector learns from all of them.
+        From `robusteval.evaluation.plan.prepare_attack`; the detector learns from all of them.
     channels : {"pair", "pair_product", "triple"}, optional
         By the number of interpreters if not given.
     extractor : {"raw", "small_cnn", "vgg16"}
@@ -337,7 +337,7 @@ class Study:
         facts = [*self.facts, attack.spec.name, attack.resolved]
         for places in batches(len(rows), self.batch):
             some = rows[places]
-            made = self.done.of(
+            made = self.done.compute(
                 facts,
                 (sources.x[some].numpy(), sources.ids[some], self.goals(attack, sources, some)),
                 partial(roomy, partial(self.perturbed, attack, sources), some),
@@ -350,7 +350,7 @@ class Study:
     @cached_property
     def facts(self) -> list[Any]:
         """What all results depend on."""
-        return circumstances(self.model, self.seed)
+        return describe_circumstances(self.model, self.seed)
 
     def perturbed(self, attack: Attack, sources: Sources, rows: Array) -> tuple[Array]:
         """The results for some images, as bytes."""
@@ -359,7 +359,7 @@ class Study:
         goal = torch.from_numpy(self.goals(attack, sources, rows)).to(model.device)
         with raise_as_run_error("the attack broke"):
             x_adv = attack.perturb(model, x.clone(), goal, targeted=targeted, seeds=seeds)
-        x_adv, _ = repaired(x_adv.detach().to(x), x, attack.threat)
+        x_adv, _ = repair(x_adv.detach().to(x), x, attack.threat)
         return (in_bytes(x_adv),)
 
     def filled(self, sources: Sources, variants: Sequence[Variant], stacks: Array) -> Rows:
@@ -384,7 +384,7 @@ class Study:
             salt = SEEN + np.uint64(i)  # another seed for an image and its twin
             for places in batches(len(variant.rows), self.batch):
                 here = start + places
-                seen = self.done.of(
+                seen = self.done.compute(
                     [*self.facts, asdict(self.view), int(salt)],
                     (variant.images[places], sources.ids[variant.rows[places]]),
                     partial(roomy, partial(self.seen, sources, variant, salt), places),

@@ -94,7 +94,9 @@ class Judgement:
             ).arrays()
 
         given = (task.label, task.weight, task.train, task.validation, self.content)
-        arrays = self.done.of([*self.facts, engine(), kind, task.planes, task.columns], given, work)
+        arrays = self.done.compute(
+            [*self.facts, engine(), kind, task.planes, task.columns], given, work
+        )
         self.advance(EPOCHS - sum(told))
         return Fitted.restored(task, kind, self.device, arrays)
 

@@ -19,9 +19,9 @@ from robusteval.datasets.sources import Batch, Data, draw, from_arrays
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
-from robusteval.evaluation.judge import repaired
-from robusteval.evaluation.plan import Attack, build
-from robusteval.evaluation.work_cache import Arrays, WorkCache, circumstances
+from robusteval.evaluation.judge import repair
+from robusteval.evaluation.plan import Attack, prepare_attack
+from robusteval.evaluation.work_cache import Arrays, WorkCache, describe_circumstances
 from robusteval.interpreters.cam import head, observed, same
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
@@ -138,7 +138,7 @@ def choose(
     index = draw(len(data), samples, seed)
     check_labels(data, index, classifier)
     check_images(data, index, classifier)
-    ready = build(attack, classifier, data.shape)
+    ready = prepare_attack(attack, classifier, data.shape)
     ranking, judging = halves(data, index, progress)
     k = classifier.num_classes
     with frozen(classifier), exact_arithmetic():
@@ -292,16 +292,16 @@ def attacked(
     def perturbed(z: Tensor, goal: Tensor, seeds: Tensor) -> Arrays:
         with raise_as_run_error("the attack broke"):
             z_adv = attack.perturb(classifier, z, goal, targeted=targeted, seeds=seeds)
-        return (repaired(z_adv.detach().to(z), z, attack.threat)[0].cpu().numpy(),)
+        return (repair(z_adv.detach().to(z), z, attack.threat)[0].cpu().numpy(),)
 
-    facts = [*circumstances(classifier, seed), attack.spec.name, attack.resolved]
+    facts = [*describe_circumstances(classifier, seed), attack.spec.name, attack.resolved]
     parts = []
     progress.begin(f"{attack.spec}, to rank units", len(x))
     for rows in torch.split(torch.arange(len(x)), 4 * block_size(x[0].numel(), device)):
         some = rows.to(device)
         given = x[some], goal[some], seeds[some]
         arrays = tuple(each.cpu().numpy() for each in given)
-        parts.append(torch.from_numpy(done.of(facts, arrays, partial(perturbed, *given))[0]))
+        parts.append(torch.from_numpy(done.compute(facts, arrays, partial(perturbed, *given))[0]))
         progress.advance(len(rows))
     progress.end()
     return x, torch.cat(parts).to(x), y
@@ -390,7 +390,7 @@ def judge_masks(
         for name, masks in (("mask", chosen.masks), ("control", chosen.control))
     ]
     facts = [
-        *circumstances(classifier, seed),
+        *describe_circumstances(classifier, seed),
         *(each.tolist() for each in (chosen.judging.ids, chosen.masks, chosen.control)),
         *(chosen.layer, str(attack)),
     ]
@@ -399,7 +399,7 @@ def judge_masks(
         images,
         [attack],
         seed=seed,
-        out=(done or WorkCache()).run(facts),
+        out=(done or WorkCache()).name_run_folder(facts),
         probes=False,
         defenses=shields,
         progress=progress,

@@ -18,7 +18,7 @@ from robusteval.registry import parse, read_number
 from robusteval.runs import metrics, statistics
 from robusteval.runs.plain import to_plain
 from robusteval.runs.storage import differences
-from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, show
+from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, format_value
 
 from .formatting import base, percent, plural
 
@@ -116,7 +116,7 @@ def normalize_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def normalize_value(value: Any) -> Any:
     """A number as a float, anything else as its text."""
-    text = show(value)
+    text = format_value(value)
     try:
         return read_number(text)
     except ValueError:

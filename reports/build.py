@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast, get_args
 
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import Defended, Outcome, Run, Threat, cell_name
+from robusteval.runs.types import Defended, Outcome, Run, Threat, name_cell
 
 from .build_maps import build_maps
 from .formatting import verdict
@@ -131,7 +131,7 @@ def name_defense(outcome: Outcome) -> str | None:
 
 def list_unfinished(run: Run, cells: Iterable[object]) -> Iterator[str]:
     """What was asked for, and has neither a result nor a reason for it."""
-    done = {cell_name(o.attack, o.defense, o.adaptive) for o in run.attacks}
+    done = {name_cell(o.attack, o.defense, o.adaptive) for o in run.attacks}
     yield from (str(cell) for cell in cells if str(cell) not in {*done, *run.failures})
 
 

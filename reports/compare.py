@@ -20,7 +20,7 @@ from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Interval, Pairs, Rate
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, show
+from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, format_value
 
 from . import formatting
 from .markdown import code, listed, prose
@@ -389,7 +389,11 @@ def circumstances(run: Run) -> dict[str, Any]:
 
 def brief(value: Any) -> str:
     """A setting as users write it, not at any length."""
-    said = ", ".join(map(show, value)) if isinstance(value, list | tuple) else show(value)
+    said = (
+        ", ".join(map(format_value, value))
+        if isinstance(value, list | tuple)
+        else format_value(value)
+    )
     return said if len(said) <= 80 else f"{said[:79]}…"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from robusteval.runs.types import show_number
+from robusteval.runs.types import format_number
 
 Record = dict[str, Any]
 CAUGHT = 0.2  # of the results of an attack that knows a detector, below which it is none
@@ -137,10 +137,10 @@ def budget(record: Record) -> str:
     if eps is None:
         return "no fixed radius" if unbounded(record) else "minimum norm"
     if levels is None:
-        return f"eps {show_number(eps)}"
-    if show_number(eps) == levels:
+        return f"eps {format_number(eps)}"
+    if format_number(eps) == levels:
         return f"eps {levels} ({eps:.3g})"
-    return f"eps {show_number(eps)} ({eps * 255:.4g}/255)"
+    return f"eps {format_number(eps)} ({eps * 255:.4g}/255)"
 
 
 def verdict(record: Record) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robusteval.runs import metrics, statistics
-from robusteval.runs.types import Flags, show
+from robusteval.runs.types import Flags, format_value
 
 from .baseline import Baseline, BaselineCell, find_robust, has_same_images, order_by_id, say_behind
 from .gate_config import CLEAN, WORST, Rule
@@ -116,7 +116,8 @@ def explain_other_settings(cell: BaselineCell, others: Sequence[BaselineCell]) -
         return f"The run lacks {cell.title}, which is in the baseline."
     here = min(near, key=lambda other: len(list_unequal_keys(there, other)))
     found = "; ".join(
-        f"{key} {show(there.get(key))} in the baseline, {show(here.get(key))} in the run"
+        f"{key} {format_value(there.get(key))} in the baseline,"
+        f" {format_value(here.get(key))} in the run"
         for key in list_unequal_keys(there, here)
     )
     return f"{cell.title} was run with other settings: {found}."
@@ -171,7 +172,8 @@ def build_change(
 def list_obstacles(rule: Rule, here: Baseline, then: Baseline) -> Iterator[str]:
     """Why verdicts of these two do not answer the same question."""
     if here.seed != then.seed:
-        yield f"seed {show(then.seed)} in the baseline, {show(here.seed)} in the run"
+        seeds = format_value(then.seed), format_value(here.seed)
+        yield f"seed {seeds[0]} in the baseline, {seeds[1]} in the run"
     if not has_same_images(here, then):
         shared = len(np.intersect1d(here.ids, then.ids))
         yield (
@@ -182,7 +184,7 @@ def list_obstacles(rule: Rule, here: Baseline, then: Baseline) -> Iterator[str]:
         yield "the same images, but other labels, another order or other files"
     mine, theirs = (side.find_defense(find_defense(rule, side) or "") for side in (here, then))
     if mine and theirs and mine.fpr != theirs.fpr:
-        rates = f"{show(theirs.fpr)} in the baseline, {show(mine.fpr)} in the run"
+        rates = f"{format_value(theirs.fpr)} in the baseline, {format_value(mine.fpr)} in the run"
         yield f"the detector is set to another rate of false alarms, {rates}"
 
 

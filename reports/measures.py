@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from robusteval.runs.metrics import Cost, Distance, Distances
 from robusteval.runs.statistics import Difference, Mean, Rate
-from robusteval.runs.types import Threat, show_number
+from robusteval.runs.types import Threat, format_number
 
 # their radius is no brightness
 COUNTED = ("l0", "l0_pixels", "ssim")
@@ -144,7 +144,7 @@ def build_threat(threat: Threat) -> ThreatRecord:
 
 def show_grey_levels(eps: float) -> str:
     """A radius in grey levels, as short as it is exact to nine digits."""
-    return show_number(float(f"{eps * 255:.9g}")) if math.isfinite(eps) else str(eps)
+    return format_number(float(f"{eps * 255:.9g}")) if math.isfinite(eps) else str(eps)
 
 
 def build_distance(distance: Distance) -> DistanceRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import show_number
+from robusteval.runs.types import format_number
 
 from .formatting import with_interval
 
@@ -34,7 +34,7 @@ def render_training(record: TrainingRecord) -> str:
         f" {record.stem}.history.json and {record.stem}.curve.png are beside it.",
         f"Of {record.clean.n} images held out of {record.data}: {write_held_out(record.clean)}"
         f" right, {write_held_out(record.robust)} under PGD with {record.steps} steps at eps"
-        f" {show_number(record.eps)}.",
+        f" {format_number(record.eps)}.",
     ]
     if record.bound_ratio is not None:
         lines.append(

@@ -39,8 +39,8 @@ from robusteval.analysis.sparse_noise import REGIONS, places, portrait, roles
 from robusteval.datasets.concepts import Concepts, Generated
 from robusteval.datasets.sources import Batch, Data, draw
 from robusteval.errors import NothingEvaluated, UsageError
-from robusteval.evaluation.judge import repaired
-from robusteval.evaluation.plan import Attack, build
+from robusteval.evaluation.judge import repair
+from robusteval.evaluation.plan import Attack, prepare_attack
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus
 from robusteval.interpreters.scaling import resize
 from robusteval.models.admission import identified
@@ -152,7 +152,7 @@ def explain(
     progress = progress or Silent()
     if samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
-    ready = build(attack, classifier, data.shape)
+    ready = prepare_attack(attack, classifier, data.shape)
     with raise_as_usage_error():
         regions = grid(*data.shape[1:], side)
     began = time.monotonic()
@@ -237,7 +237,7 @@ def attacked(
         x_adv = attack.perturb(model, x.clone(), goal.clone(), targeted=targeted, seeds=seeds)
     progress.advance(len(x))
     progress.end()
-    x_adv, _ = repaired(x_adv.detach().to(x), x, attack.threat)
+    x_adv, _ = repair(x_adv.detach().to(x), x, attack.threat)
     with torch.no_grad():
         made = predictions(model(x_adv))
     positions = np.concatenate([batch.index for batch in right])

@@ -14,7 +14,7 @@ from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import DetectorRecord
 from robusteval.runs.plain import from_plain
 from robusteval.runs.storage import write_atomically
-from robusteval.runs.types import Spec, show
+from robusteval.runs.types import Spec, format_value
 
 from .running import (
     bars,
@@ -177,7 +177,7 @@ def detector(
     with stoppable(fresh=False) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.defenses.detection import fit_detector
-        from robusteval.evaluation.plan import build
+        from robusteval.evaluation.plan import prepare_attack
 
         classifier = opened(
             checkpoint,
@@ -200,7 +200,7 @@ def detector(
             classifier,
             images,
             [str(spec) for spec in interpreters],
-            [build(spec, classifier, images.shape) for spec in specs],
+            [prepare_attack(spec, classifier, images.shape) for spec in specs],
             channels=channels,  # type: ignore[arg-type]  # a choice
             extractor=extractor,  # type: ignore[arg-type]
             confidence=confidence,
@@ -272,7 +272,7 @@ def measuring(
     for name, value in options.items():
         if value is not None:
             numbers = value if isinstance(value, list) else [value]
-            words += [f"--{name}", ",".join(show(number) for number in numbers)]
+            words += [f"--{name}", ",".join(format_value(number) for number in numbers)]
     words += ["--defense", str(out)]
     for spec in specs:
         words += ["--attack", str(spec)]

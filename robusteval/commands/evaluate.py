@@ -190,7 +190,7 @@ def evaluate(
     with stoppable(fresh) as stop, bars() as progress:
         stop.progress = progress
         from robusteval.evaluation.evaluate import execute
-        from robusteval.evaluation.plan import prepare
+        from robusteval.evaluation.plan import prepare_plan
 
         classifier = opened(
             checkpoint,
@@ -214,7 +214,7 @@ def evaluate(
                 if needs_rts([spec for spec in [*specs, *explained] if spec not in optional]):
                     raise
                 progress.say(str(error))
-        plan = prepare(
+        plan = prepare_plan(
             classifier,
             images,
             specs,

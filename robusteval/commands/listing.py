@@ -13,7 +13,7 @@ import click
 
 from robusteval.commands.preset import shipped
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
-from robusteval.runs.types import show as show_value
+from robusteval.runs.types import format_value as show_value
 
 from .shell import emit
 

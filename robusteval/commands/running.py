@@ -282,7 +282,7 @@ def taken_up(out: Path, stop: Stop) -> WorkCache:
     from robusteval.evaluation.work_cache import WorkCache
 
     done = WorkCache(out.with_suffix(".part"))
-    if done.begun and stop.progress is not None:
+    if done.has_results and stop.progress is not None:
         stop.progress.say(f"Continuing with what {done.folder} holds.")
     stop.word = resumed()
     return done

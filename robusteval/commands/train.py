@@ -11,7 +11,7 @@ import click
 
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import show_number
+from robusteval.runs.types import format_number
 
 from .running import bars, device_option, model_options, opened, stoppable
 from .shell import Command, Whole, emit, number, numbers, option, radius
@@ -393,7 +393,7 @@ def how_to_judge(
     if arch is not None and not arch.startswith(("torchvision:", "robusteval:")):
         words += ["--arch", arch]
     if settings.eps:
-        words += ["--attack", f"pgd:eps={show_number(settings.eps)},steps=100,restarts=5"]
+        words += ["--attack", f"pgd:eps={format_number(settings.eps)},steps=100,restarts=5"]
     unseen = "" if tested else f" on images it has not seen ({data} has no other part)"
     return (
         f"The epoch was chosen by these images, which flatters it. Measure it{unseen} with\n"

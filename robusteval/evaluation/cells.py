@@ -11,8 +11,8 @@ import numpy as np
 from robusteval.datasets.sources import Positions
 from robusteval.evaluation.batches import ResumableMap, batch_by_id
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
-from robusteval.evaluation.gallery import Gallery, hardness
-from robusteval.evaluation.judge import untouched
+from robusteval.evaluation.gallery import Gallery, measure_hardness
+from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.map_changes import QUALITY, Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
@@ -163,7 +163,7 @@ class Cells:
             )
             pictures: Sequence[Picture] = ()
             if i == 0 and gallery is not None and len(rows):
-                pictures = gallery.chosen(hardness(found[0], attack.threat))
+                pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
             self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
             outcomes.append(outcome)
         self.keys += keys
@@ -254,7 +254,7 @@ def place_columns(
     maps : sequence of str
         Those of `found` that say something of maps; nan for the others.
     """
-    columns = untouched({name: column[positions] for name, column in clean.items()})
+    columns = fill_untouched({name: column[positions] for name, column in clean.items()})
     columns |= {name: np.full(len(positions), np.nan) for name in maps}
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robusteval.datasets.sources import Batch, Positions
 from robusteval.errors import RobustevalError, RunError
 from robusteval.evaluation.batches import run_in_halves, sort_rows
-from robusteval.evaluation.gallery import Gallery, hardness
+from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import confidence, judge
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.perturbing import Perturbed, perturb
@@ -218,7 +218,7 @@ class AttackedColumns:
             grey = to_pixels(quantise(z) * 255).round().astype(np.uint8)
             return grey, to_pixels(x_adv[some] - z)
 
-        hard = hardness(columns, self.attack.threat)
+        hard = measure_hardness(columns, self.attack.threat)
         self.gallery.offer(positions, batch.ids, hard, images, maps)
 
 

@@ -93,7 +93,7 @@ class WithDetector(Classifier):
 class Defense(Protocol):
     """A defense that is ready to be attacked, as the evaluation sees it.
 
-    `build_defense` makes one of what is registered; anything of this form can be given to
+    `prepare_defense` makes one of what is registered; anything of this form can be given to
     `robusteval.evaluation.evaluate.evaluate`.
     """
 
@@ -175,7 +175,7 @@ class ReadyDefense:
         return {**kept, "forwards": self.forwards}
 
 
-def build_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
+def prepare_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
     """Build the defense of a spec or of a file.
 
     UsageError if it is wrong or does not fit the classifier.

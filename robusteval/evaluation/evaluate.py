@@ -18,14 +18,14 @@ from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import STEADY
 from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.map_changes import Measurement
-from robusteval.evaluation.plan import Attack, Plan, build, prepare
+from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent
 from robusteval.runs.folder import Store
-from robusteval.runs.types import Finding, Run, Spec, cell_name
+from robusteval.runs.types import Finding, Run, Spec, name_cell
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
         If something broke; what was finished is kept in `out`.
     """
     progress = progress or Silent()
-    plan = prepare(
+    plan = prepare_plan(
         classifier,
         data,
         attacks,
@@ -180,10 +180,10 @@ class Evaluation:
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
-            for attack in self.plan.knowing(target.defense):
+            for attack in self.plan.list_attacks_on(target.defense):
                 self.run_attack(attack, target)
         for target in self.targets:
-            self.check_outcomes(target)
+            self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
     def write_record(self, status: str = "incomplete") -> Run:
@@ -196,10 +196,10 @@ class Evaluation:
         self.write_record()
         findings = self.recording.findings
         if target.defense is not None:
-            findings += sanity_checks.of_fit(target.clean, target.defense.seen, target.suffix)
+            findings += sanity_checks.check_seen(target.clean, target.defense.seen, target.suffix)
         if target.detector is not None:  # the same network; only its alarms are new
             return
-        found = sanity_checks.of_clean(target.clean, target.model.num_classes)
+        found = sanity_checks.check_clean(target.clean, target.model.num_classes)
         found += self.try_conventions(target)
         findings += [target.name_defense(finding) for finding in found]
 
@@ -208,7 +208,7 @@ class Evaluation:
         some = self.plan.index[:STEADY]
         self.progress.begin(f"Checking how the model is fed{target.suffix}", len(some))
         pred = target.clean["pred_clean"][:STEADY]
-        found = sanity_checks.diagnose(
+        found = sanity_checks.find_convention(
             target.model, self.plan.data, some, pred, self.progress.advance
         )
         self.progress.end()
@@ -235,25 +235,25 @@ class Evaluation:
         except Interrupted:
             raise
         except DefenseBroke as error:  # judged behind the others all the same
-            cell = cell_name(attack.spec, error.target.spec, False)
+            cell = name_cell(attack.spec, error.target.spec, False)
             failures[cell] = str(error)
             self.progress.say(f"{cell} has no result: {error}")
             self.run_attack(attack, target, (*without, error.target))
         except RobustevalError as error:
-            for missing in self.plan.cells_of(attack, target.defense):
-                failures.setdefault(missing.name, str(error))
+            for missing in self.plan.list_cells_of(attack, target.defense):
+                failures.setdefault(missing.label, str(error))
             self.progress.say(f"{attack.spec}{target.suffix} has no result: {error}")
         finally:
             self.write_record()
 
-    def check_outcomes(self, target: Target) -> None:
+    def check_target(self, target: Target) -> None:
         """Run the extra attacks of the trust checks, and see what all attacks say of each other."""
         recording = self.recording
         mine = [o for o in recording.outcomes if o.defense == target.spec and o.adaptive]
         found: list[Finding] = []
         if self.plan.probes and not recording.failures and target.detector is None:
-            for probe in sanity_checks.probes(mine):
-                attack = build(probe.spec, target.model, self.plan.data.shape)
+            for probe in sanity_checks.list_probes(mine):
+                attack = prepare_attack(probe.spec, target.model, self.plan.data.shape)
                 try:
                     outcomes = self.cells.compute_attack(replace(attack, role=probe.role), target)
                     recording.outcomes += outcomes
@@ -267,5 +267,5 @@ class Evaluation:
                 finally:
                     self.write_record()
         if mine or target.defense is None:
-            found = sanity_checks.of_outcomes(mine)
+            found = sanity_checks.check_outcomes(mine)
         recording.findings += [target.name_defense(finding) for finding in found]

@@ -58,18 +58,18 @@ class Gallery:
             "id": np.concatenate([self._kept.get("id", ids[:0]), ids[new]]),
             "hard": np.concatenate([self._kept.get("hard", hard[:0]), hard[new]]),
         }
-        keep = wanted(merged["id"], merged["hard"])
+        keep = choose_candidates(merged["id"], merged["hard"])
         stay, come = keep[keep < len(old)], keep[keep >= len(old)] - len(old)
         clean, delta = images(np.flatnonzero(new)[come])
         arrays = {"clean": clean, "delta": delta.astype(np.float16)}
         for name, values in (maps or {}).items():
             arrays[name] = values[new][come].astype(np.float16)
         self._kept = {name: column[keep] for name, column in merged.items()} | {
-            name: joined(self._kept.get(name), stay, array) for name, array in arrays.items()
+            name: join_images(self._kept.get(name), stay, array) for name, array in arrays.items()
         }
 
-    def chosen(self, hard: Array) -> list[Picture]:
-        """The easiest, median and hardest image, `hard` being the hardness of all ``(n,)``."""
+    def choose_pictures(self, hard: Array) -> list[Picture]:
+        """Choose the easiest, median and hardest image; `hard` is the hardness of all ``(n,)``."""
         if not len(self._kept.get("row", ())):
             return []
         order = np.lexsort((self._kept["id"], self._kept["hard"]))
@@ -93,18 +93,18 @@ class Gallery:
 PLACES = ("easiest", "median", "hardest")
 
 
-def wanted(ids: Array, hard: Array) -> Array:
+def choose_candidates(ids: Array, hard: Array) -> Array:
     """Which of these ``(n,)`` may still become a picture, at most `SPARE` and two."""
     order = np.lexsort((ids, hard))
     return np.unique(np.concatenate([order[:1], order[-1:], np.argsort(ids)[:SPARE]]))
 
 
-def joined(old: Array | None, stay: Array, new: Array) -> Array:
+def join_images(old: Array | None, stay: Array, new: Array) -> Array:
     """Those of the old images that stay, then the new ones."""
     return new if old is None else np.concatenate([old[stay], new])
 
 
-def hardness(columns: Columns, threat: Threat) -> Array:
+def measure_hardness(columns: Columns, threat: Threat) -> Array:
     """How far from its goal an attack ended on each image ``(n,)``.
 
     With a radius the margin that is left; without, how far the success is. Infinite where a class

@@ -18,7 +18,7 @@ LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
 
 
 def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Columns:
-    """Judge the results of an attack, brought back by `repaired` first.
+    """Judge the results of an attack, brought back by `repair` first.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
     with torch.no_grad():
         logits = classifier(x_adv)
         pred = predictions(logits)
-        pred_8bit = predicted_again(classifier, rounded, x_adv, pred)
+        pred_8bit = predict_again(classifier, rounded, x_adv, pred)
         files = png_round_trip(rounded.cpu())
         if files is None:
             pred_png = torch.full_like(pred, -2)
         else:
-            pred_png = predicted_again(classifier, files.to(rounded), rounded, pred_8bit)
+            pred_png = predict_again(classifier, files.to(rounded), rounded, pred_8bit)
     columns = {
         "pred_adv": pred,
         "pred_8bit": pred_8bit,
@@ -58,7 +58,7 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     """The result inside box and ball, and what was wrong with each image ``(n,)`` uint8.
 
     A pixel that is not finite takes the whole image back to the original. RunError for a result of
@@ -96,7 +96,7 @@ def repaired(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     return x_adv, fault
 
 
-def predicted_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
+def predict_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
     """Predictions ``(n,)`` of images `z`, taken over from `known` where the bits are the same."""
     changed = (z != known).flatten(1).any(1)
     pred = pred.clone()
@@ -110,7 +110,7 @@ def confidence(logits: Tensor, pred: Tensor) -> Tensor:
     return logits.softmax(1).gather(1, pred.clamp_min(0).unsqueeze(1)).squeeze(1).double()
 
 
-def untouched(clean: Columns) -> Columns:
+def fill_untouched(clean: Columns) -> Columns:
     """The columns of images before an attack: those that were wrong already stay like this."""
     n = len(clean["id"])
     zero, pred = np.zeros(n), clean["pred_clean"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robusteval.evaluation.judge import repaired
+from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier, Passes, counting
 from robusteval.models.failures import raise_as_run_error
@@ -40,7 +40,7 @@ def perturb(
     Parameters
     ----------
     attack : Attack
-        From `robusteval.evaluation.plan.build`.
+        From `robusteval.evaluation.plan.prepare_attack`.
     model : Classifier
         What is attacked, in eval mode.
     x : Tensor
@@ -72,7 +72,7 @@ def perturb(
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started
-    x_adv, fault = repaired(returned, x, attack.threat)
+    x_adv, fault = repair(returned, x, attack.threat)
     return Perturbed(returned, x_adv, fault, goal, passes, seconds)
 
 

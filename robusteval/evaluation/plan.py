@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data, Positions, draw
 from robusteval.errors import UsageError
-from robusteval.evaluation.defense import Defense, build_defense
+from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_images, check_labels, identified, wrapped
@@ -22,7 +22,7 @@ from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Finding, Spec, Threat, cell_name
+from robusteval.runs.types import Finding, Spec, Threat, name_cell
 
 # Attacks on a detector that know it: all the maps it looks at, what it makes of them, and both
 # with the detector itself to choose among the results
@@ -47,7 +47,7 @@ class Attack:
     role: str = "attack"
 
 
-class Cell(NamedTuple):
+class PlannedCell(NamedTuple):
     """An attack, what it is judged behind, and whether it knew."""
 
     attack: Spec
@@ -55,9 +55,9 @@ class Cell(NamedTuple):
     adaptive: bool
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """As failures call it."""
-        return cell_name(self.attack, self.defense, self.adaptive)
+        return name_cell(self.attack, self.defense, self.adaptive)
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,24 @@ class Plan:
     defenses: tuple[Defense, ...] = ()
     adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
 
-    def knowing(self, defense: Defense | None) -> tuple[Attack, ...]:
-        """The attacks that know a defense."""
+    def list_attacks_on(self, defense: Defense | None) -> tuple[Attack, ...]:
+        """List the attacks that know a defense."""
         guarded = defense is not None and defense.detector is not None
         return self.adaptive if guarded else self.attacks
 
-    def cells(self) -> Iterator[Cell]:
-        """All that will be in the run."""
+    def list_cells(self) -> Iterator[PlannedCell]:
+        """List all that will be in the run."""
         for attack in self.attacks:
-            yield from self.cells_of(attack, None)
+            yield from self.list_cells_of(attack, None)
         for defense in self.defenses:
-            for attack in self.knowing(defense):
-                yield from self.cells_of(attack, defense)
+            for attack in self.list_attacks_on(defense):
+                yield from self.list_cells_of(attack, defense)
 
-    def cells_of(self, attack: Attack, defense: Defense | None) -> Iterator[Cell]:
-        """What comes of one attack on one model."""
-        yield Cell(attack.spec, None if defense is None else defense.spec, True)
+    def list_cells_of(self, attack: Attack, defense: Defense | None) -> Iterator[PlannedCell]:
+        """List what comes of one attack on one model."""
+        yield PlannedCell(attack.spec, None if defense is None else defense.spec, True)
         if defense is None:
-            yield from (Cell(attack.spec, each.spec, False) for each in self.defenses)
+            yield from (PlannedCell(attack.spec, each.spec, False) for each in self.defenses)
 
     @property
     def key(self) -> str:
@@ -101,7 +101,7 @@ class Plan:
         return digest(self.config)
 
 
-def prepare(
+def prepare_plan(
     classifier: nn.Module,
     data: Data,
     attacks: Sequence[str | Spec],
@@ -128,7 +128,7 @@ def prepare(
     check_images(data, index, model)
     left_out: dict[str, str] = {}
 
-    def fitting(specs: Iterable[str | Spec], make: Callable[..., T]) -> tuple[T, ...]:
+    def build_each(specs: Iterable[str | Spec], make: Callable[..., T]) -> tuple[T, ...]:
         found = []
         for spec in specs:
             try:
@@ -139,16 +139,16 @@ def prepare(
                 left_out[str(spec)] = str(error)
         return tuple(found)
 
-    explained = fitting(interpreters, Interpreter.build)
+    explained = build_each(interpreters, Interpreter.build)
     check_interpreters(explained)
-    shields = tuple(
-        build_defense(each, model) if isinstance(each, str | Spec) else each for each in defenses
+    ready = tuple(
+        prepare_defense(each, model) if isinstance(each, str | Spec) else each for each in defenses
     )
-    check_defenses(shields, data, index)
+    check_defenses(ready, data, index)
     specs = [parse(attack) if isinstance(attack, str) else attack for attack in attacks]
     evading = [spec for spec in specs if needs_detector(spec)]
-    built = fitting([spec for spec in specs if spec not in evading], build)
-    adaptive, unmet = evasions(evading, built, shields, data.shape)
+    built = build_each([spec for spec in specs if spec not in evading], prepare_attack)
+    adaptive, unmet = prepare_evasions(evading, built, ready, data.shape)
     if left_out and not built:
         raise UsageError("; ".join(dict.fromkeys(left_out.values())))
     names = [str(attack.spec) for attack in built]
@@ -170,9 +170,9 @@ def prepare(
         "device": model.device.type,
         **describe_interpreters(explained),
     }
-    if shields:
-        config["defenses"] = [str(defense.spec) for defense in shields]
-        config["shields"] = [defense.identity for defense in shields]
+    if ready:
+        config["defenses"] = [str(defense.spec) for defense in ready]
+        config["shields"] = [defense.identity for defense in ready]
     findings = tuple(
         Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
         for spec, reason in left_out.items()
@@ -187,23 +187,23 @@ def prepare(
         config,
         explained,
         (*findings, *unmet),
-        shields,
+        ready,
         adaptive,
     )
-    if shields:
-        config["cells"] = [cell.name for cell in plan.cells()]
+    if ready:
+        config["cells"] = [cell.label for cell in plan.list_cells()]
     return plan
 
 
-def check_defenses(shields: Sequence[Defense], data: Data, index: Positions) -> None:
+def check_defenses(ready: Sequence[Defense], data: Data, index: Positions) -> None:
     """Refuse a defense that is asked for twice, or cannot take the images."""
-    names = [str(defense.spec) for defense in shields]
+    names = [str(defense.spec) for defense in ready]
     if len(set(names)) < len(names):
         raise UsageError(
             f"two defenses go by the same name ({', '.join(names)}): name each once, and give files"
             " of the same name in two folders other names"
         )
-    for defense in shields:
+    for defense in ready:
         check_images(data, index, defense.model)
 
 
@@ -212,10 +212,10 @@ def needs_detector(spec: Spec) -> bool:
     return spec.name in ATTACKS.entries and ATTACKS.entries[spec.name].detector
 
 
-def evasions(
+def prepare_evasions(
     asked: Sequence[Spec],
     attacks: Sequence[Attack],
-    shields: Sequence[Defense],
+    ready: Sequence[Defense],
     shape: tuple[int, int, int],
 ) -> tuple[tuple[Attack, ...], list[Finding]]:
     """The attacks that know the detectors, and what is missing of them.
@@ -223,7 +223,7 @@ def evasions(
     Those that were asked for; otherwise for each linf radius of the other attacks the three of
     `EVASIONS`.
     """
-    guarded = [defense for defense in shields if defense.detector is not None]
+    guarded = [defense for defense in ready if defense.detector is not None]
     if asked and not guarded:
         raise UsageError(f"{asked[0].name} attacks a detector: name one with --defense")
     if asked and not attacks:
@@ -242,7 +242,7 @@ def evasions(
     made: list[Attack] = []
     for defense in guarded:
         try:
-            made = [build(spec, defense.model, shape) for spec in specs]
+            made = [prepare_attack(spec, defense.model, shape) for spec in specs]
         except UsageError as error:
             if asked:
                 raise
@@ -269,7 +269,7 @@ def check_interpreters(interpreters: Sequence[Interpreter]) -> None:
         raise UsageError(f"the same interpreter is asked for twice: {names}")
 
 
-def build(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
+def prepare_attack(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
     """An attack ready to run, its parameters checked; UsageError if they are wrong."""
     if isinstance(spec, str):
         spec = parse(spec)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MARGIN = 0.05  # of accuracy, that another convention must be better by
 
 
-def of_clean(clean: Columns, num_classes: int) -> list[Finding]:
+def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
     """What the clean predictions say of model and data."""
     label, pred = clean["label"], clean["pred_clean"]
     n, right = len(label), pred == label
@@ -65,7 +65,7 @@ def of_clean(clean: Columns, num_classes: int) -> list[Finding]:
             )
         )
     if Rate(int(right.sum()), n).interval.high < 0.5 and n >= 10 * num_classes:
-        relabelled = best_relabelling(label, pred, num_classes)
+        relabelled = measure_best_relabelling(label, pred, num_classes)
         if relabelled - right.mean() > 0.3:
             found.append(
                 Finding(
@@ -85,10 +85,10 @@ def of_clean(clean: Columns, num_classes: int) -> list[Finding]:
                 f" {num_classes} classes: check architecture, normalisation and labels.",
             )
         )
-    return found + of_slopes(clean["slope_ce"], clean["slope_margin"])
+    return found + check_slopes(clean["slope_ce"], clean["slope_margin"])
 
 
-def of_fit(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> list[Finding]:
+def check_seen(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> list[Finding]:
     """Whether a defense is judged on images that it was made with, by their ids `seen`."""
     known = 0 if seen is None else int(np.isin(clean["id"], seen).sum())
     if not known:
@@ -103,7 +103,7 @@ def of_fit(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> li
     ]
 
 
-def of_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list[Finding]:
+def check_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list[Finding]:
     """What the gradients at the clean images say; entries not asked for are NaN in both."""
     asked = ~(np.isnan(ce) & np.isnan(margin))
     n = int(asked.sum())
@@ -131,7 +131,7 @@ def of_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list[Fi
     return found
 
 
-def best_relabelling(
+def measure_best_relabelling(
     label: np.ndarray[Any, Any], pred: np.ndarray[Any, Any], num_classes: int
 ) -> float:
     """Accuracy under the one-to-one renumbering of classes that suits the predictions best."""
@@ -143,7 +143,7 @@ def best_relabelling(
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(label))
 
 
-def diagnose(
+def find_convention(
     classifier: Classifier,
     data: Data,
     index: np.ndarray[Any, Any],
@@ -219,7 +219,7 @@ class Probe(NamedTuple):
     role: str
 
 
-def probes(outcomes: Sequence[Outcome]) -> list[Probe]:
+def list_probes(outcomes: Sequence[Outcome]) -> list[Probe]:
     """The extra attacks that the checks of these outcomes need."""
     wanted: list[Probe] = []
     for outcome in outcomes:
@@ -231,14 +231,14 @@ def probes(outcomes: Sequence[Outcome]) -> list[Probe]:
         if not targeted:
             noise = Spec("noise", {"norm": norm, "eps": eps})
             wanted.append(Probe(noise, "probe:noise"))
-            wanted.append(Probe(unlimited(outcome), "probe:unlimited"))
+            wanted.append(Probe(build_unlimited(outcome), "probe:unlimited"))
         if "eps" in outcome.resolved and eps > 0:
-            wanted.append(Probe(doubled(outcome), "probe:double"))
+            wanted.append(Probe(double_radius(outcome), "probe:double"))
     unique = {(str(probe.spec), probe.role): probe for probe in wanted}
     return list(unique.values())
 
 
-def unlimited(outcome: Outcome) -> Spec:
+def build_unlimited(outcome: Outcome) -> Spec:
     """A gradient attack that may change every pixel to anything."""
     linf = outcome.threat.norm == "linf"
     return Spec(
@@ -254,7 +254,7 @@ def unlimited(outcome: Outcome) -> Spec:
     )
 
 
-def doubled(outcome: Outcome) -> Spec:
+def double_radius(outcome: Outcome) -> Spec:
     """The same attack with twice the radius."""
     assert outcome.threat.eps is not None
     eps = 2 * outcome.threat.eps
@@ -263,14 +263,14 @@ def doubled(outcome: Outcome) -> Spec:
     return Spec(outcome.attack.name, {**outcome.attack.parameters, "eps": eps})
 
 
-def of_outcomes(outcomes: Sequence[Outcome]) -> list[Finding]:
+def check_outcomes(outcomes: Sequence[Outcome]) -> list[Finding]:
     """What attacks and probes say of each other."""
     attacks = [o for o in outcomes if o.role == "attack"]
     found: list[Finding] = []
     for outcome in attacks:
-        found += of_attack(outcome)
-        found += against_probes(outcome, [o for o in outcomes if o.role != "attack"])
-    found += black_box_beats_white_box(attacks)
+        found += check_attack(outcome)
+        found += compare_with_probes(outcome, [o for o in outcomes if o.role != "attack"])
+    found += find_black_box_wins(attacks)
     if attacks and not any(is_strong(o) for o in attacks):
         found.append(
             Finding(
@@ -290,7 +290,7 @@ def is_strong(outcome: Outcome) -> bool:
     return outcome.knowledge == "white-box" and several and outcome.attack.name != "fgsm"
 
 
-def of_attack(outcome: Outcome) -> list[Finding]:
+def check_attack(outcome: Outcome) -> list[Finding]:
     """What the columns of one attack say of it."""
     c, name = outcome.columns, str(outcome.attack)
     found = []
@@ -335,7 +335,7 @@ def of_attack(outcome: Outcome) -> list[Finding]:
     return found
 
 
-def against_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]:
+def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]:
     """What the extra attacks on the first images say of an attack on all of them."""
     if not is_strong(outcome):
         return []
@@ -367,7 +367,7 @@ def against_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]
                 )
             )
         bounded = outcome.threat.eps is not None
-        if probe.role == "probe:double" and bounded and probe.attack == doubled(outcome):
+        if probe.role == "probe:double" and bounded and probe.attack == double_radius(outcome):
             lost = int((mine & ~theirs).sum())
             if lost - only > max(1, 0.02 * n):
                 found.append(
@@ -382,7 +382,7 @@ def against_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]
     return found
 
 
-def black_box_beats_white_box(attacks: Sequence[Outcome]) -> list[Finding]:
+def find_black_box_wins(attacks: Sequence[Outcome]) -> list[Finding]:
     """Images that fall to an attack that sees less, but to none that sees the model."""
     found = []
     for outcome in attacks:

@@ -35,17 +35,17 @@ class WorkCache:
         self.parts = PartFolder(folder)  # of a `robusteval.evaluation.batches.ResumableMap`
 
     @property
-    def begun(self) -> bool:
-        """Whether there are any."""
+    def has_results(self) -> bool:
+        """Whether an earlier call has left any."""
         return next(self._files(), None) is not None
 
-    def of(self, facts: Any, arrays: Arrays, work: Callable[[], Arrays]) -> Arrays:
-        """What `work` gives, or gave before.
+    def compute(self, facts: Any, arrays: Arrays, work: Callable[[], Arrays]) -> Arrays:
+        """Compute what `work` gives, or read what it gave before.
 
         Parameters
         ----------
         facts : JSON-able
-            All that the result depends on, such as `circumstances`, besides
+            All that the result depends on, such as `describe_circumstances`, besides
         arrays : tuple of ndarray
             these.
         work : callable
@@ -61,8 +61,8 @@ class WorkCache:
         write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
         return found
 
-    def run(self, facts: Any) -> Path | None:
-        """The folder of an evaluation of these facts, which continues by itself."""
+    def name_run_folder(self, facts: Any) -> Path | None:
+        """Name the folder of an evaluation of these facts, which continues by itself."""
         return None if self.folder is None else self.folder / f"{RUN}{digest(facts)[:16]}"
 
     def clear(self) -> None:
@@ -95,7 +95,7 @@ def hash_inputs(facts: Any, arrays: Arrays = ()) -> str:
     return content.hexdigest()
 
 
-def circumstances(classifier: Classifier, seed: int) -> list[Any]:
+def describe_circumstances(classifier: Classifier, seed: int) -> list[Any]:
     """JSON-able: all that results depend on besides images, attack and interpreter.
 
     Versions, device, classifier, the mask network of RTS if there is one, and the seed.

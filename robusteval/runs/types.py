@@ -25,7 +25,7 @@ class Threat(NamedTuple):
     targeted: bool
 
     def __str__(self) -> str:
-        budget = "minimum" if self.eps is None else f"eps {show_number(self.eps)}"
+        budget = "minimum" if self.eps is None else f"eps {format_number(self.eps)}"
         return f"{self.norm} {budget}" + (" targeted" if self.targeted else "")
 
 
@@ -36,18 +36,20 @@ class Spec(NamedTuple):
     parameters: dict[str, Any]
 
     def __str__(self) -> str:
-        parameters = ",".join(f"{key}={show(value)}" for key, value in self.parameters.items())
+        parameters = ",".join(
+            f"{key}={format_value(value)}" for key, value in self.parameters.items()
+        )
         return f"{self.name}:{parameters}" if parameters else self.name
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A parameter as a user would write it."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return show_number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
-def show_number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number as a user would write it: grey levels as ``8/255``, others as decimals."""
     levels = round(value * 255) if 0 < value < 1 else 0
     if 1 <= levels <= 64 and levels / 255 == value:
@@ -55,7 +57,7 @@ def show_number(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
-def cell_name(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
+def name_cell(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
     """What a cell is called where it has no result."""
     if defense is None:
         return str(attack)

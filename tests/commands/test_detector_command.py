@@ -17,7 +17,7 @@ from robusteval.commands.detector import detector, separated
 from robusteval.commands.shell import Commands
 from robusteval.defenses import boosting, variants
 from robusteval.defenses.detection import Study
-from robusteval.evaluation.defense import build_defense
+from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.models import checkpoint, networks
 
@@ -103,7 +103,7 @@ def test_command_leaves_a_detector_and_its_report(monkeypatch: pytest.MonkeyPatc
         " --defense made/detector.safetensors --attack pgd:eps=24/255,steps=8"
         " --attack pgd:eps=2,norm=l2,steps=8\n"
     )
-    made = build_defense(str(path), checkpoint.load("net.safetensors"))
+    made = prepare_defense(str(path), checkpoint.load("net.safetensors"))
     assert made.detector is not None
     assert made.facts["images"] == {"train": 60, "validation": 20}
 

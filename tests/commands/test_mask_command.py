@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from robusteval.commands.mask import mask
 from robusteval.commands.shell import Commands
 from robusteval.defenses import masking
-from robusteval.evaluation.defense import build_defense
+from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.checkpoint import CHECKSUM, load, save
 from robusteval.models.masked import Masked
@@ -151,7 +151,7 @@ def test_result_is_a_checkpoint_like_any_other(per_class: bool) -> None:
     state = plain.network.state_dict()
     kept = found.network.network.state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in state.items())
-    defense = build_defense("masked.safetensors", plain)
+    defense = prepare_defense("masked.safetensors", plain)
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(defense.model(x), found(x))
     assert not torch.equal(plain(x), found(x))
@@ -206,7 +206,7 @@ def test_options_are_part_of_the_command_that_measures() -> None:
         "--data IMAGES --size 12 --arch mine.py:net --mean 0.5 --std 0.25"
         " --attack pgd:eps=51/255,steps=2\n"
     )
-    found = build_defense("masked.safetensors", load("net.pt", arch="mine.py:net"))
+    found = prepare_defense("masked.safetensors", load("net.pt", arch="mine.py:net"))
     assert found.model.identity["mean"] == [0.5]
 
 

@@ -30,9 +30,9 @@ from robusteval.defenses.detector_report import Judgement, remarks
 from robusteval.defenses.fitting import Rows, fitted, weighed
 from robusteval.defenses.variants import Sources, alike, cropped, floats, in_bytes, jpegs, parted
 from robusteval.errors import UsageError
-from robusteval.evaluation.defense import WithDetector, build_defense
+from robusteval.evaluation.defense import WithDetector, prepare_defense
 from robusteval.evaluation.defense_files import is_detector
-from robusteval.evaluation.plan import build
+from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts
 from robusteval.models.classifier import Classifier, frozen, predictions
@@ -65,7 +65,7 @@ def images(n: int, seed: int) -> Data:
 
 def fit(model: Classifier, data: Data, attacks: tuple[str, ...] = (PGD,), **given: Any) -> Found:
     """A detector of the results of some attacks."""
-    built = [build(spec, model, data.shape) for spec in attacks]
+    built = [prepare_attack(spec, model, data.shape) for spec in attacks]
     names = given.pop("interpreters", INTERPRETERS)
     return fit_detector(model, data, names, built, **{"extractor": "raw", **given})
 
@@ -465,8 +465,8 @@ def test_detector_needs_a_file_and_a_known_rate(file: Path, model: Classifier) -
 
 
 def test_file_is_a_defense(file: Path, model: Classifier) -> None:
-    made = build_defense(str(file), model)
-    strict = build_defense(f"detector:file={file},fpr=0.01", model)
+    made = prepare_defense(str(file), model)
+    strict = prepare_defense(f"detector:file={file},fpr=0.01", model)
 
     assert made.detector is not None
     assert made.facts["threshold"] <= strict.facts["threshold"]
@@ -574,7 +574,7 @@ def test_images_of_one_class_are_refused(model: Classifier) -> None:
 
 def test_targeted_attacks_succeed_where_the_class_is_reached(model: Classifier) -> None:
     data = images(100, seed=2)
-    attack = build("pgd:eps=64/255,steps=8,targeted=true", model, data.shape)
+    attack = prepare_attack("pgd:eps=64/255,steps=8,targeted=true", model, data.shape)
     view = detection.viewed(INTERPRETERS, None, "raw", False, data.shape)
     study = Study(model, data, view, [attack], 100, 0, None, Silent())
     with frozen(model):

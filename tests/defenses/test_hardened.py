@@ -11,7 +11,7 @@ import torch
 from toys import Bands
 
 from robusteval.errors import Refused, UsageError
-from robusteval.evaluation.defense import build_defense
+from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import hide_folder, is_detector, parse_defense
 from robusteval.models.checkpoint import load, save
 from robusteval.models.classifier import Classifier
@@ -39,7 +39,7 @@ def test_a_bare_state_dict_is_built_and_fed_like_the_model(
 ) -> None:
     torch.save(trained_bands.state_dict(), tmp_path / "hard.pt")
 
-    defense = build_defense(f"checkpoint:file={tmp_path / 'hard.pt'}", model)
+    defense = prepare_defense(f"checkpoint:file={tmp_path / 'hard.pt'}", model)
 
     x = torch.rand(3, 3, 12, 12)
     assert torch.equal(defense.model(x), model(x))
@@ -60,7 +60,7 @@ def test_what_the_file_says_counts(
         std=[0.5],
     )
 
-    defense = build_defense(str(tmp_path / "hard.safetensors"), model)
+    defense = prepare_defense(str(tmp_path / "hard.safetensors"), model)
 
     assert defense.model.mean.flatten().tolist() == [0.25] * 3
     assert str(defense.spec) == "checkpoint:file=hard.safetensors"
@@ -80,14 +80,14 @@ def test_what_the_file_says_counts(
 )
 def test_mistakes_are_told(model: Classifier, spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_defense(spec, model)
+        prepare_defense(spec, model)
 
 
 def test_code_in_a_defense_is_refused(tmp_path: Path, model: Classifier) -> None:
     (tmp_path / "hard.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
 
     with pytest.raises(Refused):
-        build_defense(str(tmp_path / "hard.pt"), model)
+        prepare_defense(str(tmp_path / "hard.pt"), model)
 
 
 def test_other_classes_are_refused(tmp_path: Path, bands: Classifier) -> None:
@@ -109,7 +109,7 @@ def test_other_classes_are_refused(tmp_path: Path, bands: Classifier) -> None:
     )
 
     with pytest.raises(UsageError, match="10 classes, the model itself with 3"):
-        build_defense(
+        prepare_defense(
             Spec(
                 "checkpoint",
                 {"file": str(tmp_path / "ten.safetensors"), "arch": f"{path}:ten"},

@@ -19,7 +19,7 @@ from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation.defense import Defense, ReadyDefense, WithDetector
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.plan import EVASIONS, prepare
+from robusteval.evaluation.plan import EVASIONS, prepare_plan
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import masked
 from robusteval.reports.build import as_dict
@@ -232,7 +232,7 @@ def test_a_run_that_was_stopped_goes_on(
 ) -> None:
     """Stopped again and again, each time some batches later."""
     whole = evaluate(bands, data, [PGD], defenses=[hardened])
-    plan = prepare(bands, data, [PGD], defenses=[hardened])
+    plan = prepare_plan(bands, data, [PGD], defenses=[hardened])
     stops, run = 0, None
     for limit in range(1, 99, 3):
         asked = count()

@@ -21,7 +21,7 @@ from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.plan import prepare
+from robusteval.evaluation.plan import prepare_plan
 from robusteval.models.classifier import Classifier
 from robusteval.registry import ATTACKS
 from robusteval.runs.folder import load_run
@@ -143,7 +143,7 @@ def test_a_stopped_run_continues_to_the_same_result(
 ) -> None:
     """Stopped after so many batches, continued with another batch size."""
     bands.identity = {"sha256": "bands"}
-    plan = prepare(bands, data, [*ATTACKS_ASKED, FOREIGN])
+    plan = prepare_plan(bands, data, [*ATTACKS_ASKED, FOREIGN])
     asked = iter(range(batches + 1))
 
     with pytest.raises(Interrupted):
@@ -274,10 +274,13 @@ def test_an_anonymous_model_is_known_by_weights_and_answers(
             logits: Tensor = trained_bands(x)
             return logits.flip(1)
 
-    same_again = prepare(trained_bands, data, [], samples=9).config["model"]
+    same_again = prepare_plan(trained_bands, data, [], samples=9).config["model"]
 
-    assert prepare(trained_bands, data, [], samples=9).config["model"] == same_again
-    assert prepare(Flipped(), data, [], samples=9).config["model"]["sha256"] != same_again["sha256"]
+    assert prepare_plan(trained_bands, data, [], samples=9).config["model"] == same_again
+    assert (
+        prepare_plan(Flipped(), data, [], samples=9).config["model"]["sha256"]
+        != same_again["sha256"]
+    )
 
 
 def test_no_more_images_are_held_than_a_batch(

@@ -11,7 +11,7 @@ import pytest
 from robusteval.datasets.sources import open_data
 from robusteval.errors import RunError
 from robusteval.evaluation.evaluate import evaluate
-from robusteval.evaluation.gallery import SPARE, Gallery, hardness
+from robusteval.evaluation.gallery import SPARE, Gallery, measure_hardness
 from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import load_pictures, load_run
 from robusteval.runs.types import Threat
@@ -35,7 +35,7 @@ def images_of(rows: np.ndarray[Any, Any]) -> Any:
 
 
 def test_the_easiest_and_the_hardest_are_exact_and_the_median_is_near() -> None:
-    easiest, median, hardest = offered([np.arange(100)]).chosen(HARD)
+    easiest, median, hardest = offered([np.arange(100)]).choose_pictures(HARD)
 
     assert [p.place for p in (easiest, median, hardest)] == ["easiest", "median", "hardest"]
     assert (HARD[easiest.row], HARD[hardest.row]) == (0, 99)
@@ -45,10 +45,10 @@ def test_the_easiest_and_the_hardest_are_exact_and_the_median_is_near() -> None:
 
 
 def test_batches_and_their_order_do_not_matter() -> None:
-    whole = offered([np.arange(100)]).chosen(HARD)
+    whole = offered([np.arange(100)]).choose_pictures(HARD)
 
     for batches in ([np.arange(50, 100), np.arange(50)], np.array_split(np.arange(100), 33)):
-        pictures = offered(list(batches)).chosen(HARD)
+        pictures = offered(list(batches)).choose_pictures(HARD)
         assert [(p.place, p.row) for p in pictures] == [(p.place, p.row) for p in whole]
 
 
@@ -70,7 +70,7 @@ def test_maps_go_with_their_images() -> None:
         for rows in batches:
             some = {name: values[rows] for name, values in maps.items()}
             gallery.offer(rows, IDS[rows], HARD[rows], images_of(rows), some)
-        found.append(gallery.chosen(HARD))
+        found.append(gallery.choose_pictures(HARD))
 
     for one, other in zip(*found, strict=True):
         assert one.row == other.row
@@ -83,7 +83,7 @@ def test_maps_go_with_their_images() -> None:
 def test_few_images_give_few_pictures() -> None:
     for n, places in ((0, []), (1, ["easiest"]), (2, ["easiest", "hardest"])):
         rows = np.arange(n)
-        assert [p.place for p in offered([rows] if n else []).chosen(HARD[:n])] == places
+        assert [p.place for p in offered([rows] if n else []).choose_pictures(HARD[:n])] == places
 
 
 def test_images_that_withstood_are_hardest() -> None:
@@ -97,11 +97,13 @@ def test_images_that_withstood_are_hardest() -> None:
         "target": np.array([3, 3, 3]),
     }
 
-    assert hardness(columns, Threat("l0", None, False)).tolist() == [4, np.inf, 2]
-    assert hardness(columns, Threat("l0", None, True)).tolist() == [4, np.inf, np.inf]
-    assert hardness(columns, Threat("ssim", None, False)) == pytest.approx([0.1, np.inf, 0.2])
-    assert hardness(columns, Threat("odd", None, False)).tolist() == [1, np.inf, 3]
-    assert hardness(columns, Threat("linf", 0.1, False)).tolist() == [-1, 2, -3]
+    assert measure_hardness(columns, Threat("l0", None, False)).tolist() == [4, np.inf, 2]
+    assert measure_hardness(columns, Threat("l0", None, True)).tolist() == [4, np.inf, np.inf]
+    assert measure_hardness(columns, Threat("ssim", None, False)) == pytest.approx(
+        [0.1, np.inf, 0.2]
+    )
+    assert measure_hardness(columns, Threat("odd", None, False)).tolist() == [1, np.inf, 3]
+    assert measure_hardness(columns, Threat("linf", 0.1, False)).tolist() == [-1, 2, -3]
 
 
 def test_a_run_keeps_pictures_of_its_attacks_and_not_of_probes(

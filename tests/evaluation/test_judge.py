@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import RunError
-from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge, repaired
+from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge, repair
 from robusteval.models.classifier import Classifier
 from robusteval.runs.types import Columns, Threat
 
@@ -36,7 +36,7 @@ def judge_result(
     classifier: Classifier, returned: Tensor, x: Tensor, y: Tensor, threat: Threat
 ) -> Columns:
     """Judge what an attack returned, and what had to be brought back."""
-    x_adv, fault = repaired(returned, x, threat)
+    x_adv, fault = repair(returned, x, threat)
     return {**judge(classifier, x_adv, x, y), "fault": fault.numpy()}
 
 

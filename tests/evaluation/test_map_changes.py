@@ -32,7 +32,7 @@ from robusteval.evaluation.map_changes import (
     on_edges,
     overlaps,
 )
-from robusteval.evaluation.plan import prepare
+from robusteval.evaluation.plan import prepare_plan
 from robusteval.interpreters import rts
 from robusteval.interpreters.cam import cam
 from robusteval.interpreters.explainer import Interpreter
@@ -322,9 +322,9 @@ def test_results_do_not_depend_on_the_batch(model: Classifier, data: Data) -> No
 
 def test_measuring_changes_nothing_else(model: Classifier, data: Data) -> None:
     """Neither verdicts nor the cost of the attack; and of a run without it not even the key."""
-    plain = prepare(model, data, [ATTACK])
+    plain = prepare_plan(model, data, [ATTACK])
     assert not {"interpreters", "maps"} & plain.config.keys()
-    with_maps = prepare(model, data, [ATTACK], interpreters=ASKED)
+    with_maps = prepare_plan(model, data, [ATTACK], interpreters=ASKED)
     assert with_maps.key != plain.key
     assert with_maps.config["interpreters"] == ASKED
 
@@ -422,7 +422,7 @@ def test_pictures_carry_their_maps(model: Classifier, data: Data, tmp_path: Path
 def test_a_stopped_run_goes_on_to_the_same_numbers(
     model: Classifier, data: Data, tmp_path: Path
 ) -> None:
-    plan = prepare(model, data, [ATTACK], interpreters=ASKED, probes=False)
+    plan = prepare_plan(model, data, [ATTACK], interpreters=ASKED, probes=False)
     whole = execute(plan, tmp_path / "whole")
     asked = iter([False] * 5 + [True] + [False] * 100)
 
@@ -447,19 +447,19 @@ def test_what_a_network_cannot_have_is_said_at_once(
     bands: Classifier, npz: Path, name: str, sentence: str
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
-        prepare(bands, open_data(str(npz)), [ATTACK], interpreters=[name])
+        prepare_plan(bands, open_data(str(npz)), [ATTACK], interpreters=[name])
 
 
 def test_the_same_interpreter_is_not_asked_for_twice(model: Classifier, data: Data) -> None:
     with pytest.raises(UsageError, match="asked for twice: grad, grad:pool=1"):
-        prepare(model, data, [ATTACK], interpreters=["grad", "grad:pool=1"])
+        prepare_plan(model, data, [ATTACK], interpreters=["grad", "grad:pool=1"])
 
 
 def test_what_is_optional_is_left_out_with_a_remark(bands: Classifier, npz: Path) -> None:
     """For presets that are to run on any network."""
     asked = [Spec("cam", {}), Spec("grad", {})]
 
-    plan = prepare(
+    plan = prepare_plan(
         bands, open_data(str(npz)), [ATTACK], interpreters=asked, optional=asked, samples=20
     )
 
@@ -473,7 +473,7 @@ def test_if_everything_is_left_out_nothing_runs(bands: Classifier, npz: Path) ->
     spec = Spec("pgd", {"eps": 9.0})
 
     with pytest.raises(UsageError, match="eps must be"):
-        prepare(bands, open_data(str(npz)), [spec], optional=[spec])
+        prepare_plan(bands, open_data(str(npz)), [spec], optional=[spec])
 
 
 def test_every_interpreter_of_the_list_can_be_checked_on_nothing(model: Classifier) -> None:

@@ -269,7 +269,7 @@ def outcome(
 
 
 def found(*outcomes: Outcome) -> set[str]:
-    return {finding.code for finding in sanity_checks.of_outcomes(outcomes)}
+    return {finding.code for finding in sanity_checks.check_outcomes(outcomes)}
 
 
 def test_noise_that_beats_an_attack_is_found() -> None:
@@ -313,7 +313,7 @@ def test_probes_are_asked_for_strong_attacks_with_a_radius() -> None:
     strong, single = outcome([False] * 5), outcome([False] * 5, spec="fgsm", steps=1)
     black = outcome([False] * 5, spec="art:SquareAttack", knowledge="black-box")
 
-    roles = [probe.role for probe in sanity_checks.probes([strong, strong, single, black])]
+    roles = [probe.role for probe in sanity_checks.list_probes([strong, strong, single, black])]
 
     assert roles == ["probe:noise", "probe:unlimited", "probe:double"]
 
@@ -323,7 +323,7 @@ def test_repairs_are_reported() -> None:
     attack = outcome([True] * 4)
     attack.columns["fault"][:] = [1, 2, 3, 4]
 
-    messages = [f.message for f in sanity_checks.of_outcomes([attack]) if f.code == "repaired"]
+    messages = [f.message for f in sanity_checks.check_outcomes([attack]) if f.code == "repaired"]
 
     assert [message.split()[0] for message in messages] == ["2", "2", "1"]
 
@@ -333,9 +333,9 @@ def test_saturated_cross_entropy_is_found() -> None:
     ce = np.array([0.0, 0.0, 1.0, 1.0, np.nan])
     margin = np.array([1.0, 1.0, 1.0, 1.0, np.nan])
 
-    assert [f.code for f in sanity_checks.of_slopes(ce, margin)] == ["saturated"]
-    assert [f.code for f in sanity_checks.of_slopes(ce, ce)] == ["zero-gradient"]
-    assert not sanity_checks.of_slopes(margin, margin)
+    assert [f.code for f in sanity_checks.check_slopes(ce, margin)] == ["saturated"]
+    assert [f.code for f in sanity_checks.check_slopes(ce, ce)] == ["zero-gradient"]
+    assert not sanity_checks.check_slopes(margin, margin)
 
 
 def test_an_attack_without_a_radius_stands_beside_one_with(
@@ -354,7 +354,7 @@ def test_an_attack_without_a_radius_stands_beside_one_with(
     )
 
     assert not [
-        f for f in sanity_checks.of_outcomes([free, ball, probe]) if f.code == "larger-budget"
+        f for f in sanity_checks.check_outcomes([free, ball, probe]) if f.code == "larger-budget"
     ]
 
 
@@ -367,4 +367,4 @@ def test_attacks_that_also_keep_a_map_are_not_repeated(
         resolved={"eps": 0.1, "interpreter": "cam"},
     )
 
-    assert sanity_checks.probes([dual]) == []
+    assert sanity_checks.list_probes([dual]) == []

@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
 def test_work_is_done_once(folder: Path) -> None:
     """Another process finds the same arrays."""
     work = Work()
-    first = WorkCache(folder).of(["double", 2], DATA, work)
-    again = WorkCache(folder).of(["double", 2], DATA, work)
+    first = WorkCache(folder).compute(["double", 2], DATA, work)
+    again = WorkCache(folder).compute(["double", 2], DATA, work)
 
     assert work.times == 1
     for one, other in zip(first, again, strict=True):
@@ -54,8 +54,8 @@ def test_work_is_done_once(folder: Path) -> None:
 def test_other_work_is_not_taken_for_it(folder: Path, facts: Any, arrays: Arrays) -> None:
     """Whatever is different: facts, values, shapes, types or how many there are."""
     work = Work()
-    WorkCache(folder).of(["double", 2], DATA, work)
-    WorkCache(folder).of(facts, arrays, work)
+    WorkCache(folder).compute(["double", 2], DATA, work)
+    WorkCache(folder).compute(facts, arrays, work)
 
     assert work.times == 2
 
@@ -72,11 +72,11 @@ def test_other_work_is_not_taken_for_it(folder: Path, facts: Any, arrays: Arrays
 )
 def test_what_is_damaged_is_made_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     work = Work()
-    WorkCache(folder).of([], DATA, work)
+    WorkCache(folder).compute([], DATA, work)
     (path,) = folder.iterdir()
     path.write_bytes(damage(path.read_bytes()))
 
-    found = WorkCache(folder).of([], DATA, work)
+    found = WorkCache(folder).compute([], DATA, work)
 
     np.testing.assert_array_equal(found[0], 2 * DATA[0])
     assert work.times == 2
@@ -87,23 +87,23 @@ def test_what_breaks_leaves_nothing(folder: Path) -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        WorkCache(folder).of([], DATA, broken)
-    assert not WorkCache(folder).begun
+        WorkCache(folder).compute([], DATA, broken)
+    assert not WorkCache(folder).has_results
 
 
 def test_clearing_spares_what_is_not_its_own(folder: Path) -> None:
     """The folder goes with the last file."""
     done = WorkCache(folder)
-    assert not done.begun
-    done.of([], DATA, Work())
+    assert not done.has_results
+    done.compute([], DATA, Work())
     (folder / "mine.npz").touch()
-    assert done.begun
+    assert done.has_results
 
     done.clear()
     assert [path.name for path in folder.iterdir()] == ["mine.npz"]
-    assert not done.begun
+    assert not done.has_results
     (folder / "mine.npz").unlink()
-    done.of([], DATA, Work())
+    done.compute([], DATA, Work())
     (folder / ".half.npz.123.tmp").touch()  # what a kill leaves
     done.clear()
     assert not folder.exists()
@@ -113,25 +113,25 @@ def test_clearing_spares_what_is_not_its_own(folder: Path) -> None:
 def test_folders_of_evaluations_go_with_the_rest(folder: Path) -> None:
     """Each of other facts has its own."""
     done = WorkCache(folder)
-    one, other = done.run(["mask", 1]), done.run(["mask", 2])
+    one, other = done.name_run_folder(["mask", 1]), done.name_run_folder(["mask", 2])
     assert one is not None
     assert one != other
     (one / "samples").mkdir(parents=True)
-    assert done.begun
+    assert done.has_results
 
     done.clear()
 
     assert not folder.exists()
-    assert WorkCache().run([]) is None
+    assert WorkCache().name_run_folder([]) is None
 
 
 def test_without_a_folder_nothing_is_kept() -> None:
     done, work = WorkCache(), Work()
-    done.of([], DATA, work)
-    done.of([], DATA, work)
+    done.compute([], DATA, work)
+    done.compute([], DATA, work)
 
     assert work.times == 2
-    assert not done.begun
+    assert not done.has_results
     done.clear()
 
 
@@ -139,7 +139,7 @@ def test_parts_go_with_the_rest(folder: Path) -> None:
     """What is finished of a map over batches."""
     done = WorkCache(folder)
     done.parts.save_part("a" * 64, {"row": np.arange(2)})
-    assert done.begun
+    assert done.has_results
     (part,) = WorkCache(folder).parts.read_parts("a" * 64)
     assert part["row"].tolist() == [0, 1]
 

@@ -22,7 +22,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.registry import parse, read_number
 from robusteval.runs.folder import FORMAT, Store, load_run
 from robusteval.runs.storage import differences, digest, pack, unpack, write_atomically
-from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, show
+from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, format_value
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
@@ -46,12 +46,12 @@ def test_a_spec_prints_as_a_user_writes_it(spec: Spec, text: str) -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_comes_back_exactly(value: float) -> None:
-    assert read_number(show(value)) == value
+    assert read_number(format_value(value)) == value
 
 
 @given(st.integers(1, 64))
 def test_grey_levels_are_shown_as_fractions(levels: int) -> None:
-    assert show(levels / 255) == f"{levels}/255"
+    assert format_value(levels / 255) == f"{levels}/255"
 
 
 @pytest.mark.parametrize(
