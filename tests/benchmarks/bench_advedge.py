@@ -33,7 +33,7 @@ from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import numbers
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import Interpreter, mean_distance
-from robusteval.interpreters.gradient import smooth_relu
+from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.rts import looked, mask_network, ready_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions

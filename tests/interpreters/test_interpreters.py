@@ -28,9 +28,9 @@ from robusteval.interpreters.gradient import (
     input_gradient,
     input_x_gradient,
     integrated_gradients,
-    smooth_relu,
     smoothgrad,
 )
+from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.scaling import min_max, resize
 from robusteval.models.classifier import Classifier, counting, frozen
 from robusteval.registry import INTERPRETERS
