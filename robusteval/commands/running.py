@@ -224,7 +224,7 @@ def masks_for(
     On the other split of named data; on these images themselves where there is none, which a
     message says.
     """
-    from robusteval.interpreters.rts import ready_rts
+    from robusteval.interpreters.rts_training import prepare_rts
 
     try:
         train = images_for(classifier, spec, other, False, size)
@@ -234,7 +234,7 @@ def masks_for(
         progress.say(
             "The masks of rts are trained on the images they explain: there are no others."
         )
-    ready_rts(classifier, train, progress=progress)
+    prepare_rts(classifier, train, progress=progress)
 
 
 class Stop:

@@ -30,7 +30,7 @@ from robusteval.interpreters.explainer import (
     squared_distance,
 )
 from robusteval.interpreters.meaningful_perturbation import Deletion
-from robusteval.interpreters.rts import ready_rts
+from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
@@ -453,7 +453,7 @@ class Digits:
         with torch.no_grad():
             others = self.model(self.x).scatter(1, self.y.unsqueeze(1), -torch.inf)
         self.goal = others.argmax(1)
-        ready_rts(self.model, open_data("digits", split="train", channels=1))
+        prepare_rts(self.model, open_data("digits", split="train", channels=1))
         self.plain = pgd(
             self.model,
             self.x,

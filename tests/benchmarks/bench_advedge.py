@@ -34,7 +34,8 @@ from robusteval.commands.shell import numbers
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import Interpreter, mean_distance
 from robusteval.interpreters.rectifiers import smooth_relu
-from robusteval.interpreters.rts import looked, mask_network, ready_rts
+from robusteval.interpreters.rts import looked, mask_network
+from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
@@ -234,7 +235,9 @@ def main(
     model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     if "rts" in interpreter:
-        ready_rts(model, open_data(train, split="train", channels=model.identity["input_channels"]))
+        prepare_rts(
+            model, open_data(train, split="train", channels=model.identity["input_channels"])
+        )
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     with frozen(model):
         if not part or "figures" in part:

@@ -18,16 +18,18 @@ from robusteval.interpreters import rts as module
 from robusteval.interpreters.rts import (
     Acceptance,
     MaskNetwork,
-    Training,
-    Useless,
     file_for,
     hash_of,
     looked,
     mask_network,
-    ready_rts,
     rts,
+)
+from robusteval.interpreters.rts_training import (
+    RtsTraining,
+    UselessMaskNetwork,
+    measure_unevenness,
+    prepare_rts,
     train_rts,
-    unevenness,
 )
 from robusteval.models.classifier import Classifier
 from robusteval.testing import paired
@@ -194,7 +196,7 @@ def test_more_confidence_is_asked_of_the_gate(model: Classifier) -> None:
     assert not torch.equal(rts(model, x, y, confidence=6.0), rts(model, x, y))
 
 
-# Training
+# RtsTraining
 
 
 def test_a_kept_mask_network_passed_its_test(model: Classifier) -> None:
@@ -244,7 +246,7 @@ def test_acceptance_asks_for_both_gap_and_area(
 
 
 def test_the_two_parts_of_an_image_share_it(network: Bands, data: Data) -> None:
-    training = Training(classifier(network), data, 3, 0)
+    training = RtsTraining(classifier(network), data, 3, 0)
     x, _ = images(4, seed=9)
     everything = torch.ones(4, 1, 12, 12)
     shown, hidden = training.parted(x, everything, torch.Generator().manual_seed(0))
@@ -258,7 +260,7 @@ def test_unevenness_counts_neighbours_and_border() -> None:
     masks[0, 0, 1, 1] = 1.0  # four neighbours
     masks[1] = 1.0  # twelve border values
 
-    torch.testing.assert_close(unevenness(masks), torch.tensor([2.0, 1.8]))
+    torch.testing.assert_close(measure_unevenness(masks), torch.tensor([2.0, 1.8]))
 
 
 # The cache
@@ -281,7 +283,7 @@ def test_ready_trains_only_once(
 
     monkeypatch.setattr(module, "train_rts", fail)
 
-    assert ready_rts(model, data) is mask_network(model)
+    assert prepare_rts(model, data) is mask_network(model)
 
 
 def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
@@ -290,8 +292,8 @@ def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
     """Both tries are shown, and the second one's figures are the error."""
     told = Told()
 
-    with pytest.raises(Useless, match=r"useless.*train with more"):
-        ready_rts(classifier(network), data, steps=1, progress=told)
+    with pytest.raises(UselessMaskNetwork, match=r"useless.*train with more"):
+        prepare_rts(classifier(network), data, steps=1, progress=told)
 
     assert [total for _, total in told.stages] == [32, 32, 128, 128]
     assert told.said == ["The masks of rts miss their test at 1 training steps: they get 4."]
