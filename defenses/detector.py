@@ -22,7 +22,7 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.defense import WithDetector
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.interpreters.rts import file_for
+from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
 from robusteval.models.classifier import Classifier, absorb, counting, frozen, predictions
 from robusteval.models.failures import raise_as_usage_error
@@ -383,7 +383,7 @@ def mask_network_of(view: View, model: Classifier) -> str | None:
     """SHA-256 of the mask network that a view looks through, None if it does not."""
     if all(spec.name != "rts" for spec in view.specs):
         return None
-    return hashlib.sha256(file_for(model).read_bytes()).hexdigest()
+    return hashlib.sha256(locate_mask_network(model).read_bytes()).hexdigest()
 
 
 def cost_of(view: View, model: Classifier, x: Tensor, seeds: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.interpreters.rts import file_for, hash_of
+from robusteval.interpreters.rts import hash_of, locate_mask_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import environment
 from robusteval.runs.storage import PartFolder, digest, pack, unpack, write_atomically
@@ -100,6 +100,6 @@ def describe_circumstances(classifier: Classifier, seed: int) -> list[Any]:
 
     Versions, device, classifier, the mask network of RTS if there is one, and the seed.
     """
-    masks = file_for(classifier)
+    masks = locate_mask_network(classifier)
     rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
     return [environment(classifier.device), hash_of(classifier), rts, seed]

@@ -2,8 +2,8 @@
 
 Follows the form of `robusteval.interpreters.gradient`, except that its values are shares in [0, 1]
 that must not be stretched. An interpreter has no data, so the mask network is trained beforehand
-(`train_rts`) and kept in the cache folder under the hash of the network that it explains. One that
-finds nothing is never kept.
+(see `robusteval.interpreters.rts_training`) and kept in the cache folder under the hash of the
+network that it explains. One that finds nothing is never kept.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def rts(
     ValueError
         If the images are of another size than those it was trained on, or a class does not exist.
     """
-    return mask_network(model).explain(model, x, y, confidence)[0]
+    return find_mask_network(model).draw_masks(model, x, y, confidence)[0]
 
 
-class Scale(NamedTuple):
+class FeatureScale(NamedTuple):
     """Feature maps of one resolution."""
 
     channels: int
@@ -117,7 +117,7 @@ class MaskNetwork(nn.Module):
     acceptance: Acceptance
 
     def __init__(
-        self, shape: tuple[int, int, int], scales: Sequence[Scale], num_classes: int
+        self, shape: tuple[int, int, int], scales: Sequence[FeatureScale], num_classes: int
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -144,18 +144,18 @@ class MaskNetwork(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table
 
-    def score(self, features: Sequence[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
+    def score_class(self, features: Sequence[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
         """Deepest features, standardised, and how much each place speaks for the class."""
         deep = self.selector["norm"](features[-1])
         return deep, (deep * self._classes(y)[:, :, None, None]).sum(1, keepdim=True)
 
-    def presence(self, features: Sequence[Tensor], y: Tensor) -> Tensor:
+    def score_presence(self, features: Sequence[Tensor], y: Tensor) -> Tensor:
         """Logit ``(m,)`` that the image shows the class."""
-        return self.score(features, y)[1].mean((1, 2, 3))
+        return self.score_class(features, y)[1].mean((1, 2, 3))
 
     def forward(self, features: Sequence[Tensor], y: Tensor, confidence: float = 0.0) -> Tensor:
         """Masks ``(m, 1, h', w')`` from feature maps, finest first, and classes ``(m,)``."""
-        deep, score = self.score(features, y)
+        deep, score = self.score_class(features, y)
         # image by image: the last values of a tensor pass through another sigmoid, which rounds
         # differently, and whose they are depends on the batch
         gate = torch.stack([torch.sigmoid(each) for each in (score - confidence).unbind()])
@@ -166,7 +166,7 @@ class MaskNetwork(nn.Module):
         masks: Tensor = shown / (shown + hidden + 1e-6)  # the summand, as both may be zero
         return masks
 
-    def explain(
+    def draw_masks(
         self, model: nn.Module, x: Tensor, y: Tensor, confidence: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Masks ``(n, 1, h', w')`` and logits ``(n, k)`` of the same forward pass.
@@ -179,20 +179,20 @@ class MaskNetwork(nn.Module):
             )
         self.to(x.device, x.dtype)
         with torch.set_grad_enabled(differentiated(x)):
-            logits, calls = looked(model, x)
+            logits, calls = collect_features(model, x)
             class_scores(logits, y)  # for its checks
             rows = [len(call[-1]) for call in calls]
             classes = torch.split(F.pad(y, (0, sum(rows) - len(y))), rows)
             # call by call: a convolution's last digits depend on the size of the batch
             masks = [
-                self(self.chosen(call), each, confidence)
+                self(self.check_features(call), each, confidence)
                 for call, each in zip(calls, classes, strict=True)
             ]
         return torch.cat(masks)[: len(x)], logits
 
-    def chosen(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+    def check_features(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """The feature maps themselves, if they are what this network was made for."""
-        if tuple(scale_of(each) for each in features) != self.scales:
+        if tuple(measure_scale(each) for each in features) != self.scales:
             raise ValueError("the model's feature maps have changed: train the mask network anew")
         return features
 
@@ -200,18 +200,18 @@ class MaskNetwork(nn.Module):
 class Upsampler(nn.Module):
     """Features at twice the resolution, joined with those that the encoder has there."""
 
-    def __init__(self, channels: int, finer: Scale, width: int) -> None:
+    def __init__(self, channels: int, finer: FeatureScale, width: int) -> None:
         super().__init__()
-        self.wider = normalised(channels, 4 * width, 3)
+        self.wider = build_convolution(channels, 4 * width, 3)
         self.norm = nn.BatchNorm2d(finer.channels, affine=False)
         joined = width + finer.channels
-        self.shortcut = normalised(joined, width, 1)
+        self.shortcut = build_convolution(joined, width, 1)
         self.bottleneck = nn.Sequential(
-            normalised(joined, max(joined // 4, 4), 1),
+            build_convolution(joined, max(joined // 4, 4), 1),
             nn.ReLU(),
-            normalised(max(joined // 4, 4), max(joined // 4, 4), 3),
+            build_convolution(max(joined // 4, 4), max(joined // 4, 4), 3),
             nn.ReLU(),
-            normalised(max(joined // 4, 4), width, 1),
+            build_convolution(max(joined // 4, 4), width, 1),
         )
 
     def forward(self, deep: Tensor, finer: Tensor) -> Tensor:
@@ -222,24 +222,24 @@ class Upsampler(nn.Module):
         return F.relu(self.shortcut(both) + self.bottleneck(both))
 
 
-def normalised(channels: int, width: int, side: int) -> nn.Sequential:
+def build_convolution(channels: int, width: int, side: int) -> nn.Sequential:
     """A convolution and batch normalisation."""
     convolution = nn.Conv2d(channels, width, side, padding=side // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(width))
 
 
-def scale_of(features: Tensor) -> Scale:
+def measure_scale(features: Tensor) -> FeatureScale:
     """Channels and resolution of feature maps."""
-    return Scale(*features.shape[1:])
+    return FeatureScale(*features.shape[1:])
 
 
-def looked(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+def collect_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
     """Logits ``(n, k)`` and, call by call of the network, its feature maps, finest first.
 
     Of each resolution the last maps, up to four resolutions counted from the deepest; of large
     images none finer than a quarter of their side, as published for ResNet-50.
     """
-    watch = Scales(network_of(model), x.shape[-2], x.shape[-1])
+    watch = FeatureRecorder(network_of(model), x.shape[-2], x.shape[-1])
     with watch.hooks(), watch:
         logits = model(x)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
@@ -251,7 +251,7 @@ def looked(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
     return logits, watch.calls
 
 
-class Scales(TorchFunctionMode):
+class FeatureRecorder(TorchFunctionMode):
     """Keeps, of each call of a network, the last feature maps of each resolution."""
 
     def __init__(self, network: nn.Module, height: int, width: int) -> None:
@@ -306,30 +306,30 @@ class Scales(TorchFunctionMode):
 _loaded: dict[tuple[Path, int, str, torch.dtype], MaskNetwork] = {}
 
 
-def mask_network(model: nn.Module) -> MaskNetwork:
+def find_mask_network(model: nn.Module) -> MaskNetwork:
     """The mask network trained for this model; UsageError if there is none.
 
     In eval mode, parameters frozen.
     """
-    path = file_for(model)
+    path = locate_mask_network(model)
     try:
         changed = path.stat().st_mtime_ns
     except OSError:
         raise UsageError(
             "no mask network has been trained for this model: call"
-            " robusteval.interpreters.rts_training.train_rts(model, data) with training images first"
-            f" (there is no file {path.name} in the cache folder {path.parent})"
+            " robusteval.interpreters.rts_training.train_rts(model, data) with training images"
+            f" first (there is no file {path.name} in the cache folder {path.parent})"
         ) from None
     first = next(iter(model.state_dict().values()), torch.empty(0))
     place = path, changed, str(first.device), first.dtype
     if place not in _loaded:
         for old in [each for each in _loaded if each[0] == path and each[1] != changed]:
             del _loaded[old]
-        _loaded[place] = opened(path)
+        _loaded[place] = read_mask_network(path)
     return _loaded[place]
 
 
-def file_for(model: nn.Module) -> Path:
+def locate_mask_network(model: nn.Module) -> Path:
     """Where the mask network of a model is kept, named by the model's hash."""
     return cache_folder() / f"rts-{hash_of(model)[:32]}.safetensors"
 
@@ -345,14 +345,16 @@ def hash_of(model: nn.Module) -> str:
     return content.hexdigest()
 
 
-def opened(path: Path) -> MaskNetwork:
+def read_mask_network(path: Path) -> MaskNetwork:
     """The mask network in a file; UsageError if it is damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = json.loads(file.metadata()[NOTES])
             state = {name: file.get_tensor(name) for name in file.keys()}
         c, h, w = notes["shape"]
-        network = MaskNetwork((c, h, w), [Scale(*s) for s in notes["scales"]], notes["classes"])
+        network = MaskNetwork(
+            (c, h, w), [FeatureScale(*s) for s in notes["scales"]], notes["classes"]
+        )
         network.load_state_dict(state)
         network.acceptance = Acceptance(**notes["acceptance"])
     except Exception:  # whatever a file that is not ours makes of this

@@ -1,4 +1,4 @@
-"""TODO: one line."""
+"""Training of the network that draws the maps of RTS, and the test that it must pass."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from robusteval.interpreters.rts import (
     NOTES,
     Acceptance,
     MaskNetwork,
-    file_for,
-    looked,
-    mask_network,
-    scale_of,
+    collect_features,
+    find_mask_network,
+    locate_mask_network,
+    measure_scale,
 )
 from robusteval.models.admission import check_labels, wrapped
 from robusteval.models.classifier import Classifier, frozen, predictions
@@ -54,8 +54,8 @@ def prepare_rts(
 
     One that misses its test is trained anew, once, with four times as many steps.
     """
-    if file_for(model).exists():
-        return mask_network(model)
+    if locate_mask_network(model).exists():
+        return find_mask_network(model)
     progress = progress or Silent()
     try:
         return train_rts(model, data, seed=seed, steps=steps, progress=progress)
@@ -125,7 +125,7 @@ def train_rts(
         training.learn_classes(steps, progress or Silent())
         training.learn_masks(steps, progress or Silent())
         network = training.network.eval().requires_grad_(False)
-        network.acceptance = training.accepted()
+        network.acceptance = training.measure_acceptance()
     found = network.acceptance
     if not found.passed:
         raise UselessMaskNetwork(
@@ -147,12 +147,12 @@ def train_rts(
     }
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     header = {NOTES: json.dumps(notes, sort_keys=True)}
-    write_atomically(file_for(model), safetensors.torch.save(tensors, header))
+    write_atomically(locate_mask_network(model), safetensors.torch.save(tensors, header))
     return network
 
 
 class RtsTraining:
-    """A mask network on its way.
+    """Training of one mask network: its data, its two phases and its test.
 
     Parameters
     ----------
@@ -184,67 +184,67 @@ class RtsTraining:
         self.area_weight = 8.0
         side = min(data.shape[1:])
         self.sigma = 11 / 224 * side if side >= LARGE else side / 8  # of the blur, in pixels
-        x, _ = self.images(self.index[:2])
+        x, _ = self.fetch_images(self.index[:2])
         with raise_as_usage_error(), torch.no_grad():
-            _, calls = looked(model, x)
-        scales = [scale_of(features) for features in calls[0]]
+            _, calls = collect_features(model, x)
+        scales = [measure_scale(features) for features in calls[0]]
         self.network = MaskNetwork(data.shape, scales, num_classes).to(self.device)
 
-    def images(self, index: Any) -> tuple[Tensor, Tensor]:
-        """Images and labels at these positions."""
+    def fetch_images(self, index: Any) -> tuple[Tensor, Tensor]:
+        """Images ``(n, c, h, w)`` and labels ``(n,)`` at these positions."""
         batch = self.data.batch(index)
         return batch.x.to(self.device), batch.y.to(self.device)
 
-    def batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As many batches, in an order drawn anew whenever the images are used up."""
+    def iterate_batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `steps` batches, in an order drawn anew whenever the images are used up."""
         order = torch.empty(0, dtype=torch.int64)
         for _ in range(steps):
             if len(order) < BATCH:
                 order = torch.cat([order, torch.randperm(len(self.index), generator=self.draws)])
-            yield self.images(self.index[order[:BATCH].numpy()])
+            yield self.fetch_images(self.index[order[:BATCH].numpy()])
             order = order[BATCH:]
 
-    def features(self, x: Tensor) -> list[Tensor]:
+    def compute_features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of a batch, finest first."""
         with torch.no_grad():
-            _, calls = looked(self.model, x)
+            _, calls = collect_features(self.model, x)
         return [torch.cat(parts)[: len(x)] for parts in zip(*calls, strict=True)]
 
-    def wrong(self, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Classes ``(n,)``, that share of them not the labels, and which are the labels."""
+    def draw_classes(self, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Classes ``(n,)``, a share of them not the labels `y`, and which are the labels."""
         real = torch.rand(len(y), generator=self.draws).to(y.device) >= share
         other = torch.randint(1, self.num_classes, (len(y),), generator=self.draws).to(y.device)
         return torch.where(real, y, (y + other) % self.num_classes), real
 
     def learn_classes(self, steps: int, progress: Progress) -> None:
-        """The gate: whether an image shows a class."""
+        """Train the gate: whether an image shows a class."""
         self.network.train()
         progress.begin("Training RTS: classes", steps * BATCH)
         optimiser = Optimiser(self.network.selector, 1e-2, steps)
-        for x, y in self.batches(steps):
-            asked, real = self.wrong(y, 0.5)
-            presence = self.network.presence(self.features(x), asked)
+        for x, y in self.iterate_batches(steps):
+            asked, real = self.draw_classes(y, 0.5)
+            presence = self.network.score_presence(self.compute_features(x), asked)
             optimiser.lower(F.binary_cross_entropy_with_logits(presence, real.to(presence)))
             progress.advance(BATCH)
         progress.end()
         self.network.selector.eval().requires_grad_(False)
 
     def learn_masks(self, steps: int, progress: Progress) -> None:
-        """The decoder: masks whose content decides the class."""
+        """Train the decoder: masks whose content decides the class."""
         progress.begin("Training RTS: masks", steps * BATCH)
         optimiser = Optimiser(self.network, 1e-2, steps)
-        for step, (x, y) in enumerate(self.batches(steps)):
-            asked, real = self.wrong(y, 0.3)
-            masks = self.network(self.features(x), asked)
-            optimiser.lower(self.loss(x, y, masks, real))
+        for step, (x, y) in enumerate(self.iterate_batches(steps)):
+            asked, real = self.draw_classes(y, 0.3)
+            masks = self.network(self.compute_features(x), asked)
+            optimiser.lower(self.compute_loss(x, y, masks, real))
             progress.advance(BATCH)
             if step % 10 == 9:
                 self.steer()
         progress.end()
 
-    def loss(self, x: Tensor, y: Tensor, masks: Tensor, real: Tensor) -> Tensor:
-        """What a batch of masks costs, on average."""
-        shown, hidden = self.parted(x, masks, self.draws)
+    def compute_loss(self, x: Tensor, y: Tensor, masks: Tensor, real: Tensor) -> Tensor:
+        """The loss of a batch of masks, on average."""
+        shown, hidden = self.split_images(x, masks, self.draws)
         margins = margin(self.model(torch.cat([shown, hidden])), y.repeat(2))
         with_region, without = margins.chunk(2)
         # of a class that is not there the mask must show nothing, and nothing must be missing
@@ -258,7 +258,9 @@ class RtsTraining:
             + 0.3 * preserver.mean()
         )
 
-    def parted(self, x: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def split_images(
+        self, x: Tensor, masks: Tensor, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Images ``(n, c, h, w)`` where only the region is left, and where only it is gone.
 
         What is gone is blurred in half of the images and an even colour with noise in the others.
@@ -279,30 +281,32 @@ class RtsTraining:
 
     def steer(self) -> None:
         """Weigh the area so that masks of images held out get neither too large nor too small."""
-        area = float(self.masks(*self.images(self.validation[:BATCH])).mean())
+        area = float(self.predict_masks(*self.fetch_images(self.validation[:BATCH])).mean())
         low, high = AREA
         if area > high:
             self.area_weight *= 1.2
         elif area < low:
             self.area_weight /= 1.2
 
-    def masks(self, x: Tensor, y: Tensor) -> Tensor:
+    def predict_masks(self, x: Tensor, y: Tensor) -> Tensor:
         """Masks as `rts` will give them, off the graph."""
         self.network.up.eval()
         with torch.no_grad():
-            masks: Tensor = self.network(self.features(x), y)
+            masks: Tensor = self.network(self.compute_features(x), y)
         self.network.up.train()
         return masks
 
-    def accepted(self) -> Acceptance:
+    def measure_acceptance(self) -> Acceptance:
         """What the masks are worth on images that decided nothing."""
         right_with, right_without, area = 0, 0, 0.0
         draws = torch.Generator().manual_seed(self.seed)
         for start in range(0, len(self.test), BATCH):
-            x, y = self.images(self.test[start : start + BATCH])
-            masks = self.masks(x, y)
+            x, y = self.fetch_images(self.test[start : start + BATCH])
+            masks = self.predict_masks(x, y)
             with torch.no_grad():
-                parts = [predictions(self.model(part)) for part in self.parted(x, masks, draws)]
+                parts = [
+                    predictions(self.model(part)) for part in self.split_images(x, masks, draws)
+                ]
             right_with += int((parts[0] == y).sum())
             right_without += int((parts[1] == y).sum())
             area += float(masks.mean((1, 2, 3)).sum())
@@ -321,7 +325,7 @@ class Optimiser:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, steps)
 
     def lower(self, loss: Tensor) -> None:
-        """One step."""
+        """Make one step down the loss."""
         for parameter, grad in zip(
             self.parameters, autograd.grad(loss, self.parameters), strict=True
         ):

@@ -34,7 +34,7 @@ from robusteval.commands.shell import numbers
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import Interpreter, mean_distance
 from robusteval.interpreters.rectifiers import smooth_relu
-from robusteval.interpreters.rts import looked, mask_network
+from robusteval.interpreters.rts import collect_features, find_mask_network
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
@@ -179,9 +179,9 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], ro
         )
 
     if "rts" in names:
-        network = mask_network(model)
+        network = find_mask_network(model)
         with torch.no_grad():
-            features = looked(model, x)[1]
+            features = collect_features(model, x)[1]
         rows = [len(block[-1]) for block in features]
         classes = torch.split(F.pad(goal, (0, sum(rows) - len(goal))), rows)
     alone = {"cam": cam_alone, "grad": grad_alone, "rts": rts_alone}

@@ -33,7 +33,7 @@ from robusteval.evaluation.map_changes import (
     overlaps,
 )
 from robusteval.evaluation.plan import prepare_plan
-from robusteval.interpreters import rts
+from robusteval.interpreters import rts, rts_training
 from robusteval.interpreters.cam import cam
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.gradient import smoothgrad
@@ -755,8 +755,8 @@ def test_masks_that_miss_their_test_are_left_out_of_a_preset(
         trained.append(data.name)
         raise RunError("the masks are useless: 3 points apart")
 
-    monkeypatch.setattr(rts, "ready_rts", useless)
-    monkeypatch.setattr(rts, "file_for", lambda model: tmp_path / "none")
+    monkeypatch.setattr(rts_training, "prepare_rts", useless)
+    monkeypatch.setattr(rts, "locate_mask_network", lambda model: tmp_path / "none")
     text = 'attack = ["pgd:targeted=true,steps=2"]\ninterpreter = ["grad", "rts"]\nadapt = true\n'
     (tmp_path / "mine.toml").write_text(text)
     words = ["evaluate", "demo", "--samples", "6", "--no-probes", "--format", "json"]

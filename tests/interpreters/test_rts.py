@@ -14,14 +14,14 @@ from toys import Bands
 
 from robusteval.datasets.sources import Data
 from robusteval.errors import RunError, UsageError
-from robusteval.interpreters import rts as module
+from robusteval.interpreters import rts_training
 from robusteval.interpreters.rts import (
     Acceptance,
     MaskNetwork,
-    file_for,
+    collect_features,
+    find_mask_network,
     hash_of,
-    looked,
-    mask_network,
+    locate_mask_network,
     rts,
 )
 from robusteval.interpreters.rts_training import (
@@ -163,7 +163,7 @@ def test_a_map_does_not_depend_on_the_batch(model: Classifier) -> None:
 
 def test_the_logits_of_the_same_pass_are_the_models(model: Classifier) -> None:
     x, y = images(5, seed=9)
-    maps, logits = mask_network(model).explain(model, x, y)
+    maps, logits = find_mask_network(model).draw_masks(model, x, y)
 
     assert torch.equal(logits, model(x))
     assert torch.equal(maps, rts(model, x, y))
@@ -172,8 +172,8 @@ def test_the_logits_of_the_same_pass_are_the_models(model: Classifier) -> None:
 def test_derivatives_of_the_map_match_finite_differences(model: Classifier) -> None:
     x, y = images(1, seed=9)
     x = x.double().requires_grad_()
-    masker = MaskNetwork((3, 12, 12), mask_network(model).scales, 3)
-    masker.load_state_dict(mask_network(model).state_dict())
+    masker = MaskNetwork((3, 12, 12), find_mask_network(model).scales, 3)
+    masker.load_state_dict(find_mask_network(model).state_dict())
     masker.eval().double().requires_grad_(False)
     wide = classifier(Bands())
     wide.load_state_dict(model.state_dict())
@@ -181,7 +181,7 @@ def test_derivatives_of_the_map_match_finite_differences(model: Classifier) -> N
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
 
     def total(x: Tensor) -> Tensor:
-        return masker.explain(wide, x, y)[0].sum()
+        return masker.draw_masks(wide, x, y)[0].sum()
 
     (slope,) = autograd.grad(total(x), x)
     step = 1e-7 * direction
@@ -200,12 +200,12 @@ def test_more_confidence_is_asked_of_the_gate(model: Classifier) -> None:
 
 
 def test_a_kept_mask_network_passed_its_test(model: Classifier) -> None:
-    found = mask_network(model).acceptance
+    found = find_mask_network(model).acceptance
 
     assert found.images == 60
     assert found.preserved - found.destroyed >= 0.3
     assert found.area < 0.5
-    with safe_open(file_for(model), framework="pt") as file:
+    with safe_open(locate_mask_network(model), framework="pt") as file:
         assert '"acceptance"' in file.metadata()["robusteval_rts"]
 
 
@@ -249,7 +249,7 @@ def test_the_two_parts_of_an_image_share_it(network: Bands, data: Data) -> None:
     training = RtsTraining(classifier(network), data, 3, 0)
     x, _ = images(4, seed=9)
     everything = torch.ones(4, 1, 12, 12)
-    shown, hidden = training.parted(x, everything, torch.Generator().manual_seed(0))
+    shown, hidden = training.split_images(x, everything, torch.Generator().manual_seed(0))
 
     assert float((shown - x).abs().max()) < 0.1  # noise alone
     assert float((hidden - x).abs().mean()) > 0.04
@@ -281,9 +281,9 @@ def test_ready_trains_only_once(
     def fail(*_: object, **__: object) -> MaskNetwork:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "train_rts", fail)
+    monkeypatch.setattr(rts_training, "train_rts", fail)
 
-    assert prepare_rts(model, data) is mask_network(model)
+    assert prepare_rts(model, data) is find_mask_network(model)
 
 
 def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
@@ -316,10 +316,10 @@ def test_the_cache_goes_by_weights_and_normalisation(network: Bands) -> None:
 
 def test_a_damaged_file_is_refused(empty: Path, network: Bands) -> None:
     model = classifier(network)
-    file_for(model).write_bytes(b"\x08" + bytes(7) + b"{}      ")
+    locate_mask_network(model).write_bytes(b"\x08" + bytes(7) + b"{}      ")
 
     with pytest.raises(UsageError, match="damaged"):
-        mask_network(model)
+        find_mask_network(model)
 
 
 # Mistakes
@@ -360,7 +360,7 @@ def test_feature_maps_are_the_last_of_each_resolution(network: Bands) -> None:
     x, _ = images(2, seed=9)
     fine = torch.relu(network.conv1(x))
 
-    _, [features] = looked(network, x)
+    _, [features] = collect_features(network, x)
 
     assert torch.equal(features[0], fine)
     assert torch.equal(features[1], torch.relu(network.conv2(fine)))
