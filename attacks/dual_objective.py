@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.explainer import Interpreter, mean_distance, squared_distance
-from robusteval.interpreters.meaningful_perturbation import Deletion, State, offsets
+from robusteval.interpreters.meaningful_perturbation import (
+    Deletion,
+    State,
+    build_deletion,
+    draw_offsets,
+)
 from robusteval.models.classifier import Classifier, block_size, predictions, rows
 from robusteval.models.failures import is_out_of_memory
 from robusteval.models.seeds import per_image, random_targets
@@ -300,8 +305,8 @@ class Chased:
         self, deletion: Deletion, x: Tensor, seeds: Tensor, steps: int, rate: float
     ) -> None:
         self.deletion, self.seeds, self.rate = deletion, seeds, rate
-        self.state = deletion.start(x)
-        self.shifts = offsets(seeds, steps * (self.BLIND + self.SEEN), deletion.jitter)
+        self.state = deletion.start_mask(x)
+        self.shifts = draw_offsets(seeds, steps * (self.BLIND + self.SEEN), deletion.jitter)
         self.count = 0
 
     @classmethod
@@ -313,7 +318,7 @@ class Chased:
             if explainer.name == "mask":
                 search = ("iterations", "rate", "unroll")
                 game = {k: v for k, v in explainer.settings.items() if k not in search}
-                deletion = Deletion.made(x, **game)
+                deletion = build_deletion(x, **game)
                 iterations = explainer.settings.get("iterations") or deletion.iterations
                 return cls(replace(deletion, iterations=iterations), x, seeds, steps, rate)
         return None
@@ -332,17 +337,17 @@ class Chased:
         at = self.count * (self.BLIND + self.SEEN)
         self.count += 1
         state = self.state
-        scene = self.deletion.scene(x_adv)
+        scene = self.deletion.compose_scene(x_adv)
         for i in range(at, at + self.BLIND):
-            state = self.deletion.step(
+            state = self.deletion.step_mask(
                 model, scene.detach(), y, state, self.shifts[:, i], self.rate
             )
         found = []
         for i in range(at + self.BLIND, at + self.BLIND + self.SEEN):
             state = state._replace(mask=state.mask.detach())
-            state = self.deletion.step(model, scene, y, state, self.shifts[:, i], self.rate)
+            state = self.deletion.step_mask(model, scene, y, state, self.shifts[:, i], self.rate)
             found.append(1 - state.mask)
-        self.state = state.detached()
+        self.state = state.detach()
         return found
 
     def of(self, index: Tensor) -> Chased:
@@ -355,7 +360,7 @@ class Chased:
 
     def refresh(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         """Start from the mask of the image itself, with part of the momentum."""
-        mask = self.deletion.optimised(model, quantise(x), y, self.seeds).mask
+        mask = self.deletion.optimise(model, quantise(x), y, self.seeds).mask
         self.state = State(mask, 0.5 * self.state.mean, 0.25 * self.state.var, 100)
 
 

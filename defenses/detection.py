@@ -20,7 +20,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
-from robusteval.interpreters.meaningful_perturbation import blurred
+from robusteval.interpreters.resampling import blur
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
@@ -315,7 +315,7 @@ class Study:
         crops = cropped(sources.x, sample_seeds(self.seed, sources.ids ^ CROP))
         for name, made in (
             ("jpeg", jpegs(sources.x)),
-            ("blur", blurred(sources.x, 0.6).clamp(0, 1)),
+            ("blur", blur(sources.x, 0.6).clamp(0, 1)),
             ("crop", crops),
         ):
             yield Variant(name, everything, in_bytes(made))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.meaningful_perturbation import enlarging, resampled
+from robusteval.interpreters.resampling import build_enlargement, resample
 from robusteval.interpreters.scaling import highest_cells
 from robusteval.models.classifier import Classifier
 from robusteval.runs.statistics import roc_auc
@@ -57,13 +57,13 @@ def resized(maps: Tensor, side: int) -> Tensor:
     batch.
     """
     height, width = maps.shape[2:]
-    return resampled(maps, (weights(height, side).to(maps), weights(width, side).to(maps)))
+    return resample(maps, (weights(height, side).to(maps), weights(width, side).to(maps)))
 
 
 def weights(cells: int, wanted: int) -> Tensor:
     """The matrix ``(wanted, cells)`` that changes the number of cells."""
     if cells <= wanted:
-        return enlarging(cells, wanted)
+        return build_enlargement(cells, wanted)
     unit = torch.eye(cells, dtype=torch.float64).unsqueeze(0)
     return F.adaptive_avg_pool1d(unit, wanted)[0].t()
 

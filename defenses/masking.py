@@ -22,7 +22,7 @@ from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack, prepare_attack
 from robusteval.evaluation.work_cache import Arrays, WorkCache, describe_circumstances
-from robusteval.interpreters.cam import head, observed, same
+from robusteval.interpreters.cam import agree, observe_calls, observe_head
 from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, block_size, frozen, predictions
@@ -198,18 +198,18 @@ def penultimate(classifier: Classifier, x: Tensor) -> str:
     """
     x = x[:2]  # one call of the network
     with torch.no_grad():
-        _, calls = observed(classifier, x)
+        _, calls = observe_calls(classifier, x)
         features, linear = calls[0].features, calls[0].linear
         layers = layers_of(classifier, x)
-        if features is not None and linear is not None and same(linear.output, calls[0].logits):
+        if features is not None and linear is not None and agree(linear.output, calls[0].logits):
             means = features.mean((2, 3))
-            if same(means, linear.input):
+            if agree(means, linear.input):
                 keep = (torch.arange(means.shape[1]) % 2).to(means)
                 for name, shape in reversed(layers.items()):
                     if shape != features.shape[1:]:
                         continue
-                    _, tried = observed(masked(classifier, name, keep), x)
-                    if tried[0].linear and same(means * keep, tried[0].linear.input):
+                    _, tried = observe_calls(masked(classifier, name, keep), x)
+                    if tried[0].linear and agree(means * keep, tried[0].linear.input):
                         return name
     known = [f"{name} ({shape[0]} units)" for name, shape in layers.items()][-LISTED:]
     raise UsageError(
@@ -330,7 +330,7 @@ def importance(
     """
     with suppress(UsageError):
         if layer == penultimate(classifier, x):
-            features, weight, _ = head(classifier, x)
+            features, weight, _ = observe_head(classifier, x)
             return (features.double().mean((2, 3)) * weight[y]).abs().cpu()
     width = activations(classifier, x[:1], layer).shape[1]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.cam import Head, head
+from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models.classifier import frozen
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Score, restarted
@@ -35,7 +35,7 @@ def run_network(model: nn.Module, x: Tensor, terms: Iterable[Term]) -> NetworkOu
     """Run the network once; ValueError if maps are asked for and the network has none."""
     if OF_MAPS.isdisjoint(terms):
         return NetworkOutput(model(x), None)
-    found = head(model, x)
+    found = observe_head(model, x)
     return NetworkOutput(found.logits, compute_class_maps(found))
 
 
@@ -234,7 +234,7 @@ def measure_map_bound(model: nn.Module, x: Tensor, x_adv: Tensor) -> MapBound:
     Parameters
     ----------
     model : nn.Module
-        As for `robusteval.interpreters.cam.head`.
+        As for `robusteval.interpreters.cam.observe_head`.
     x, x_adv : Tensor
         Images ``(n, c, h, w)`` and attacked images.
 
@@ -249,7 +249,7 @@ def measure_map_bound(model: nn.Module, x: Tensor, x_adv: Tensor) -> MapBound:
         If the network has no class activation maps.
     """
     with frozen(model), torch.no_grad():
-        before, after = head(model, x), head(model, x_adv)
+        before, after = observe_head(model, x), observe_head(model, x_adv)
         moved = (compute_class_maps(before) - compute_class_maps(after)).abs().sum((2, 3))  # (n, k)
     pair = torch.stack([before.logits.argmax(1), after.logits.argmax(1)], 1)  # (n, 2)
     own = before.logits.gather(1, pair)

@@ -10,7 +10,7 @@ from torch import nn
 
 from robusteval.datasets.sources import Data
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import head
+from robusteval.interpreters.cam import observe_head
 from robusteval.models.architecture import build
 from robusteval.models.classifier import Classifier, frozen
 
@@ -107,7 +107,7 @@ def check_trainable(
             )
         if settings.has_maps:
             try:
-                head(classifier, x)
+                observe_head(classifier, x)
             except ValueError:
                 raise UsageError(
                     f"--objective {settings.objective} needs a network that ends in global average"

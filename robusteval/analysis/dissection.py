@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.datasets.concepts import Concepts, Probe
-from robusteval.interpreters.cam import observed
+from robusteval.interpreters.cam import observe_calls
 from robusteval.models.seeds import per_image
 from robusteval.search.noise import add_equal_noise
 
@@ -137,7 +137,7 @@ def unit_maps(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
 
     ValueError if there are none.
     """
-    _, calls = observed(model, x, layer)
+    _, calls = observe_calls(model, x, layer)
     parts = [call.features for call in calls if call.features is not None]
     if not parts or len(parts) < len(calls):
         raise ValueError(

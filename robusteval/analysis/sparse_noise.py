@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robusteval.analysis.regions import PROMOTION, SUPPRESSION, effects, grid, top
 from robusteval.interpreters.cam import gradcam
-from robusteval.interpreters.gradient import guided_gradient
+from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import predictions
 
@@ -221,6 +221,6 @@ def portrait(
     return Portrait(
         clean,
         adversarial,
-        clean * guided_gradient(model, x, seen),
-        adversarial * guided_gradient(model, x_adv, fooled),
+        clean * compute_guided_gradient(model, x, seen),
+        adversarial * compute_guided_gradient(model, x_adv, fooled),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robusteval.interpreters.gradient import class_scores, differentiated
+from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import Masked
 from robusteval.registry import INTERPRETERS
@@ -53,9 +53,9 @@ def cam(model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = None) 
     ValueError
         If the network ends in another way, or a class does not exist.
     """
-    keep = differentiated(x)
+    keep = is_differentiated(x)
     with torch.set_grad_enabled(keep):
-        return class_maps(head(model, x), y)
+        return compute_class_maps(observe_head(model, x), y)
 
 
 class Head(NamedTuple):
@@ -66,15 +66,15 @@ class Head(NamedTuple):
     logits: Tensor  # (n, k)
 
 
-def class_maps(head: Head, y: Tensor) -> Tensor:
+def compute_class_maps(head: Head, y: Tensor) -> Tensor:
     """The `cam` ``(n, 1, h', w')`` of classes `y` ``(n,)``, without another forward pass."""
-    class_scores(head.logits, y)  # for its checks
+    select_scores(head.logits, y)  # for its checks
     n, _, height, width = head.features.shape
     weight = head.weight[y].unsqueeze(1)  # (n, 1, channels)
     return torch.bmm(weight, head.features.flatten(2)).view(n, 1, height, width)
 
 
-def head(model: nn.Module, x: Tensor) -> Head:
+def observe_head(model: nn.Module, x: Tensor) -> Head:
     """One forward pass: the logits, and the features and weights that they are made of.
 
     On the graph like any forward pass. Which features they are is not guessed from names: their
@@ -89,7 +89,7 @@ def head(model: nn.Module, x: Tensor) -> Head:
         "cam needs a network that ends in global average pooling and one linear layer,"
         " or in one channel per class and pooling: use gradcam"
     )
-    logits, calls = observed(model, x)
+    logits, calls = observe_calls(model, x)
     parts, weights = [], []
     for call in calls:
         features = call.features
@@ -97,19 +97,19 @@ def head(model: nn.Module, x: Tensor) -> Head:
             raise ValueError(other)
         means = features.detach().mean((2, 3))  # (m, channels)
         linear = call.linear
-        if linear is not None and same(linear.output, call.logits) and same(means, linear.input):
+        if linear is not None and agree(linear.output, call.logits) and agree(means, linear.input):
             weights.append(linear.weight)
-        elif same(means, call.logits):
+        elif agree(means, call.logits):
             weights.append(torch.eye(means.shape[1]).to(means))
         else:
             raise ValueError(other)
         parts.append(features)
-    if not same(torch.cat([call.logits for call in calls])[: len(x)], logits):
+    if not agree(torch.cat([call.logits for call in calls])[: len(x)], logits):
         raise ValueError("the model changes the logits of its network: use gradcam")
     return Head(torch.cat(parts)[: len(x)], weights[0], logits)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def agree(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, up to the order of a sum."""
     if one.shape != other.shape:
         return False
@@ -157,7 +157,7 @@ def gradcam(
         If there is no such layer, it gives no feature maps or runs several times per image, or a
         class does not exist.
     """
-    features, slopes = features_and_slopes(model, x, y, layer)
+    features, slopes = compute_features_and_slopes(model, x, y, layer)
     weight = slopes.mean((2, 3), keepdim=True)  # Eq. 1
     return F.relu((weight * features).sum(1, keepdim=True))
 
@@ -202,7 +202,7 @@ def gradcam_plus_plus(
     """
     if not floor >= 0:
         raise ValueError(f"floor must be at least 0, not {floor:g}")
-    features, slopes = features_and_slopes(model, x, y, layer)
+    features, slopes = compute_features_and_slopes(model, x, y, layer)
     rise = F.relu(slopes)
     mass = features.sum((2, 3), keepdim=True)
     below = 2 * rise**2 + mass * rise**3 + floor
@@ -211,14 +211,14 @@ def gradcam_plus_plus(
     return F.relu((weight * features).sum(1, keepdim=True))
 
 
-def features_and_slopes(
+def compute_features_and_slopes(
     model: nn.Module, x: Tensor, y: Tensor, layer: str | None
 ) -> tuple[Tensor, Tensor]:
     """Feature maps and the logit's derivatives with respect to them, both ``(n, k, h', w')``."""
-    keep = differentiated(x)
+    keep = is_differentiated(x)
     with torch.enable_grad():
-        logits, calls = observed(model, x if keep else x.detach(), layer)
-        scores = class_scores(logits, y)
+        logits, calls = observe_calls(model, x if keep else x.detach(), layer)
+        scores = select_scores(logits, y)
         parts = [call.features for call in calls if call.features is not None]
         if len(parts) < len(calls):
             raise ValueError(
@@ -253,14 +253,18 @@ class Call(NamedTuple):
     linear: Linear | None  # the last one
 
 
-def observed(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[Tensor, list[Call]]:
+def observe_calls(
+    model: nn.Module, x: Tensor, layer: str | None = None
+) -> tuple[Tensor, list[Call]]:
     """Logits ``(n, k)`` and what the network did, call by call.
 
     A `Classifier` calls its network in blocks, the last one padded: the rows of all calls together
     are the batch and then padding.
     """
-    network = network_of(model)
-    watch = Watch(network, layer, None if layer is None else named(model, network, layer))
+    network = get_network(model)
+    watch = CallRecorder(
+        network, layer, None if layer is None else find_layer(model, network, layer)
+    )
     with watch.hooks(), watch:
         logits = model(x)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
@@ -273,7 +277,7 @@ def observed(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[Ten
     return logits, watch.calls
 
 
-def network_of(model: nn.Module) -> nn.Module:
+def get_network(model: nn.Module) -> nn.Module:
     """The network whose features are meant: a `Classifier`'s, or the model itself."""
     inner = [part for part in model.modules() if isinstance(part, Classifier)]
     if len(inner) > 1:
@@ -281,7 +285,7 @@ def network_of(model: nn.Module) -> nn.Module:
     return inner[0].network if inner else model
 
 
-def named(model: nn.Module, network: nn.Module, layer: str) -> nn.Module:
+def find_layer(model: nn.Module, network: nn.Module, layer: str) -> nn.Module:
     """The module of that name, counted from the network or from the model around it."""
     inner = network.network if isinstance(network, Masked) else network
     for root in (inner, network, model):
@@ -308,7 +312,7 @@ ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
-class Watch(TorchFunctionMode):
+class CallRecorder(TorchFunctionMode):
     """Keeps, of each call of a network, what the maps are made of.
 
     Every function that the network calls passes here, so features count that no module returns.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import named, network_of
-from robusteval.interpreters.gradient import class_scores
+from robusteval.interpreters.cam import find_layer, get_network
+from robusteval.interpreters.gradient import select_scores
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
 from robusteval.registry import INTERPRETERS
@@ -98,8 +98,8 @@ def library(
     for part in subject.modules():
         if isinstance(part, Classifier):
             part.block = 1  # the package expects one call of the layer per image
-    size, logits, target = looked_at(subject, x, layer)
-    class_scores(logits.expand(len(x), -1), y)  # for its checks
+    size, logits, target = choose_layer(subject, x, layer)
+    select_scores(logits.expand(len(x), -1), y)  # for its checks
 
     class Unresized(getattr(package, METHODS[method])):  # type: ignore[misc]
         def get_target_width_height(self, input_tensor: Tensor) -> None:
@@ -120,12 +120,14 @@ def library(
     return maps
 
 
-def looked_at(
+def choose_layer(
     model: nn.Module, x: Tensor, layer: str | None
 ) -> tuple[tuple[int, int], Tensor, nn.Module]:
     """Size of the feature maps, logits ``(1, k)`` of a black image, and the module."""
-    network = network_of(model)
-    candidates = [named(model, network, layer)] if layer is not None else list(network.modules())
+    network = get_network(model)
+    candidates = (
+        [find_layer(model, network, layer)] if layer is not None else list(network.modules())
+    )
     found: list[tuple[nn.Module, Tensor]] = []
 
     def see(module: nn.Module, _args: Any, output: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.rectifiers import Slope, guided_relu, smooth_relu
+from robusteval.interpreters.rectifiers import Slope, guide_relu, smooth_relu
 from robusteval.models.classifier import Classifier, block_size
 from robusteval.models.seeds import per_image
 from robusteval.registry import INTERPRETERS
@@ -67,8 +67,8 @@ def grad(
     """
     if not 1 <= pool <= min(x.shape[2:]):
         raise ValueError(f"pool must be between 1 and the image's side, not {pool}")
-    with slope_for(x, relu):
-        derivative = input_gradient(model, x, y, score=score)
+    with replace_slope(x, relu):
+        derivative = compute_input_gradient(model, x, y, score=score)
     return F.avg_pool2d(derivative.abs().amax(1, keepdim=True), pool)
 
 
@@ -120,8 +120,8 @@ def smoothgrad(
     def noisy(sample: int) -> Tensor:
         return x + sigma * per_image(drawn + sample, x.shape[1:], normal=True).to(x)
 
-    with slope_for(x, relu):
-        derivative = mean_gradient(model, noisy, samples, y)
+    with replace_slope(x, relu):
+        derivative = compute_mean_gradient(model, noisy, samples, y)
     return derivative.abs().amax(1, keepdim=True)
 
 
@@ -166,9 +166,9 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    way = (x if differentiated(x) else x.detach()) - baseline
-    with slope_for(x, relu):
-        derivative = mean_gradient(
+    way = (x if is_differentiated(x) else x.detach()) - baseline
+    with replace_slope(x, relu):
+        derivative = compute_mean_gradient(
             model, lambda step: baseline + (step + 0.5) / steps * way, steps, y
         )
     return (way * derivative).sum(1, keepdim=True)
@@ -216,9 +216,9 @@ def input_x_gradient(
     zero: Tensor | float = 0.0 if centre is None else centre
     if centre is None and isinstance(model, Classifier):
         zero = model.mean
-    with slope_for(x, relu):
-        derivative = input_gradient(model, x, y)
-    image = x if differentiated(x) else x.detach()
+    with replace_slope(x, relu):
+        derivative = compute_input_gradient(model, x, y)
+    image = x if is_differentiated(x) else x.detach()
     return ((image - zero) * derivative).sum(1, keepdim=True)
 
 
@@ -248,39 +248,39 @@ def guided_backprop(
     ValueError
         If a class does not exist or the logits have no derivative.
     """
-    return guided_gradient(model, x, y).abs().amax(1, keepdim=True)
+    return compute_guided_gradient(model, x, y).abs().amax(1, keepdim=True)
 
 
-def guided_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def compute_guided_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Guided derivative ``(n, c, h, w)`` of the logit, signed and per channel, off the graph.
 
     Times a resized `gradcam` it is Guided Grad-CAM (arXiv:1610.02391, section 3.2).
     """
-    with guided_relu():
-        return input_gradient(model, x.detach(), y)
+    with guide_relu():
+        return compute_input_gradient(model, x.detach(), y)
 
 
-def input_gradient(
+def compute_input_gradient(
     model: nn.Module, x: Tensor, y: Tensor, *, score: Literal["logit", "logprob"] = "logit"
 ) -> Tensor:
     """Derivative ``(n, c, h, w)`` of each image's class score with respect to its raw pixels.
 
     One forward and one backward pass for the whole batch. On the graph if `x` is.
     """
-    keep = differentiated(x)
+    keep = is_differentiated(x)
     with torch.enable_grad():
         image = x if keep else x.detach().requires_grad_()
-        scores = class_scores(model(image), y, score)
+        scores = select_scores(model(image), y, score)
         if not scores.requires_grad:
             raise ValueError("the logits have no derivative with respect to the image")
         (derivative,) = autograd.grad(scores.sum(), image, create_graph=keep)
     return derivative
 
 
-def mean_gradient(
+def compute_mean_gradient(
     model: nn.Module, variant: Callable[[int], Tensor], count: int, y: Tensor
 ) -> Tensor:
-    """Mean `input_gradient` of the variants ``(n, c, h, w)`` of a batch, numbered from 0.
+    """Mean `compute_input_gradient` of the variants ``(n, c, h, w)`` of a batch, numbered from 0.
 
     As many variants travel together as the model runs at once, so that few images are not
     padded `count` times.
@@ -291,14 +291,16 @@ def mean_gradient(
     total = torch.zeros_like(first)
     for start in range(0, count, together):
         variants = [variant(i) for i in range(start, min(start + together, count))]
-        gradients = input_gradient(model, torch.cat(variants), y.repeat(len(variants)))
+        gradients = compute_input_gradient(model, torch.cat(variants), y.repeat(len(variants)))
         # one by one: the order of the sum must not depend on n
         for gradient in gradients.view(len(variants), n, *shape).unbind():
             total = total + gradient
     return total / count
 
 
-def class_scores(logits: Tensor, y: Tensor, score: Literal["logit", "logprob"] = "logit") -> Tensor:
+def select_scores(
+    logits: Tensor, y: Tensor, score: Literal["logit", "logprob"] = "logit"
+) -> Tensor:
     """The score ``(n,)`` of class `y` ``(n,)`` in logits ``(n, k)``; ValueError if it has none."""
     n, k = logits.shape
     if y.shape != (n,) or y.dtype != torch.int64:
@@ -311,15 +313,15 @@ def class_scores(logits: Tensor, y: Tensor, score: Literal["logit", "logprob"] =
     return values.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
-def differentiated(x: Tensor) -> bool:
+def is_differentiated(x: Tensor) -> bool:
     """Whether maps of these images stay on the graph."""
     return x.requires_grad and torch.is_grad_enabled()
 
 
 @contextmanager
-def slope_for(x: Tensor, relu: Slope) -> Iterator[None]:
+def replace_slope(x: Tensor, relu: Slope) -> Iterator[None]:
     """The named slope for ReLUs if maps of `x` stay on the graph, the true one if not."""
     if relu not in get_args(Slope):
         raise ValueError(f"relu must be smooth, adv2 or true, not {relu!r}")
-    with smooth_relu(relu) if differentiated(x) and relu != "true" else nullcontext():
+    with smooth_relu(relu) if is_differentiated(x) and relu != "true" else nullcontext():
         yield

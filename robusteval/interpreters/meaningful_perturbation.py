@@ -12,9 +12,14 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, autograd, nn
-from torch.nn import functional as F
 
-from robusteval.interpreters.gradient import class_scores, differentiated
+from robusteval.interpreters.gradient import is_differentiated, select_scores
+from robusteval.interpreters.resampling import (
+    build_blur,
+    build_enlargement,
+    build_kernel,
+    resample,
+)
 from robusteval.models.seeds import per_image
 from robusteval.registry import INTERPRETERS
 
@@ -123,7 +128,7 @@ def mask(
     ValueError
         If a parameter is out of range, the grid finer than the image, or a class does not exist.
     """
-    deletion = Deletion.made(
+    deletion = build_deletion(
         x,
         flavour=flavour,
         grid=grid,
@@ -142,7 +147,7 @@ def mask(
     drawn = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
     return (
         1
-        - deletion.optimised(
+        - deletion.optimise(
             model, x, y, drawn, iterations=iterations, rate=rate, unroll=unroll
         ).mask
     )
@@ -156,14 +161,14 @@ class State(NamedTuple):
     var: Tensor  # of their squares
     step: int  # steps made
 
-    def detached(self) -> State:
-        """The same off the graph."""
+    def detach(self) -> State:
+        """The state off the graph."""
         return State(self.mask.detach(), self.mean.detach(), self.var.detach(), self.step)
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """The game that a mask plays with images of one size: keep all one can without the class."""
+    """What a mask of images of one size has to do: keep all it can, but not the class."""
 
     grid: int
     jitter: int
@@ -177,80 +182,22 @@ class Deletion:
     blurred: tuple[Tensor, Tensor]  # of the same shapes: and blurred
     still: tuple[Tensor, Tensor]  # (h, h) and (w, w): blurred where it is
 
-    @staticmethod
-    def made(
-        x: Tensor,
-        *,
-        flavour: Flavour = "v2",
-        grid: int | None = None,
-        blur: int | None = None,
-        jitter: int | None = None,
-        sparsity: float | None = None,
-        smoothness: float | None = None,
-        tv_transposed: bool = False,
-    ) -> Deletion:
-        """The game for images like `x` ``(n, c, h, w)``; parameters and errors as of `mask`."""
-        if flavour not in get_args(Flavour):
-            raise ValueError(f"flavour must be v1 or v2, not {flavour!r}")
-        sides = x.shape[2:]
-        used = PUBLISHED[flavour][min(sides) >= LARGE]
-        grid = max(1, min(28, min(sides) // 4)) if grid is None else grid
-        if not 1 <= grid <= min(sides):
-            raise ValueError(
-                f"the mask's grid must have from 1 to {min(sides)} cells a side, as the image is"
-                f" {sides[1]}x{sides[0]} pixels, not {grid}"
-            )
-        if blur is None:
-            weights = kernel(used.blur, used.sigma)
-        elif blur >= 1 and blur % 2:
-            weights = kernel(blur, used.sigma)
-        else:
-            raise ValueError(f"blur must be an odd number of pixels, not {blur}")
-        jitter = used.jitter if jitter is None else jitter
-        sparsity = used.sparsity if sparsity is None else sparsity
-        smoothness = used.smoothness if smoothness is None else smoothness
-        if not (jitter >= 0 and sparsity >= 0 and smoothness >= 0):
-            raise ValueError(
-                "jitter, sparsity and smoothness must be at least 0, not"
-                f" {jitter}, {sparsity:g} and {smoothness:g}"
-            )
-
-        def pair(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            rows, columns = (matrix.to(x) for matrix in matrices)
-            return rows, columns
-
-        smoothing = kernel(used.mask_blur)
-        moved = [enlarging(side, side + jitter) for side in sides]
-        return Deletion(
-            grid=grid,
-            jitter=jitter,
-            sparsity=sparsity,
-            averaged=used.averaged,
-            smoothness=smoothness,
-            tv_transposed=tv_transposed,
-            iterations=used.iterations,
-            larger=pair([blurring(side, smoothing) @ enlarging(grid, side) for side in sides]),
-            moved=pair(moved),
-            blurred=pair([blurring(len(matrix), weights) @ matrix for matrix in moved]),
-            still=pair([blurring(side, weights) for side in sides]),
-        )
-
-    def scene(self, x: Tensor) -> Tensor:
+    def compose_scene(self, x: Tensor) -> Tensor:
         """Images beside their blurs, with room for the jitter: ``(n, 2c, h + j, w + j)``.
 
         Linear in `x`, and on the graph if `x` is.
         """
-        return torch.cat([resampled(x, self.moved), resampled(x, self.blurred)], 1)
+        return torch.cat([resample(x, self.moved), resample(x, self.blurred)], 1)
 
-    def enlarged(self, mask: Tensor) -> Tensor:
+    def enlarge_mask(self, mask: Tensor) -> Tensor:
         """Masks at the images' size ``(n, 1, h, w)``, smoothed."""
-        return resampled(mask, self.larger)
+        return resample(mask, self.larger)
 
-    def perturbed(self, x: Tensor, mask: Tensor) -> Tensor:
+    def perturb_images(self, x: Tensor, mask: Tensor) -> Tensor:
         """Images ``(n, c, h, w)`` as the masks leave them, without jitter."""
-        return mixed(x, resampled(x, self.still), self.enlarged(mask))
+        return mix_images(x, resample(x, self.still), self.enlarge_mask(mask))
 
-    def loss(
+    def compute_loss(
         self, model: nn.Module, scene: Tensor, y: Tensor, mask: Tensor, shift: Tensor
     ) -> Tensor:
         """What a mask lowers ``(n,)``: probability of the class, area, unevenness.
@@ -260,13 +207,13 @@ class Deletion:
         model : nn.Module
             Maps images to logits.
         scene : Tensor
-            From `scene`.
+            From `compose_scene`.
         y : Tensor
             Classes ``(n,)``.
         mask : Tensor
             ``(n, 1, grid, grid)``.
         shift : Tensor
-            Where the images lie ``(n, 2)``, see `offsets`.
+            Where the images lie ``(n, 2)``, see `draw_offsets`.
 
         Raises
         ------
@@ -274,23 +221,23 @@ class Deletion:
             If a class does not exist.
         """
         rows, columns = self.larger
-        image, blurred = cropped(scene, shift, len(rows), len(columns)).chunk(2, 1)
-        logits = model(mixed(image, blurred, self.enlarged(mask)))
-        probability = class_scores(logits.softmax(1), y)
+        image, blurred = crop_windows(scene, shift, len(rows), len(columns)).chunk(2, 1)
+        logits = model(mix_images(image, blurred, self.enlarge_mask(mask)))
+        probability = select_scores(logits.softmax(1), y)
         gone = (1 - mask).flatten(1)
         area = gone.mean(1) if self.averaged else gone.sum(1)
         return (
             self.sparsity * area
-            + self.smoothness * variation(mask, self.tv_transposed)
+            + self.smoothness * measure_variation(mask, self.tv_transposed)
             + probability
         )
 
-    def start(self, x: Tensor) -> State:
+    def start_mask(self, x: Tensor) -> State:
         """Half of everything is kept."""
         half = x.new_full((len(x), 1, self.grid, self.grid), 0.5)
         return State(half, torch.zeros_like(half), torch.zeros_like(half), 0)
 
-    def step(
+    def step_mask(
         self,
         model: nn.Module,
         scene: Tensor,
@@ -303,12 +250,12 @@ class Deletion:
 
         Then nothing in the state is detached, and a mask that comes on the graph stays on it.
         """
-        keep = differentiated(scene)
+        keep = is_differentiated(scene)
         before = state.mask
         if not (keep and before.requires_grad):
             before = before.detach().requires_grad_()
         with torch.enable_grad():
-            loss = self.loss(model, scene if keep else scene.detach(), y, before, shift)
+            loss = self.compute_loss(model, scene if keep else scene.detach(), y, before, shift)
             (slope,) = autograd.grad(loss.sum(), before, create_graph=keep)
         with torch.set_grad_enabled(keep):
             first, second = MOMENTS
@@ -320,7 +267,7 @@ class Deletion:
             after = before - rate * (mean / (1 - first**step)) / size
             return State(after.clamp(0, 1), mean, var, step)
 
-    def optimised(
+    def optimise(
         self,
         model: nn.Module,
         x: Tensor,
@@ -335,25 +282,85 @@ class Deletion:
         iterations = self.iterations if iterations is None else iterations
         if not len(x):
             iterations = 1  # for its checks
-        unrolled = max(iterations - unroll, 0) if differentiated(x) else iterations
-        shift = offsets(seeds, iterations, self.jitter)  # (n, iterations, 2)
-        scene, state = self.scene(x.detach()), self.start(x)
+        unrolled = max(iterations - unroll, 0) if is_differentiated(x) else iterations
+        shift = draw_offsets(seeds, iterations, self.jitter)  # (n, iterations, 2)
+        scene, state = self.compose_scene(x.detach()), self.start_mask(x)
         for i in range(unrolled):
-            state = self.step(model, scene, y, state, shift[:, i], rate)
+            state = self.step_mask(model, scene, y, state, shift[:, i], rate)
         if unrolled < iterations:
-            scene = self.scene(x)
+            scene = self.compose_scene(x)
         for i in range(unrolled, iterations):
-            state = self.step(model, scene, y, state, shift[:, i], rate)
+            state = self.step_mask(model, scene, y, state, shift[:, i], rate)
         return state
 
 
-def offsets(seeds: Tensor, steps: int, jitter: int) -> Tensor:
+def build_deletion(
+    x: Tensor,
+    *,
+    flavour: Flavour = "v2",
+    grid: int | None = None,
+    blur: int | None = None,
+    jitter: int | None = None,
+    sparsity: float | None = None,
+    smoothness: float | None = None,
+    tv_transposed: bool = False,
+) -> Deletion:
+    """The deletion for images like `x` ``(n, c, h, w)``; parameters and errors as of `mask`."""
+    if flavour not in get_args(Flavour):
+        raise ValueError(f"flavour must be v1 or v2, not {flavour!r}")
+    sides = x.shape[2:]
+    used = PUBLISHED[flavour][min(sides) >= LARGE]
+    grid = max(1, min(28, min(sides) // 4)) if grid is None else grid
+    if not 1 <= grid <= min(sides):
+        raise ValueError(
+            f"the mask's grid must have from 1 to {min(sides)} cells a side, as the image is"
+            f" {sides[1]}x{sides[0]} pixels, not {grid}"
+        )
+    if blur is None:
+        weights = build_kernel(used.blur, used.sigma)
+    elif blur >= 1 and blur % 2:
+        weights = build_kernel(blur, used.sigma)
+    else:
+        raise ValueError(f"blur must be an odd number of pixels, not {blur}")
+    jitter = used.jitter if jitter is None else jitter
+    sparsity = used.sparsity if sparsity is None else sparsity
+    smoothness = used.smoothness if smoothness is None else smoothness
+    if not (jitter >= 0 and sparsity >= 0 and smoothness >= 0):
+        raise ValueError(
+            "jitter, sparsity and smoothness must be at least 0, not"
+            f" {jitter}, {sparsity:g} and {smoothness:g}"
+        )
+
+    def pair(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        rows, columns = (matrix.to(x) for matrix in matrices)
+        return rows, columns
+
+    smoothing = build_kernel(used.mask_blur)
+    moved = [build_enlargement(side, side + jitter) for side in sides]
+    return Deletion(
+        grid=grid,
+        jitter=jitter,
+        sparsity=sparsity,
+        averaged=used.averaged,
+        smoothness=smoothness,
+        tv_transposed=tv_transposed,
+        iterations=used.iterations,
+        larger=pair(
+            [build_blur(side, smoothing) @ build_enlargement(grid, side) for side in sides]
+        ),
+        moved=pair(moved),
+        blurred=pair([build_blur(len(matrix), weights) @ matrix for matrix in moved]),
+        still=pair([build_blur(side, weights) for side in sides]),
+    )
+
+
+def draw_offsets(seeds: Tensor, steps: int, jitter: int) -> Tensor:
     """Rows and columns by which images are moved at each step, ``(n, steps, 2)`` int64."""
     uniform = per_image(seeds, torch.Size((steps, 2)))
     return (uniform * max(jitter, 1)).long()
 
 
-def cropped(scene: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
+def crop_windows(scene: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
     """From each image the window ``(height, width)`` whose corner is given ``(n, 2)``."""
     windows = [
         image[:, top : top + height, left : left + width]
@@ -362,12 +369,12 @@ def cropped(scene: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(windows) if windows else scene[:, :, :height, :width]
 
 
-def mixed(image: Tensor, other: Tensor, kept: Tensor) -> Tensor:
+def mix_images(image: Tensor, other: Tensor, kept: Tensor) -> Tensor:
     """The image where it is kept, the other one elsewhere."""
     return other + kept * (image - other)
 
 
-def variation(mask: Tensor, transposed: bool = False) -> Tensor:
+def measure_variation(mask: Tensor, transposed: bool = False) -> Tensor:
     """Sum over the cells of the gradient's length to the power of three, ``(n,)``."""
     across = mask[..., :-1, 1:] - mask[..., :-1, :-1]
     down = mask[..., 1:, :-1] - mask[..., :-1, :-1]
@@ -376,55 +383,3 @@ def variation(mask: Tensor, transposed: bool = False) -> Tensor:
     squares = across.square() + down.square() + 1e-8
     # not as a power, which rounds the last values of a tensor differently
     return (squares * squares.sqrt()).flatten(1).sum(1)
-
-
-def resampled(planes: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-    """Each plane of ``(n, c, h, w)`` between a matrix ``(h', h)`` and the other, transposed.
-
-    Plane by plane: in a convolution or one large product, last digits depend on the batch.
-    """
-    rows, columns = matrices
-    n, c, h, w = planes.shape
-    flat = planes.reshape(n * c, h, w)
-    left = torch.bmm(rows.expand(n * c, -1, -1), flat)  # (n * c, h', w)
-    out = torch.bmm(left, columns.t().expand(n * c, -1, -1))  # (n * c, h', w')
-    return out.view(n, c, len(rows), len(columns))
-
-
-def blurred(x: Tensor, sigma: float) -> Tensor:
-    """Images ``(n, c, h, w)`` with a Gaussian blur of `sigma` pixels, mirrored at the border."""
-    weights = kernel(2 * round(2.5 * sigma) + 1, sigma)
-    return resampled(x, (blurring(x.shape[2], weights).to(x), blurring(x.shape[3], weights).to(x)))
-
-
-def enlarging(cells: int, pixels: int) -> Tensor:
-    """Bilinear interpolation from `cells` to `pixels` values, ``(pixels, cells)`` float64."""
-    unit = torch.eye(cells, dtype=torch.float64).unsqueeze(0)
-    return F.interpolate(unit, pixels, mode="linear", align_corners=False)[0].t()
-
-
-def blurring(pixels: int, weights: Tensor) -> Tensor:
-    """Convolution with a kernel, mirrored at the border, ``(pixels, pixels)`` float64."""
-    reach = len(weights) // 2
-    period = max(2 * (pixels - 1), 1)
-    place = torch.arange(pixels).unsqueeze(1) + torch.arange(-reach, reach + 1)
-    place = place.remainder(period)
-    place = torch.minimum(place, period - place)  # (pixels, taps)
-    matrix = torch.zeros(pixels, pixels, dtype=torch.float64)
-    return matrix.scatter_add_(1, place, weights.expand(pixels, -1))
-
-
-def kernel(side: int, sigma: float | None = None) -> Tensor:
-    """Gaussian weights ``(side,)`` float64 of sum 1.
-
-    Without `sigma`, in pixels, as OpenCV has it: tables up to a side of 7, then a sigma that grows
-    with the side.
-    """
-    tables = {1: [1.0], 3: [1.0, 2, 1], 5: [1.0, 4, 6, 4, 1], 7: [2.0, 7, 14, 18, 14, 7, 2]}
-    if sigma is None and side in tables:
-        weights = torch.tensor(tables[side], dtype=torch.float64)
-    else:
-        sigma = 0.3 * ((side - 1) / 2 - 1) + 0.8 if sigma is None else sigma
-        distance = torch.arange(side, dtype=torch.float64) - side // 2
-        weights = torch.exp(-distance.square() / (2 * sigma**2))
-    return weights / weights.sum()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.interpreters.explainer import mean_distance, scale_maps
-from robusteval.interpreters.gradient import class_scores
-from robusteval.interpreters.meaningful_perturbation import blurred
+from robusteval.interpreters.gradient import select_scores
+from robusteval.interpreters.resampling import blur
 from robusteval.interpreters.scaling import resize
 from robusteval.models.seeds import per_image
 
@@ -90,7 +90,7 @@ def emptied(x: Tensor, kind: Literal["blur", "black"]) -> Tensor:
         return torch.zeros_like(x)
     if kind != "blur":
         raise ValueError(f"an image is emptied to blur or black, not {kind!r}")
-    return blurred(x, min(x.shape[2:]) / 8)
+    return blur(x, min(x.shape[2:]) / 8)
 
 
 def path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[Tensor]:
@@ -115,7 +115,7 @@ def area_under(model: nn.Module, y: Tensor, images: Iterator[Tensor]) -> Tensor:
     Portion by portion, so that the order of no sum depends on the batch.
     """
     with torch.no_grad():
-        before, *rest = (class_scores(model(x).softmax(1), y) for x in images)
+        before, *rest = (select_scores(model(x).softmax(1), y) for x in images)
         area = torch.zeros_like(before)
         for after in rest:
             area += (before + after) / 2

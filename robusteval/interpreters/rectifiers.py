@@ -50,7 +50,7 @@ def smooth_relu(kind: Literal["smooth", "adv2"] = "smooth", tau: float = 1e-4) -
 
 
 @contextmanager
-def guided_relu() -> Iterator[None]:
+def guide_relu() -> Iterator[None]:
     """ReLUs inside keep their values and hand down only positive derivatives."""
 
     def rule(z: Tensor, upper: Tensor, bends: Bends) -> Tensor:

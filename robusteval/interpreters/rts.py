@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, network_of
-from robusteval.interpreters.gradient import class_scores, differentiated
+from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, get_network
+from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.models.classifier import Classifier, absorb
 from robusteval.registry import INTERPRETERS
@@ -178,9 +178,9 @@ class MaskNetwork(nn.Module):
                 f"the mask network was trained on images {self.shape}, not {tuple(x.shape[1:])}"
             )
         self.to(x.device, x.dtype)
-        with torch.set_grad_enabled(differentiated(x)):
+        with torch.set_grad_enabled(is_differentiated(x)):
             logits, calls = collect_features(model, x)
-            class_scores(logits, y)  # for its checks
+            select_scores(logits, y)  # for its checks
             rows = [len(call[-1]) for call in calls]
             classes = torch.split(F.pad(y, (0, sum(rows) - len(y))), rows)
             # call by call: a convolution's last digits depend on the size of the batch
@@ -239,7 +239,7 @@ def collect_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Ten
     Of each resolution the last maps, up to four resolutions counted from the deepest; of large
     images none finer than a quarter of their side, as published for ResNet-50.
     """
-    watch = FeatureRecorder(network_of(model), x.shape[-2], x.shape[-1])
+    watch = FeatureRecorder(get_network(model), x.shape[-2], x.shape[-1])
     with watch.hooks(), watch:
         logits = model(x)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
@@ -340,7 +340,7 @@ def hash_of(model: nn.Module) -> str:
         normalisation = [model.mean.flatten().tolist(), model.std.flatten().tolist()]
         arch = model.identity.get("arch_sha256")
         return digest([FORMAT, model.identity["sha256"], arch, normalisation])
-    content = hashlib.sha256(f"{FORMAT} {network_of(model)}".encode())
+    content = hashlib.sha256(f"{FORMAT} {get_network(model)}".encode())
     absorb(content, model.state_dict())
     return content.hexdigest()
 

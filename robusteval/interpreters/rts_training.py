@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from robusteval.datasets.sources import Data, draw
 from robusteval.errors import RunError, UsageError
-from robusteval.interpreters.meaningful_perturbation import LARGE, blurred, mixed
+from robusteval.interpreters.meaningful_perturbation import LARGE, mix_images
+from robusteval.interpreters.resampling import blur
 from robusteval.interpreters.rts import (
     NOTES,
     Acceptance,
@@ -274,10 +275,10 @@ class RtsTraining:
         colour = 0.5 + 0.165 * (2 * torch.rand(n, c, 1, 1, generator=draws) - 1)
         flat = colour.to(x) + normal(0.055)
         is_flat = torch.rand(n, 1, 1, 1, generator=draws).to(x) < 0.5
-        other = torch.where(is_flat, flat, blurred(x, self.sigma))
+        other = torch.where(is_flat, flat, blur(x, self.sigma))
         noisy = (x + normal(0.015)).clamp(0, 1)
         masks = F.interpolate(masks, (h, w), mode="bilinear", align_corners=False)
-        return mixed(noisy, other, masks), mixed(noisy, other, 1 - masks)
+        return mix_images(noisy, other, masks), mix_images(noisy, other, 1 - masks)
 
     def steer(self) -> None:
         """Weigh the area so that masks of images held out get neither too large nor too small."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robusteval.analysis.regions import BALANCED, INACTIVE, PROMOTION, SUPPRESSION
 from robusteval.analysis.sparse_noise import REGIONS, places, portrait, roles
 from robusteval.interpreters.cam import gradcam
-from robusteval.interpreters.gradient import guided_gradient
+from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import Classifier, counting, predictions
 
@@ -192,9 +192,9 @@ def test_the_picture_is_that_of_the_authors(bands: Classifier) -> None:
     adversarial = resize(gradcam(bands, x_adv, fooled), (12, 12))
     torch.testing.assert_close(found.clean, clean)
     torch.testing.assert_close(found.adversarial, adversarial)
-    torch.testing.assert_close(found.clean_guided, clean * guided_gradient(bands, x, seen))
+    torch.testing.assert_close(found.clean_guided, clean * compute_guided_gradient(bands, x, seen))
     torch.testing.assert_close(
-        found.adversarial_guided, adversarial * guided_gradient(bands, x_adv, fooled)
+        found.adversarial_guided, adversarial * compute_guided_gradient(bands, x_adv, fooled)
     )
     assert found.clean_guided.shape == x.shape
     assert not any(each.requires_grad for each in found)

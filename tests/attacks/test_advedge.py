@@ -29,7 +29,7 @@ from robusteval.interpreters.explainer import (
     scale_maps,
     squared_distance,
 )
-from robusteval.interpreters.meaningful_perturbation import Deletion
+from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
@@ -377,7 +377,7 @@ def test_a_mask_is_followed_along(bands: Classifier, monkeypatch: pytest.MonkeyP
     """The distance has a derivative, the state carries none, and is made anew now and then."""
     monkeypatch.setattr(Chased, "REFRESH", 3)
     x = images(2).requires_grad_()
-    deletion = Deletion.made(x)
+    deletion = build_deletion(x)
     chased = Chased(deletion, x.detach(), SEEDS[:2], 4, 0.1)
     goal = goals(bands, x.detach())
     benign = torch.zeros(2, 1, deletion.grid, deletion.grid)

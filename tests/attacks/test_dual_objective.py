@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toys import Bands, attackable
 
 from robusteval.attacks.dual_objective import Chased
-from robusteval.interpreters.meaningful_perturbation import Deletion
+from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.models.classifier import Classifier, counting
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
@@ -115,7 +115,7 @@ def test_passes_are_booked_to_images_of_the_whole_batch(trained_bands: Bands, na
 def test_masks_of_some_images_are_theirs(bands: Classifier) -> None:
     """Distances of a part of the batch are a part of the distances."""
     x, goal = images()[:4], torch.tensor([0, 1, 2, 0])
-    deletion = Deletion.made(x)
+    deletion = build_deletion(x)
     benign = torch.zeros(4, 1, deletion.grid, deletion.grid)
     some = torch.tensor([3, 1])
 

@@ -43,7 +43,7 @@ from robusteval.defenses.training_settings import (
 )
 from robusteval.defenses.training_start import build_untrained, find_input_channels
 from robusteval.errors import Interrupted, RunError, UsageError
-from robusteval.interpreters.cam import Head, head
+from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models import checkpoint
 from robusteval.models.architecture import build
 from robusteval.models.classifier import Classifier
@@ -103,7 +103,7 @@ def test_sum_of_a_map_is_the_logit_without_its_bias() -> None:
     model, x, _, _ = random_pair()
     bias = model.network.get_parameter("linear.bias")
 
-    found = head(model, x)
+    found = observe_head(model, x)
 
     sums = compute_class_maps(found).sum((2, 3)) + bias
     torch.testing.assert_close(found.logits, sums, rtol=0, atol=1e-4)
@@ -119,7 +119,7 @@ def test_own_architectures_have_maps(name: str) -> None:
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
     with torch.no_grad():
-        found = head(network, x)
+        found = observe_head(network, x)
     sums = compute_class_maps(found).sum((2, 3)) + (0 if linear.bias is None else linear.bias)
 
     assert found.logits.shape == (2, 4)
@@ -132,7 +132,7 @@ def test_own_architectures_have_maps(name: str) -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_nothing_differs_from_itself(weighting: Weighting) -> None:
     model, x, _, y = random_pair()
-    found = head(model, x)
+    found = observe_head(model, x)
     maps = compute_class_maps(found)
 
     assert torch.equal(
@@ -156,7 +156,7 @@ def test_wrong_classes_share_a_weight_of_one() -> None:
 def test_size_of_the_maps_does_not_change_their_discrepancy() -> None:
     """The code of the paper does not divide by the positions: there it would be fourfold."""
     model, x, z, y = random_pair()
-    before, after = head(model, x), head(model, z)
+    before, after = observe_head(model, x), observe_head(model, z)
     value = measure_discrepancy(
         compute_class_maps(before), compute_class_maps(after), after.logits, y
     )
@@ -173,7 +173,7 @@ def test_size_of_the_maps_does_not_change_their_discrepancy() -> None:
 
 def test_gamma_of_the_papers_code_is_gamma_times_the_positions_here() -> None:
     model, x, z, y = random_pair()
-    before, after = head(model, x), head(model, z)
+    before, after = observe_head(model, x), observe_head(model, z)
     value = measure_discrepancy(
         compute_class_maps(before), compute_class_maps(after), after.logits, y
     )
@@ -252,7 +252,7 @@ def test_loss_is_what_its_formula_says(objective: str, weighting: Weighting) -> 
     weights, _ = weigh_terms(objective, gamma=0.7, beta=6.0)
     value = compute_training_loss(model, x, z, y, weights, weighting)
 
-    before, after = head(model, x), head(model, z)
+    before, after = observe_head(model, x), observe_head(model, z)
     p, q = before.logits.softmax(1), after.logits.softmax(1)
     rows = torch.arange(len(x))
     moved = (compute_class_maps(before) - compute_class_maps(after)).abs().sum((2, 3))

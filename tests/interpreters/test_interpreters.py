@@ -15,17 +15,17 @@ from toys import Bands
 
 from robusteval.interpreters.cam import (
     cam,
-    class_maps,
-    features_and_slopes,
+    compute_class_maps,
+    compute_features_and_slopes,
     gradcam,
     gradcam_plus_plus,
-    head,
+    observe_head,
 )
 from robusteval.interpreters.gradient import (
+    compute_guided_gradient,
+    compute_input_gradient,
     grad,
     guided_backprop,
-    guided_gradient,
-    input_gradient,
     input_x_gradient,
     integrated_gradients,
     smoothgrad,
@@ -425,7 +425,7 @@ def test_relevance_is_conserved_without_biases() -> None:
 
 
 def test_the_centre_is_the_value_that_counts_as_zero(pooled: Classifier) -> None:
-    gradient = input_gradient(pooled, X, Y)
+    gradient = compute_input_gradient(pooled, X, Y)
     expected = ((X - 0.5) * gradient).sum(1, keepdim=True)
 
     assert torch.allclose(input_x_gradient(pooled, X, Y, centre=0.5), expected)
@@ -442,7 +442,7 @@ def test_guided_backprop_passes_on_only_what_raises_the_class() -> None:
         active = first(x.flatten(1)) > 0
         expected = ((last.weight[y].clamp_min(0) * active) @ first.weight).view_as(x)
 
-    assert torch.allclose(guided_gradient(network, x, y), expected, atol=1e-6)
+    assert torch.allclose(compute_guided_gradient(network, x, y), expected, atol=1e-6)
     assert torch.allclose(
         guided_backprop(network, x, y), expected.abs().amax(1, keepdim=True), atol=1e-6
     )
@@ -593,10 +593,10 @@ def test_cam_of_a_classwise_head_is_the_networks_own_class_map() -> None:
 
 
 def test_the_head_gives_the_maps_of_any_class_and_the_logits(pooled: Classifier) -> None:
-    parts = head(pooled, X)
+    parts = observe_head(pooled, X)
 
     assert torch.equal(parts.logits, pooled(X))
-    assert torch.equal(class_maps(parts, (Y + 1) % 5), cam(pooled, X, (Y + 1) % 5))
+    assert torch.equal(compute_class_maps(parts, (Y + 1) % 5), cam(pooled, X, (Y + 1) % 5))
 
 
 class Functional(Pooled):
@@ -626,7 +626,7 @@ def test_gradcam_of_a_pooling_head_is_the_positive_part_of_cam(
 
 
 def test_gradcam_plus_plus_of_a_pooling_head_in_closed_form(pooled: Classifier) -> None:
-    parts = head(pooled, X)
+    parts = observe_head(pooled, X)
     slope = F.relu(parts.weight[Y] / 16)
     share = 16 * slope / (2 + parts.features.sum((2, 3)) * slope)
     expected = F.relu(torch.einsum("nkhw,nk->nhw", parts.features, share))
@@ -672,8 +672,8 @@ def test_the_package_works_through_a_classifier_in_blocks(
 
 @pytest.mark.parametrize("layer", ["body", "network.body"])
 def test_a_layer_is_named_from_the_network_or_the_model(layer: str, pooled: Classifier) -> None:
-    before_relu, _ = features_and_slopes(pooled, X, Y, layer)
-    last, _ = features_and_slopes(pooled, X, Y, None)
+    before_relu, _ = compute_features_and_slopes(pooled, X, Y, layer)
+    last, _ = compute_features_and_slopes(pooled, X, Y, None)
 
     assert float(before_relu.min()) < 0
     assert torch.equal(F.relu(before_relu), last)
@@ -681,7 +681,7 @@ def test_a_layer_is_named_from_the_network_or_the_model(layer: str, pooled: Clas
 
 def test_features_are_kept_from_a_relu_in_place() -> None:
     network = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), Flat()))
-    features, _ = features_and_slopes(network, X, Y % 4, "0")
+    features, _ = compute_features_and_slopes(network, X, Y % 4, "0")
 
     assert float(features.min()) < 0
 

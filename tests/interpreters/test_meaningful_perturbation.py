@@ -15,17 +15,14 @@ from torch.nn import functional as F
 from toys import Bands, synthetic
 
 from robusteval.interpreters.meaningful_perturbation import (
-    Deletion,
-    blurred,
-    blurring,
-    cropped,
-    enlarging,
-    kernel,
+    build_deletion,
+    crop_windows,
+    draw_offsets,
     mask,
-    offsets,
-    variation,
+    measure_variation,
 )
 from robusteval.interpreters.quality import noise_floor
+from robusteval.interpreters.resampling import blur, build_blur, build_enlargement, build_kernel
 from robusteval.models.classifier import Classifier, frozen
 
 FLAVOURS: tuple[Literal["v1", "v2"], ...] = ("v1", "v2")
@@ -87,34 +84,36 @@ def probability(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize(("side", "sigma"), [(3, None), (5, None), (11, 10.0), (21, None)])
 def test_blur_is_that_of_scipy(side: int, sigma: float | None) -> None:
     x = np.random.default_rng(0).random((9, 13))
-    weights = kernel(side, sigma)
+    weights = build_kernel(side, sigma)
     theirs = x
     for axis in (0, 1):
         theirs = ndimage.correlate1d(theirs, weights.numpy(), axis, mode="mirror")
 
-    ours = blurring(9, weights) @ torch.from_numpy(x) @ blurring(13, weights).t()
+    ours = build_blur(9, weights) @ torch.from_numpy(x) @ build_blur(13, weights).t()
 
     assert np.abs(ours.numpy() - theirs).max() < 1e-12
 
 
 def test_kernels_are_those_of_opencv() -> None:
-    assert kernel(3).tolist() == [0.25, 0.5, 0.25]
-    assert (16 * kernel(5)).tolist() == [1, 4, 6, 4, 1]
-    ratio = kernel(21)
+    assert build_kernel(3).tolist() == [0.25, 0.5, 0.25]
+    assert (16 * build_kernel(5)).tolist() == [1, 4, 6, 4, 1]
+    ratio = build_kernel(21)
     assert float(ratio[11] / ratio[10]) == pytest.approx(np.exp(-1 / (2 * 3.5**2)))
-    assert float(kernel(11)[6] / kernel(11)[5]) == pytest.approx(np.exp(-1 / (2 * 2.0**2)))
+    assert float(build_kernel(11)[6] / build_kernel(11)[5]) == pytest.approx(
+        np.exp(-1 / (2 * 2.0**2))
+    )
 
 
 def test_an_even_image_stays_even_when_blurred() -> None:
     even = torch.full((2, 3, 9, 7), 0.25)
 
-    torch.testing.assert_close(blurred(even, 3.0), even)
+    torch.testing.assert_close(blur(even, 3.0), even)
 
 
 def test_enlarging_is_bilinear() -> None:
     cells = torch.rand(1, 1, 5, 4, generator=torch.Generator().manual_seed(0)).double()
 
-    ours = enlarging(5, 12) @ cells[0, 0] @ enlarging(4, 9).t()
+    ours = build_enlargement(5, 12) @ cells[0, 0] @ build_enlargement(4, 9).t()
 
     theirs = F.interpolate(cells, (12, 9), mode="bilinear", align_corners=False)[0, 0]
     torch.testing.assert_close(ours, theirs)
@@ -125,18 +124,18 @@ def test_variation_pairs_the_two_differences_of_a_cell() -> None:
     step[0, 0, 0, 0] = 1.0  # one corner cell where both differences are one
 
     # the corner: length sqrt(2); the three others: nothing
-    assert float(variation(step)) == pytest.approx(2**1.5)
+    assert float(measure_variation(step)) == pytest.approx(2**1.5)
     step = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
     step[0, 0, 0, 1] = 1.0  # across at (0, 0) and (0, 1), down at (0, 1)
-    assert float(variation(step)) == pytest.approx(1 + 2**1.5)
-    assert float(variation(step, transposed=True)) == pytest.approx(2 * 1 + 1)
+    assert float(measure_variation(step)) == pytest.approx(1 + 2**1.5)
+    assert float(measure_variation(step, transposed=True)) == pytest.approx(2 * 1 + 1)
 
 
 def test_jitter_crops_every_image_at_its_own_place() -> None:
     scene = torch.arange(2 * 1 * 5 * 5).float().view(2, 1, 5, 5)
     shift = torch.tensor([[0, 2], [1, 0]])
 
-    windows = cropped(scene, shift, 3, 3)
+    windows = crop_windows(scene, shift, 3, 3)
 
     assert torch.equal(windows[0], scene[0, :, 0:3, 2:5])
     assert torch.equal(windows[1], scene[1, :, 1:4, 0:3])
@@ -144,24 +143,30 @@ def test_jitter_crops_every_image_at_its_own_place() -> None:
 
 def test_offsets_belong_to_the_image() -> None:
     seeds = torch.tensor([3, 4, 3])
-    drawn = offsets(seeds, 50, 4)
+    drawn = draw_offsets(seeds, 50, 4)
 
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
     assert set(drawn.flatten().tolist()) == {0, 1, 2, 3}
-    assert int(offsets(seeds, 50, 0).abs().sum()) == 0
+    assert int(draw_offsets(seeds, 50, 0).abs().sum()) == 0
 
 
 def test_steps_are_those_of_adam(bands: Classifier) -> None:
     x, y = bands_images(3)
-    game = Deletion.made(x, flavour="v1")
-    scene, state, still = game.scene(x), game.start(x), torch.zeros(3, 2, dtype=torch.int64)
+    game = build_deletion(x, flavour="v1")
+    scene, state, still = (
+        game.compose_scene(x),
+        game.start_mask(x),
+        torch.zeros(3, 2, dtype=torch.int64),
+    )
     theirs = state.mask.clone().requires_grad_()
     adam = torch.optim.Adam([theirs], 0.1)
 
     for _ in range(12):
-        state = game.step(bands, scene, y, state, still)
-        (theirs.grad,) = autograd.grad(game.loss(bands, scene, y, theirs, still).sum(), theirs)
+        state = game.step_mask(bands, scene, y, state, still)
+        (theirs.grad,) = autograd.grad(
+            game.compute_loss(bands, scene, y, theirs, still).sum(), theirs
+        )
         adam.step()
         with torch.no_grad():
             theirs.clamp_(0, 1)
@@ -178,19 +183,22 @@ def test_the_search_lowers_what_it_is_to_lower(
 ) -> None:
     x, y = bands_images(12)
     seeds = torch.arange(12)
-    game = Deletion.made(x, flavour=flavour, blur=23)
+    game = build_deletion(x, flavour=flavour, blur=23)
     maps = mask(unsure, x, y, seeds=seeds, flavour=flavour, iterations=60, blur=23)
 
     def mean_loss(kept: Tensor) -> Tensor:
-        shifts = offsets(seeds + 1, 8, game.jitter)
-        losses = [game.loss(unsure, game.scene(x), y, kept, shifts[:, i]) for i in range(8)]
+        shifts = draw_offsets(seeds + 1, 8, game.jitter)
+        losses = [
+            game.compute_loss(unsure, game.compose_scene(x), y, kept, shifts[:, i])
+            for i in range(8)
+        ]
         return torch.stack(losses).mean(0)
 
-    assert bool((mean_loss(1 - maps) <= mean_loss(game.start(x).mask)).all())
+    assert bool((mean_loss(1 - maps) <= mean_loss(game.start_mask(x).mask)).all())
     assert float(maps.min()) >= 0
     assert float(maps.max()) <= 1
     right = unsure(x).argmax(1) == y
-    gone = probability(unsure, game.perturbed(x, 1 - maps), y)
+    gone = probability(unsure, game.perturb_images(x, 1 - maps), y)
     assert bool((gone < probability(unsure, x, y))[right].all())
 
 
@@ -236,7 +244,7 @@ def test_the_noise_floor_is_that_of_the_jitter(unsure: Classifier) -> None:
 
 @pytest.mark.parametrize(("side", "cells"), [(8, 2), (12, 3), (28, 7), (32, 8), (224, 28)])
 def test_the_grid_fits_the_image(side: int, cells: int) -> None:
-    assert Deletion.made(torch.zeros(1, 1, side, side)).grid == cells
+    assert build_deletion(torch.zeros(1, 1, side, side)).grid == cells
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -284,13 +292,17 @@ def test_an_unrolled_map_has_the_values_of_a_plain_one(unsure: Classifier) -> No
 def test_a_state_carried_on_is_the_search_in_one_go(unsure: Classifier) -> None:
     x, y = bands_images(3)
     seeds = torch.arange(3)
-    game = Deletion.made(x)
-    shift, scene, state = offsets(seeds, 10, game.jitter), game.scene(x), game.start(x)
+    game = build_deletion(x)
+    shift, scene, state = (
+        draw_offsets(seeds, 10, game.jitter),
+        game.compose_scene(x),
+        game.start_mask(x),
+    )
 
     for i in range(10):
-        state = game.step(unsure, scene, y, state.detached(), shift[:, i])
+        state = game.step_mask(unsure, scene, y, state.detach(), shift[:, i])
 
-    assert torch.equal(state.mask, game.optimised(unsure, x, y, seeds, iterations=10).mask)
+    assert torch.equal(state.mask, game.optimise(unsure, x, y, seeds, iterations=10).mask)
 
 
 # Mistakes

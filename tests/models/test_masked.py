@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robusteval.datasets.sources import from_arrays
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import cam, gradcam, head, observed
+from robusteval.interpreters.cam import cam, gradcam, observe_calls, observe_head
 from robusteval.models.admission import identified
 from robusteval.models.checkpoint import contents, load, save
 from robusteval.models.classifier import Classifier
@@ -274,7 +274,7 @@ def test_maps_are_those_of_the_masked_network(
     )
     model = masked(classifier(network, block=4), layer, drawn if per_class else drawn[2])
     y = torch.arange(len(x)) % 4
-    found = head(model, x)
+    found = observe_head(model, x)
 
     assert bool((found.features[:, 0] == 0).all())
     made = found.features.mean((2, 3)) @ found.weight.t() + network.head.bias
@@ -283,7 +283,7 @@ def test_maps_are_those_of_the_masked_network(
     torch.testing.assert_close(maps, model(x).gather(1, y[:, None])[:, 0])
     # before and behind the mask: of the features before it only those count that are kept
     weights = network.head.weight[y] / 64
-    _, calls = observed(model, x, layer)
+    _, calls = observe_calls(model, x, layer)
     features = torch.cat([c.features for c in calls if c.features is not None])[: len(x)]
     torch.testing.assert_close(
         features, F.relu(network.body(F.relu(network.stem((x - 0.4) / 0.3))))
