@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, autograd, nn
@@ -13,7 +13,7 @@ from robusteval.models.classifier import predictions
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop
-from robusteval.search.edges import edge_weights
+from robusteval.search.edges import Edges, Variant, edge_weights
 from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
 
 from .dual_objective import (
@@ -47,22 +47,22 @@ def advedge(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    variant: Literal["adv2", "advedge", "advedge_plus"] = "advedge",
-    search: Literal["pgd", "cw", "stadv"] = "pgd",
+    variant: Variant = "advedge",
+    search: Base = "pgd",
     interpreter: str = "grad",
-    settings: Literal["fast", "released", "paper"] = "fast",
+    settings: Settings = "fast",
     eps: float = 8 / 255,
     step: float | None = None,
     warmup: int | None = None,
     steps: int | None = None,
     weight: float = 1.0,
-    edge_stage: Literal["preset", "warmup", "all"] = "preset",
+    edge_stage: Stage = "preset",
     alpha: float = 0.1,
-    edges: Literal["sobel", "random", "inverse"] = "sobel",
+    edges: Edges = "sobel",
     edge_normalise: bool = False,
-    smoothing: Literal["preset", "none", "uniform", "published"] = "preset",
-    target: Literal["runner_up", "random", "least_likely"] = "runner_up",
-    map_class: Literal["predicted", "target"] = "predicted",
+    smoothing: Smoothing = "preset",
+    target: Target = "runner_up",
+    map_class: MapClass = "predicted",
     confidence: float | None = None,
     every: int | None = None,
     stop: Stop = "8bit",
@@ -154,18 +154,6 @@ def advedge(
         If a parameter is out of range, an interpreter is unknown, has no derivative or does not
         fit the network, or a target is no class.
     """
-    words: dict[str, tuple[str, Any]] = {
-        "search": (search, Base),
-        "settings": (settings, Settings),
-        "edge_stage": (edge_stage, Stage),
-        "smoothing": (smoothing, Smoothing),
-        "target": (target, Target),
-        "map_class": (map_class, MapClass),
-        "stop": (stop, Stop),
-    }
-    for name, (word, kind) in words.items():
-        if word not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {word!r}")
     if step is not None and not 0 < step < math.inf:
         raise ValueError(f"step must be positive, not {step:g}")
     plan = Plan.made(

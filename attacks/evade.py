@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, autograd, nn
@@ -45,15 +45,15 @@ def evade(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    along: Literal["maps", "features", "both"] = "maps",
-    choice: Literal["distance", "score"] = "score",
+    along: Along = "maps",
+    choice: Choice = "score",
     eps: float = 8 / 255,
     step: float | None = None,
     warmup: int = 50,
     steps: int = 300,
     weight: float = 1.0,
     restarts: int = 1,
-    target: Literal["runner_up", "random", "least_likely"] = "runner_up",
+    target: Target = "runner_up",
     every: int = 2,
     stop: Stop = "8bit",
 ) -> Tensor:
@@ -128,15 +128,6 @@ def evade(
         has no derivative, or a target is no class.
     """
     guarded = guarded_in(model)
-    words: dict[str, tuple[str, Any]] = {
-        "along": (along, Along),
-        "choice": (choice, Choice),
-        "target": (target, Target),
-        "stop": (stop, Stop),
-    }
-    for name, (word, kind) in words.items():
-        if word not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {word!r}")
     if min(steps, restarts, every) < 1 or warmup < 0:
         raise ValueError(
             "steps, restarts and every must be at least 1 and warmup at least 0,"

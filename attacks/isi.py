@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack, check_kind
+from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import Classifier, predictions, rows
 from robusteval.registry import ATTACKS
 from robusteval.search import descent
@@ -33,18 +33,18 @@ def isi(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    variant: Literal["improved", "paper"] = "improved",
-    norm: Literal["l0", "l0_pixels", "l2", "linf"] = "l0",
+    variant: Variant = "improved",
+    norm: Measure = "l0",
     eps: float | None = None,
-    indicator: Literal["relevance", "sensitivity", "gain"] | None = None,
-    loss: Literal["logit", "margin"] | None = None,
+    indicator: Indicator | None = None,
+    loss: Lowered | None = None,
     steps: int | None = None,
     step: float | None = None,
     values: int | None = None,
-    centre: Literal["grey", "black", "model"] = "grey",
+    centre: Centre = "grey",
     undo: bool | None = None,
     prune: bool | None = None,
-    stop: Literal["8bit", "float"] | None = None,
+    stop: FirstSuccess | None = None,
 ) -> Tensor:
     """Change the most significant values, a few per gradient, until the class changes.
 
@@ -127,11 +127,6 @@ def isi(
     ValueError
         If a parameter is out of range, or not for this norm.
     """
-    check_kind("variant", variant, Variant)
-    check_kind("norm", norm, Measure)
-    check_kind("indicator", indicator, Indicator | None)
-    check_kind("loss", loss, Lowered | None)
-    check_kind("stop", stop, FirstSuccess | None)
     improved = variant == "improved"
     indicator = indicator or ("gain" if improved else "relevance")
     loss = loss or ("margin" if improved else "logit")
@@ -278,7 +273,6 @@ def logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> descent.O
 
 def zero_of(model: nn.Module, centre: Centre) -> Tensor | float:
     """The value without relevance, in units of the [0, 1] pixel range."""
-    check_kind("centre", centre, Centre)
     if centre != "model":
         return 0.5 if centre == "grey" else 0.0
     if not isinstance(model, Classifier):

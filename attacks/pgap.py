@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
-from robusteval.search.descent import Found, Stop, class_objective, keep_best
+from robusteval.search.descent import Found, Objective, Score, Stop, class_objective, descend
 from robusteval.search.ssim_ball import StructureBall
 
-# the signatures spell these out, as the catalogue of attacks is read from source
 Solver = Literal["box", "closed"]
 Reference = Literal["previous", "original"]
 Stats = Literal["global", "channel"]
@@ -30,9 +29,9 @@ def pgap(
     mask: Tensor | None = None,
     eps2: float = 0.005,
     steps: int = 50,
-    solver: Literal["box", "closed"] = "box",
-    reference: Literal["previous", "original"] = "previous",
-    stats: Literal["global", "channel"] = "global",
+    solver: Solver = "box",
+    reference: Reference = "previous",
+    stats: Stats = "global",
     printed_constants: bool = False,
     kappa: float = 50.0,
     stop: Stop = "8bit",
@@ -95,9 +94,7 @@ def pgap(
     ValueError
         If a parameter is out of range.
     """
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be box or closed, not {solver!r}")
-    return _search(
+    return search(
         model,
         x,
         y,
@@ -126,8 +123,8 @@ def fpgap(
     mask: Tensor | None = None,
     eps2: float = 0.005,
     steps: int = 50,
-    reference: Literal["previous", "original"] = "previous",
-    stats: Literal["global", "channel"] = "global",
+    reference: Reference = "previous",
+    stats: Stats = "global",
     printed_constants: bool = False,
     kappa: float = 50.0,
     stop: Stop = "8bit",
@@ -181,7 +178,7 @@ def fpgap(
     ValueError
         If a parameter is out of range.
     """
-    return _search(
+    return search(
         model,
         x,
         y,
@@ -199,7 +196,7 @@ def fpgap(
     )
 
 
-def _search(
+def search(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -210,11 +207,11 @@ def _search(
     steps: int,
     keep_mean: bool,
     exact: bool,
-    reference: str,
-    stats: str,
+    reference: Reference,
+    stats: Stats,
     printed: bool,
     kappa: float,
-    stop: str,
+    stop: Stop,
 ) -> Tensor:
     """Both algorithms: they differ in the ball, not in the search."""
     if not 0 < eps2 < 1:
@@ -223,66 +220,63 @@ def _search(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if not kappa >= 0:
         raise ValueError(f"kappa must be 0 or more, not {kappa:g}")
-    words = {"reference": Reference, "stats": Stats, "stop": Stop}
-    for (name, kind), word in zip(words.items(), (reference, stats, stop), strict=True):
-        if word not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {word!r}")
+    objective = class_objective(model, y, targeted=targeted, loss="margin")
 
-    n = len(x)
+    def bounded(x_adv: Tensor, index: Tensor) -> Score:
+        score = objective(x_adv, index)
+        return score._replace(loss=score.loss.clamp_min(-kappa))
+
     free = None if mask is None else (mask != 0).expand_as(x)
+    moves = StructureMoves(
+        None if reference == "previous" else x, free, eps2, steps, keep_mean, exact, stats, printed
+    )
+    return descend(bounded, moves, x, steps=steps, stop=stop).x_adv
 
-    def windows(z: Tensor) -> Tensor:
-        return z.flatten(2).flatten(0, 1) if stats == "channel" else z.flatten(1)
 
-    def step(here: Tensor, index: Tensor, grad: Tensor) -> Tensor:
-        """The next iterate of images `here` ``(m, c, h, w)``, rows `index` of the batch."""
-        origin = here if reference == "previous" else x[index]
+class StructureMoves(NamedTuple):
+    """Steps to the edge of what SSIM calls similar to an image: Eq. 9 and 10."""
+
+    origin: Tensor | None  # (n, c, h, w), from which steps are measured; None: the iterate before
+    free: Tensor | None  # (n, c, h, w) bool, what may change; None: everything
+    eps2: float
+    steps: int
+    keep_mean: bool
+    exact: bool
+    stats: Stats
+    printed: bool
+
+    def select(self, index: Tensor) -> StructureMoves:
+        """Steps of some of the images."""
+        origin, free = (None if z is None else z[index] for z in (self.origin, self.free))
+        return self._replace(origin=origin, free=free)
+
+    def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
+        """The image of the ball that the gradient favours, or a step projected to the ball."""
         ball = StructureBall.around(
-            windows(origin),
-            eps2,
-            None if free is None else windows(free[index]),
-            keep_mean=keep_mean,
-            exact=exact,
-            printed=printed,
+            self.to_windows(x_adv if self.origin is None else self.origin),
+            self.eps2,
+            None if self.free is None else self.to_windows(self.free),
+            keep_mean=self.keep_mean,
+            exact=self.exact,
+            printed=self.printed,
         )
-        rise = windows(-grad.nan_to_num(0.0, 0.0, 0.0))
-        if reference == "previous":
+        rise = self.to_windows(-grad.nan_to_num(0.0, 0.0, 0.0))
+        if self.origin is None:
             z = ball.top(rise)
         else:
-            z = ball.nearest(windows(here) + 2.5 / steps * ball.radius * ball.step(rise))
-        return z.to(x).view_as(here)
+            step = 2.5 / self.steps * ball.radius * ball.step(rise)
+            z = ball.nearest(self.to_windows(x_adv) + step)
+        return z.to(x_adv).view_as(x_adv)
 
-    objective = class_objective(model, y, targeted=targeted, loss="margin")
-    none = torch.zeros(n, dtype=torch.bool, device=x.device)
-    best = Found(x.clone(), torch.full((n,), torch.inf, device=x.device), none, none.clone())
-    left, x_adv = torch.arange(n, device=x.device), x  # rows still searched
-    for i in range(steps + 1):
-        if len(left) == 0:
-            break
-        last = i == steps
-        x_adv = x_adv.detach().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            score = objective(x_adv, left)
-            loss = score.loss.clamp_min(-kappa)
-        grad = None if last else torch.autograd.grad(loss.sum(), x_adv)[0]
+    def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:
+        """The images themselves, as rounding moves the mean; finished where it undoes nothing."""
+        with torch.no_grad():
+            finished = objective(quantise(x_adv), index).success
+        return Found(x_adv, loss, torch.ones_like(finished), finished)
 
-        # keep the best, finish what can be finished
-        x_adv, loss, success = x_adv.detach(), loss.detach(), score.success
-        finished = success & (stop == "float")
-        if stop == "8bit" and bool(success.any()):
-            with torch.no_grad():
-                rounded = objective(quantise(x_adv[success]), left[success])
-            finished[success] = rounded.success
-        keep_best(best, left, Found(x_adv, loss, success, finished))
-        if grad is None:
-            break
-
-        # drop what is finished, step the rest
-        going = ~finished
-        if not bool(going.all()):
-            left, x_adv, grad = left[going], x_adv[going], grad[going]
-        x_adv = step(x_adv, left, grad)
-    return best.x_adv
+    def to_windows(self, z: Tensor) -> Tensor:
+        """Images, or their channels, as the rows ``(windows, values)`` that SSIM compares."""
+        return z.flatten(2).flatten(0, 1) if self.stats == "channel" else z.flatten(1)
 
 
 class PGAP(ArtAttack):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
@@ -81,8 +79,6 @@ def pgd(
         If a parameter is out of range.
     """
     ball = Ball.around(x, norm, eps, mask)
-    if stop not in get_args(Stop):
-        raise ValueError(f"stop must be 8bit, float or never, not {stop!r}")
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if step is not None and not step > 0:

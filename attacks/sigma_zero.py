@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, autograd, nn
@@ -26,7 +25,7 @@ def sigma_zero(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    norm: Literal["l0", "l0_pixels"] = "l0",
+    norm: Count = "l0",
     steps: int = 300,
     rate: float = 1.0,
     threshold: float = 0.3,

@@ -14,6 +14,8 @@ from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, Sparsest, class_objective, in_levels, prune
 from robusteval.search.losses import attacker_loss
 
+Variant = Literal["scaled", "paper"]
+
 PACE = 1.1  # of the portable threshold, per step
 
 
@@ -26,8 +28,8 @@ def sparse(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    norm: Literal["l0", "l0_pixels"] = "l0",
-    variant: Literal["scaled", "paper"] = "scaled",
+    norm: Count = "l0",
+    variant: Variant = "scaled",
     steps: int = 200,
     tau: float = 0.45,
     unit: float = 6 / 255,
@@ -93,8 +95,6 @@ def sparse(
     ValueError
         If a parameter is out of range.
     """
-    if variant not in ("scaled", "paper"):
-        raise ValueError(f"variant must be scaled or paper, not {variant!r}")
     if steps < 1 or rounds < 1:
         raise ValueError(f"steps and rounds must be at least 1, not {steps} and {rounds}")
     if not 0 <= tau <= 1 or not 0 < unit <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, autograd, nn
@@ -54,28 +54,60 @@ def of_rows(objective: Objective, some: Tensor) -> Objective:
     return lambda x_adv, index: objective(x_adv, some[index])
 
 
-def descend(
-    objective: Objective, ball: Ball, start: Tensor, *, step: float, steps: int, stop: Stop
-) -> Found:
-    """Projected steepest descent on the objective.
+class Moves(Protocol):
+    """How a descent moves images, and what it makes of those that succeed."""
+
+    def select(self, index: Tensor) -> Self:
+        """The same for some of the images, rows or a mask of those here."""
+        ...
+
+    def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
+        """The next iterates ``(n, c, h, w)``, further down a gradient of the loss's sum."""
+        ...
+
+    def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:
+        """Successes of rows `index` ``(n,)`` with their loss; finished if 8 bits undo none."""
+        ...
+
+
+class BallMoves(NamedTuple):
+    """Steps of one length in a ball, projected back into it."""
+
+    ball: Ball
+    length: float  # in the ball's norm, in units of the [0, 1] pixel range
+
+    def select(self, index: Tensor) -> BallMoves:
+        """Steps in the balls around some of the images."""
+        return self._replace(ball=self.ball.of(index))
+
+    def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
+        """The way of steepest descent, then the nearest point of the ball."""
+        return self.ball.project(x_adv - self.length * self.ball.step(grad))
+
+    def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:
+        """8-bit images inside the ball, with a loss of their own."""
+        del loss
+        return as_8bit(objective, self.ball, index, x_adv)
+
+
+def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, stop: Stop) -> Found:
+    """Descent on the objective, image by image; the moves decide along which way.
 
     Parameters
     ----------
     objective : callable
         Scores images; called once per step on those that are left.
-    ball : Ball
-        Where to search.
+    moves : Moves
+        What a step does, such as `BallMoves`.
     start : Tensor
-        First iterates ``(n, c, h, w)`` inside the ball.
-    step : float
-        Length of a step in the ball's norm, in units of the [0, 1] pixel range.
+        First iterates ``(n, c, h, w)``.
     steps : int
         Steps; one forward pass more judges the last iterate.
     stop : {"8bit", "float", "never"}
         When an image is finished and leaves the batch. `float`: at its first success. `8bit`: at
-        its first success that is still one as an 8-bit image inside the ball, which is then the
-        result; a success that rounding undoes is kept while the search goes on. `never`: after
-        the last step.
+        its first success that is still one as an 8-bit image, as `moves.settle` finds, whose
+        image is then the result; a success that rounding undoes is kept while the search goes on.
+        `never`: after the last step.
 
     Returns
     -------
@@ -86,7 +118,7 @@ def descend(
     none = torch.zeros(n, dtype=torch.bool, device=device)
     best = Found(start.clone(), torch.full((n,), torch.inf, device=device), none, none.clone())
     left = torch.arange(n, device=device)  # rows still searched
-    here, x_adv = ball, start
+    x_adv = start
 
     for i in range(steps + 1):
         if len(left) == 0:
@@ -105,15 +137,16 @@ def descend(
         keep_best(best, left, Found(x_adv, loss, success, finished))
         if stop == "8bit" and bool(success.any()):
             hit = left[success]
-            keep_best(best, hit, as_8bit(objective, here.of(success), hit, x_adv[success]))
+            some = moves.select(success)
+            keep_best(best, hit, some.settle(objective, hit, x_adv[success], loss[success]))
         if grad is None:
             break
 
         # drop what is finished, step the rest
         going = ~best.finished[left]
         if not bool(going.all()):
-            left, x_adv, grad, here = left[going], x_adv[going], grad[going], here.of(going)
-        x_adv = here.project(x_adv - step * here.step(grad))
+            left, x_adv, grad, moves = left[going], x_adv[going], grad[going], moves.select(going)
+        x_adv = moves.move(x_adv, grad)
 
     return best if stop != "never" else best._replace(finished=best.success)
 
@@ -142,7 +175,8 @@ def restarted(
         here = ball.of(left)
         random = random_start or restart > 0
         start = here.sample(seeds[left.cpu()] + restart) if random else here.x
-        found = descend(of_rows(objective, left), here, start, step=step, steps=steps, stop=stop)
+        moves = BallMoves(here, step)
+        found = descend(of_rows(objective, left), moves, start, steps=steps, stop=stop)
         if best is None:
             best = found
         else:

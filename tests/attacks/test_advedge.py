@@ -402,7 +402,7 @@ def run_on_nothing(model: nn.Module, **settings: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "adv3"}, "variant must be adv2, advedge or advedge_plus"),
+        ({"variant": "adv3"}, "variant must be one of adv2, advedge, advedge_plus"),
         ({"search": "fab"}, "search must be one of pgd, cw, stadv"),
         ({"interpreter": "gradcan"}, "unknown interpreter 'gradcan' .did you mean 'gradcam'"),
         ({"interpreter": "guided_backprop"}, "have no derivative.* those that do are .*grad"),
@@ -411,7 +411,7 @@ def run_on_nothing(model: nn.Module, **settings: Any) -> Tensor:
         ({"settings": "slow"}, "settings must be one of fast, released, paper"),
         ({"edge_stage": "never"}, "edge_stage must be one of preset, warmup, all"),
         ({"alpha": 1.5}, "alpha must be from 0 to 1"),
-        ({"edges": "canny"}, "edges must be sobel, random or inverse"),
+        ({"edges": "canny"}, "edges must be one of sobel, random, inverse"),
         ({"smoothing": "some"}, "smoothing must be one of"),
         ({"target": "any"}, "target must be one of runner_up, random, least_likely"),
         ({"map_class": "label"}, "map_class must be one of predicted, target"),

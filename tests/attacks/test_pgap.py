@@ -257,7 +257,7 @@ def test_kappa_ends_the_gain(linear: Classifier, grey_images: Tensor) -> None:
         ({"reference": "last"}, "reference must be one of previous, original"),
         ({"stats": "patch"}, "stats must be one of global, channel"),
         ({"stop": "early"}, "stop must be one of 8bit, float, never"),
-        ({"solver": "qcqp"}, "solver must be box or closed"),
+        ({"solver": "qcqp"}, "solver must be one of box, closed"),
     ],
 )
 def test_parameters_out_of_range_are_refused_on_an_empty_batch(

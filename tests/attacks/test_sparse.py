@@ -270,10 +270,10 @@ def test_settings_out_of_range_are_refused_before_there_is_an_image(
 def test_words_that_mean_nothing_are_refused(bands: Classifier, name: str) -> None:
     nothing, none = torch.empty(0, 3, 12, 12), torch.empty(0, dtype=torch.int64)
 
-    with pytest.raises(ValueError, match="l0 or l0_pixels"):
+    with pytest.raises(ValueError, match="norm must be one of l0, l0_pixels"):
         ATTACKS.load(name)(bands, nothing, none, norm="l2")
     if name == "sparse":
-        with pytest.raises(ValueError, match="variant must be scaled or paper"):
+        with pytest.raises(ValueError, match="variant must be one of scaled, paper"):
             sparse(bands, nothing, none, variant="better")  # type: ignore[arg-type]
 
 
