@@ -24,8 +24,16 @@ from robusteval.evaluation.defense_files import is_detector
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
-from robusteval.models.classifier import Classifier, absorb, counting, frozen, predictions
+from robusteval.models.classifier import (
+    MADE_FROM,
+    Classifier,
+    absorb,
+    counting,
+    frozen,
+    predictions,
+)
 from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.identity import hash_model
 from robusteval.models.seeds import Ids
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.storage import write_atomically
@@ -371,7 +379,9 @@ def fit_of(facts: dict[str, Any]) -> Fit:
 def named(model: Classifier) -> dict[str, Any]:
     """What names a classifier: the hash of its file or, without one, of its tensors."""
     sha256 = model.identity.get("sha256")
-    if sha256 is None:
+    if MADE_FROM in model.identity:
+        sha256 = hash_model(model)
+    elif sha256 is None:
         content = hashlib.sha256()
         absorb(content, model.network.state_dict())
         sha256 = content.hexdigest()

@@ -43,10 +43,10 @@ from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack, prepare_attack
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus
 from robusteval.interpreters.scaling import resize
-from robusteval.models.admission import identified
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.environment import environment
 from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
+from robusteval.models.identity import identify_model
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
 from robusteval.runs.types import Spec
@@ -182,7 +182,7 @@ def explain(
         ]
         record["remarks"] = remarks
         record["provenance"] = {
-            "model": identified(classifier, data, case.positions),
+            "model": identify_model(classifier, data, case.positions),
             "data": {"name": data.name, "total": len(data), "shape": list(data.shape)},
             "environment": environment(classifier.device),
             "resolved": ready.resolved,

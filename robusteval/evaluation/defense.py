@@ -17,7 +17,7 @@ from torch import Tensor
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense_files import hide_folder, parse_defense
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, derive_identity
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.registry import DEFENSES
 from robusteval.runs.types import Spec
@@ -83,11 +83,17 @@ class WithDetector(Classifier):
             std=classifier.std.flatten().tolist(),
             num_classes=classifier.num_classes,
             input_shape=classifier.input_shape,
-            identity=classifier.identity,
+            identity=derive_identity(classifier, detector=detector.facts),
             block=classifier.block,
         )
         self.to(classifier.device)
         self.detector = detector
+        self._answers = classifier.answers
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Identity of the classifier that is watched."""
+        return self._answers
 
 
 class Defense(Protocol):

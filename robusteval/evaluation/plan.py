@@ -15,10 +15,11 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.admission import check_images, check_labels, identified, wrapped
+from robusteval.models.admission import check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import versions
 from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.storage import digest
@@ -123,7 +124,7 @@ def prepare_plan(
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
     index = draw(len(data), samples, seed)
-    model = classifier if isinstance(classifier, Classifier) else wrapped(classifier, data)
+    model = classifier if isinstance(classifier, Classifier) else wrap_module(classifier, data)
     check_labels(data, index, model)
     check_images(data, index, model)
     left_out: dict[str, str] = {}
@@ -164,7 +165,7 @@ def prepare_plan(
         "samples": len(index),
         "seed": seed,
         "probes": probes,
-        "model": identified(model, data, index),
+        "model": identify_model(model, data, index),
         "data": {"name": data.name, "sha256": sha256},
         "versions": versions(),
         "device": model.device.type,

@@ -8,7 +8,6 @@ network that it explains. One that finds nothing is never kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,10 +25,9 @@ from robusteval.errors import UsageError
 from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, get_network
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.meaningful_perturbation import LARGE
-from robusteval.models.classifier import Classifier, absorb
+from robusteval.models.identity import hash_answers
 from robusteval.registry import INTERPRETERS
 from robusteval.runs.cache_folder import cache_folder
-from robusteval.runs.storage import digest
 
 FORMAT = 1  # of the file and of the network in it
 NOTES = "robusteval_rts"  # key of the file's header
@@ -331,18 +329,7 @@ def find_mask_network(model: nn.Module) -> MaskNetwork:
 
 def locate_mask_network(model: nn.Module) -> Path:
     """Where the mask network of a model is kept, named by the model's hash."""
-    return cache_folder() / f"rts-{hash_of(model)[:32]}.safetensors"
-
-
-def hash_of(model: nn.Module) -> str:
-    """SHA-256 of what a classifier computes: file and normalisation, or all its tensors."""
-    if isinstance(model, Classifier) and "sha256" in model.identity:
-        normalisation = [model.mean.flatten().tolist(), model.std.flatten().tolist()]
-        arch = model.identity.get("arch_sha256")
-        return digest([FORMAT, model.identity["sha256"], arch, normalisation])
-    content = hashlib.sha256(f"{FORMAT} {get_network(model)}".encode())
-    absorb(content, model.state_dict())
-    return content.hexdigest()
+    return cache_folder() / f"rts-{hash_answers(model)[:32]}.safetensors"
 
 
 def read_mask_network(path: Path) -> MaskNetwork:

@@ -26,7 +26,7 @@ from robusteval.interpreters.rts import (
     locate_mask_network,
     measure_scale,
 )
-from robusteval.models.admission import check_labels, wrapped
+from robusteval.models.admission import check_labels, wrap_module
 from robusteval.models.classifier import Classifier, frozen, predictions
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
@@ -118,7 +118,7 @@ def train_rts(
         raise UsageError(f"steps must be at least 1, not {steps}")
     if len(data) < 100:
         raise UsageError(f"a mask network needs at least 100 images to train on, not {len(data)}")
-    classifier = model if isinstance(model, Classifier) else wrapped(model, data)
+    classifier = model if isinstance(model, Classifier) else wrap_module(model, data)
     check_labels(data, draw(len(data), None, seed), classifier)
     with frozen(model), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from robusteval.datasets.sources import Data, Positions
 from robusteval.errors import RunError, UsageError
-from robusteval.models.classifier import Classifier, absorb, frozen
+from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error
 
 
-def wrapped(module: nn.Module, data: Data) -> Classifier:
+def wrap_module(module: nn.Module, data: Data) -> Classifier:
     """A user's module as a classifier that knows its number of classes."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with frozen(module), torch.no_grad(), raise_as_run_error("the network cannot take the images"):
@@ -23,31 +22,6 @@ def wrapped(module: nn.Module, data: Data) -> Classifier:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UsageError("the model must return one tensor of logits (n, k)")
     return Classifier(module, num_classes=logits.shape[1]).to(device)
-
-
-def identified(classifier: Classifier, data: Data, index: Positions) -> dict[str, Any]:
-    """The identity of a classifier; of one that has none, that of its weights and answers.
-
-    Weights alone do not tell what code does with them, hence the logits of a few images.
-    """
-    if "sha256" in classifier.identity:
-        return classifier.identity
-    content = hashlib.sha256()
-    absorb(content, classifier.state_dict())
-    with (
-        frozen(classifier),
-        torch.no_grad(),
-        raise_as_run_error("the network cannot take the images"),
-    ):
-        logits = classifier(data.batch(index[:4]).x.to(classifier.device))
-    content.update(logits.cpu().numpy().tobytes())
-    kind = type(classifier.network)
-    return {
-        "sha256": content.hexdigest(),
-        "arch": f"{kind.__module__}:{kind.__qualname__}",
-        "num_classes": classifier.num_classes,
-        **classifier.identity,
-    }
 
 
 def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:

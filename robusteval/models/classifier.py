@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,7 +35,8 @@ class Classifier(nn.Module):
     input_shape : tuple of int, optional
         ``(c, h, w)`` the network was made for; a hint, not a check.
     identity : dict, optional
-        JSON-able facts that name this model (hashes, architecture); part of every cache key.
+        JSON-able facts that name this model (hashes, architecture); part of every cache key. The
+        hash of another classifier, taken over with its facts, is left out, see `WeightsHash`.
     block : int, optional
         Images per call of the network; None picks one by image size and device.
     """
@@ -59,7 +61,7 @@ class Classifier(nn.Module):
         self.network = network
         self.num_classes = num_classes
         self.input_shape = input_shape
-        self.identity = dict(identity or {})
+        self.identity = identity or {}
         self.block = block
         self.arch: str | None = None  # how `load` was told to build the network, with its folder
         self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
@@ -67,6 +69,20 @@ class Classifier(nn.Module):
         if not bool((self.std > 0).all()):
             raise ValueError("std must be positive in every channel")
         self.training = network.training  # and the modes inside stay as they are
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able facts that name this model; a copy."""
+        return claim_identity(self._identity, self.network)
+
+    @identity.setter
+    def identity(self, facts: Mapping[str, Any]) -> None:
+        self._identity = claim_identity(facts, self.network)
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Identity of the model that gives the logits; another where something stands beside it."""
+        return self.identity
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +112,50 @@ class Classifier(nn.Module):
                 logits = self.network(x)
         assert isinstance(logits, Tensor), "the network must return one tensor of logits"
         return logits
+
+
+MADE_FROM = "made_from"  # in an identity: the hash of the model that this one was made from
+
+
+class WeightsHash(str):
+    """The hash of a classifier's file, which is of no other network than that one.
+
+    Code that makes a classifier from another one passes its facts on, and must not pass on this:
+    caches would take both for the same. A copy or an unpickled one belongs to no network, since
+    the copy's weights may have been changed.
+    """
+
+    network: weakref.ref[nn.Module] | None
+
+    def __new__(cls, text: str, network: nn.Module | None = None) -> WeightsHash:
+        self = super().__new__(cls, text)
+        self.network = None if network is None else weakref.ref(network)
+        return self
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Whether this is the hash of a network."""
+        return self.network is not None and self.network() is network
+
+    def __reduce__(self) -> tuple[type[WeightsHash], tuple[str]]:
+        return WeightsHash, (str(self),)
+
+
+def claim_identity(facts: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+    """The facts that are true of a network: without the hash of another, which it was made from."""
+    known = dict(facts)
+    sha256 = known.get("sha256")
+    if isinstance(sha256, WeightsHash) and not sha256.is_of(network):
+        known[MADE_FROM] = str(known.pop("sha256"))
+    elif isinstance(sha256, str):
+        known["sha256"] = WeightsHash(sha256, network)
+    return known
+
+
+def derive_identity(classifier: Classifier, **facts: Any) -> dict[str, Any]:
+    """Identity of a model that is made from a classifier, with facts of its own in addition."""
+    known = classifier.identity
+    sha256 = known.pop("sha256", None)
+    return {**known, MADE_FROM: sha256 and str(sha256), **facts}
 
 
 class ImageByImage(TorchFunctionMode):

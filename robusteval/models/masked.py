@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, derive_identity
 
 SHARPNESS = 100.0  # of the softmax that weighs the masks of classes, as in arXiv:2409.15190
 
@@ -141,9 +141,7 @@ def masked(
 ) -> Classifier:
     """The classifier with masks in it, see `Masked`; the network is shared."""
     network = Masked(classifier.network, layer, masks, seen)
-    # what is kept for the hash of a file must not be taken for this network's
-    known = {key: fact for key, fact in classifier.identity.items() if key != "sha256"}
-    return fed_alike(classifier, network, {**known, "mask": network.facts})
+    return fed_alike(classifier, network, derive_identity(classifier, mask=network.facts))
 
 
 class Units(nn.Module):

@@ -20,7 +20,6 @@ from robusteval.interpreters.rts import (
     MaskNetwork,
     collect_features,
     find_mask_network,
-    hash_of,
     locate_mask_network,
     rts,
 )
@@ -32,6 +31,7 @@ from robusteval.interpreters.rts_training import (
     train_rts,
 )
 from robusteval.models.classifier import Classifier
+from robusteval.models.identity import hash_model
 from robusteval.testing import paired
 
 STEPS = 90
@@ -308,10 +308,10 @@ def test_the_cache_goes_by_weights_and_normalisation(network: Bands) -> None:
         network, mean=(0.4,), std=(0.25,), num_classes=3, identity={"sha256": "rts"}
     )
 
-    assert hash_of(plain) == hash_of(again)
-    assert hash_of(plain) != hash_of(other)
-    assert hash_of(named) != hash_of(shifted)
-    assert hash_of(named) == hash_of(classifier(other))  # what the checkpoint's hash says
+    assert hash_model(plain) == hash_model(again)
+    assert hash_model(plain) != hash_model(other)
+    assert hash_model(named) != hash_model(shifted)
+    assert hash_model(named) == hash_model(classifier(other))  # what the checkpoint's hash says
 
 
 def test_a_damaged_file_is_refused(empty: Path, network: Bands) -> None:

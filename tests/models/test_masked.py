@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from robusteval.datasets.sources import from_arrays
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import cam, gradcam, observe_calls, observe_head
-from robusteval.models.admission import identified
 from robusteval.models.checkpoint import contents, load, save
 from robusteval.models.classifier import Classifier
+from robusteval.models.identity import identify_model
 from robusteval.models.masked import Masked, activations, masked
 from robusteval.models.networks import digits_cnn
 
@@ -184,7 +184,7 @@ def test_masked_classifiers_are_told_apart(network: Pooled, x: Tensor, drawn: Te
     plain = classifier(network, identity={"sha256": "of a file", "arch": "mine"})
     data = from_arrays(x.numpy(), np.arange(len(x)) % 4)
     hashes = {
-        identified(model, data, np.arange(4))["sha256"]
+        identify_model(model, data, np.arange(4))["sha256"]
         for model in (plain, *(masked(plain, "body", mask) for mask in torch.eye(6)))
     }
 
