@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.explainer import Interpreter, mean_distance, squared_distance
+from robusteval.interpreters.explainer import (
+    Interpreter,
+    measure_mean_distance,
+    measure_squared_distance,
+)
 from robusteval.interpreters.meaningful_perturbation import (
     Deletion,
     State,
@@ -327,7 +331,7 @@ class Chased:
         """Squared distance ``(n,)`` of the map for classes `y` from the benign one, summed."""
         total = x_adv.new_zeros(len(x_adv))
         for maps in self.maps(model, x_adv, y):
-            total = total + squared_distance("mask", maps, benign)
+            total = total + measure_squared_distance("mask", maps, benign)
         return total / self.SEEN
 
     def maps(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> list[Tensor]:
@@ -417,7 +421,7 @@ class Dual:
             else:
                 maps, seen = explainer.trace_maps(self.model, x_adv, self.goal, self.seeds)
                 logits = seen if seen is not None else logits
-                term = squared_distance(explainer.name, maps, benign)
+                term = measure_squared_distance(explainer.name, maps, benign)
             terms.append(weight * term)
         own: Tensor = self.model(x_adv) if logits is None else logits
         loss = self.class_term(own, step)
@@ -447,7 +451,7 @@ class Dual:
         with torch.no_grad(), rows(index):
             found, own = explained(self.plan.explainers, self.model, x_adv, goal, seeds)
         for maps, benign in zip(found, self.benign, strict=True):
-            far = far + mean_distance(maps, benign[index]) / len(self.benign)
+            far = far + measure_mean_distance(maps, benign[index]) / len(self.benign)
         hit = predictions(own) == goal
         p = own.softmax(1).gather(1, goal.unsqueeze(1)).squeeze(1)
         return Found(x_adv, far, hit, hit & (p >= self.plan.confidence))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.evaluation.defense import WithDetector
-from robusteval.interpreters.explainer import squared_distance
+from robusteval.interpreters.explainer import measure_squared_distance
 from robusteval.models.classifier import predictions, rows
 from robusteval.registry import ATTACKS, INTERPRETERS
 from robusteval.search.balls import Ball
@@ -276,7 +276,7 @@ class Suspicion:
         found = []
         if self.along != "features":
             for explainer, some, benign in zip(self.explainers, maps, self.benign, strict=True):
-                found.append(squared_distance(explainer.name, some, benign[left]))
+                found.append(measure_squared_distance(explainer.name, some, benign[left]))
         if self.along != "maps":
             features = self.model.detector.features(self.model, maps, logits)
             found.append((features - self.features[left]).square().mean(1))

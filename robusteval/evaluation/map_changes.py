@@ -13,10 +13,10 @@ from torch import Tensor
 from robusteval.errors import UsageError
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.quality import (
-    deletion_auc,
-    insertion_auc,
-    rank_correlation,
-    shuffled,
+    correlate_ranks,
+    measure_deletion,
+    measure_insertion,
+    shuffle_parameters,
 )
 from robusteval.interpreters.scaling import highest_cells
 from robusteval.models.classifier import Classifier, predictions
@@ -153,7 +153,7 @@ class Measurement:
             `robusteval.interpreters.quality`.
         """
         y = torch.from_numpy(pred).to(x.device)
-        forgetful = shuffled(self.model, self.seed)
+        forgetful = shuffle_parameters(self.model, self.seed)
         found: Columns = {}
         by_chance: dict[tuple[int, ...], tuple[Values, Values]] = {}
         for each in self.interpreters:
@@ -176,7 +176,10 @@ class Measurement:
         """Insertion and deletion AUC ``(n,)`` of maps ``(n, h', w')``."""
         given = self.model, x, y, torch.from_numpy(maps).to(x.device).unsqueeze(1)
         steps = min(PORTIONS, x.shape[2] * x.shape[3])
-        insertion, deletion = insertion_auc(*given, steps=steps), deletion_auc(*given, steps=steps)
+        insertion, deletion = (
+            measure_insertion(*given, steps=steps),
+            measure_deletion(*given, steps=steps),
+        )
         return insertion.double().cpu().numpy(), deletion.double().cpu().numpy()
 
     def likeness(
@@ -195,7 +198,7 @@ class Measurement:
         except UsageError:
             return np.full(len(x), math.nan)
         one, other = (torch.from_numpy(values).unsqueeze(1) for values in (maps, others))
-        likeness: Values = rank_correlation(one, other).numpy()
+        likeness: Values = correlate_ranks(one, other).numpy()
         known = np.isfinite(maps).all((1, 2)) & np.isfinite(others).all((1, 2))
         return np.where(known, likeness, math.nan)
 

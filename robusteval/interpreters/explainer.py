@@ -43,13 +43,13 @@ def scale_maps(interpreter: str, maps: Tensor) -> Tensor:
     return min_max(maps) if choose_scale(interpreter).stretched else maps
 
 
-def squared_distance(interpreter: str, maps: Tensor, benign: Tensor) -> Tensor:
+def measure_squared_distance(interpreter: str, maps: Tensor, benign: Tensor) -> Tensor:
     """Sum or mean of squared differences ``(n,)`` of scaled maps: what an attack lowers."""
     squares = (maps - benign).square().flatten(1)
     return squares.sum(1) if choose_scale(interpreter).summed else squares.mean(1)
 
 
-def mean_distance(maps: Tensor, benign: Tensor) -> Tensor:
+def measure_mean_distance(maps: Tensor, benign: Tensor) -> Tensor:
     """Mean absolute difference ``(n,)`` of scaled maps, in [0, 1]: what is reported."""
     return (maps - benign).abs().flatten(1).mean(1)
 

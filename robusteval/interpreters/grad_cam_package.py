@@ -84,8 +84,6 @@ def library(
     RunError
         If the package fails.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     try:
         package = import_module("pytorch_grad_cam")
         targets = import_module("pytorch_grad_cam.utils.model_targets")

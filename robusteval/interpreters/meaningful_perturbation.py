@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, autograd, nn
@@ -87,8 +87,7 @@ def mask(
     model, x, y
         See `robusteval.interpreters.gradient`.
     seeds : Tensor, optional
-        One seed per image ``(n,)`` for the jitter; zeros if not given. Maps of two seeds differ:
-        see `robusteval.interpreters.quality.noise_floor`.
+        One seed per image ``(n,)`` for the jitter; zeros if not given. Maps of two seeds differ.
     flavour : {"v1", "v2"}
         Which published constants count wherever nothing is given.
     iterations : int, optional
@@ -306,8 +305,6 @@ def build_deletion(
     tv_transposed: bool = False,
 ) -> Deletion:
     """The deletion for images like `x` ``(n, c, h, w)``; parameters and errors as of `mask`."""
-    if flavour not in get_args(Flavour):
-        raise ValueError(f"flavour must be v1 or v2, not {flavour!r}")
     sides = x.shape[2:]
     used = PUBLISHED[flavour][min(sides) >= LARGE]
     grid = max(1, min(28, min(sides) // 4)) if grid is None else grid

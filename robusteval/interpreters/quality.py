@@ -7,23 +7,20 @@ image where pixels are ranked by them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.interpreters.explainer import mean_distance, scale_maps
 from robusteval.interpreters.gradient import select_scores
 from robusteval.interpreters.resampling import blur
 from robusteval.interpreters.scaling import resize
-from robusteval.models.seeds import per_image
 
-Explain = Callable[..., Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def insertion_auc(
+def measure_insertion(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -65,10 +62,10 @@ def insertion_auc(
     ValueError
         If a parameter is out of range or a class does not exist.
     """
-    return area_under(model, y, path(emptied(x, start), x, maps, steps))
+    return measure_area(model, y, iterate_path(empty_images(x, start), x, maps, steps))
 
 
-def deletion_auc(
+def measure_deletion(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -79,12 +76,12 @@ def deletion_auc(
 ) -> Tensor:
     """How long the class is seen when the image goes, most important pixels first.
 
-    As `insertion_auc`, from the image to `end`. Lower is better.
+    As `measure_insertion`, from the image to `end`. Lower is better.
     """
-    return area_under(model, y, path(x, emptied(x, end), maps, steps))
+    return measure_area(model, y, iterate_path(x, empty_images(x, end), maps, steps))
 
 
-def emptied(x: Tensor, kind: Literal["blur", "black"]) -> Tensor:
+def empty_images(x: Tensor, kind: Literal["blur", "black"]) -> Tensor:
     """Images ``(n, c, h, w)`` with nothing left to see."""
     if kind == "black":
         return torch.zeros_like(x)
@@ -93,7 +90,7 @@ def emptied(x: Tensor, kind: Literal["blur", "black"]) -> Tensor:
     return blur(x, min(x.shape[2:]) / 8)
 
 
-def path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[Tensor]:
+def iterate_path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[Tensor]:
     """Images on the way from one to the other, most important pixels first, both ends included."""
     n, _, h, w = source.shape
     if not 1 <= steps <= h * w:
@@ -109,7 +106,7 @@ def path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> Iterator[T
         yield torch.where(rank < round(step / steps * h * w), target, source)
 
 
-def area_under(model: nn.Module, y: Tensor, images: Iterator[Tensor]) -> Tensor:
+def measure_area(model: nn.Module, y: Tensor, images: Iterator[Tensor]) -> Tensor:
     """Mean probability ``(n,)`` of class `y` along a path, its ends counted half.
 
     Portion by portion, so that the order of no sum depends on the batch.
@@ -123,46 +120,13 @@ def area_under(model: nn.Module, y: Tensor, images: Iterator[Tensor]) -> Tensor:
     return area / len(rest)
 
 
-def randomised_similarity(
-    explain: Explain,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    seeds: Tensor | None = None,
-    seed: int = 0,
-) -> Tensor:
-    """How much maps stay the same when the network forgets everything it learnt.
+def shuffle_parameters(model: Network, seed: int) -> Network:
+    """A copy of a model, the entries of each parameter in another order.
 
-    Sanity Checks for Saliency Maps, arXiv:1810.03292, section 3.1: rank correlation of each map
-    with that of a copy of the network whose parameters are shuffled, each tensor within itself,
-    so that their sizes stay what they were. Near 1: the maps show the image, not the network.
-
-    Parameters
-    ----------
-    explain : callable
-        An interpreter ``(model, x, y, *, seeds)``. For `rts`, that of one mask network for both.
-    model : nn.Module
-        The network, not changed.
-    x, y : Tensor
-        Images ``(n, c, h, w)`` and classes ``(n,)``.
-    seeds : Tensor, optional
-        One seed per image ``(n,)``, the same for both maps.
-    seed : int
-        Of the shuffling.
-
-    Returns
-    -------
-    Tensor
-        Spearman's rank correlation ``(n,)``, in [-1, 1]; 0 where a map is constant.
+    Of the network that forgot everything it learnt, while the sizes of its parameters stay what
+    they were: maps that hardly change show the image, not the network. Sanity Checks for Saliency
+    Maps, arXiv:1810.03292, section 3.1.
     """
-    learnt = explain(model, x, y, seeds=seeds)
-    forgotten = explain(shuffled(model, seed), x, y, seeds=seeds)
-    return rank_correlation(learnt, forgotten)
-
-
-def shuffled(model: Network, seed: int) -> Network:
-    """A copy of a model, the entries of each parameter in another order."""
     draws = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -172,89 +136,16 @@ def shuffled(model: Network, seed: int) -> Network:
     return other
 
 
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+def correlate_ranks(one: Tensor, other: Tensor) -> Tensor:
     """Spearman's, of each pair of maps ``(n, 1, h, w)``: ``(n,)`` float64, ties at their mean."""
-    a, b = (centred_ranks(maps.detach().flatten(1)) for maps in (one, other))
+    a, b = (rank_cells(maps.detach().flatten(1)) for maps in (one, other))
     size = (a.square().sum(1) * b.square().sum(1)).sqrt()
     return torch.where(size > 0, (a * b).sum(1) / size.clamp_min(1e-12), 0.0)
 
 
-def centred_ranks(values: Tensor) -> Tensor:
+def rank_cells(values: Tensor) -> Tensor:
     """Ranks of each row ``(n, cells)``, equal values sharing theirs, less their mean."""
     ordered = values.contiguous().sort(dim=1).values
     below = torch.searchsorted(ordered, values.contiguous(), right=False)
     up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
     return (below + up_to).double() / 2 - values.shape[1] / 2
-
-
-def noise_floor(
-    name: str,
-    explain: Explain,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    seeds: Tensor,
-    others: Tensor,
-) -> Tensor:
-    """Distance between maps of one image that differ in nothing but the seed.
-
-    No distance between maps of two images means anything below it. Zero for interpreters without
-    chance; for `rts` the chance lies in the training of the mask network.
-
-    Parameters
-    ----------
-    name : str
-        What the interpreter is registered as: decides how maps are scaled before.
-    explain : callable
-        The interpreter, its parameters bound.
-    model, x, y
-        As for the interpreter.
-    seeds, others : Tensor
-        Two seeds per image, ``(n,)`` each.
-
-    Returns
-    -------
-    Tensor
-        Mean absolute difference ``(n,)`` of the scaled maps, in [0, 1].
-    """
-    one, other = (scale_maps(name, explain(model, x, y, seeds=each)) for each in (seeds, others))
-    return mean_distance(one.detach(), other.detach())
-
-
-def pair_distance(maps: Tensor, seeds: Tensor) -> Tensor:
-    """Distance of each scaled map from that of another image drawn at random.
-
-    Parameters
-    ----------
-    maps : Tensor
-        Scaled maps ``(n, 1, h, w)`` of at least two images.
-    seeds : Tensor
-        One seed per image ``(n,)`` for the draw.
-
-    Returns
-    -------
-    Tensor
-        Mean absolute difference ``(n,)``.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two maps.
-    """
-    n = len(maps)
-    if n < 2:
-        raise ValueError("a distance between images needs at least two maps")
-    uniform = per_image(seeds, torch.Size((1,)))[:, 0]
-    step = 1 + (uniform * (n - 1)).long().clamp_max(n - 2)
-    other = (torch.arange(n) + step) % n
-    return mean_distance(maps, maps[other.to(maps.device)])
-
-
-def normalised(distances: Tensor, maps: Tensor, seeds: Tensor) -> Tensor:
-    """Distances ``(n,)`` in units of the mean distance between maps of random image pairs.
-
-    Makes interpreters comparable, whose maps differ in resolution and spread: 1 is as far as the
-    map of any other image. Parameters as of `pair_distance`; nan where all maps are the same.
-    """
-    unit = pair_distance(maps, seeds).mean()
-    return distances / torch.where(unit > 0, unit, torch.nan)

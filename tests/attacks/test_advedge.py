@@ -24,10 +24,10 @@ from robusteval.attacks.pgd import pgd
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import (
     Interpreter,
-    mean_distance,
+    measure_mean_distance,
+    measure_squared_distance,
     record_logits,
     scale_maps,
-    squared_distance,
 )
 from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.interpreters.rts_training import prepare_rts
@@ -67,7 +67,7 @@ def far(
     explainer = Interpreter.build_differentiable(name, {})
     with torch.no_grad():
         benign = explainer.trace_maps(model, x, classes_of(model, x), seeds)[0]
-        return mean_distance(explainer.trace_maps(model, x_adv, goal, seeds)[0], benign)
+        return measure_mean_distance(explainer.trace_maps(model, x_adv, goal, seeds)[0], benign)
 
 
 def test_without_the_map_it_is_plain_targeted_pgd(bands: Classifier) -> None:
@@ -357,11 +357,11 @@ def test_recipes_count_as_published() -> None:
 def test_distances_are_summed_or_averaged_as_published() -> None:
     one, other = torch.zeros(2, 1, 3, 5), torch.full((2, 1, 3, 5), 0.5)
 
-    assert squared_distance("grad", one, other).tolist() == [15 / 4] * 2
-    assert squared_distance("mask", one, other).tolist() == [15 / 4] * 2
-    assert squared_distance("cam", one, other).tolist() == [1 / 4] * 2
-    assert squared_distance("rts", one, other).tolist() == [1 / 4] * 2
-    assert mean_distance(one, other).tolist() == [0.5] * 2
+    assert measure_squared_distance("grad", one, other).tolist() == [15 / 4] * 2
+    assert measure_squared_distance("mask", one, other).tolist() == [15 / 4] * 2
+    assert measure_squared_distance("cam", one, other).tolist() == [1 / 4] * 2
+    assert measure_squared_distance("rts", one, other).tolist() == [1 / 4] * 2
+    assert measure_mean_distance(one, other).tolist() == [0.5] * 2
     other[0, 0, 0, 0] = 3
     assert torch.equal(scale_maps("mask", other), other)
     assert scale_maps("cam", other)[0].sum() == 1

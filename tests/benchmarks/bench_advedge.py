@@ -32,7 +32,7 @@ from robusteval.attacks.dual_objective import Settings, map_settings, recipe_for
 from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import numbers
 from robusteval.datasets.sources import open_data
-from robusteval.interpreters.explainer import Interpreter, mean_distance
+from robusteval.interpreters.explainer import Interpreter, measure_mean_distance
 from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.rts import collect_features, find_mask_network
 from robusteval.interpreters.rts_training import prepare_rts
@@ -66,7 +66,7 @@ class Compared:
         with torch.no_grad():
             reached = predictions(self.model(x_adv)) == self.goal
             maps = self.explainer.trace_maps(self.model, x_adv, self.goal, None)[0]
-        far = mean_distance(maps, self.benign)
+        far = measure_mean_distance(maps, self.benign)
         line = (
             f"{name:34}{float(reached.double().mean()):8.3f}{float(far.mean()):8.4f}"
             f"{float(ssim(x_adv, self.x).mean()):8.4f}{float(passes.forwards.mean()):8.0f}"

@@ -38,10 +38,10 @@ from robusteval.interpreters.cam import cam
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.gradient import smoothgrad
 from robusteval.interpreters.quality import (
-    deletion_auc,
-    insertion_auc,
-    rank_correlation,
-    shuffled,
+    correlate_ranks,
+    measure_deletion,
+    measure_insertion,
+    shuffle_parameters,
 )
 from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier
@@ -223,13 +223,13 @@ def test_quality_is_that_of_the_maps_compared(model: Classifier, data: Data) -> 
 
     assert list(found) == measure.qualities()
     maps = min_max(cam(model, x, y))
-    assert found["insertion:cam"] == pytest.approx(insertion_auc(model, x, y, maps).tolist())
-    assert found["deletion:cam"] == pytest.approx(deletion_auc(model, x, y, maps).tolist())
+    assert found["insertion:cam"] == pytest.approx(measure_insertion(model, x, y, maps).tolist())
+    assert found["deletion:cam"] == pytest.approx(measure_deletion(model, x, y, maps).tolist())
     chance = [found[f"chance_insertion:{name}"] for name in ("cam", "gradcam", "grad:pool=3")]
     assert np.array_equal(chance[0], chance[1])
     assert not np.array_equal(chance[0], chance[2])
-    forgetful = shuffled(model, 0)
-    expected = rank_correlation(maps, cam(forgetful, x, y))
+    forgetful = shuffle_parameters(model, 0)
+    expected = correlate_ranks(maps, cam(forgetful, x, y))
     assert found["forgotten:cam"] == pytest.approx(expected.tolist())
 
 
