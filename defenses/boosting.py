@@ -38,8 +38,8 @@ class Trees(NamedTuple):
     depth: int
 
     @classmethod
-    def read(cls, text: str, features: int) -> Trees:
-        """Those of a model that XGBoost has written as JSON.
+    def parse_booster(cls, text: str, features: int) -> Trees:
+        """Parse the trees of a model that XGBoost has written as JSON.
 
         Raises
         ------
@@ -55,7 +55,7 @@ class Trees(NamedTuple):
                 raise ValueError("made for other features")
             prior = facts["base_score"]
             prior = float(prior.strip("[]") if isinstance(prior, str) else prior)
-            trees = [Tree.read(tree, features) for tree in booster["model"]["trees"]]
+            trees = [Tree.parse_tree(tree, features) for tree in booster["model"]["trees"]]
             if not 0 < prior < 1:
                 raise ValueError("a prior that is no probability")
             base = math.log(prior / (1 - prior))
@@ -66,9 +66,11 @@ class Trees(NamedTuple):
         most = max(len(tree.left) for tree in trees)
         if most * len(trees) > MOST_NODES:
             raise ValueError("too many nodes")
-        columns = [np.stack([padded(c, most) for c in each]) for each in zip(*trees, strict=True)]
+        columns = [
+            np.stack([pad_column(c, most) for c in each]) for each in zip(*trees, strict=True)
+        ]
         left, right, feature, threshold, missing_left, value = columns
-        depth = max(tree.depth() for tree in trees)
+        depth = max(tree.measure_depth() for tree in trees)
         return cls(
             left,
             right,
@@ -81,8 +83,8 @@ class Trees(NamedTuple):
             depth,
         )
 
-    def scores(self, x: Array) -> Array:
-        """Probability ``(n,)`` float64 that features ``(n, d)`` are those of an attacked image."""
+    def predict_scores(self, x: Array) -> Array:
+        """Predict how probable ``(n,)`` float64 an attack is, by features ``(n, d)``."""
         n = len(x)
         trees = np.arange(len(self.left))[None]
         node = np.zeros((n, len(self.left)), dtype=np.int64)
@@ -108,8 +110,8 @@ class Tree(NamedTuple):
     value: Array
 
     @classmethod
-    def read(cls, tree: dict[str, Any], features: int) -> Tree:
-        """Checked: every node leads on to later nodes or nowhere, every feature exists."""
+    def parse_tree(cls, tree: dict[str, Any], features: int) -> Tree:
+        """Parse and check a tree: nodes lead on to later ones or nowhere, every feature exists."""
         left = np.array(tree["left_children"], dtype=np.int64)
         right = np.array(tree["right_children"], dtype=np.int64)
         feature = np.array(tree["split_indices"], dtype=np.int64)
@@ -136,8 +138,8 @@ class Tree(NamedTuple):
             raise ValueError("a tree that leads nowhere")
         return cls(*columns, np.where(leaf, threshold, 0).astype(np.float64))
 
-    def depth(self) -> int:
-        """Steps from the first node to the last leaf."""
+    def measure_depth(self) -> int:
+        """Measure the steps from the first node to the last leaf."""
         depths = np.zeros(len(self.left), dtype=np.int64)
         for node in range(len(self.left)):
             for child in (self.left[node], self.right[node]):
@@ -146,22 +148,22 @@ class Tree(NamedTuple):
         return int(depths.max())
 
 
-def padded(column: Array, length: int) -> Array:
-    """The column with zeros at its end."""
+def pad_column(column: Array, length: int) -> Array:
+    """Pad a column with zeros at its end."""
     return np.concatenate([column, np.zeros(length - len(column), dtype=column.dtype)])
 
 
-def engine() -> str:
-    """Which XGBoost it is."""
+def describe_xgboost() -> str:
+    """Describe which XGBoost it is."""
     import xgboost
 
     return f"xgboost {xgboost.__version__}"
 
 
-def boosted(
+def fit_trees(
     x: Array, y: Array, weights: Array, train: Array, validation: Array, seed: int
 ) -> tuple[str, int]:
-    """Trees that XGBoost fits to some rows, as many as the others ask for.
+    """Fit trees by XGBoost to some rows, as many as the others ask for.
 
     Parameters
     ----------
@@ -210,8 +212,8 @@ def boosted(
     return best.save_raw("json").decode(), rounds
 
 
-def threshold_at(benign: Array, fpr: float) -> float:
-    """The lowest score of `benign` ``(n,)`` that at most this share of them are above.
+def choose_threshold(benign: Array, fpr: float) -> float:
+    """Choose the lowest score of `benign` ``(n,)`` that at most this share of them are above.
 
     With fewer than 1 / `fpr` of them, their highest.
     """
@@ -226,14 +228,14 @@ class Rule(NamedTuple):
     sign: float
 
     @classmethod
-    def best(cls, x: Array, y: Array, columns: Sequence[int]) -> Rule:
-        """That of the columns which alone tells most on these rows."""
+    def choose_best(cls, x: Array, y: Array, columns: Sequence[int]) -> Rule:
+        """Choose the column that alone tells most on these rows."""
         found = [(roc_auc(x[y == 0, c], x[y == 1, c]), c) for c in columns]
         reached, column = max(found, key=lambda each: abs(each[0] - 0.5))
         return cls(column, 1.0 if reached >= 0.5 else -1.0)
 
-    def scores(self, x: Array) -> Array:
-        """Higher is more suspicious ``(n,)``."""
+    def predict_scores(self, x: Array) -> Array:
+        """Score rows ``(n,)``: higher is more suspicious."""
         return np.asarray(self.sign * x[:, self.column], dtype=np.float64)
 
 
@@ -244,8 +246,8 @@ class Logistic(NamedTuple):
     offset: float
 
     @classmethod
-    def fitted(cls, x: Array, y: Array, weights: Array) -> Logistic:
-        """On these rows; columns that say nothing there are left out."""
+    def fit_rows(cls, x: Array, y: Array, weights: Array) -> Logistic:
+        """Fit to these rows; columns that say nothing there are left out."""
         from sklearn.linear_model import LogisticRegression
 
         mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
@@ -254,12 +256,12 @@ class Logistic(NamedTuple):
         slope = model.coef_[0] / std
         return cls(slope, float(model.intercept_[0] - slope @ mean))
 
-    def scores(self, x: Array) -> Array:
-        """Log odds ``(n,)``."""
+    def predict_scores(self, x: Array) -> Array:
+        """Score rows ``(n,)`` by their log odds."""
         return np.asarray(x @ self.slope + self.offset, dtype=np.float64)
 
 
-def check_rows(y: Array, rows: Array, what: str, least: int) -> None:
+def check_both_labels(y: Array, rows: Array, what: str, least: int) -> None:
     """Refuse a part of the images that has too few of either label."""
     attacked = int(y[rows].sum())
     if min(attacked, len(rows) - attacked) < least:

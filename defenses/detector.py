@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,35 +22,19 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.defense import WithDetector
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
-from robusteval.models.classifier import (
-    MADE_FROM,
-    Classifier,
-    absorb,
-    counting,
-    frozen,
-    predictions,
-)
-from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.classifier import MADE_FROM, Classifier, absorb
 from robusteval.models.identity import hash_model
 from robusteval.models.seeds import Ids
-from robusteval.registry import DEFENSES, INTERPRETERS, parse
+from robusteval.registry import DEFENSES
 from robusteval.runs.storage import write_atomically
-from robusteval.runs.types import Spec
 from robusteval.search.balls import quantise
 
 from .boosting import FPRS, Trees
+from .detector_view import View, hash_mask_network, parse_view
 from .map_features import (
-    Channels,
-    Extractor,
-    channels_for,
-    stacked,
-    statistic_names,
-    statistics,
-    structure,
-    width_of,
-    wrapped,
+    build_extractor,
+    wrap_extractor,
 )
 
 NOTES = "detector"  # in the header of the file: settings as JSON
@@ -95,67 +79,8 @@ def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classif
         known = " or ".join(f"{each:g}" for each in FPRS)
         raise ValueError(f"fpr must be {known}, not {fpr:g}")
     found = MapDetector.load(file)
-    found.check(model, Path(file).name)
+    found.check_model(model, Path(file).name)
     return WithDetector(model, replace(found, fpr=fpr).to(model.device))
-
-
-@dataclass(frozen=True)
-class View:
-    """What is looked at: whose maps, and in which form."""
-
-    interpreters: tuple[str, ...]  # specs
-    channels: Channels
-    extractor: Extractor
-    side: int  # cells
-    confidence: bool  # whether how sure the classifier is counts too
-    shape: tuple[int, int, int]  # of the images
-
-    @cached_property
-    def specs(self) -> tuple[Spec, ...]:
-        """The interpreters, their parameters read."""
-        return tuple(INTERPRETERS.check(parse(text)) for text in self.interpreters)
-
-    @cached_property
-    def explainers(self) -> tuple[Interpreter, ...]:
-        """The same ones as attacks on them need them."""
-        return tuple(
-            Interpreter.build_differentiable(spec.name, spec.parameters) for spec in self.specs
-        )
-
-    @property
-    def planes(self) -> int:
-        """Channels of a stack."""
-        return 2 if self.channels == "pair" else 3
-
-    @property
-    def names(self) -> list[str]:
-        """Of the statistics."""
-        return statistic_names([spec.name for spec in self.specs], self.confidence)
-
-    @property
-    def width(self) -> int:
-        """How many features there are."""
-        return width_of(self.extractor, self.planes) + len(self.names)
-
-    def maps(self, model: Classifier, x: Tensor, seeds: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Maps ``(n, 1, h', w')`` for the classes predicted on images of 8 bits, and the logits."""
-        with torch.no_grad():
-            logits = model(x)
-            y = predictions(logits).clamp_min(0)
-            maps = [each.trace_maps(model, x, y, seeds)[0].detach() for each in self.explainers]
-        return maps, logits
-
-    def looked(self, maps: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Stacks ``(n, k, side, side)`` and statistics ``(n, d)``, on the graph."""
-        stack = stacked(maps, self.channels, self.side)
-        return stack, statistics(stack, len(maps), logits if self.confidence else None)
-
-    def check(self, model: Classifier) -> None:
-        """UsageError if the network cannot have such maps, or none that could be attacked."""
-        for spec in self.specs:
-            Interpreter.build(spec, model, self.shape)
-        with raise_as_usage_error():
-            list(self.explainers)
 
 
 @dataclass(frozen=True)
@@ -201,7 +126,7 @@ class MapDetector:
     @cached_property
     def trees(self) -> Trees:
         """What makes scores of features."""
-        return Trees.read(self.booster, len(self.center))
+        return Trees.parse_booster(self.booster, len(self.center))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -221,7 +146,7 @@ class MapDetector:
         }
 
     def features(self, model: Classifier, maps: list[Tensor], logits: Tensor) -> Tensor:
-        """All that decides the score ``(n, d)``, each on the same scale, on the graph.
+        """Compute all that decides the score ``(n, d)``, each on the same scale, on the graph.
 
         Parameters
         ----------
@@ -233,33 +158,33 @@ class MapDetector:
             ``(n, classes)`` that came with them.
         """
         del model
-        stack, found = self.view.looked(maps, logits)
+        stack, found = self.view.measure_maps(maps, logits)
         return (torch.cat([self.extractor(stack), found], 1) - self.center) / self.spread
 
     def score(self, model: Classifier, x: Tensor, seeds: Tensor) -> Tensor:
-        """How likely images ``(n, c, h, w)`` are attacked ones, ``(n,)`` float64 in [0, 1]."""
+        """Score how likely images ``(n, c, h, w)`` are attacked, ``(n,)`` float64 in [0, 1]."""
         if len(x) == 0:
             return torch.zeros(0, dtype=torch.float64, device=x.device)
         with torch.no_grad():
-            maps, logits = self.view.maps(model, quantise(x), seeds)
+            maps, logits = self.view.compute_maps(model, quantise(x), seeds)
             found = self.features(model, maps, logits)
-        return torch.from_numpy(self.trees.scores(found.cpu().numpy())).to(x.device)
+        return torch.from_numpy(self.trees.predict_scores(found.cpu().numpy())).to(x.device)
 
     def to(self, device: torch.device) -> MapDetector:
-        """The same one there."""
+        """Move the detector to a device."""
         self.extractor.to(device)
         return replace(self, center=self.center.to(device), spread=self.spread.to(device))
 
-    def check(self, model: Classifier, name: str) -> None:
-        """UsageError if the detector in the file `name` was not fitted on this model."""
-        if named(model) != self.fit.model:
+    def check_model(self, model: Classifier, name: str) -> None:
+        """Raise UsageError if the detector in the file `name` was not fitted on this model."""
+        if identify_classifier(model) != self.fit.model:
             raise UsageError(
                 f"{name} is a detector for another model: it was fitted on the checkpoint with"
                 f" SHA-256 {str(self.fit.model['sha256'])[:16]} and its normalisation, and says"
                 " nothing of others; fit one with `robusteval defend detector`"
             )
-        self.view.check(model)
-        if mask_network_of(self.view, model) != self.fit.rts:
+        self.view.check_network(model)
+        if hash_mask_network(self.view, model) != self.fit.rts:
             raise UsageError(
                 f"{name} was fitted with another mask network of rts than the one in the cache"
                 " folder, so it would see other maps: fit it anew"
@@ -280,7 +205,7 @@ class MapDetector:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MapDetector:
-        """The detector in a file; nothing in it is executed.
+        """Load the detector in a file; nothing in it is executed.
 
         Raises
         ------
@@ -303,72 +228,55 @@ class MapDetector:
                 raise UsageError(
                     f"{path} was written by another version of robusteval: fit it anew"
                 )
-            found = cls.read(settings, safetensors.torch.load(raw), notes)
+            found = assemble_detector(settings, safetensors.torch.load(raw), notes)
             return replace(found, sha256=hashlib.sha256(raw).hexdigest())
         except UsageError:
             raise
         except Exception:  # whatever a file that is not ours makes of this
             raise UsageError(f"{path} is truncated or damaged; fit or copy it again") from None
 
-    @classmethod
-    def read(
-        cls, settings: dict[str, Any], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
-    ) -> MapDetector:
-        """From the parts of a file; any exception if they do not fit each other."""
-        view = view_of(settings["view"])
-        fit = fit_of(settings["fit"])
-        state = {
-            name.removeprefix("extractor."): value
-            for name, value in tensors.items()
-            if name.startswith("extractor.")
-        }
-        mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
-        extractor = wrapped(structure(view.extractor, view.planes), view.extractor, mean, std)
-        extractor.load_state_dict(state)
-        found = cls(
-            view,
-            fit,
-            extractor,
-            tensors["center"],
-            tensors["spread"],
-            notes[BOOSTER],
-            tensors["seen"].numpy().view(np.uint64),
-        )
-        every = [*state.values(), found.center, found.spread]
-        sound = (
-            len(mean) == view.planes
-            and found.center.shape == found.spread.shape == (view.width,)
-            and found.seen.ndim == 1
-            and all(bool(value.isfinite().all()) for value in every)
-            and bool((found.spread > 0).all())
-            and len(found.trees.left) > 0
-        )
-        if not sound:
-            raise ValueError("tensors of other shapes")
-        return found
 
-
-def view_of(facts: dict[str, Any]) -> View:
-    """From JSON; any exception if it is not sound."""
-    c, h, w = (int(side) for side in facts["shape"])
-    texts = tuple(map(str, facts["interpreters"]))
-    channels = channels_for(len(texts), facts["channels"])
-    if facts["extractor"] not in get_args(Extractor) or not 1 <= facts["side"] <= 224:
-        raise ValueError("an extractor that does not exist")
-    view = View(
-        texts,
-        channels,
-        facts["extractor"],
-        int(facts["side"]),
-        bool(facts["confidence"]),
-        (c, h, w),
+def assemble_detector(
+    settings: dict[str, Any], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
+) -> MapDetector:
+    """Assemble a detector from the parts of a file; any exception if they do not fit."""
+    view = parse_view(settings["view"])
+    fit = parse_fit(settings["fit"])
+    state = {
+        name.removeprefix("extractor."): value
+        for name, value in tensors.items()
+        if name.startswith("extractor.")
+    }
+    mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
+    extractor = wrap_extractor(
+        build_extractor(view.extractor, view.planes), view.extractor, mean, std
     )
-    list(view.explainers)
-    return view
+    extractor.load_state_dict(state)
+    found = MapDetector(
+        view,
+        fit,
+        extractor,
+        tensors["center"],
+        tensors["spread"],
+        notes[BOOSTER],
+        tensors["seen"].numpy().view(np.uint64),
+    )
+    every = [*state.values(), found.center, found.spread]
+    sound = (
+        len(mean) == view.planes
+        and found.center.shape == found.spread.shape == (view.width,)
+        and found.seen.ndim == 1
+        and all(bool(value.isfinite().all()) for value in every)
+        and bool((found.spread > 0).all())
+        and len(found.trees.left) > 0
+    )
+    if not sound:
+        raise ValueError("tensors of other shapes")
+    return found
 
 
-def fit_of(facts: dict[str, Any]) -> Fit:
-    """From JSON; any exception if it is not sound."""
+def parse_fit(facts: dict[str, Any]) -> Fit:
+    """Parse a fit of a detector's file; any exception if it is not sound."""
     fit = Fit(**{**facts, "attacks": tuple(map(str, facts["attacks"]))})
     numbers = [*fit.thresholds.values(), fit.forwards]
     if set(fit.thresholds) != {f"{fpr:g}" for fpr in FPRS} or not all(map(math.isfinite, numbers)):
@@ -376,8 +284,8 @@ def fit_of(facts: dict[str, Any]) -> Fit:
     return fit
 
 
-def named(model: Classifier) -> dict[str, Any]:
-    """What names a classifier: the hash of its file or, without one, of its tensors."""
+def identify_classifier(model: Classifier) -> dict[str, Any]:
+    """Identify a classifier: by the hash of its file or, without one, of its tensors."""
     sha256 = model.identity.get("sha256")
     if MADE_FROM in model.identity:
         sha256 = hash_model(model)
@@ -387,17 +295,3 @@ def named(model: Classifier) -> dict[str, Any]:
         sha256 = content.hexdigest()
     mean, std = (value.flatten().tolist() for value in (model.mean, model.std))
     return {"sha256": sha256, "mean": mean, "std": std}
-
-
-def mask_network_of(view: View, model: Classifier) -> str | None:
-    """SHA-256 of the mask network that a view looks through, None if it does not."""
-    if all(spec.name != "rts" for spec in view.specs):
-        return None
-    return hashlib.sha256(locate_mask_network(model).read_bytes()).hexdigest()
-
-
-def cost_of(view: View, model: Classifier, x: Tensor, seeds: Tensor) -> float:
-    """Forward passes per image of a score, its prediction included; a backward counts two."""
-    with frozen(model), counting(model, len(x), x.device) as passes:
-        view.maps(model, x, seeds)
-    return float((passes.forwards + 2 * passes.backwards).mean())

@@ -25,7 +25,7 @@ class Scored(NamedTuple):
     group: Array  # source image, alike ones together
 
     @property
-    def auc(self) -> float:
+    def area(self) -> float:
         """Area under the ROC curve; nan if one kind is missing."""
         return roc_auc(self.score[self.label == 0], self.score[self.label == 1])
 
@@ -40,8 +40,8 @@ class Resampling:
         for row, each in zip(self.counts, drawn, strict=True):
             np.add.at(row, each, 1)
 
-    def aucs(self, folds: Sequence[Scored]) -> Array:
-        """The mean AUC of the fits in each draw ``(draws,)``; nan where it has none."""
+    def resample_auc(self, folds: Sequence[Scored]) -> Array:
+        """Resample the mean AUC of fits: in each draw ``(draws,)``, nan where it has none."""
         found = []
         for scored in folds:
             zero, one = scored.label == 0, scored.label == 1
@@ -53,51 +53,54 @@ class Resampling:
                 found.append(((positive @ above.astype(np.float32)) * negative).sum(1) / pairs)
         return np.asarray(np.mean(found, axis=0))
 
-    def interval(self, folds: Sequence[Scored]) -> Record:
-        """The mean AUC of some fits, with its 95 % interval."""
-        value = float(np.mean([scored.auc for scored in folds]))
-        return {"value": value, **bounds(self.aucs(folds))}
+    def estimate_auc(self, folds: Sequence[Scored]) -> Record:
+        """Estimate the mean AUC of some fits, with its 95 % interval."""
+        value = float(np.mean([scored.area for scored in folds]))
+        return {"value": value, **take_middle(self.resample_auc(folds))}
 
-    def difference(self, one: Scored, other: Scored) -> Record:
-        """AUC of one fit minus that of another, with its 95 % interval."""
+    def estimate_gain(self, one: Scored, other: Scored) -> Record:
+        """Estimate the AUC of one fit minus that of another, with its 95 % interval."""
         return {
-            "value": one.auc - other.auc,
-            **bounds(self.aucs([one]) - self.aucs([other])),
+            "value": one.area - other.area,
+            **take_middle(self.resample_auc([one]) - self.resample_auc([other])),
         }
 
 
-def bounds(drawn: Array) -> Record:
-    """The middle 95 %."""
+def take_middle(drawn: Array) -> Record:
+    """Take the middle 95 % of draws."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"low": float(low), "high": float(high)}
 
 
-def share(flags: Array) -> Record:
-    """How many of some images, with its interval."""
-    return shown(rate(flags))
+def count_share(flags: Array) -> Record:
+    """Count the share of images that are flagged, with its interval."""
+    return encode_rate(rate(flags))
 
 
-def shown(found: Rate) -> Record:
-    """JSON-able."""
+def encode_rate(found: Rate) -> Record:
+    """Encode a rate for JSON."""
     low, high = found.interval
     return {"k": found.k, "n": found.n, "low": low, "high": high}
 
 
-def ratio(found: Record) -> float:
-    """The share itself; nan of nothing."""
+def compute_ratio(found: Record) -> float:
+    """Compute a share from its record; nan of nothing."""
     return found["k"] / found["n"] if found["n"] else float("nan")
 
 
-def judged(scored: Scored, thresholds: dict[str, float], resampling: Resampling) -> Record:
-    """How well attacked rows are told from images as they are, both weighing the same."""
+def judge_scores(scored: Scored, thresholds: dict[str, float], resampling: Resampling) -> Record:
+    """Judge how well attacked rows are told from images as they are, both weighing the same."""
     from sklearn.metrics import average_precision_score
 
     score, attacked = scored.score, scored.label == 1
     weights = np.where(attacked, 0.5 / attacked.sum(), 0.5 / (~attacked).sum())
     at = {}
     for fpr, threshold in thresholds.items():
-        caught, alarms = share(score[attacked] > threshold), share(score[~attacked] > threshold)
-        true, false = PRIOR * ratio(caught), (1 - PRIOR) * ratio(alarms)
+        caught, alarms = (
+            count_share(score[attacked] > threshold),
+            count_share(score[~attacked] > threshold),
+        )
+        true, false = PRIOR * compute_ratio(caught), (1 - PRIOR) * compute_ratio(alarms)
         at[fpr] = {
             "threshold": threshold,
             "tpr": caught,
@@ -106,14 +109,14 @@ def judged(scored: Scored, thresholds: dict[str, float], resampling: Resampling)
             "precision": true / (true + false) if false else None,
         }
     return {
-        "auc": resampling.interval([scored]),
+        "auc": resampling.estimate_auc([scored]),
         "average_precision": float(average_precision_score(attacked, score, sample_weight=weights)),
         "at": at,
     }
 
 
-def calibrated(scored: Scored) -> Record:
-    """Of scores that are probabilities: accuracy at one half and Brier score, labels balanced."""
+def measure_calibration(scored: Scored) -> Record:
+    """Measure scores as probabilities: accuracy at one half, Brier score, labels balanced."""
     score, attacked = scored.score, scored.label == 1
     squares = np.square(score - attacked)
     return {

@@ -12,15 +12,18 @@ from art.estimators.classification import PyTorchClassifier
 from robusteval.art.to_art import AsSeen, checked_images
 from robusteval.datasets.sources import image_id
 from robusteval.errors import UsageError
+from robusteval.evaluation.batches import split_evenly
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.seeds import sample_seeds
 from robusteval.search.balls import quantise
 
-from .boosting import FPRS, check_rows, threshold_at
-from .detection import viewed
-from .detector import Fit, MapDetector, View, cost_of, mask_network_of, named
-from .fitting import EPOCHS, Rows, Task, fitted, weighed
-from .variants import Array, Sources, parted
+from .boosting import FPRS, check_both_labels, choose_threshold
+from .detector import Fit, MapDetector, identify_classifier
+from .detector_fitting import EPOCHS, Task, fit_task, weigh_rows
+from .detector_view import View, choose_view, count_forwards, hash_mask_network
+from .map_rows import Rows
+from .splits import Sources, split_groups
+from .transforms import Array
 
 NAMES = ("clean", "attacked")
 PARAMETERS = ("interpreters", "channels", "extractor", "confidence", "fpr", "seed")
@@ -91,7 +94,7 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
         if self.extractor not in ("raw", "small_cnn"):
             raise ValueError(f"extractor must be raw or small_cnn, not {self.extractor!r}")
         try:
-            self.view((1, 32, 32))
+            self.choose_view((1, 32, 32))
         except UsageError as error:
             raise ValueError(str(error)) from None
 
@@ -104,9 +107,9 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
             super().set_params(**before)
             raise
 
-    def view(self, shape: tuple[int, int, int]) -> View:
-        """What it looks at, of images of this shape."""
-        return viewed(self.interpreters, self.channels, self.extractor, self.confidence, shape)
+    def choose_view(self, shape: tuple[int, int, int]) -> View:
+        """Choose what it looks at, of images of this shape."""
+        return choose_view(self.interpreters, self.channels, self.extractor, self.confidence, shape)
 
     def fit(
         self,
@@ -150,72 +153,13 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
         images, label = checked_images(x), np.asarray(y)
         if label.shape != (len(images),) or not np.isin(label, (0, 1)).all():
             raise ValueError(f"y must be 0 or 1 for each of the {len(images)} images")
-        sources = sources_of(images, label, groups)
-        view = self.view((images.shape[1], images.shape[2], images.shape[3]))
-        view.check(self.model)
-        parts = parted(sources, self.seed)
+        sources = group_images(images, label, groups)
+        view = self.choose_view((images.shape[1], images.shape[2], images.shape[3]))
+        view.check_network(self.model)
         with frozen(self.model):
-            rows = self.rows(view, sources, label, batch_size)
-            everything = np.arange(len(label))
-            train, validation = (
-                everything[np.isin(sources.groups, np.concatenate(part))]
-                for part in ((parts.train,), (parts.validation, parts.test))
+            self.detector = fit_images(
+                self.model, view, sources, label, self.seed, batch_size, nb_epochs
             )
-            check_rows(label, train, "the fit", 10)
-            check_rows(label, validation, "the threshold", 5)
-            weight = np.zeros(len(label))
-            for part in (train, validation):
-                zero, one = part[label[part] == 0], part[label[part] == 1]
-                weight[part] = weighed(rows, zero, one)[part]
-            planes, columns = tuple(range(view.planes)), tuple(range(len(view.names)))
-            task = Task(label.astype(np.int64), weight, train, validation, planes, columns)
-            device = self.model.device
-            made = fitted(rows, task, self.extractor, self.seed, device, epochs=nb_epochs)
-            scores = made.scores(rows, validation[label[validation] == 0])
-            few = quantise(sources.x[:batch_size]).to(device)
-            forwards = cost_of(view, self.model, few, self.seeds(sources.ids[: len(few)]))
-        fit = Fit(
-            model=named(self.model),
-            rts=mask_network_of(view, self.model),
-            thresholds={f"{fpr:g}": threshold_at(scores, fpr) for fpr in FPRS},
-            forwards=forwards,
-            attacks=(),
-            data="arrays",
-            train=len(np.unique(sources.groups[train])),
-            validation=len(np.unique(sources.groups[validation])),
-            rounds=made.rounds,
-            seed=self.seed,
-        )
-        center, spread = made.center, made.spread
-        self.detector = MapDetector(
-            view, fit, made.extractor, center, spread, made.booster, np.unique(sources.ids)
-        )
-
-    def rows(self, view: View, sources: Sources, label: Array, batch_size: int) -> Rows:
-        """The images as the detector sees them."""
-        found = []
-        for part in np.array_split(np.arange(len(label)), -(-len(label) // batch_size)):
-            x = sources.x[part].to(self.model.device)
-            maps, logits = view.maps(self.model, x, self.seeds(sources.ids[part]))
-            with torch.no_grad():
-                found.append([each.cpu().numpy() for each in view.looked(maps, logits)])
-        stacks, statistics = (np.concatenate(each) for each in zip(*found, strict=True))
-        n = len(label)
-        return Rows(
-            stacks,
-            statistics,
-            probability=np.zeros(n),
-            variant=label.astype(np.int64),
-            image=np.arange(n),
-            group=sources.groups,
-            right=np.ones(n, dtype=bool),
-            fooled=label == 1,
-            names=NAMES,
-        )
-
-    def seeds(self, ids: Any) -> torch.Tensor:
-        """For interpreters that draw."""
-        return sample_seeds(self.seed, ids)
 
     def detect(
         self, x: Array, batch_size: int = 128, **kwargs: Any
@@ -256,15 +200,94 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
                 part = quantise(torch.from_numpy(images[start : start + batch_size]))
                 ids = np.array([image_id(each) for each in part.numpy()], dtype=np.uint64)
                 there = part.to(self.model.device)
-                score = self.detector.score(self.model, there, self.seeds(ids))
+                score = self.detector.score(self.model, there, sample_seeds(self.seed, ids))
                 found.append(score.cpu().numpy())
         scores = np.concatenate(found)
         report = {"predictions": np.stack([1 - scores, scores], 1), "scores": scores}
         return report, scores > self.detector.fit.thresholds[f"{self.fpr:g}"]
 
 
-def sources_of(images: Array, label: Array, groups: Array | None) -> Sources:
-    """Images with a number for each source; ValueError if it is not clear which those are."""
+def fit_images(
+    model: Classifier,
+    view: View,
+    sources: Sources,
+    label: Array,
+    seed: int,
+    batch_size: int,
+    epochs: int,
+) -> MapDetector:
+    """Fit a detector to images with labels ``(n,)``, 1 for attacked ones.
+
+    UsageError if there are too few images of either kind.
+    """
+    parts = split_groups(sources, seed)
+    rows = make_labelled_rows(model, view, sources, label, seed, batch_size)
+    everything = np.arange(len(label))
+    train, validation = (
+        everything[np.isin(sources.groups, np.concatenate(part))]
+        for part in ((parts.train,), (parts.validation, parts.test))
+    )
+    check_both_labels(label, train, "the fit", 10)
+    check_both_labels(label, validation, "the threshold", 5)
+    weight = np.zeros(len(label))
+    for part in (train, validation):
+        zero, one = part[label[part] == 0], part[label[part] == 1]
+        weight[part] = weigh_rows(rows, zero, one)[part]
+    planes, columns = tuple(range(view.planes)), tuple(range(len(view.names)))
+    task = Task(label.astype(np.int64), weight, train, validation, planes, columns)
+    made = fit_task(rows, task, view.extractor, seed, model.device, epochs=epochs)
+    scores = made.predict_scores(rows, validation[label[validation] == 0])
+    few = quantise(sources.x[:batch_size]).to(model.device)
+    fit = Fit(
+        model=identify_classifier(model),
+        rts=hash_mask_network(view, model),
+        thresholds={f"{fpr:g}": choose_threshold(scores, fpr) for fpr in FPRS},
+        forwards=count_forwards(view, model, few, sample_seeds(seed, sources.ids[: len(few)])),
+        attacks=(),
+        data="arrays",
+        train=len(np.unique(sources.groups[train])),
+        validation=len(np.unique(sources.groups[validation])),
+        rounds=made.rounds,
+        seed=seed,
+    )
+    return MapDetector(
+        view,
+        fit,
+        made.extractor,
+        made.center,
+        made.spread,
+        made.booster,
+        np.unique(sources.ids),
+    )
+
+
+def make_labelled_rows(
+    model: Classifier, view: View, sources: Sources, label: Array, seed: int, batch_size: int
+) -> Rows:
+    """Make the rows of images as a detector sees them, of which `label` ``(n,)`` says the kind."""
+    found = []
+    for part in split_evenly(len(label), batch_size):
+        x = sources.x[part].to(model.device)
+        maps, logits = view.compute_maps(model, x, sample_seeds(seed, sources.ids[part]))
+        with torch.no_grad():
+            found.append([each.cpu().numpy() for each in view.measure_maps(maps, logits)])
+    stacks, statistics = (np.concatenate(each) for each in zip(*found, strict=True))
+    n = len(label)
+    return Rows(
+        stacks,
+        statistics,
+        probability=np.zeros(n),
+        variant=label.astype(np.int64),
+        image=np.arange(n),
+        group=sources.groups,
+        right=np.ones(n, dtype=bool),
+        fooled=label == 1,
+        names=NAMES,
+    )
+
+
+def group_images(images: Array, label: Array, groups: Array | None) -> Sources:
+    """Number the source of each image; ValueError if it is not clear which those are."""
     if groups is None:
         if 2 * label.sum() != len(label):
             raise ValueError(

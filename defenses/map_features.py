@@ -28,8 +28,8 @@ BATCH = 64
 RATE = 1e-3
 
 
-def channels_for(maps: int, asked: Channels | None) -> Channels:
-    """The channels asked for, or those for so many maps; ValueError if they do not go together."""
+def choose_channels(maps: int, asked: Channels | None) -> Channels:
+    """Choose the channels asked for, or those for so many maps; ValueError if they do not fit."""
     if asked is not None and asked not in get_args(Channels):
         raise ValueError(f"channels must be one of {', '.join(MAPS)}, not {asked!r}")
     if maps not in MAPS.values():
@@ -42,45 +42,48 @@ def channels_for(maps: int, asked: Channels | None) -> Channels:
     return channels
 
 
-def side_for(extractor: Extractor, shape: tuple[int, int, int]) -> int:
-    """Cells a side that maps of images ``(c, h, w)`` are brought to.
+def choose_side(extractor: Extractor, shape: tuple[int, int, int]) -> int:
+    """Choose the cells a side that maps of images ``(c, h, w)`` are brought to.
 
     At most 64, and not many more than the image has pixels; what VGG-16 was trained on is 224.
     """
     return 224 if extractor == "vgg16" else min(64, max(32, *shape[1:]))
 
 
-def resized(maps: Tensor, side: int) -> Tensor:
-    """Maps ``(n, 1, h, w)`` as ``(n, 1, side, side)``.
+def resize_maps(maps: Tensor, side: int) -> Tensor:
+    """Resize maps ``(n, 1, h, w)`` to ``(n, 1, side, side)``.
 
     Bilinear, or the mean of what falls together; plane by plane, so that no digit depends on the
     batch.
     """
     height, width = maps.shape[2:]
-    return resample(maps, (weights(height, side).to(maps), weights(width, side).to(maps)))
+    return resample(
+        maps,
+        (build_resize_matrix(height, side).to(maps), build_resize_matrix(width, side).to(maps)),
+    )
 
 
-def weights(cells: int, wanted: int) -> Tensor:
-    """The matrix ``(wanted, cells)`` that changes the number of cells."""
+def build_resize_matrix(cells: int, wanted: int) -> Tensor:
+    """Build the matrix ``(wanted, cells)`` that changes the number of cells."""
     if cells <= wanted:
         return build_enlargement(cells, wanted)
     unit = torch.eye(cells, dtype=torch.float64).unsqueeze(0)
     return F.adaptive_avg_pool1d(unit, wanted)[0].t()
 
 
-def stacked(maps: Sequence[Tensor], channels: Channels, side: int) -> Tensor:
-    """Maps ``(n, 1, h', w')`` of each interpreter as one image ``(n, k, side, side)``.
+def stack_maps(maps: Sequence[Tensor], channels: Channels, side: int) -> Tensor:
+    """Stack maps ``(n, 1, h', w')`` of each interpreter as one image ``(n, k, side, side)``.
 
     The product, where asked for, is that of the resized maps.
     """
-    parts = [resized(each, side) for each in maps]
+    parts = [resize_maps(each, side) for each in maps]
     if channels == "pair_product":
         parts.append(parts[0] * parts[1])
     return torch.cat(parts, 1)
 
 
-def statistic_names(maps: Sequence[str], confidence: bool) -> list[str]:
-    """What `statistics` measures, of maps by these names."""
+def list_statistics(maps: Sequence[str], confidence: bool) -> list[str]:
+    """List what `compute_statistics` measures, of maps by these names."""
     pairs = ("l1", "l2", "cosine", "spearman", "overlap", "divergence")
     single = ("entropy", "gini", "row", "column", "variation", "above half")
     return [
@@ -90,13 +93,13 @@ def statistic_names(maps: Sequence[str], confidence: bool) -> list[str]:
     ]
 
 
-def statistics(stack: Tensor, maps: int, logits: Tensor | None) -> Tensor:
-    """How maps agree and what each is like ``(n, d)``, on the graph; see `statistic_names`.
+def compute_statistics(stack: Tensor, maps: int, logits: Tensor | None) -> Tensor:
+    """Compute how maps agree and what each is like ``(n, d)``, on the graph; see `list_statistics`.
 
     Parameters
     ----------
     stack : Tensor
-        From `stacked`; of its channels the first `maps` are looked at.
+        From `stack_maps`; of its channels the first `maps` are looked at.
     maps : int
         How many interpreters there are.
     logits : Tensor, optional
@@ -105,21 +108,21 @@ def statistics(stack: Tensor, maps: int, logits: Tensor | None) -> Tensor:
     # image by image: the order of a sum, and which exponential is used, can depend on the batch
     rows = []
     for i, image in enumerate(stack[:, :maps].unbind()):
-        found = [agreement(image), character(image)]
+        found = [measure_agreement(image), measure_character(image)]
         if logits is not None:
-            found.append(certainty(logits[i]))
+            found.append(measure_certainty(logits[i]))
         rows.append(torch.cat(found))
     if not rows:
-        names = statistic_names([""] * maps, logits is not None)
+        names = list_statistics([""] * maps, logits is not None)
         return stack.new_zeros(0, len(names))
     return torch.stack(rows)
 
 
-def agreement(maps: Tensor) -> Tensor:
-    """Six numbers for each two of some maps ``(m, s, s)``, pair by pair."""
+def measure_agreement(maps: Tensor) -> Tensor:
+    """Measure six numbers for each two of some maps ``(m, s, s)``, pair by pair."""
     flat = maps.flatten(1)  # (m, s * s)
     shares = (flat + TINY) / (flat + TINY).sum(1, keepdim=True)
-    ranked, highest = ranks(flat.detach()), highest_cells(flat.detach(), TOP)
+    ranked, highest = rank_values(flat.detach()), highest_cells(flat.detach(), TOP)
     i, j = torch.triu_indices(len(flat), len(flat), 1, device=flat.device)
     a, b, p, q = flat[i], flat[j], shares[i], shares[j]  # (pairs, s * s)
     middle = ((p + q) / 2).log()
@@ -128,29 +131,29 @@ def agreement(maps: Tensor) -> Tensor:
     found = [
         (a - b).abs().mean(1),
         ((a - b).square().mean(1) + TINY).sqrt(),
-        cosine(a, b),
-        cosine(ranked[i], ranked[j]),
+        compute_cosine(a, b),
+        compute_cosine(ranked[i], ranked[j]),
         torch.where(union > 0, overlap, 1.0).to(a),
         (p * (p.log() - middle) + q * (q.log() - middle)).sum(1) / 2,
     ]
     return torch.stack(found, 1).flatten()
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of the angles ``(m,)`` between vectors ``(m, d)``; 0 if one is zero."""
+def compute_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the cosine of the angles ``(m,)`` between vectors ``(m, d)``; 0 if one is zero."""
     return (a * b).sum(1) / ((a.square().sum(1) + TINY) * (b.square().sum(1) + TINY)).sqrt()
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks ``(m, d)`` in each row, around zero, those of equal values shared."""
+def rank_values(values: Tensor) -> Tensor:
+    """Rank values ``(m, d)`` in each row, around zero, those of equal values shared."""
     ordered = values.sort(1).values
     first = torch.searchsorted(ordered, values, right=False)
     last = torch.searchsorted(ordered, values, right=True)
     return (first + last - values.shape[1]).to(values) / 2
 
 
-def character(maps: Tensor) -> Tensor:
-    """Six numbers for each of some maps ``(m, s, s)`` that say what it is like, map by map."""
+def measure_character(maps: Tensor) -> Tensor:
+    """Measure what each of some maps ``(m, s, s)`` is like by six numbers, map by map."""
     flat = maps.flatten(1)
     n = flat.shape[1]
     shares = (flat + TINY) / (flat + TINY).sum(1, keepdim=True)
@@ -169,8 +172,8 @@ def character(maps: Tensor) -> Tensor:
     return torch.stack(found, 1).flatten()
 
 
-def certainty(logits: Tensor) -> Tensor:
-    """Highest probability, and how far the highest logit ``(k,)`` is above the next."""
+def measure_certainty(logits: Tensor) -> Tensor:
+    """Measure the highest probability, and how far the highest logit ``(k,)`` is above the next."""
     first, second = logits.topk(2).values
     return torch.stack([logits.softmax(0).max(), first - second])
 
@@ -196,8 +199,8 @@ class Pooled(nn.Module):
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
 
 
-def small_cnn(channels: int) -> nn.Sequential:
-    """Four blocks of a convolution each."""
+def build_small_cnn(channels: int) -> nn.Sequential:
+    """Build four blocks of a convolution each."""
     widths = (channels, 16, 32, 64, 64)
     blocks: list[nn.Module] = []
     for before, width in pairwise(widths):
@@ -206,8 +209,8 @@ def small_cnn(channels: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def adapted(first: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """A convolution on colour images as one on other channels that responds as strongly.
+def adapt_convolution(first: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """Adapt a convolution on colour images to one on other channels that responds as strongly.
 
     Each channel gets the mean of the weights for red, green and blue times 3 / `channels`; three
     channels keep them.
@@ -230,12 +233,12 @@ def adapted(first: nn.Conv2d, channels: int) -> nn.Conv2d:
     return changed
 
 
-def vgg16(channels: int) -> nn.Sequential:
-    """The convolutions of VGG-16 for so many channels, not trained."""
-    from torchvision.models import vgg16 as made
+def build_vgg16(channels: int) -> nn.Sequential:
+    """Build the convolutions of VGG-16 for so many channels, not trained."""
+    from torchvision.models import vgg16
 
     with torch.device("meta"):
-        features = made(num_classes=2).features
+        features = vgg16(num_classes=2).features
     features.to_empty(device="cpu")
     assert isinstance(features, nn.Sequential)
     first = features[0]
@@ -244,21 +247,23 @@ def vgg16(channels: int) -> nn.Sequential:
     return features
 
 
-def structure(extractor: Extractor, channels: int) -> nn.Module:
-    """The network of an extractor, to be filled with weights."""
+def build_extractor(extractor: Extractor, channels: int) -> nn.Module:
+    """Build the network of an extractor, to be filled with weights."""
     if extractor == "raw":
         return Raw()
-    return Pooled(small_cnn(channels) if extractor == "small_cnn" else vgg16(channels))
+    return Pooled(build_small_cnn(channels) if extractor == "small_cnn" else build_vgg16(channels))
 
 
-def width_of(extractor: Extractor, channels: int) -> int:
-    """How many features it gives."""
+def count_features(extractor: Extractor, channels: int) -> int:
+    """Count the features that an extractor gives."""
     return {"raw": RAW * RAW * channels, "small_cnn": 128, "vgg16": 1024}[extractor]
 
 
-def wrapped(network: nn.Module, extractor: Extractor, mean: Any, std: Any) -> Classifier:
-    """The network as one that takes stacks, in blocks of one size."""
-    found = Classifier(network, mean=mean, std=std, num_classes=width_of(extractor, len(mean)))
+def wrap_extractor(network: nn.Module, extractor: Extractor, mean: Any, std: Any) -> Classifier:
+    """Wrap a network as one that takes stacks, in blocks of one size."""
+    found = Classifier(
+        network, mean=mean, std=std, num_classes=count_features(extractor, len(mean))
+    )
     return found.eval().requires_grad_(False)
 
 
@@ -272,8 +277,8 @@ class Examples(NamedTuple):
     validation: np.ndarray[Any, Any]
 
 
-def standards(stacks: np.ndarray[Any, Any], rows: Any) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel in some rows."""
+def measure_channels(stacks: np.ndarray[Any, Any], rows: Any) -> tuple[list[float], list[float]]:
+    """Measure mean and deviation of each channel in some rows."""
     parts = np.array_split(rows, max(1, len(rows) // BATCH))
     means = np.array([stacks[part].mean((0, 2, 3), dtype=np.float64) for part in parts])
     squares = np.array([np.square(stacks[p]).mean((0, 2, 3), dtype=np.float64) for p in parts])
@@ -283,7 +288,7 @@ def standards(stacks: np.ndarray[Any, Any], rows: Any) -> tuple[list[float], lis
     return mean.tolist(), std.tolist()
 
 
-def extractor_for(
+def train_extractor(
     kind: Extractor,
     examples: Examples,
     *,
@@ -293,7 +298,7 @@ def extractor_for(
     epochs: int = 20,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Classifier:
-    """An extractor trained to tell attacked images from others by their maps.
+    """Train an extractor to tell attacked images from others by their maps.
 
     Parameters
     ----------
@@ -318,27 +323,31 @@ def extractor_for(
     Classifier
         From stacks to features ``(n, d)``.
     """
-    mean, std = standards(examples.stacks, examples.train)
+    mean, std = measure_channels(examples.stacks, examples.train)
     if kind == "raw":
         advance(epochs)
-        return wrapped(Raw(), kind, mean, std)
+        return wrap_extractor(Raw(), kind, mean, std)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = Headed.of_vgg(start, len(mean)) if start is not None else Headed.small(len(mean))
+        network = (
+            Headed.build_vgg(start, len(mean))
+            if start is not None
+            else Headed.build_small(len(mean))
+        )
     learner = Learner(network.to(device), examples, mean, std, seed)
-    best, waited = (-1.0, learner.state()), 0
+    best, waited = (-1.0, learner.copy_state()), 0
     for done in range(epochs):
-        learner.epoch()
-        reached = learner.auc()
+        learner.run_one_epoch()
+        reached = learner.measure_auc()
         advance(1)
         waited += 1
         if reached > best[0]:
-            best, waited = (reached, learner.state()), 0
+            best, waited = (reached, learner.copy_state()), 0
         if waited == 5:
             advance(epochs - done - 1)
             break
     network.load_state_dict(best[1])
-    return wrapped(Pooled(network.features), kind, mean, std).to(device)
+    return wrap_extractor(Pooled(network.features), kind, mean, std).to(device)
 
 
 class Headed(nn.Module):
@@ -354,18 +363,18 @@ class Headed(nn.Module):
         return logits
 
     @classmethod
-    def small(cls, channels: int) -> Headed:
-        """The small network."""
-        features = small_cnn(channels)
+    def build_small(cls, channels: int) -> Headed:
+        """Build the small network."""
+        features = build_small_cnn(channels)
         return cls(features, nn.Sequential(Pooled(nn.Identity()), nn.Linear(128, 2)))
 
     @classmethod
-    def of_vgg(cls, network: nn.Module, channels: int) -> Headed:
-        """A copy of VGG-16 of which only the ends learn."""
+    def build_vgg(cls, network: nn.Module, channels: int) -> Headed:
+        """Build a copy of VGG-16 of which only the ends learn."""
         from copy import deepcopy
 
         vgg: Any = deepcopy(network).requires_grad_(False)
-        vgg.features[0] = adapted(vgg.features[0], channels)
+        vgg.features[0] = adapt_convolution(vgg.features[0], channels)
         vgg.classifier[-1] = nn.Linear(vgg.classifier[-1].in_features, 2)
         return cls(vgg.features, nn.Sequential(vgg.avgpool, nn.Flatten(), vgg.classifier))
 
@@ -383,18 +392,18 @@ class Learner:
         self.draws = torch.Generator().manual_seed(seed)
         self.mean, self.std = (torch.tensor(v).view(-1, 1, 1).to(self.device) for v in (mean, std))
 
-    def stacks(self, rows: Any) -> Tensor:
-        """Standardised."""
+    def standardise_stacks(self, rows: Any) -> Tensor:
+        """Standardise the stacks in some rows."""
         stacks = torch.from_numpy(np.ascontiguousarray(self.examples.stacks[rows]))
         return (stacks.to(self.device) - self.mean) / self.std
 
-    def epoch(self) -> None:
-        """Every training row once, half of them mirrored."""
+    def run_one_epoch(self) -> None:
+        """Learn from every training row once, half of them mirrored."""
         self.network.train()
         train = self.examples.train
         order = torch.randperm(len(train), generator=self.draws).numpy()
         for rows in np.array_split(train[order], max(1, len(train) // BATCH)):
-            x = self.stacks(rows)
+            x = self.standardise_stacks(rows)
             mirrored = torch.rand(len(x), 1, 1, 1, generator=self.draws).to(x) < 0.5
             x = torch.where(mirrored, x.flip(3), x)
             y = torch.from_numpy(self.examples.labels[rows].astype(np.int64)).to(self.device)
@@ -406,17 +415,17 @@ class Learner:
                 parameter.grad = grad
             self.adam.step()
 
-    def auc(self) -> float:
-        """On validation rows."""
+    def measure_auc(self) -> float:
+        """Measure the AUC on validation rows."""
         self.network.eval()
         rows = self.examples.validation
         parts = np.array_split(rows, max(1, len(rows) // BATCH))
         with torch.no_grad():
-            logits = torch.cat([self.network(self.stacks(part)) for part in parts])
+            logits = torch.cat([self.network(self.standardise_stacks(part)) for part in parts])
         scores = (logits[:, 1] - logits[:, 0]).cpu().numpy()
         labels = self.examples.labels[rows]
         return roc_auc(scores[labels == 0], scores[labels == 1])
 
-    def state(self) -> dict[str, Tensor]:
-        """The network as it is now."""
+    def copy_state(self) -> dict[str, Tensor]:
+        """Copy the weights of the network as it is now."""
         return {name: value.clone() for name, value in self.network.state_dict().items()}

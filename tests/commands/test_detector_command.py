@@ -15,8 +15,9 @@ from toys import synthetic
 
 from robusteval.commands.detector import detector, separated
 from robusteval.commands.shell import Commands
-from robusteval.defenses import boosting, variants
-from robusteval.defenses.detection import Study
+from robusteval.defenses import boosting, splits
+from robusteval.defenses.map_rows import RowMaker
+from robusteval.defenses.study import Study
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.models import checkpoint, networks
@@ -68,7 +69,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with images and the network; less of what takes long."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(variants, "FOLDS", 3)
+    monkeypatch.setattr(splits, "FOLDS", 3)
     monkeypatch.setattr(boosting, "ROUNDS", 20)
     x, y = synthetic(150, 1)
     np.savez("bands.npz", x=x, y=y)
@@ -110,7 +111,7 @@ def test_command_leaves_a_detector_and_its_report(monkeypatch: pytest.MonkeyPatc
 
 def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished lies beside the detector, until that is written."""
-    seen = Study.seen
+    seen = RowMaker.look_at_rows
     left = [3]
 
     def stopping(*given: Any) -> Any:
@@ -120,13 +121,13 @@ def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -
         return seen(*given)
 
     monkeypatch.setattr(Study, "batch", 32)
-    monkeypatch.setattr(Study, "seen", stopping)
+    monkeypatch.setattr(RowMaker, "look_at_rows", stopping)
     stopped = ran("net.safetensors", *ASKED, *MORE)
     assert stopped.exit_code == 130
     assert "the same command continues where this one ended" in stopped.stderr
     assert list(Path("made/detector.part").iterdir())
 
-    monkeypatch.setattr(Study, "seen", seen)
+    monkeypatch.setattr(RowMaker, "look_at_rows", seen)
     result = ran("net.safetensors", *ASKED, *MORE)
 
     assert result.exit_code == 0, result.stderr

@@ -13,9 +13,9 @@ from robusteval.defenses.boosting import (
     Logistic,
     Rule,
     Trees,
-    boosted,
-    check_rows,
-    threshold_at,
+    check_both_labels,
+    choose_threshold,
+    fit_trees,
 )
 from robusteval.errors import UsageError
 
@@ -34,7 +34,7 @@ def noisy(n: int, d: int, seed: int) -> tuple[Array, Array]:
 def fitted() -> tuple[str, Array]:
     """A model of XGBoost as JSON, and features."""
     x, y = noisy(600, 8, 0)
-    text, rounds = boosted(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
+    text, rounds = fit_trees(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
     assert json.loads(text)["learner"]["gradient_booster"]["model"]["gbtree_model_param"][
         "num_trees"
     ] == str(rounds)
@@ -52,24 +52,24 @@ def test_trees_answer_as_xgboost_does(fitted: tuple[str, Array]) -> None:
 
     expected = booster.predict(xgboost.DMatrix(x))
 
-    np.testing.assert_allclose(Trees.read(text, 8).scores(x), expected, atol=1e-6)
+    np.testing.assert_allclose(Trees.parse_booster(text, 8).predict_scores(x), expected, atol=1e-6)
 
 
 def test_score_does_not_depend_on_the_batch(fitted: tuple[str, Array]) -> None:
     text, x = fitted
-    trees = Trees.read(text, 8)
+    trees = Trees.parse_booster(text, 8)
 
-    whole = trees.scores(x)
+    whole = trees.predict_scores(x)
 
-    alone = np.concatenate([trees.scores(each[None]) for each in x])
+    alone = np.concatenate([trees.predict_scores(each[None]) for each in x])
     np.testing.assert_array_equal(alone, whole)
-    assert len(trees.scores(x[:0])) == 0
+    assert len(trees.predict_scores(x[:0])) == 0
 
 
 def test_fit_with_the_same_seed_is_the_same(fitted: tuple[str, Array]) -> None:
     x, y = noisy(600, 8, 0)
 
-    again, _ = boosted(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
+    again, _ = fit_trees(x, y, np.ones(600), np.arange(400), np.arange(400, 600), 0)
 
     assert again == fitted[0]
 
@@ -141,17 +141,17 @@ def test_model_that_is_not_sound_is_refused(
     change(model)
 
     with pytest.raises(ValueError, match=r"."):
-        Trees.read(json.dumps(model), 8)
+        Trees.parse_booster(json.dumps(model), 8)
 
 
 def test_threshold_lets_no_more_through_than_asked_for() -> None:
     scores = np.random.default_rng(0).random(200)
 
     for fpr in (0.05, 0.01):
-        threshold = threshold_at(scores, fpr)
+        threshold = choose_threshold(scores, fpr)
         assert (scores > threshold).sum() == fpr * 200
-    assert threshold_at(scores[:50], 0.01) == scores[:50].max()
-    assert (np.ones(100) > threshold_at(np.ones(100), 0.05)).sum() == 0
+    assert choose_threshold(scores[:50], 0.01) == scores[:50].max()
+    assert (np.ones(100) > choose_threshold(np.ones(100), 0.05)).sum() == 0
 
 
 def test_best_rule_finds_the_column_and_its_sign() -> None:
@@ -159,10 +159,10 @@ def test_best_rule_finds_the_column_and_its_sign() -> None:
     x, y = draws.normal(size=(300, 4)), np.arange(300) % 2
     x[:, 2] -= 2 * y
 
-    rule = Rule.best(x, y, range(4))
+    rule = Rule.choose_best(x, y, range(4))
 
     assert rule == (2, -1.0)
-    np.testing.assert_array_equal(rule.scores(x), -x[:, 2])
+    np.testing.assert_array_equal(rule.predict_scores(x), -x[:, 2])
 
 
 def test_logistic_regression_is_that_of_raw_columns() -> None:
@@ -173,17 +173,17 @@ def test_logistic_regression_is_that_of_raw_columns() -> None:
     x[:, 1] = 10 * x[:, 1] + 3 * y
     x[:, 2] = 7
 
-    rule = Logistic.fitted(x, y, np.ones(300))
+    rule = Logistic.fit_rows(x, y, np.ones(300))
 
     scaled = (x[:, :2] - x[:, :2].mean(0)) / x[:, :2].std(0)
     expected = LogisticRegression(max_iter=2000).fit(scaled, y).decision_function(scaled)
-    np.testing.assert_allclose(rule.scores(x), expected, atol=1e-4)
+    np.testing.assert_allclose(rule.predict_scores(x), expected, atol=1e-4)
     assert rule.slope[2] == 0
 
 
 def test_too_few_of_one_kind_are_refused() -> None:
     y = np.array([0, 0, 0, 1])
 
-    check_rows(y, np.arange(4), "the fit", 1)
+    check_both_labels(y, np.arange(4), "the fit", 1)
     with pytest.raises(UsageError, match="only 1 attacked images of 4 for the fit"):
-        check_rows(y, np.arange(4), "the fit", 2)
+        check_both_labels(y, np.arange(4), "the fit", 2)

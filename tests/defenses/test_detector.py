@@ -16,22 +16,35 @@ import torch
 from toys import Bands, synthetic, trained
 
 from robusteval.datasets.sources import Data, from_arrays
-from robusteval.defenses import boosting, detection, detector_report, variants
-from robusteval.defenses.boosting import threshold_at
-from robusteval.defenses.detection import Found, Study, fit_detector
+from robusteval.defenses import boosting, detector_fitting, image_variants, map_rows, splits
+from robusteval.defenses.boosting import choose_threshold
+from robusteval.defenses.detection import FittedDetector, fit_detector
 from robusteval.defenses.detector import (
     BOOSTER,
     NOTES,
     MapDetector,
     detector,
 )
-from robusteval.defenses.detector_metrics import Resampling, Scored, calibrated, judged
-from robusteval.defenses.detector_report import Judgement, remarks
-from robusteval.defenses.fitting import Rows, fitted, weighed
-from robusteval.defenses.variants import Sources, alike, cropped, floats, in_bytes, jpegs, parted
+from robusteval.defenses.detector_fitting import fit_task, weigh_rows
+from robusteval.defenses.detector_metrics import (
+    Resampling,
+    Scored,
+    judge_scores,
+    measure_calibration,
+)
+from robusteval.defenses.detector_remarks import write_remarks
+from robusteval.defenses.detector_report import DetectorReport
+from robusteval.defenses.detector_view import choose_view
+from robusteval.defenses.image_variants import VariantMaker
+from robusteval.defenses.leak_tests import LeakTests
+from robusteval.defenses.map_rows import RowMaker, Rows, allocate_stacks
+from robusteval.defenses.splits import Sources, group_alike, read_sources, split_groups
+from robusteval.defenses.study import Study
+from robusteval.defenses.transforms import compress_jpeg, crop_and_enlarge, from_bytes, to_bytes
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense import WithDetector, prepare_defense
 from robusteval.evaluation.defense_files import is_detector
+from robusteval.evaluation.perturbing import perturb
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.checkpoint import CHECKSUM, checksum, parts
@@ -63,7 +76,9 @@ def images(n: int, seed: int) -> Data:
     return from_arrays(x, y, name="bands")
 
 
-def fit(model: Classifier, data: Data, attacks: tuple[str, ...] = (PGD,), **given: Any) -> Found:
+def fit(
+    model: Classifier, data: Data, attacks: tuple[str, ...] = (PGD,), **given: Any
+) -> FittedDetector:
     """A detector of the results of some attacks."""
     built = [prepare_attack(spec, model, data.shape) for spec in attacks]
     names = given.pop("interpreters", INTERPRETERS)
@@ -74,7 +89,7 @@ def fit(model: Classifier, data: Data, attacks: tuple[str, ...] = (PGD,), **give
 def quick() -> Iterator[None]:
     """Less of what takes long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "FOLDS", 3)
+        patch.setattr(splits, "FOLDS", 3)
         patch.setattr(boosting, "ROUNDS", 40)
         yield
 
@@ -84,7 +99,7 @@ class Kept:
 
     rows: Rows
     sources: Sources
-    judgement: Judgement
+    judgement: DetectorReport
 
 
 @pytest.fixture(scope="module")
@@ -93,28 +108,28 @@ def model() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def kept(model: Classifier) -> tuple[Found, Kept]:
+def kept(model: Classifier) -> tuple[FittedDetector, Kept]:
     """A fit in two rounds of cross-validation, and what it saw."""
     seen = Kept()
-    filled, made = Study.filled, Judgement.made
+    fill_rows, judge_detector = RowMaker.fill_rows, DetectorReport.judge_detector
 
-    def filling(self: Study, sources: Sources, *rest: Any) -> Rows:
-        seen.sources, seen.rows = sources, filled(self, sources, *rest)
+    def filling(self: RowMaker, stacks: np.ndarray[Any, Any]) -> Rows:
+        seen.sources, seen.rows = self.sources, fill_rows(self, stacks)
         return seen.rows
 
-    def making(self: Judgement) -> Any:
+    def judging(self: DetectorReport) -> Any:
         seen.judgement = self
-        return made(self)
+        return judge_detector(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Study, "filled", filling)
-        patch.setattr(Judgement, "made", making)
+        patch.setattr(RowMaker, "fill_rows", filling)
+        patch.setattr(DetectorReport, "judge_detector", judging)
         found = fit(model, images(150, seed=1), (PGD, "pgd:eps=2,steps=8,norm=l2"))
     return found, seen
 
 
 @pytest.fixture(scope="module")
-def found(kept: tuple[Found, Kept]) -> Found:
+def found(kept: tuple[FittedDetector, Kept]) -> FittedDetector:
     return kept[0]
 
 
@@ -127,7 +142,7 @@ def test_fit_that_was_stopped_goes_on_to_the_same_detector(
     small: dict[str, Any] = {"extractor": "small_cnn"} if batches > 32 else {}
     whole = fit(model, data, **small)
     asked: list[str] = []
-    perturbed, seen = Study.perturbed, Study.seen
+    perturb_rows, look_at_rows = VariantMaker.perturb_rows, RowMaker.look_at_rows
 
     def stopping(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*given: Any, **more: Any) -> Any:
@@ -139,15 +154,18 @@ def test_fit_that_was_stopped_goes_on_to_the_same_detector(
         return counted
 
     monkeypatch.setattr(Study, "batch", 16)
-    monkeypatch.setattr(Study, "perturbed", stopping("attack", perturbed))
-    monkeypatch.setattr(Study, "seen", stopping("maps", seen))
-    monkeypatch.setattr(detector_report, "fitted", stopping("fit", fitted))
+    monkeypatch.setattr(VariantMaker, "perturb_rows", stopping("attack", perturb_rows))
+    monkeypatch.setattr(RowMaker, "look_at_rows", stopping("maps", look_at_rows))
+    monkeypatch.setattr(detector_fitting, "fit_task", stopping("fit", fit_task))
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, done=WorkCache(tmp_path), **small)
-    before = len(asked)
-    assert len(list(tmp_path.iterdir())) == before == batches
+    assert len(asked) == batches
     batches = -1
     again = fit(model, data, done=WorkCache(tmp_path), **small)
+    together = asked.copy()
+    asked.clear()
+    fit(model, data, **small)
+    assert sorted(together) == sorted(asked)
 
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     whole.detector.save(one)
@@ -162,16 +180,19 @@ def test_fit_that_was_stopped_goes_on_to_the_same_detector(
 
 
 @pytest.fixture
-def file(found: Found, tmp_path: Path) -> Path:
+def file(found: FittedDetector, tmp_path: Path) -> Path:
     path = tmp_path / "detector.safetensors"
     found.detector.save(path)
     return path
 
 
-def test_parts_share_no_source_image(kept: tuple[Found, Kept]) -> None:
+def test_parts_share_no_source_image(kept: tuple[FittedDetector, Kept]) -> None:
     judgement, rows = kept[1].judgement, kept[1].rows
 
-    sets = [set(judgement.within(np.arange(len(rows.group)), p)) for p in judgement.parts[:3]]
+    sets = [
+        set(judgement.tasks.select_within(np.arange(len(rows.group)), p))
+        for p in judgement.tasks.parts[:3]
+    ]
     images_in = [set(rows.image[list(part)]) for part in sets]
 
     assert not images_in[0] & images_in[1]
@@ -180,15 +201,17 @@ def test_parts_share_no_source_image(kept: tuple[Found, Kept]) -> None:
     assert sum(map(len, sets)) == len(rows.group)
 
 
-def test_attacked_image_stays_with_the_one_it_was_made_of(kept: tuple[Found, Kept]) -> None:
+def test_attacked_image_stays_with_the_one_it_was_made_of(
+    kept: tuple[FittedDetector, Kept],
+) -> None:
     rows = kept[1].rows
 
     for image in np.unique(rows.image):
         assert len(np.unique(rows.group[rows.image == image])) == 1
-    assert set(rows.image[rows.fooled]) <= set(rows.image[rows.of("clean")])
+    assert set(rows.image[rows.fooled]) <= set(rows.image[rows.list_variants("clean")])
 
 
-def test_copies_of_an_image_are_one_group(kept: tuple[Found, Kept]) -> None:
+def test_copies_of_an_image_are_one_group(kept: tuple[FittedDetector, Kept]) -> None:
     sources = kept[1].sources
 
     counts = np.unique(sources.groups, return_counts=True)[1]
@@ -202,34 +225,39 @@ def test_near_copies_are_one_group() -> None:
     x = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     x[4] = (x[1] + 0.004).clamp(0, 1)
 
-    groups = alike(x, np.arange(6, dtype=np.uint64))
+    groups = group_alike(x, np.arange(6, dtype=np.uint64))
 
     assert groups[4] == groups[1]
     assert len(np.unique(groups)) == 5
 
 
-def test_both_labels_and_all_attacks_weigh_the_same(kept: tuple[Found, Kept]) -> None:
+def test_both_labels_and_all_attacks_weigh_the_same(kept: tuple[FittedDetector, Kept]) -> None:
     rows, judgement = kept[1].rows, kept[1].judgement
-    negatives, positives = rows.of("clean", "noise", "jpeg"), judgement.hits(judgement.attacks)
+    negatives, positives = (
+        rows.list_variants("clean", "noise", "jpeg"),
+        judgement.tasks.select_hits(judgement.attacks),
+    )
 
-    weights = weighed(rows, negatives, positives)
+    weights = weigh_rows(rows, negatives, positives)
 
     assert weights[negatives].sum() == pytest.approx(weights[positives].sum())
-    assert weights[rows.of("clean")].sum() == pytest.approx(weights[rows.of("noise", "jpeg")].sum())
-    each = [weights[judgement.hits([name])].sum() for name in judgement.attacks]
+    assert weights[rows.list_variants("clean")].sum() == pytest.approx(
+        weights[rows.list_variants("noise", "jpeg")].sum()
+    )
+    each = [weights[judgement.tasks.select_hits([name])].sum() for name in judgement.attacks]
     assert each[0] == pytest.approx(each[1])
     both = np.concatenate([negatives, positives])
     assert weights[both].mean() == pytest.approx(1)
 
 
 def test_maps_are_those_of_images_of_8_bits_and_the_predicted_class(
-    kept: tuple[Found, Kept], model: Classifier
+    kept: tuple[FittedDetector, Kept], model: Classifier
 ) -> None:
     rows, sources = kept[1].rows, kept[1].sources
     x = sources.x[:8]
 
-    stack, statistics = kept[0].detector.view.looked(
-        *kept[0].detector.view.maps(model, x, torch.zeros(8, dtype=torch.int64))
+    stack, statistics = kept[0].detector.view.measure_maps(
+        *kept[0].detector.view.compute_maps(model, x, torch.zeros(8, dtype=torch.int64))
     )
 
     assert torch.equal(quantise(x), x)
@@ -241,32 +269,37 @@ def test_maps_are_those_of_images_of_8_bits_and_the_predicted_class(
 
 
 def test_scores_while_fitting_are_those_of_the_file(
-    kept: tuple[Found, Kept], file: Path, model: Classifier
+    kept: tuple[FittedDetector, Kept], file: Path, model: Classifier
 ) -> None:
     loaded = MapDetector.load(file)
-    clean = kept[1].rows.of("clean")[:20]
-    made = kept[1].judgement.fitted(kept[1].judgement.task(kept[1].judgement.attacks))
+    clean = kept[1].rows.list_variants("clean")[:20]
+    made = kept[1].judgement.fitter.fit_once(
+        kept[1].judgement.tasks.make_attack_task(kept[1].judgement.attacks)
+    )
 
     scores = loaded.score(model, kept[1].sources.x[:20], torch.zeros(20, dtype=torch.int64))
 
     assert made.booster == loaded.booster
-    np.testing.assert_array_equal(scores.numpy(), made.scores(kept[1].rows, clean))
+    np.testing.assert_array_equal(scores.numpy(), made.predict_scores(kept[1].rows, clean))
 
 
-def test_thresholds_hold_on_the_images_that_set_them(kept: tuple[Found, Kept]) -> None:
+def test_thresholds_hold_on_the_images_that_set_them(kept: tuple[FittedDetector, Kept]) -> None:
     detector, judgement = kept[0].detector, kept[1].judgement
-    made = judgement.fitted(judgement.task(judgement.attacks))
+    made = judgement.fitter.fit_once(judgement.tasks.make_attack_task(judgement.attacks))
 
-    benign = made.scores(
-        kept[1].rows, judgement.within(kept[1].rows.of("clean"), judgement.parts.validation)
+    benign = made.predict_scores(
+        kept[1].rows,
+        judgement.tasks.select_within(
+            kept[1].rows.list_variants("clean"), judgement.tasks.parts.validation
+        ),
     )
 
     for fpr, threshold in detector.fit.thresholds.items():
-        assert threshold == threshold_at(benign, float(fpr))
+        assert threshold == choose_threshold(benign, float(fpr))
         assert (benign > threshold).mean() <= float(fpr)
 
 
-def test_detector_finds_attacks_and_nothing_where_there_is_nothing(found: Found) -> None:
+def test_detector_finds_attacks_and_nothing_where_there_is_nothing(found: FittedDetector) -> None:
     report = found.report
 
     assert report["headline"]["auc"]["value"] > 0.7
@@ -276,7 +309,7 @@ def test_detector_finds_attacks_and_nothing_where_there_is_nothing(found: Found)
         assert 0.35 < leak["value"] < 0.65
 
 
-def test_report_is_json_and_complete(found: Found) -> None:
+def test_report_is_json_and_complete(found: FittedDetector) -> None:
     report = json.loads(json.dumps(found.report, allow_nan=False))
 
     assert [each["kind"] for each in report["negatives"]] == [
@@ -299,35 +332,44 @@ def test_report_is_json_and_complete(found: Found) -> None:
 
 
 def test_identical_maps_of_both_labels_cannot_be_told_apart(
-    kept: tuple[Found, Kept],
+    kept: tuple[FittedDetector, Kept],
 ) -> None:
     rows, judgement = kept[1].rows, kept[1].judgement
-    clean, hits = rows.of("clean"), judgement.hits(judgement.attacks[:1])
+    clean, hits = rows.list_variants("clean"), judgement.tasks.select_hits(judgement.attacks[:1])
     twins = clean[np.isin(rows.image[clean], rows.image[hits])]
     stacks, statistics = rows.stacks.copy(), rows.statistics.copy()
     stacks[hits], statistics[hits] = stacks[twins], statistics[twins]
-    same = replace(judgement, rows=rows._replace(stacks=stacks, statistics=statistics))
+    copied = rows._replace(stacks=stacks, statistics=statistics)
+    same = LeakTests(
+        replace(judgement.tasks, rows=copied),
+        replace(judgement.fitter, rows=copied),
+        judgement.attacks,
+        judgement.ids,
+        judgement.resampling,
+        judgement.seed,
+    )
 
-    area = same.crossed(twins, hits)
+    area = same.cross_validate(twins, hits)
 
     assert area["value"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_fit_with_the_same_seed_is_the_same(
-    kept: tuple[Found, Kept], monkeypatch: pytest.MonkeyPatch
+    kept: tuple[FittedDetector, Kept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, judgement = kept[1].rows, kept[1].judgement
-    small = replace(judgement, view=replace(judgement.view, extractor="small_cnn"))
-    monkeypatch.setattr(detector_report, "fitted", partial(fitted, epochs=2))
+    fitter = replace(judgement.fitter, kind="small_cnn")
+    monkeypatch.setattr(detector_fitting, "fit_task", partial(fit_task, epochs=2))
+    task = judgement.tasks.make_attack_task(judgement.attacks)
 
-    one, other = (small.fitted(small.task(small.attacks)) for _ in range(2))
+    one, other = (fitter.fit_once(task) for _ in range(2))
 
-    some = rows.of("clean")
+    some = rows.list_variants("clean")
     assert one.booster == other.booster
-    np.testing.assert_array_equal(one.scores(rows, some), other.scores(rows, some))
+    np.testing.assert_array_equal(one.predict_scores(rows, some), other.predict_scores(rows, some))
 
 
-def test_file_holds_all_that_the_detector_knows(found: Found, file: Path) -> None:
+def test_file_holds_all_that_the_detector_knows(found: FittedDetector, file: Path) -> None:
     loaded = MapDetector.load(file)
 
     assert is_detector(file)
@@ -521,17 +563,17 @@ def test_features_are_on_the_graph_and_decide_the_score(file: Path, model: Class
     assert bool((grad != 0).flatten(1).any(1).all())
     expected = found.score(model, x.detach(), seeds)
     # an interpreter may use other slopes on the graph, the values are the same up to rounding
-    scores = found.trees.scores(features.detach().numpy())
+    scores = found.trees.predict_scores(features.detach().numpy())
     np.testing.assert_allclose(scores, expected.numpy(), atol=0.05)
 
 
-def test_confidence_is_looked_at_only_when_asked_for(found: Found) -> None:
+def test_confidence_is_looked_at_only_when_asked_for(found: FittedDetector) -> None:
     view = found.detector.view
     sure = replace(view, confidence=True)
     maps = [torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     logits = torch.tensor([[0.0, 0, 0], [1, 4, 2], [9, 0, 0]])
 
-    without, given = (each.looked(maps, logits)[1] for each in (view, sure))
+    without, given = (each.measure_maps(maps, logits)[1] for each in (view, sure))
 
     assert torch.equal(given[:, :-2], without)
     torch.testing.assert_close(given[:, -2], logits.softmax(1).amax(1))
@@ -575,16 +617,16 @@ def test_images_of_one_class_are_refused(model: Classifier) -> None:
 def test_targeted_attacks_succeed_where_the_class_is_reached(model: Classifier) -> None:
     data = images(100, seed=2)
     attack = prepare_attack("pgd:eps=64/255,steps=8,targeted=true", model, data.shape)
-    view = detection.viewed(INTERPRETERS, None, "raw", False, data.shape)
-    study = Study(model, data, view, [attack], 100, 0, None, Silent())
+    view = choose_view(INTERPRETERS, None, "raw", False, data.shape)
+    study = Study(model, data, view, [attack], 0)
     with frozen(model):
-        sources = study.sources()
-        with study.looked(sources, parted(sources, 0)) as rows:
-            mine = rows.of(str(attack.spec))
-            goal = study.goals(attack, sources, rows.image[mine])
-            answers = study.answers(
-                floats(study.attacked(attack, sources, rows.image[mine]).images)
-            )
+        sources = read_sources(model, data, 100, 0, study.batch, Silent())
+        maker = VariantMaker(study, sources, split_groups(sources, 0))
+        with RowMaker(study, sources, list(maker.make_variants())).make_rows() as rows:
+            mine = rows.list_variants(str(attack.spec))
+            goal = study.choose_goals(attack, sources, rows.image[mine])
+            attacked = maker.attack_images(attack, rows.image[mine])
+            answers = study.predict_classes(from_bytes(attacked.images))
 
     assert (goal != sources.labels.numpy()[rows.image[mine]]).all()
     np.testing.assert_array_equal(rows.fooled[mine], answers.numpy() == goal)
@@ -592,41 +634,54 @@ def test_targeted_attacks_succeed_where_the_class_is_reached(model: Classifier) 
 
 
 def test_large_stacks_go_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detection, "IN_MEMORY", 100)
+    monkeypatch.setattr(map_rows, "IN_MEMORY", 100)
 
-    with detection.room((3, 4, 5)) as stacks:
+    with allocate_stacks((3, 4, 5)) as stacks:
         assert isinstance(stacks, np.memmap)
         stacks[:] = 7
         assert stacks.sum() == 7 * 60
-    with detection.room((2, 3)) as stacks:
+    with allocate_stacks((2, 3)) as stacks:
         assert not isinstance(stacks, np.memmap)
 
 
-def test_work_is_halved_until_it_fits_into_memory() -> None:
-    sizes = []
+def test_work_is_halved_until_it_fits_into_memory(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images(60, seed=2)
+    whole = fit(model, data)
+    look, sizes = RowMaker.look_at_rows, []
 
-    def work(places: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any]]:
-        sizes.append(len(places))
-        if len(places) > 3:
+    def short_attack(*given: Any, **more: Any) -> Any:
+        sizes.append(len(given[2]))
+        if len(given[2]) > 9:
             raise RuntimeError("out of memory")
-        return (2 * places,)
+        return perturb(*given, **more)
 
-    (found,) = detection.roomy(work, np.arange(10))
+    def short_look(self: RowMaker, rows: Rows, some: np.ndarray[Any, Any]) -> Any:
+        sizes.append(len(some))
+        if len(some) > 9:
+            raise MemoryError
+        return look(self, rows, some)
 
-    np.testing.assert_array_equal(found, 2 * np.arange(10))
-    assert max(sizes) == 10
+    monkeypatch.setattr(image_variants, "perturb", short_attack)
+    monkeypatch.setattr(RowMaker, "look_at_rows", short_look)
+    found = fit(model, data)
+
+    assert found.detector.booster == whole.detector.booster
+    assert {**found.report, "cost": 0} == {**whole.report, "cost": 0}
+    assert max(sizes) > 9
 
 
 def test_changes_that_are_no_attack_keep_form_and_range() -> None:
     x = quantise(torch.rand(4, 3, 17, 12, generator=torch.Generator().manual_seed(0)))
     seeds = torch.arange(4)
 
-    for made in (jpegs(x), jpegs(x[:, :1]), cropped(x, seeds)):
+    for made in (compress_jpeg(x), compress_jpeg(x[:, :1]), crop_and_enlarge(x, seeds)):
         assert made.shape[2:] == x.shape[2:]
         assert bool(((made >= 0) & (made <= 1)).all())
-    assert torch.equal(floats(in_bytes(x)), x)
-    assert torch.equal(cropped(x[2:3], seeds[2:3])[0], cropped(x, seeds)[2])
-    assert 0 < float((jpegs(x) - x).abs().mean()) < 0.2
+    assert torch.equal(from_bytes(to_bytes(x)), x)
+    assert torch.equal(crop_and_enlarge(x[2:3], seeds[2:3])[0], crop_and_enlarge(x, seeds)[2])
+    assert 0 < float((compress_jpeg(x) - x).abs().mean()) < 0.2
 
 
 def test_order_of_images_does_not_decide_their_part() -> None:
@@ -635,8 +690,8 @@ def test_order_of_images_does_not_decide_their_part() -> None:
     labels = torch.zeros(50, dtype=torch.int64)
     order = np.random.default_rng(0).permutation(50)
 
-    one = parted(Sources(x, labels, ids, np.arange(50)), 3)
-    other = parted(Sources(x[order], labels, ids[order], np.arange(50)), 3)
+    one = split_groups(Sources(x, labels, ids, np.arange(50)), 3)
+    other = split_groups(Sources(x[order], labels, ids[order], np.arange(50)), 3)
 
     assert [len(part) for part in one[:3]] == [30, 10, 10]
     for a, b in zip(one[:3], other[:3], strict=True):
@@ -648,7 +703,7 @@ def test_area_and_interval_are_those_of_the_plain_formula() -> None:
     label = np.arange(80) % 2
     scored = Scored(draws.normal(size=80) + label, label, np.arange(80) // 2)
 
-    found = Resampling(40, 0).interval([scored])
+    found = Resampling(40, 0).estimate_auc([scored])
 
     pairs = scored.score[label == 1][:, None] > scored.score[label == 0][None]
     assert found["value"] == pytest.approx(pairs.mean())
@@ -664,30 +719,30 @@ def test_difference_to_itself_is_nothing() -> None:
     label = np.arange(40) % 2
     scored = Scored(np.random.default_rng(0).normal(size=40), label, np.arange(40) // 2)
 
-    assert Resampling(20, 0).difference(scored, scored) == {"value": 0, "low": 0, "high": 0}
+    assert Resampling(20, 0).estimate_gain(scored, scored) == {"value": 0, "low": 0, "high": 0}
 
 
 def test_figures_of_a_known_case() -> None:
     score = np.array([0.1, 0.2, 0.3, 0.9, 0.4, 0.8, 0.95, 0.99])
     scored = Scored(score, np.repeat([0, 1], 4), np.tile(np.arange(4), 2))
 
-    found = judged(scored, {"0.05": 0.5}, Resampling(4, 0))
+    found = judge_scores(scored, {"0.05": 0.5}, Resampling(4, 0))
 
     assert found["auc"]["value"] == 14 / 16
     at = found["at"]["0.05"]
     assert (at["tpr"]["k"], at["tpr"]["n"], at["fpr"]["k"], at["fpr"]["n"]) == (3, 4, 1, 4)
     assert at["precision"] == pytest.approx(0.0075 / (0.0075 + 0.2475))
-    assert calibrated(scored)["accuracy"] == 0.75
+    assert measure_calibration(scored)["accuracy"] == 0.75
 
 
-def test_remarks_speak_of_leaks_alarms_and_baselines(found: Found) -> None:
+def test_remarks_speak_of_leaks_alarms_and_baselines(found: FittedDetector) -> None:
     report = json.loads(json.dumps(found.report))
     report["leaks"]["shuffled"] = {"value": 0.8, "low": 0.7, "high": 0.9}
     report["negatives"][2]["flagged"]["0.05"] = {"k": 20, "n": 30, "low": 0.5, "high": 0.8}
     report["baselines"][0]["gain"] = {"value": -0.1, "low": -0.2, "high": 0.1}
     report["simpler"][0]["gain"] = {"value": 0.1, "low": 0.05, "high": 0.2}
 
-    texts = [each["text"] for each in remarks(report)]
+    texts = [each["text"] for each in write_remarks(report)]
 
     assert any("it leaks" in text for text in texts)
     assert any("noise 67 %" in text for text in texts)

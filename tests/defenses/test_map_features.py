@@ -15,19 +15,19 @@ from robusteval.defenses.map_features import (
     Channels,
     Examples,
     Extractor,
-    adapted,
-    channels_for,
-    extractor_for,
-    ranks,
-    resized,
-    side_for,
-    stacked,
-    standards,
-    statistic_names,
-    statistics,
-    structure,
-    vgg16,
-    width_of,
+    adapt_convolution,
+    build_extractor,
+    build_vgg16,
+    choose_channels,
+    choose_side,
+    compute_statistics,
+    count_features,
+    list_statistics,
+    measure_channels,
+    rank_values,
+    resize_maps,
+    stack_maps,
+    train_extractor,
 )
 
 
@@ -39,15 +39,15 @@ def drawn(n: int, side: int, seed: int) -> Tensor:
 
 def measured(maps: list[Tensor], side: int = 8) -> dict[str, Tensor]:
     """Statistics by name."""
-    names = statistic_names(list("abc")[: len(maps)], confidence=False)
-    stack = stacked(maps, "pair" if len(maps) == 2 else "triple", side)
-    return dict(zip(names, statistics(stack, len(maps), None).t(), strict=True))
+    names = list_statistics(list("abc")[: len(maps)], confidence=False)
+    stack = stack_maps(maps, "pair" if len(maps) == 2 else "triple", side)
+    return dict(zip(names, compute_statistics(stack, len(maps), None).t(), strict=True))
 
 
 def test_channels_follow_from_the_number_of_maps() -> None:
-    assert channels_for(2, None) == "pair"
-    assert channels_for(3, None) == "triple"
-    assert channels_for(2, "pair_product") == "pair_product"
+    assert choose_channels(2, None) == "pair"
+    assert choose_channels(3, None) == "triple"
+    assert choose_channels(2, "pair_product") == "pair_product"
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_channels_that_do_not_go_with_the_maps_are_refused(
     maps: int, channels: Channels | None
 ) -> None:
     with pytest.raises(ValueError, match=r"channels|interpreters"):
-        channels_for(maps, channels)
+        choose_channels(maps, channels)
 
 
 def test_maps_of_small_images_are_not_blown_up() -> None:
-    assert side_for("raw", (1, 32, 32)) == 32
-    assert side_for("small_cnn", (3, 12, 12)) == 32
-    assert side_for("small_cnn", (3, 224, 224)) == 64
-    assert side_for("vgg16", (3, 32, 32)) == 224
+    assert choose_side("raw", (1, 32, 32)) == 32
+    assert choose_side("small_cnn", (3, 12, 12)) == 32
+    assert choose_side("small_cnn", (3, 224, 224)) == 64
+    assert choose_side("vgg16", (3, 32, 32)) == 224
 
 
 def test_larger_maps_are_bilinear() -> None:
@@ -72,31 +72,33 @@ def test_larger_maps_are_bilinear() -> None:
 
     expected = F.interpolate(maps, (9, 9), mode="bilinear", align_corners=False)
 
-    torch.testing.assert_close(resized(maps, 9), expected)
+    torch.testing.assert_close(resize_maps(maps, 9), expected)
 
 
 def test_smaller_maps_are_means() -> None:
     maps = drawn(3, 12, 0)
 
-    torch.testing.assert_close(resized(maps, 4), F.avg_pool2d(maps, 3))
+    torch.testing.assert_close(resize_maps(maps, 4), F.avg_pool2d(maps, 3))
 
 
 def test_product_is_that_of_the_resized_maps() -> None:
     maps = [drawn(3, 4, 0), drawn(3, 8, 1)]
 
-    stack = stacked(maps, "pair_product", 8)
+    stack = stack_maps(maps, "pair_product", 8)
 
-    torch.testing.assert_close(stack[:, 0:1], resized(maps[0], 8))
+    torch.testing.assert_close(stack[:, 0:1], resize_maps(maps[0], 8))
     assert torch.equal(stack[:, 2], stack[:, 0] * stack[:, 1])
 
 
 def test_stack_of_an_image_does_not_depend_on_the_batch() -> None:
     maps = [drawn(9, 7, 0), drawn(9, 16, 1)]
 
-    whole = stacked(maps, "pair_product", 13)
+    whole = stack_maps(maps, "pair_product", 13)
 
     for i in range(9):
-        assert torch.equal(stacked([m[i : i + 1] for m in maps], "pair_product", 13)[0], whole[i])
+        assert torch.equal(
+            stack_maps([m[i : i + 1] for m in maps], "pair_product", 13)[0], whole[i]
+        )
 
 
 def test_equal_maps_agree_in_everything() -> None:
@@ -154,27 +156,27 @@ def test_rank_correlation_is_that_of_scipy() -> None:
 
 
 def test_equal_values_share_a_rank() -> None:
-    assert ranks(torch.tensor([[3.0, 1, 3, 2]])).tolist() == [[1, -1.5, 1, -0.5]]
+    assert rank_values(torch.tensor([[3.0, 1, 3, 2]])).tolist() == [[1, -1.5, 1, -0.5]]
 
 
 def test_statistics_do_not_depend_on_the_batch_and_have_finite_slopes() -> None:
     maps = [drawn(7, 8, 0), torch.zeros(7, 1, 8, 8), drawn(7, 8, 2)]
     logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(3))
-    stack = stacked(maps, "triple", 8).requires_grad_()
+    stack = stack_maps(maps, "triple", 8).requires_grad_()
 
-    whole = statistics(stack, 3, logits)
+    whole = compute_statistics(stack, 3, logits)
     (grad,) = torch.autograd.grad(whole.sum(), stack)
 
-    assert whole.shape == (7, len(statistic_names(list("abc"), confidence=True)))
+    assert whole.shape == (7, len(list_statistics(list("abc"), confidence=True)))
     assert bool(whole.isfinite().all())
     assert bool(grad.isfinite().all())
     for i in range(7):
-        alone = statistics(stack[i : i + 1].detach(), 3, logits[i : i + 1])
+        alone = compute_statistics(stack[i : i + 1].detach(), 3, logits[i : i + 1])
         assert torch.equal(alone[0], whole[i])
 
 
 def test_no_images_have_no_statistics() -> None:
-    assert statistics(torch.zeros(0, 2, 8, 8), 2, None).shape == (0, 18)
+    assert compute_statistics(torch.zeros(0, 2, 8, 8), 2, None).shape == (0, 18)
 
 
 def test_adapted_convolution_answers_grey_as_the_one_for_colours_did() -> None:
@@ -184,19 +186,19 @@ def test_adapted_convolution_answers_grey_as_the_one_for_colours_did() -> None:
     grey = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
     for channels in (1, 2, 3):
-        changed = adapted(first, channels)
+        changed = adapt_convolution(first, channels)
         torch.testing.assert_close(
             changed(grey.expand(-1, channels, -1, -1)), first(grey.expand(-1, 3, -1, -1))
         )
-    assert torch.equal(adapted(first, 3).weight, first.weight)
+    assert torch.equal(adapt_convolution(first, 3).weight, first.weight)
 
 
 def test_vgg_takes_as_many_channels_as_asked_for() -> None:
-    features = vgg16(2)
+    features = build_vgg16(2)
 
     first, *_, last = (each for each in features if isinstance(each, nn.Conv2d))
     assert first.weight.shape == (64, 2, 3, 3)
-    assert last.out_channels * 2 == width_of("vgg16", 2)
+    assert last.out_channels * 2 == count_features("vgg16", 2)
 
 
 def examples(n: int, planes: int) -> Examples:
@@ -214,11 +216,11 @@ def test_extractor_is_the_same_for_the_same_seed_and_in_every_batch(kind: Extrac
     stacks = torch.from_numpy(given.stacks)
 
     made = [
-        extractor_for(kind, given, seed=0, device=torch.device("cpu"), epochs=2) for _ in range(2)
+        train_extractor(kind, given, seed=0, device=torch.device("cpu"), epochs=2) for _ in range(2)
     ]
 
     features = made[0](stacks)
-    assert features.shape == (80, width_of(kind, 2))
+    assert features.shape == (80, count_features(kind, 2))
     assert torch.equal(features, made[1](stacks))
     assert torch.equal(features[7], made[0](stacks[7:8])[0])
     assert not made[0].training
@@ -228,7 +230,7 @@ def test_small_network_learns_what_there_is_to_learn() -> None:
     given = examples(160, 2)
     told: list[int] = []
 
-    extractor = extractor_for(
+    extractor = train_extractor(
         "small_cnn", given, seed=0, device=torch.device("cpu"), epochs=4, advance=told.append
     )
 
@@ -247,7 +249,7 @@ def test_vgg_learns_with_its_first_and_last_layer_alone() -> None:
     network.features = nn.Sequential(*before)
     network.avgpool = nn.AdaptiveAvgPool2d(2)
 
-    made = extractor_for(
+    made = train_extractor(
         "vgg16", examples(40, 2), seed=0, device=torch.device("cpu"), start=network, epochs=1
     )
 
@@ -256,20 +258,22 @@ def test_vgg_learns_with_its_first_and_last_layer_alone() -> None:
     first, second = features
     assert isinstance(first, nn.Conv2d)
     assert isinstance(second, nn.Conv2d)
-    assert not torch.equal(first.weight, adapted(before[0], 2).weight)
+    assert not torch.equal(first.weight, adapt_convolution(before[0], 2).weight)
     assert torch.equal(second.weight, before[1].weight)
 
 
 def test_structure_of_every_extractor_takes_its_weights() -> None:
-    made = extractor_for("small_cnn", examples(40, 3), seed=0, device=torch.device("cpu"), epochs=1)
+    made = train_extractor(
+        "small_cnn", examples(40, 3), seed=0, device=torch.device("cpu"), epochs=1
+    )
 
-    structure("small_cnn", 3).load_state_dict(made.network.state_dict())
+    build_extractor("small_cnn", 3).load_state_dict(made.network.state_dict())
 
 
 def test_channels_are_standardised_by_the_training_rows_alone() -> None:
     given = examples(80, 2)
 
-    mean, std = standards(given.stacks, given.train)
+    mean, std = measure_channels(given.stacks, given.train)
 
     np.testing.assert_allclose(mean, given.stacks[:40].mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, given.stacks[:40].std((0, 2, 3)), rtol=1e-4)
