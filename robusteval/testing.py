@@ -101,9 +101,9 @@ def images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
         return data
     if isinstance(data, str):
         if isinstance(network, Classifier):
-            from robusteval.commands.running import images_for
+            from robusteval.commands.session import open_images
 
-            return images_for(network, data, "test", False, None)
+            return open_images(network, data, "test", False, None)
         return open_data(data)
     if not isinstance(data, tuple) or len(data) != 2:
         raise UsageError(

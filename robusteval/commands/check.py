@@ -53,7 +53,7 @@ def gate_options(option: Callable[..., Callable[[Any], Any]] = click.option) -> 
     return decorate
 
 
-def held(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline | None]:
+def read_gates(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline | None]:
     """The gates and the baseline; UsageError if they cannot be read, or there is neither."""
     from robusteval.reports.baseline_file import read_baseline
     from robusteval.reports.gate_config import find_settings, read_settings
@@ -65,7 +65,7 @@ def held(baseline: Path | None, config: Path | None) -> tuple[Settings, Baseline
     return settings, found
 
 
-def judged(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -> list[Check]:
+def judge_runs(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -> list[Check]:
     """The verdicts on some runs; inside a GitHub workflow also a summary and annotations."""
     from robusteval.reports.build import as_dict
     from robusteval.reports.ci import write_github
@@ -78,7 +78,7 @@ def judged(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -
     return checks
 
 
-def leave(checks: Sequence[Check]) -> None:
+def exit_by_verdicts(checks: Sequence[Check]) -> None:
     """End with the exit code of the worst of these: failed before inconclusive."""
     codes = {check.exit_code for check in checks} - {0}
     if codes:
@@ -119,11 +119,11 @@ def check(
     """
     form = form_of(form, out)
     check_free(out, force)
-    settings, before = held(baseline, config)
+    settings, before = read_gates(baseline, config)
     read = [load_run(run) for run in runs]
-    checks = judged(read, settings, before)
+    checks = judge_runs(read, settings, before)
     show(read, form, checks, out=out)
-    leave(checks)
+    exit_by_verdicts(checks)
 
 
 @click.group(name="baseline", short_help="Keep the verdicts of a run for later checks.")

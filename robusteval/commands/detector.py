@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.commands.preset import check
+from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import DetectorRecord
 from robusteval.runs.plain import from_plain
 from robusteval.runs.storage import write_atomically
-from robusteval.runs.types import Spec, format_value
+from robusteval.runs.types import Spec
 
+from .measuring import has_other_part, spell_evaluation
 from .running import (
-    bars,
-    check_out,
-    command_line,
-    data_from,
+    build_data_options,
+    build_out_options,
+    check_output,
     device_option,
-    images_for,
-    masks_for,
     model_options,
-    needs_rts,
-    opened,
-    out_options,
-    stoppable,
-    taken_up,
+    spell_command,
 )
-from .shell import Command, Whole, emit, option, written
-from .train import has_other_part
+from .session import Request, ensure_masks, needs_rts, open_session
+from .shell import Command, Whole, emit, option, writing_stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +37,7 @@ EXTRACTORS = ("raw", "small_cnn", "vgg16")
 VGG = "vgg16-397923af.pth"  # as torchvision calls what it downloads
 
 
-def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Spec]:
+def split_interpreters(ctx: click.Context, param: click.Parameter, value: str) -> list[Spec]:
     """Option callback: interpreters separated by commas, each with parameters of its own."""
     texts: list[str] = []
     for piece in value.split(","):
@@ -59,7 +52,7 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
 @click.command(cls=Command, short_help="Fit a detector of attacked images.")
 @click.argument("checkpoint")
 @model_options
-@data_from("train", required=True, about=" A detector must not be judged on them again.")
+@build_data_options("train", required=True, about=" A detector must not be judged on them again.")
 @option(
     "Data",
     "--samples",
@@ -72,7 +65,7 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
 @option(
     "Detector",
     "--interpreters",
-    callback=separated,
+    callback=split_interpreters,
     metavar="NAME,NAME",
     default="grad,cam",
     show_default=True,
@@ -130,18 +123,10 @@ def separated(ctx: click.Context, param: click.Parameter, value: str) -> list[Sp
     show_default=True,
     help="Decides which images are drawn, how they are parted, and all noise.",
 )
-@out_options("detector to write, ending in .safetensors; its report goes beside it.")
+@build_out_options("detector to write, ending in .safetensors; its report goes beside it.")
 @device_option
 def detector(
     checkpoint: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    num_classes: int | None,
-    data: str,
-    split: str,
-    size: int | None,
-    download: bool,
     samples: int,
     interpreters: list[Spec],
     attacks: tuple[str, ...],
@@ -152,7 +137,7 @@ def detector(
     seed: int,
     out: Path,
     force: bool,
-    device: str,
+    **given: Any,
 ) -> None:
     """Fit a detector of attacked images to the classifier in CHECKPOINT.
 
@@ -170,32 +155,20 @@ def detector(
         --data photos/ --interpreters grad,cam,rts --attack pgd \\
         --attack advedge:interpreter=grad --out detector.safetensors
     """
-    specs = [check(parse(text)) for text in attacks]
-    check_out(out, force, checkpoint)
+    specs = [check_attack(parse(text)) for text in attacks]
+    request = Request(checkpoint, **given)
+    check_output(out, force, checkpoint)
     if vgg_weights is not None and extractor != "vgg16":
         raise UsageError("--vgg-weights is for --extractor vgg16: add it, or leave them out")
-    with stoppable(fresh=False) as stop, bars() as progress:
-        stop.progress = progress
+    with open_session(request.open_both) as session:
         from robusteval.defenses.detection import fit_detector
         from robusteval.evaluation.plan import prepare_attack
 
-        classifier = opened(
-            checkpoint,
-            progress,
-            arch=arch,
-            mean=mean,
-            std=std,
-            num_classes=num_classes,
-            device=device,
-        )
-        images = images_for(classifier, data, split, download, size)
-        for note in images.notes:
-            progress.say(note)
-        if samples > len(images):
-            progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
+        classifier, images, progress, _ = session
+        session.say_if_fewer(samples)
         if needs_rts([*specs, *interpreters]):
-            masks_for(classifier, data, images, "train", size, progress)
-        done = taken_up(out, stop)
+            ensure_masks(session, request, "train")
+        done = session.resume_work(out)
         found = fit_detector(
             classifier,
             images,
@@ -206,7 +179,7 @@ def detector(
             confidence=confidence,
             samples=samples,
             seed=seed,
-            start=pretrained(vgg_weights, progress) if extractor == "vgg16" else None,
+            start=load_vgg(vgg_weights, progress) if extractor == "vgg16" else None,
             done=done,
             progress=progress,
         )
@@ -215,24 +188,24 @@ def detector(
     from robusteval.reports.detector import print_detector, render_detector_json
     from robusteval.reports.terminal import say, text
 
-    tested = split == "train" and has_other_part(images, data, size)
-    command = measuring(
+    tested = request.split == "train" and has_other_part(images, request.data_name, request.size)
+    command = spell_evaluation(
         checkpoint,
-        data if tested else None,
-        out,
-        specs,
-        arch=arch,
-        mean=mean,
-        std=std,
-        size=size,
+        [
+            ("data", request.data_name if tested else "IMAGES"),
+            *((name, value) for name, value in request.model_options if name != "num_classes"),
+            ("size", request.size),
+            ("defense", out),
+            *(("attack", spec) for spec in specs),
+        ],
     )
     beside = out.with_suffix(".report.json")
-    record = from_plain(DetectorRecord, {**found.report, "command": command_line()})
+    record = from_plain(DetectorRecord, {**found.report, "command": spell_command()})
     found.detector.save(out)
     write_atomically(beside, render_detector_json(record).encode())
     done.clear()
     console = Console()
-    with written(), console.capture() as page:
+    with writing_stdout(), console.capture() as page:
         print_detector(record, console)
         console.print()
         unseen = "" if tested else " Take images it has not seen."
@@ -245,7 +218,7 @@ def detector(
     emit(page.get())
 
 
-def pretrained(path: Path | None, progress: Bars) -> nn.Module:
+def load_vgg(path: Path | None, progress: Bars) -> nn.Module:
     """VGG-16 as torchvision publishes it; never downloaded here."""
     import torch
 
@@ -262,18 +235,3 @@ def pretrained(path: Path | None, progress: Bars) -> nn.Module:
     network = load(path, arch="torchvision:vgg16").network
     progress.end()
     return network
-
-
-def measuring(
-    checkpoint: str, data: str | None, out: Path, specs: list[Spec], **options: Any
-) -> str:
-    """The command that attacks model and detector together."""
-    words = ["robusteval", "evaluate", checkpoint, "--data", data or "IMAGES"]
-    for name, value in options.items():
-        if value is not None:
-            numbers = value if isinstance(value, list) else [value]
-            words += [f"--{name}", ",".join(format_value(number) for number in numbers)]
-    words += ["--defense", str(out)]
-    for spec in specs:
-        words += ["--attack", str(spec)]
-    return shlex.join(words)

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from robusteval.commands.preset import Preset, check, read_preset, with_eps
+from robusteval.commands.preset import Preset, change_radius, check_attack, read_preset
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.types import Run, Spec
 
-from .check import gate_options, held, judged, leave
+from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .report import FORMATS, show
-from .running import (
-    bars,
-    command_line,
-    data_options,
-    device_option,
-    images_for,
-    masks_for,
-    model_options,
-    needs_rts,
-    opened,
-    stoppable,
-)
-from .shell import Command, Whole, batches, option, radius
+from .running import data_options, device_option, model_options, spell_command
+from .session import Request, ensure_masks, needs_rts, open_session
+from .shell import Command, Whole, option, read_batch_size, read_radius
 
 
 @click.command(cls=Command, short_help="Attack a classifier and say how robust it is.")
@@ -79,7 +70,7 @@ from .shell import Command, Whole, batches, option, radius
 @option(
     "Attacks",
     "--eps",
-    callback=radius,
+    callback=read_radius,
     metavar="NUMBER",
     help="Another radius for the attacks of the preset, such as 4/255.",
 )
@@ -110,7 +101,7 @@ from .shell import Command, Whole, batches, option, radius
 @option(
     "Run",
     "--batch-size",
-    callback=batches,
+    callback=read_batch_size,
     default="auto",
     show_default=True,
     metavar="N",
@@ -136,11 +127,6 @@ from .shell import Command, Whole, batches, option, radius
 )
 def evaluate(
     checkpoint: str,
-    data: str | None,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    num_classes: int | None,
     attacks: tuple[str, ...],
     preset: str | None,
     interpreters: tuple[str, ...],
@@ -148,11 +134,7 @@ def evaluate(
     eps: float | None,
     samples: int | None,
     seed: int | None,
-    device: str,
     batch_size: int | None,
-    split: str,
-    size: int | None,
-    download: bool,
     out: Path | None,
     fresh: bool,
     no_probes: bool,
@@ -160,6 +142,7 @@ def evaluate(
     baseline: Path | None,
     config: Path | None,
     form: str,
+    **given: Any,
 ) -> None:
     """Attack the classifier in CHECKPOINT and say how robust it is.
 
@@ -174,42 +157,28 @@ def evaluate(
       robusteval evaluate net.pt --arch torchvision:resnet18 --data photos/ \\
         --samples 500 --attack pgd:eps=4/255,steps=20
     """
-    specs, settings = chosen(preset, attacks, eps)
-    explained = explaining(interpreters, settings)
+    specs, settings = choose_attacks(preset, attacks, eps)
+    explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
-    shields = [DEFENSES.check(parse_defense(text)) for text in defenses]
+    defended = [DEFENSES.check(parse_defense(text)) for text in defenses]
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
-    if data is None and checkpoint != "demo":
-        raise UsageError("say what to attack with --data; `robusteval list data` shows the forms")
+    request = Request(checkpoint, **given)
+    request.require_data("say what to attack")
 
     if not checked and (baseline or config):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
-    gates = held(baseline, config) if checked else None
+    gates = read_gates(baseline, config) if checked else None
 
-    with stoppable(fresh) as stop, bars() as progress:
-        stop.progress = progress
+    with open_session(request.open_both, fresh=fresh) as session:
         from robusteval.evaluation.evaluate import execute
         from robusteval.evaluation.plan import prepare_plan
 
-        classifier = opened(
-            checkpoint,
-            progress,
-            arch=arch,
-            mean=mean,
-            std=std,
-            num_classes=num_classes,
-            device=device,
-        )
-        images = images_for(classifier, data or "digits", split, download, size)
-        for note in images.notes:
-            progress.say(note)
-        if samples and samples > len(images):
-            progress.say(f"{images.name} has no more than {len(images)} images: all are taken.")
+        classifier, images, progress, stop = session
+        session.say_if_fewer(samples)
         if needs_rts([*specs, *explained]):
-            other = "train" if split == "test" else "test"
             try:
-                masks_for(classifier, data or "digits", images, other, size, progress)
+                ensure_masks(session, request, "train" if request.split == "test" else "test")
             except RunError as error:
                 if needs_rts([spec for spec in [*specs, *explained] if spec not in optional]):
                     raise
@@ -222,7 +191,7 @@ def evaluate(
             seed=seed,
             probes=not no_probes,
             interpreters=explained,
-            defenses=shields,
+            defenses=defended,
             optional=optional,
             progress=progress,
         )
@@ -235,22 +204,22 @@ def evaluate(
             fresh=fresh,
             progress=progress,
             stopping=lambda: stop.asked > 0,
-            command=command_line(),
+            command=spell_command(),
         )
-    if gates is None or run.status != "complete" or nothing_to_attack(run):
+    if gates is None or run.status != "complete" or is_all_wrong(run):
         show([run], form)
-        conclude(run)
+        exit_by_run(run)
         return
-    verdicts = judged([run], *gates)
+    verdicts = judge_runs([run], *gates)
     show([run], form, verdicts)
-    leave(verdicts)
+    exit_by_verdicts(verdicts)
 
 
-def chosen(
+def choose_attacks(
     preset: str | None, attacks: tuple[str, ...], eps: float | None
 ) -> tuple[list[Spec], Preset]:
     """The attacks asked for, names and parameters checked, and other settings of the preset."""
-    specs = [check(parse(text)) for text in attacks]
+    specs = [check_attack(parse(text)) for text in attacks]
     if attacks and not preset:
         if eps is not None:
             raise UsageError("--eps is for the attacks of a preset: write --attack NAME:eps=...")
@@ -258,28 +227,28 @@ def chosen(
     settings = read_preset(preset or "quick")
     theirs = settings.attack
     if eps is not None:
-        theirs = tuple(with_eps(spec, eps) for spec in theirs)
+        theirs = tuple(change_radius(spec, eps) for spec in theirs)
         if all("eps" not in spec.parameters for spec in theirs):
             raise UsageError(f"no attack of the preset {preset} has a radius that --eps could set")
     return [*theirs, *specs], settings
 
 
-def explaining(interpreters: tuple[str, ...], settings: Preset) -> list[Spec]:
+def choose_interpreters(interpreters: tuple[str, ...], settings: Preset) -> list[Spec]:
     """The interpreters asked for, names and parameters checked, after those of the preset."""
     asked = [INTERPRETERS.check(parse(text)) for text in interpreters]
     return [*settings.interpreter, *(spec for spec in asked if spec not in settings.interpreter)]
 
 
-def conclude(run: Run) -> None:
+def exit_by_run(run: Run) -> None:
     """Leave with the code that fits the run."""
     if run.failures:
         raise RunError(
             f"{len(run.failures)} of {len(run.failures) + len(run.attacks)} attacks have no result"
         )
-    if nothing_to_attack(run):
+    if is_all_wrong(run):
         raise NothingEvaluated("no image is classified correctly, so there is nothing to attack")
 
 
-def nothing_to_attack(run: Run) -> bool:
+def is_all_wrong(run: Run) -> bool:
     """Whether no image was right to begin with."""
     return not (run.clean["pred_clean"] == run.clean["label"]).any()

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from robusteval.commands.preset import check
+from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import parse
 from robusteval.runs.storage import write_atomically
 
-from .running import (
-    bars,
-    command_line,
-    data_options,
-    device_option,
-    images_for,
-    model_options,
-    opened,
-    stoppable,
-)
-from .shell import Command, Whole, emit, option, written
+from .running import data_options, device_option, model_options, spell_command
+from .session import Request, open_session
+from .shell import Command, Whole, emit, option, writing_stdout
 
 
 @click.command(cls=Command, short_help="Explain what an attack does to a classifier.")
@@ -96,24 +89,16 @@ from .shell import Command, Whole, emit, option, written
 @device_option
 def explain(
     checkpoint: str,
-    data: str | None,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    num_classes: int | None,
     attack: str,
     samples: int,
     side: int | None,
     layer: str | None,
     concepts: Path | None,
     seed: int,
-    device: str,
-    split: str,
-    size: int | None,
-    download: bool,
     out: Path | None,
     force: bool,
     form: str,
+    **given: Any,
 ) -> None:
     """Explain what an attack does to the classifier in CHECKPOINT.
 
@@ -127,42 +112,30 @@ def explain(
       robusteval explain net.pt --arch torchvision:resnet18 --data photos/ \\
         --attack pgd:eps=2/255 --samples 5
     """
-    spec = check(parse(attack))
-    if data is None and checkpoint != "demo":
-        raise UsageError("say what to attack with --data; `robusteval list data` shows the forms")
+    spec = check_attack(parse(attack))
+    request = Request(checkpoint, **given)
+    request.require_data("say what to attack")
     if out is not None and (out / "explanation.json").exists() and not force:
         raise UsageError(
             f"{out} holds an explanation: choose another --out, or --force to replace it"
         )
-    with stoppable(fresh=False) as stop, bars() as progress:
-        stop.progress = progress
-        from robusteval.analysis.explain import explain as explained
+    with open_session(request.open_both) as session:
+        from robusteval.analysis.explain import explain as explain_attack
         from robusteval.datasets.concepts import open_concepts
 
-        classifier = opened(
-            checkpoint,
-            progress,
-            arch=arch,
-            mean=mean,
-            std=std,
-            num_classes=num_classes,
-            device=device,
-        )
-        images = images_for(classifier, data or "digits", split, download, size)
-        for note in images.notes:
-            progress.say(note)
-        found = explained(
-            classifier,
-            images,
+        shape = session.images.shape
+        found = explain_attack(
+            session.classifier,
+            session.images,
             spec,
             samples=samples,
             seed=seed,
             side=side,
             layer=layer,
-            concepts=None if concepts is None else open_concepts(concepts, images.shape),
-            progress=progress,
+            concepts=None if concepts is None else open_concepts(concepts, shape),
+            progress=session.progress,
         )
-    found.record["provenance"]["command"] = command_line()
+    found.record["provenance"]["command"] = spell_command()
 
     from robusteval.reports.explanation import print_explanation, to_json, to_png
 
@@ -177,7 +150,7 @@ def explain(
     from rich.console import Console
 
     console = Console()
-    with written(), console.capture() as page:
+    with writing_stdout(), console.capture() as page:
         print_explanation(found.record, console)
         if out is not None:
             console.print()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from robusteval.commands.preset import shipped
+from robusteval.commands.preset import list_presets
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
 from robusteval.runs.types import format_value as show_value
 
@@ -62,7 +62,7 @@ def list_(what: str | None, as_json: bool) -> None:
             }
             for entry in DEFENSES.entries.values()
         ],
-        "interpreters": [interpreter(entry) for entry in INTERPRETERS.entries.values()],
+        "interpreters": [describe_interpreter(entry) for entry in INTERPRETERS.entries.values()],
         "data": [{"name": name, "summary": summary} for name, summary in list_kinds()],
         "presets": [
             {
@@ -71,7 +71,7 @@ def list_(what: str | None, as_json: bool) -> None:
                 "attack": [str(spec) for spec in preset.attack],
                 "interpreter": [str(spec) for spec in preset.interpreter],
             }
-            for name, preset in shipped()
+            for name, preset in list_presets()
         ],
     }
     if what:
@@ -79,10 +79,10 @@ def list_(what: str | None, as_json: bool) -> None:
     if as_json:
         emit(json.dumps(everything, indent=1) + "\n")
     else:
-        emit("\n".join(listed(everything)) + "\n")
+        emit("\n".join(lay_out(everything)) + "\n")
 
 
-def interpreter(entry: Entry) -> dict[str, Any]:
+def describe_interpreter(entry: Entry) -> dict[str, Any]:
     """What there is to know of an interpreter before it is used."""
     return {
         "name": entry.name,
@@ -95,7 +95,7 @@ def interpreter(entry: Entry) -> dict[str, Any]:
     }
 
 
-def facts(item: dict[str, Any]) -> Iterator[str]:
+def describe_facts(item: dict[str, Any]) -> Iterator[str]:
     """The facts of an interpreter in words; nothing for other items."""
     if "differentiable" in item:
         graph = "on the graph: can be attacked" if item["differentiable"] else "not on the graph"
@@ -109,7 +109,7 @@ def facts(item: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def listed(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+def lay_out(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Names with what is to say of each; lines as wide as the terminal, or whole for a pipe."""
     terminal = bool(sys.stdout) and sys.stdout.isatty()
     width = max(shutil.get_terminal_size().columns, 40) if terminal else sys.maxsize
@@ -121,7 +121,7 @@ def listed(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             lines = [
                 item["summary"],
                 ", ".join(filter(None, (*item.get("norms", ()), item.get("knowledge", "")))),
-                *facts(item),
+                *describe_facts(item),
                 " ".join(f"{key}={show_value(value)}" for key, value in given),
                 *item.get("attack", ()),
                 *(f"interpreter {spec}" for spec in item.get("interpreter", ())),

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.commands.preset import check
-from robusteval.errors import UsageError
+from robusteval.commands.preset import check_attack
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.types import Spec
 
+from .measuring import find_unseen, spell_evaluation
 from .running import (
-    bars,
-    check_out,
-    data_from,
+    build_data_options,
+    build_out_options,
+    check_output,
     device_option,
-    images_for,
     model_options,
-    opened,
-    out_options,
-    stoppable,
-    taken_up,
 )
+from .session import Request, open_session
 from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
     from robusteval.reports.mask import MaskRecord
 
 
-def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | Fraction:
+def read_units(ctx: click.Context, param: click.Parameter, value: str) -> int | Fraction:
     """Option callback: a whole number of units, or a share of them."""
     try:
         return int(value) if value.strip().isdecimal() else Fraction(value)
@@ -47,7 +42,7 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.command(cls=Command, short_help="Switch off the units that an attack moves.")
 @click.argument("checkpoint")
 @model_options
-@data_from("train")
+@build_data_options("train")
 @option(
     "Data",
     "--samples",
@@ -70,7 +65,7 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @option(
     "Mask",
     "--units",
-    callback=some_units,
+    callback=read_units,
     required=True,
     metavar="N|SHARE",
     help="How many units are masked (16), or what share of the layer's (0.25); with --per-class"
@@ -106,18 +101,10 @@ def some_units(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     show_default=True,
     help="Decides which images are drawn, which units are random, and all noise.",
 )
-@out_options("checkpoint to write, ending in .safetensors.")
+@build_out_options("checkpoint to write, ending in .safetensors.")
 @device_option
 def mask(
     checkpoint: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    num_classes: int | None,
-    data: str | None,
-    split: str,
-    size: int | None,
-    download: bool,
     samples: int,
     rank: str,
     units: int | Fraction,
@@ -127,7 +114,7 @@ def mask(
     seed: int,
     out: Path,
     force: bool,
-    device: str,
+    **given: Any,
 ) -> None:
     """Switch off units of the classifier in CHECKPOINT, as a checkpoint of its own.
 
@@ -143,22 +130,17 @@ def mask(
         --data cifar10:data --rank importance --per-class --units 0.9 \\
         --out masked.safetensors
     """
-    spec = check(parse(attack))
-    if data is None and checkpoint != "demo":
-        raise UsageError("say which images with --data; `robusteval list data` shows the forms")
-    check_out(out, force, checkpoint)
-    with stoppable(fresh=False) as stop, bars() as progress:
-        stop.progress = progress
+    spec = check_attack(parse(attack))
+    request = Request(checkpoint, **given)
+    request.require_data("say which images")
+    check_output(out, force, checkpoint)
+    with open_session(request.open_both) as session:
         from robusteval.defenses.masking import choose, judge_masks
         from robusteval.models.checkpoint import contents, save
         from robusteval.models.masked import masked
 
-        options = {"arch": arch, "mean": mean, "std": std, "num_classes": num_classes}
-        classifier = opened(checkpoint, progress, device=device, **options)
-        images = images_for(classifier, data or "digits", split, download, size)
-        for note in images.notes:
-            progress.say(note)
-        done = taken_up(out, stop)
+        classifier, images, progress, _ = session
+        done = session.resume_work(out)
         chosen = choose(
             classifier,
             images,
@@ -198,9 +180,8 @@ def mask(
     from robusteval.reports.mask import render_mask
 
     done.clear()
-    words = ["robusteval", "evaluate", checkpoint, "--defense", str(out)]
     emit(render_mask(describe_mask(found, chosen, out, rank, spec, images)))
-    emit(how_to_measure(words, images, data or "digits", size, spec, options))
+    emit(explain_measuring(request, images, out, spec))
 
 
 def describe_mask(
@@ -236,20 +217,17 @@ def stops_early(spec: Spec) -> bool:
     return "stop" in known and known["stop"] != "never"
 
 
-def how_to_measure(
-    words: list[str], images: Data, data: str, size: int | None, spec: Spec, options: dict[str, Any]
-) -> str:
-    """The command that measures more."""
-    from .train import has_other_part
-
-    tested = has_other_part(images, data, size)
-    words += ["--data", data if tested else "IMAGES"]
-    if size is not None:
-        words += ["--size", str(size)]
-    for name, value in options.items():
-        if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-    words += ["--attack", str(spec)]
-    unseen = "" if tested else f" on images it has not seen ({data} has no other part)"
-    return f"\nMeasure more{unseen} with\n  {shlex.join(words)}\n"
+def explain_measuring(request: Request, images: Data, out: Path, spec: Spec) -> str:
+    """How to measure more of a mask."""
+    unseen = find_unseen(images, request.data_name, request.size)
+    command = spell_evaluation(
+        request.checkpoint,
+        [
+            ("defense", out),
+            ("data", unseen.data),
+            ("size", request.size),
+            *request.model_options,
+            ("attack", spec),
+        ],
+    )
+    return f"\nMeasure more{unseen.clause} with\n  {command}\n"

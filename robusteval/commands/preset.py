@@ -36,13 +36,13 @@ KINDS: dict[str, tuple[type, str]] = {
 LEAST = {"samples": 1, "seed": 0}
 
 
-def shipped() -> Iterator[tuple[str, Preset]]:
+def list_presets() -> Iterator[tuple[str, Preset]]:
     """The presets that come with the suite, by name."""
     folder = files("robusteval").joinpath("presets")
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         name, dot, suffix = file.name.rpartition(".")
         if dot and suffix == "toml":
-            yield name, checked(name, tomllib.loads(file.read_text("utf-8")))
+            yield name, check_preset(name, tomllib.loads(file.read_text("utf-8")))
 
 
 def read_preset(name: str) -> Preset:
@@ -52,7 +52,7 @@ def read_preset(name: str) -> Preset:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        known = dict(shipped())
+        known = dict(list_presets())
         if name not in known:
             raise UsageError(unknown("preset", name, known) + "; or give the path of a .toml file")
         return known[name]
@@ -62,10 +62,10 @@ def read_preset(name: str) -> Preset:
         raise UsageError(f"cannot read the preset {name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the preset {name} is not TOML: {error}") from None
-    return checked(name, values)
+    return check_preset(name, values)
 
 
-def checked(name: str, values: dict[str, Any]) -> Preset:
+def check_preset(name: str, values: dict[str, Any]) -> Preset:
     """The values of a preset, each of its kind; UsageError that names the preset otherwise."""
     for key, value in values.items():
         if key not in KINDS:
@@ -81,19 +81,19 @@ def checked(name: str, values: dict[str, Any]) -> Preset:
     if not all(isinstance(text, str) for text in names):
         raise UsageError(f"{name}: interpreter must be {KINDS['interpreter'][1]}, not {names!r}")
     try:
-        specs = tuple(check(parse(text)) for text in texts)
+        specs = tuple(check_attack(parse(text)) for text in texts)
         interpreters = tuple(INTERPRETERS.check(parse(text)) for text in names)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return Preset(**{**values, "attack": specs, "interpreter": interpreters})
 
 
-def check(spec: Spec) -> Spec:
+def check_attack(spec: Spec) -> Spec:
     """The attack with its parameters read; ART's are not known before ART is imported."""
     return spec if spec.name.startswith("art:") else ATTACKS.check(spec)
 
 
-def with_eps(spec: Spec, eps: float) -> Spec:
+def change_radius(spec: Spec, eps: float) -> Spec:
     """The attack at another radius, if it has one."""
     has = "eps" in spec.parameters or (
         spec.name in ATTACKS.entries and "eps" in ATTACKS.entries[spec.name].parameters

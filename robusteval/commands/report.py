@@ -13,7 +13,7 @@ from robusteval.runs.folder import load_run
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
 
-from .shell import F, emit, written
+from .shell import F, emit, writing_stdout
 
 if TYPE_CHECKING:
     from robusteval.reports.gate import Check
@@ -85,7 +85,7 @@ def show(
     from robusteval.reports.rendering import render_runs
 
     text = ""  # where the reader of stdout has left before there was any
-    with written():  # a console that is captured writes to it, if only nothing
+    with writing_stdout():  # a console that is captured writes to it, if only nothing
         text = render_runs(runs, form, checks or [None] * len(runs), page=out is not None)
     deliver(text, out)
 
@@ -143,7 +143,7 @@ def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force:
         from robusteval.reports.rendering import render_console
 
         text = ""
-        with written():
+        with writing_stdout():
             text = render_console(
                 lambda console: comparing.print_comparison(found, console), page=out is not None
             )

@@ -18,24 +18,20 @@ import click
 
 from robusteval.errors import Interrupted, UsageError
 
-from .shell import F, Whole, numbers, option
+from .shell import F, Whole, option, read_numbers
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from robusteval.datasets.sources import Data
-    from robusteval.evaluation.work_cache import WorkCache
-    from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
-    from robusteval.runs.types import Spec
 
 
-def together(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
+def combine_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[F], F]:
     """Several options as one decorator, in this order in the help."""
     return lambda function: reduce(lambda made, add: add(made), reversed(options), function)
 
 
-model_options = together(
+model_options = combine_options(
     [
         option(
             "Model",
@@ -47,7 +43,7 @@ model_options = together(
         option(
             "Model",
             "--mean",
-            callback=numbers,
+            callback=read_numbers,
             metavar="R,G,B",
             help="Normalisation: mean per channel, or one for all. [default: the checkpoint's or"
             " the architecture's own]",
@@ -55,7 +51,7 @@ model_options = together(
         option(
             "Model",
             "--std",
-            callback=numbers,
+            callback=read_numbers,
             metavar="R,G,B",
             help="Normalisation: deviation per channel, or one for all.",
         ),
@@ -70,9 +66,9 @@ model_options = together(
 )
 
 
-def data_from(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
+def build_data_options(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
     """The options that name images; `split` is the part of named data sets by default."""
-    return together(
+    return combine_options(
         [
             option(
                 "Data",
@@ -108,7 +104,7 @@ def data_from(split: str, *, required: bool = False, about: str = "") -> Callabl
     )
 
 
-data_options = data_from("test")
+data_options = build_data_options("test")
 
 device_option = option(
     "Run",
@@ -120,9 +116,9 @@ device_option = option(
 )
 
 
-def out_options(about: str) -> Callable[[F], F]:
-    """Where something is written that `evaluate` reads; see `check_out`."""
-    return together(
+def build_out_options(about: str) -> Callable[[F], F]:
+    """Where something is written that `evaluate` reads; see `check_output`."""
+    return combine_options(
         [
             option(
                 "Run",
@@ -137,7 +133,7 @@ def out_options(about: str) -> Callable[[F], F]:
     )
 
 
-def check_out(out: Path, force: bool, checkpoint: str) -> None:
+def check_output(out: Path, force: bool, checkpoint: str) -> None:
     """Refuse a place that nothing could be written to, before the work."""
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, not {out.name}")
@@ -152,7 +148,7 @@ def check_out(out: Path, force: bool, checkpoint: str) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Bars]:
+def show_bars() -> Iterator[Bars]:
     """Progress on stderr; whatever other people's code prints or warns of goes there, too."""
     from robusteval.progress import Bars, Stderr
 
@@ -168,75 +164,6 @@ def bars() -> Iterator[Bars]:
         yield progress
 
 
-def opened(checkpoint: str, progress: Bars, *, device: str, **options: Any) -> Classifier:
-    """The classifier in a checkpoint, on its device."""
-    from robusteval.models.checkpoint import load, pick_device
-
-    target = pick_device(device)
-    if checkpoint == "demo":
-        from robusteval.models.demo import demo
-
-        def trained(done: int, total: int) -> None:
-            if done == 0:
-                progress.begin("Training the demo network", total)
-            else:
-                progress.advance(1)
-            if done == total:
-                progress.end()
-
-        checkpoint = str(demo(progress=trained))
-    return load(checkpoint, **options, device=target)
-
-
-def images_for(
-    classifier: Classifier, spec: str, split: str, download: bool, size: int | None
-) -> Data:
-    """The data as this classifier takes it."""
-    from robusteval.datasets.sources import open_data
-
-    hint = classifier.identity
-    resize = None
-    photos = Path(spec).is_dir() or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
-    if size is None and photos and hint.get("num_classes") == 1000:
-        # what torchvision's networks for ImageNet are made for
-        size, resize = hint.get("size"), hint.get("resize")
-    return open_data(
-        spec,
-        split=split,
-        download=download,
-        channels=hint.get("input_channels"),
-        size=size,
-        resize=resize,
-    )
-
-
-def needs_rts(specs: Sequence[Spec]) -> bool:
-    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
-    names = "+".join(str(spec.parameters.get("interpreter", spec.name)) for spec in specs)
-    return "rts" in names.split("+")
-
-
-def masks_for(
-    classifier: Classifier, spec: str, images: Data, other: str, size: int | None, progress: Bars
-) -> None:
-    """The mask network of RTS for this classifier, kept or trained on the spot.
-
-    On the other split of named data; on these images themselves where there is none, which a
-    message says.
-    """
-    from robusteval.interpreters.rts_training import prepare_rts
-
-    try:
-        train = images_for(classifier, spec, other, False, size)
-    except UsageError:
-        train = images
-    if train.name == images.name and len(train) == len(images):
-        progress.say(
-            "The masks of rts are trained on the images they explain: there are no others."
-        )
-    prepare_rts(classifier, train, progress=progress)
-
-
 class Stop:
     """How often a stop was asked for, whether there is something to save, and who says so."""
 
@@ -245,9 +172,13 @@ class Stop:
     word = "Stopped."  # where nothing is left to save
     progress: Bars | None = None
 
+    def loses_nothing(self) -> None:
+        """From now on a stop, however sudden, is one to continue from."""
+        self.word = describe_resumption()
+
 
 @contextmanager
-def stoppable(fresh: bool) -> Iterator[Stop]:
+def handle_stops(fresh: bool) -> Iterator[Stop]:
     """Stop on Ctrl-C or SIGTERM: after the batch, at once the second time, bluntly the third."""
     stop = Stop()
 
@@ -266,26 +197,15 @@ def stoppable(fresh: bool) -> Iterator[Stop]:
         yield stop
     except (Interrupted, KeyboardInterrupt):
         how = "the same command without --fresh" if fresh else "the same command"
-        raise Interrupted(resumed(how)) from None
+        raise Interrupted(describe_resumption(how)) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def resumed(how: str = "the same command") -> str:
+def describe_resumption(how: str = "the same command") -> str:
     """What to say at a stop that loses nothing."""
     return f"Stopped; {how} continues where this one ended."
-
-
-def taken_up(out: Path, stop: Stop) -> WorkCache:
-    """What an earlier call has finished of `out`; from now on a stop loses little."""
-    from robusteval.evaluation.work_cache import WorkCache
-
-    done = WorkCache(out.with_suffix(".part"))
-    if done.has_results and stop.progress is not None:
-        stop.progress.say(f"Continuing with what {done.folder} holds.")
-    stop.word = resumed()
-    return done
 
 
 def abandon(progress: Bars | None, word: str) -> NoReturn:
@@ -302,7 +222,7 @@ def abandon(progress: Bars | None, word: str) -> NoReturn:
     os._exit(Interrupted.exit_code)
 
 
-def command_line() -> str:
+def spell_command() -> str:
     """The command as it was given, without the folders of this machine's user."""
     here, home = f"{Path.cwd()}/", os.path.expanduser("~") + "/"
     words = []

@@ -97,12 +97,14 @@ class Whole(click.IntRange):
     name = "whole number"
 
 
-def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
+def read_numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> list[float] | None:
     """Option callback: numbers or fractions separated by commas."""
-    return None if value is None else [number(ctx, param, item) for item in value.split(",")]
+    return None if value is None else [read_value(ctx, param, item) for item in value.split(",")]
 
 
-def number(ctx: click.Context, param: click.Parameter, value: str) -> float:
+def read_value(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """A number or a fraction."""
     try:
         return read_number(value)
@@ -110,17 +112,22 @@ def number(ctx: click.Context, param: click.Parameter, value: str) -> float:
         raise click.BadParameter(f"{value!r} is not {error}", ctx, param) from None
 
 
-def radius(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+def read_factor(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Option callback: a number or a fraction."""
+    return None if value is None else read_value(ctx, param, value)
+
+
+def read_radius(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """Option callback: a number or a fraction, not negative."""
     if value is None:
         return None
-    eps = number(ctx, param, value)
+    eps = read_value(ctx, param, value)
     if eps < 0:
         raise click.BadParameter(f"{value!r} is negative")
     return eps
 
 
-def batches(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+def read_batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """Option callback: a positive whole number, or auto."""
     if value == "auto":
         return None
@@ -136,12 +143,12 @@ def option(heading: str, *names: str, **attributes: Any) -> Callable[[F], F]:
 
 def emit(text: str) -> None:
     """Write to stdout."""
-    with written():
+    with writing_stdout():
         click.echo(text, nl=False, color=True)  # or Click would undo what rich has decided
 
 
 @contextmanager
-def written() -> Iterator[None]:
+def writing_stdout() -> Iterator[None]:
     """Say what is wrong with stdout; that its reader has left, as `head` does, is not."""
     try:
         yield

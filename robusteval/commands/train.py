@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-import shlex
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.errors import RobustevalError, UsageError
+from robusteval.errors import UsageError
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import format_number
 
-from .running import bars, device_option, model_options, opened, stoppable
-from .shell import Command, Whole, emit, number, numbers, option, radius
+from .measuring import find_unseen, spell_evaluation
+from .running import device_option, model_options
+from .session import load_model, open_session
+from .shell import Command, Option, Whole, emit, option, read_factor, read_numbers, read_radius
 
 if TYPE_CHECKING:
     from robusteval.datasets.sources import Data
@@ -24,15 +27,83 @@ if TYPE_CHECKING:
     from robusteval.progress import Bars
     from robusteval.reports.training import TrainingRecord
 
-OBJECTIVES = ("standard", "adv", "trades", "int", "int2", "int_adv", "int2_adv", "one_class")
+# hyper-parameters as the help lists them below each heading; those not named here come last
+ORDER = (
+    *("held_out", "augment"),
+    *("objective", "eps", "steps", "step", "warmup", "gamma", "weighting", "beta"),
+)
 
 
-def factor(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Option callback: a number or a fraction."""
-    return None if value is None else number(ctx, param, value)
+def read_warmup(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    """Option callback: two numbers separated by a comma."""
+    found = read_numbers(ctx, param, value)
+    if found is None:
+        return None
+    if len(found) != 2:
+        raise UsageError("--warmup takes two numbers of epochs, such as --warmup 1,5")
+    return found[0], found[1]
 
 
-@click.command(cls=Command, short_help="Train a classifier that withstands attacks.")
+def build_option(field: Field[Any]) -> Option:
+    """The option of a hyper-parameter, from the field's default and metadata."""
+    known = field.metadata
+    attributes: dict[str, Any] = {}
+    if "choices" in known:
+        attributes["type"] = click.Choice(known["choices"])
+    elif "least" in known:
+        attributes["type"] = Whole(known["least"])
+    else:
+        special = {"eps": read_radius, "warmup": read_warmup}
+        attributes["callback"] = special.get(field.name, read_factor)
+    default: Any = field.default
+    if default is not None:
+        number = isinstance(default, float)
+        attributes["default"] = format_number(default) if number else default
+        attributes["show_default"] = True
+    return Option(
+        [f"--{field.name.replace('_', '-')}"],
+        heading=known["heading"],
+        metavar=known["metavar"],
+        help=known["help"],
+        **attributes,
+    )
+
+
+class TrainCommand(Command):
+    """A command with an option for each hyper-parameter of a training.
+
+    They are read from `TrainingSettings` when somebody asks for them: defenses are opened late, as
+    by all commands.
+    """
+
+    _own: list[click.Parameter]
+    _all: list[click.Parameter] | None = None
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """Options and arguments; hyper-parameters stand before those of the run."""
+        if self._all is None:
+            place = [parameter.name for parameter in self._own].index("out")
+            self._all = [*self._own[:place], *list_hyper_parameters(), *self._own[place:]]
+        return self._all
+
+    @params.setter
+    def params(self, own: list[click.Parameter]) -> None:
+        self._own = own
+
+
+def list_hyper_parameters() -> Iterator[Option]:
+    """The options of a training, in the order of the help."""
+    from robusteval.defenses.training_settings import TrainingSettings
+
+    known = {field.name: field for field in fields(TrainingSettings)}
+    for name in dict.fromkeys([*ORDER, *known]):
+        yield build_option(known[name])
+
+
+@click.command(cls=TrainCommand, short_help="Train a classifier that withstands attacks.")
 @option(
     "Data",
     "--data",
@@ -50,24 +121,6 @@ def factor(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     is_flag=True,
     help="Let torchvision download a data set that is missing.",
 )
-@option(
-    "Data",
-    "--held-out",
-    type=Whole(1),
-    metavar="N",
-    help="Images that epochs are judged on instead of trained on. [default: a tenth or 200, at"
-    " most a fifth and 1000]",
-)
-@option(
-    "Data",
-    "--augment",
-    type=click.Choice(("auto", "none", "crop", "crop+flip")),
-    metavar="NAME",
-    default="auto",
-    show_default=True,
-    help="Shift images by up to an eighth, and mirror them; auto: both for colour images, neither"
-    " for grey ones.",
-)
 @model_options
 @option(
     "Model",
@@ -75,123 +128,6 @@ def factor(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     "start",
     metavar="CHECKPOINT",
     help="Start from these weights instead of random ones; demo is one.",
-)
-@option(
-    "Objective",
-    "--objective",
-    type=click.Choice(OBJECTIVES),
-    metavar="NAME",
-    default="adv",
-    show_default=True,
-    help="standard, adv (the images an attack finds), trades, or one with the network's class"
-    " activation maps (arXiv:2006.14748): int, int2, int_adv, int2_adv, one_class.",
-)
-@option(
-    "Objective",
-    "--eps",
-    callback=radius,
-    default="8/255",
-    show_default=True,
-    metavar="NUMBER",
-    help="Radius in linf to withstand, of the [0, 1] pixel range.",
-)
-@option(
-    "Objective",
-    "--steps",
-    type=Whole(1),
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Steps of the attack on each batch; training takes about N + 2 times as long as without.",
-)
-@option(
-    "Objective",
-    "--step",
-    callback=factor,
-    metavar="NUMBER",
-    help="Length of a step. [default: 2.5 * eps / steps]",
-)
-@option(
-    "Objective",
-    "--warmup",
-    callback=numbers,
-    metavar="A,B",
-    help="Epochs up to which eps is 0, and from which it is whole. [default: 0 and a quarter of"
-    " them]",
-)
-@option(
-    "Objective",
-    "--gamma",
-    callback=factor,
-    default="0.5",
-    show_default=True,
-    metavar="NUMBER",
-    help="Weight of the maps; they are divided by their number of positions, unlike in the code"
-    " of the paper, whose .01 is .49 here for maps of 7x7.",
-)
-@option(
-    "Objective",
-    "--weighting",
-    type=click.Choice(("softmax", "runner_up")),
-    metavar="NAME",
-    default="softmax",
-    show_default=True,
-    help="How maps of wrong classes count: softmax, or runner_up alone.",
-)
-@option(
-    "Objective",
-    "--beta",
-    callback=factor,
-    default="6",
-    show_default=True,
-    metavar="NUMBER",
-    help="Weight of the divergence of trades.",
-)
-@option(
-    "Training",
-    "--epochs",
-    type=Whole(1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="Passes over the images.",
-)
-@option(
-    "Training",
-    "--batch-size",
-    type=Whole(2),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Images per step.",
-)
-@option(
-    "Training",
-    "--rate",
-    callback=factor,
-    default="0.003",
-    show_default=True,
-    metavar="NUMBER",
-    help="Learning rate of Adam at its highest.",
-)
-@option(
-    "Training",
-    "--schedule",
-    type=click.Choice(("cosine", "step")),
-    metavar="NAME",
-    default="cosine",
-    show_default=True,
-    help="How the rate falls: along a cosine, or tenfold after 4/7 and 6/7 of the training.",
-)
-@option(
-    "Training",
-    "--seed",
-    type=Whole(0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Decides the first weights, which images are held out, the order of the others, and all"
-    " noise.",
 )
 @option(
     "Run",
@@ -207,29 +143,15 @@ def train(
     data: str,
     size: int | None,
     download: bool,
-    held_out: int | None,
-    augment: str,
     arch: str | None,
     mean: list[float] | None,
     std: list[float] | None,
     num_classes: int | None,
     start: str | None,
-    objective: str,
-    eps: float,
-    steps: int,
-    step: float | None,
-    warmup: list[float] | None,
-    gamma: float,
-    weighting: str,
-    beta: float,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    schedule: str,
-    seed: int,
     out: Path,
     fresh: bool,
     device: str,
+    **hyper_parameters: Any,
 ) -> None:
     """Train a classifier that withstands attacks, or go on training one.
 
@@ -252,104 +174,84 @@ def train(
         )
     if start is not None and Path(start).resolve() == out.resolve():
         raise UsageError(f"--out would replace {start}, which --from starts from: choose another")
-    if warmup is not None and len(warmup) != 2:
-        raise UsageError("--warmup takes two numbers of epochs, such as --warmup 1,5")
-    with stoppable(fresh) as stop, bars() as progress:
-        stop.progress = progress
-        from robusteval.defenses.training import train as trained
+    from robusteval.defenses.training_settings import TrainingSettings
+
+    settings = TrainingSettings(**hyper_parameters)
+
+    def open_both(progress: Bars) -> tuple[Classifier, Data]:
         from robusteval.defenses.training_files import is_helper
-        from robusteval.defenses.training_settings import TrainingSettings
 
         progress.console.quiet = is_helper()
-        if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ:
-            device = own_device(int(os.environ["LOCAL_RANK"]))
+        options = {"mean": mean, "std": std, "num_classes": num_classes}
+        place = choose_device(device)
+        if start is None:
+            return start_untrained(str(arch), data, size, download, settings, place, **options)
+        return continue_trained(
+            start, data, size, download, progress, arch=arch, device=place, **options
+        )
 
-        settings = TrainingSettings(
-            objective=objective,
-            eps=eps,
-            steps=steps,
-            step=step,
-            gamma=gamma,
-            beta=beta,
-            weighting=weighting,  # type: ignore[arg-type]  # a choice
-            epochs=epochs,
-            batch_size=batch_size,
-            rate=rate,
-            schedule=schedule,  # type: ignore[arg-type]
-            warmup=None if warmup is None else (warmup[0], warmup[1]),
-            augment=augment,  # type: ignore[arg-type]
-            held_out=held_out,
-            seed=seed,
-        )
-        classifier, images = begun(
-            start,
-            data,
-            size,
-            download,
-            settings,
-            device,
-            progress,
-            arch,
-            mean=mean,
-            std=std,
-            num_classes=num_classes,
-        )
-        for note in images.notes:
-            progress.say(note)
-        stop.politely = True
-        found = trained(
-            classifier,
-            images,
+    with open_session(open_both, fresh=fresh) as session:
+        from robusteval.defenses.training import train as train_classifier
+        from robusteval.defenses.training_files import is_helper
+
+        session.stop.politely = True
+        found = train_classifier(
+            session.classifier,
+            session.images,
             out,
             settings,
             fresh=fresh,
-            progress=progress,
-            stopping=lambda: stop.asked > 0,
+            progress=session.progress,
+            stopping=lambda: session.stop.asked > 0,
         )
     if not is_helper():
         from robusteval.reports.training import render_training
 
-        emit(
-            render_training(describe_training(found, settings, images))
-            + how_to_judge(found.path, settings, images, data, size, arch)
-        )
+        emit(render_training(describe_training(found, settings, session.images)))
+        emit(explain_measuring(found.path, settings, session.images, data, size, arch))
 
 
-def own_device(rank: int) -> str:
-    """The GPU of this process among those that `torchrun` has started on this machine."""
+def choose_device(device: str) -> str:
+    """The device named; of several processes that `torchrun` has started, each one its own GPU."""
+    if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ:
+        return device
     import torch
 
-    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{int(os.environ['LOCAL_RANK'])}" if torch.cuda.is_available() else "cpu"
 
 
-def begun(
-    start: str | None,
+def start_untrained(
+    arch: str,
     data: str,
     size: int | None,
     download: bool,
     settings: TrainingSettings,
     device: str,
-    progress: Bars,
-    arch: str | None,
     **options: Any,
 ) -> tuple[Classifier, Data]:
-    """The classifier to train, and its images."""
+    """A classifier with random weights, and the images to train it on."""
     from robusteval.datasets.sources import open_data
     from robusteval.defenses.training_start import build_untrained, find_input_channels
     from robusteval.models.checkpoint import pick_device
 
-    def images(channels: int | None) -> Data:
-        return open_data(data, split="train", download=download, channels=channels, size=size)
-
-    if start is not None:
-        classifier = opened(start, progress, device=device, arch=arch, **options)
-        if "mask" in classifier.identity:
-            raise UsageError(f"{start} has masked units, which training cannot keep: train before")
-        return classifier, images(classifier.identity.get("input_channels"))
-    assert arch is not None
     target = pick_device(device)
-    found = images(find_input_channels(arch))
-    return build_untrained(arch, found, settings, device=target, **options), found
+    channels = find_input_channels(arch)
+    images = open_data(data, split="train", download=download, channels=channels, size=size)
+    return build_untrained(arch, images, settings, device=target, **options), images
+
+
+def continue_trained(
+    start: str, data: str, size: int | None, download: bool, progress: Bars, **options: Any
+) -> tuple[Classifier, Data]:
+    """The classifier in a checkpoint, and the images to go on training it on."""
+    from robusteval.datasets.sources import open_data
+
+    classifier = load_model(start, progress, **options)
+    if "mask" in classifier.identity:
+        raise UsageError(f"{start} has masked units, which training cannot keep: train before")
+    channels = classifier.identity.get("input_channels")
+    images = open_data(data, split="train", download=download, channels=channels, size=size)
+    return classifier, images
 
 
 def describe_training(
@@ -374,7 +276,7 @@ def describe_training(
     )
 
 
-def how_to_judge(
+def explain_measuring(
     path: Path,
     settings: TrainingSettings,
     images: Data,
@@ -382,31 +284,20 @@ def how_to_judge(
     size: int | None,
     arch: str | None,
 ) -> str:
-    """The command that measures what was trained."""
-    words = ["robusteval", "evaluate", str(path), "--data"]
-    if tested := has_other_part(images, data, size):
-        words.append(data)
-    else:
-        words.append("IMAGES")
-    if size is not None:
-        words += ["--size", str(size)]
-    if arch is not None and not arch.startswith(("torchvision:", "robusteval:")):
-        words += ["--arch", arch]
-    if settings.eps:
-        words += ["--attack", f"pgd:eps={format_number(settings.eps)},steps=100,restarts=5"]
-    unseen = "" if tested else f" on images it has not seen ({data} has no other part)"
-    return (
-        f"The epoch was chosen by these images, which flatters it. Measure it{unseen} with\n"
-        f"  {shlex.join(words)}\n"
+    """How to measure what was trained."""
+    unseen = find_unseen(images, data, size)
+    known = arch is None or arch.startswith(("torchvision:", "robusteval:"))
+    attack = f"pgd:eps={format_number(settings.eps)},steps=100,restarts=5"
+    command = spell_evaluation(
+        str(path),
+        [
+            ("data", unseen.data),
+            ("size", size),
+            ("arch", None if known else arch),
+            ("attack", attack if settings.eps else None),
+        ],
     )
-
-
-def has_other_part(images: Data, data: str, size: int | None) -> bool:
-    """Whether `evaluate` would by itself take other images of this data than were trained on."""
-    from robusteval.datasets.sources import open_data
-
-    try:
-        other = open_data(data, channels=images.shape[0], size=size)
-    except RobustevalError:
-        return False
-    return other.source.raw(0) != images.source.raw(0) or len(other) != len(images)
+    return (
+        "The epoch was chosen by these images, which flatters it. Measure it"
+        f"{unseen.clause} with\n  {command}\n"
+    )

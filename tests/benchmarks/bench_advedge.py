@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from robusteval.attacks.advedge import advedge
 from robusteval.attacks.dual_objective import Settings, map_settings, recipe_for
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import numbers
+from robusteval.commands.shell import read_numbers
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import Interpreter, measure_mean_distance
 from robusteval.interpreters.rectifiers import smooth_relu
@@ -206,8 +206,8 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], ro
 @click.option("--data", default="digits")
 @click.option("--train", default="digits", help="what the masks of rts are trained on")
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=50)
 @click.option("--rounds", default=3)
 @click.option("--search", default="pgd")

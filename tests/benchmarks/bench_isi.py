@@ -24,7 +24,7 @@ from torch import Tensor
 
 from robusteval.attacks.isi import isi
 from robusteval.attacks.sigma_zero import sigma_zero
-from robusteval.commands.shell import numbers
+from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
@@ -102,8 +102,8 @@ def print_ratios(model: Classifier, x: Tensor, y: Tensor, rounds: int, steps: in
 @click.argument("checkpoint", default="demo")
 @click.option("--data", default="digits")
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=200)
 @click.option("--steps", default=100)
 @click.option("--rounds", default=3)

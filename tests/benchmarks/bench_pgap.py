@@ -34,7 +34,7 @@ from robusteval.analysis.localisation import (
 )
 from robusteval.attacks.pgap import fpgap, pgap
 from robusteval.attacks.pgd import fgsm, pgd
-from robusteval.commands.shell import numbers
+from robusteval.commands.shell import read_numbers
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.scaling import min_max, resize
 from robusteval.models.checkpoint import load
@@ -172,8 +172,8 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
 @click.argument("checkpoint", default="demo")
 @click.option("--data", default="digits")
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=200)
 @click.option("--rounds", default=5)
 @click.option("--part", type=click.Choice(["sweep", "where", "time"]), multiple=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from robusteval.art.to_art import as_estimator
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import numbers
+from robusteval.commands.shell import read_numbers
 from robusteval.datasets.sources import draw, open_data
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, predictions
@@ -83,8 +83,8 @@ def best_of(rounds: int, *jobs: Callable[[], object]) -> list[float]:
 @click.argument("checkpoint", default="demo")
 @click.option("--data", default="digits")
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=500)
 @click.option("--rounds", default=3)
 def main(

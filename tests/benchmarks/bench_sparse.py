@@ -19,7 +19,7 @@ import torch
 from bench_pgd import best_of, correct_images
 from torch import Tensor, autograd
 
-from robusteval.commands.shell import numbers
+from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.models.demo import demo
@@ -64,8 +64,8 @@ def plain(model: Classifier, x: Tensor, calls: list[tuple[int, bool]]) -> None:
 @click.argument("checkpoint", default="demo")
 @click.option("--data", default="digits")
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=100)
 @click.option("--rounds", default=1)
 @click.option("--attack", "specs", multiple=True, default=SPECS)

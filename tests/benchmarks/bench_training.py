@@ -22,7 +22,7 @@ import torch
 from scipy import stats
 from torch import Tensor, autograd
 
-from robusteval.commands.shell import numbers, radius
+from robusteval.commands.shell import read_numbers, read_radius
 from robusteval.datasets.sources import Data, open_data
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.interpreters.cam import cam
@@ -81,10 +81,10 @@ def right(model: Classifier, data: Data, samples: int, eps: float) -> tuple[Rate
 @click.argument("checkpoints", nargs=-1, required=True)
 @click.option("--data", required=True)
 @click.option("--arch")
-@click.option("--mean", callback=numbers)
-@click.option("--std", callback=numbers)
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
 @click.option("--images", default=500)
-@click.option("--eps", callback=radius, default="8/255")
+@click.option("--eps", callback=read_radius, default="8/255")
 def main(
     checkpoints: tuple[str, ...],
     data: str,

@@ -28,9 +28,9 @@ from toys import Bands, synthetic
 
 from robusteval import __version__
 from robusteval.cli import cli
-from robusteval.commands.listing import listed
-from robusteval.commands.running import command_line
-from robusteval.commands.shell import written
+from robusteval.commands.listing import lay_out
+from robusteval.commands.running import spell_command
+from robusteval.commands.shell import writing_stdout
 from robusteval.errors import RunError
 from robusteval.registry import ATTACKS
 
@@ -739,7 +739,7 @@ def test_a_reader_that_leaves_early_is_no_failure(desk: Path, words: list[str]) 
 
 def test_a_disk_that_is_full_is_a_sentence() -> None:
     """`robusteval list > /full/disk/file`."""
-    with pytest.raises(RunError) as caught, written():
+    with pytest.raises(RunError) as caught, writing_stdout():
         raise OSError(ENOSPC, "No space left on device")
 
     assert str(caught.value) == "cannot write to stdout: No space left on device"
@@ -845,7 +845,7 @@ def test_the_command_is_kept_without_the_folders_of_its_user(
         ["/x", "evaluate", f"{desk}/net.pt", f"--data={home}/my data", "--out", f"{home}/run", ""],
     )
 
-    assert command_line() == (
+    assert spell_command() == (
         """robusteval evaluate net.pt --data="$HOME"/'my data' --out "$HOME"/run ''"""
     )
 
@@ -883,7 +883,7 @@ def test_lists_are_wrapped_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stdout", Screen())
     item = {"name": "mine", "summary": "word " * 20, "attack": ["art:" + "x" * 60]}
 
-    lines = "\n".join(listed({"presets": [item]})).split("\n")
+    lines = "\n".join(lay_out({"presets": [item]})).split("\n")
 
     assert max(len(line) for line in lines if "x" not in line) <= 40
     assert " " * 8 + "art:" + "x" * 60 in lines

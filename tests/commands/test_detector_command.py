@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from toys import synthetic
 
-from robusteval.commands.detector import detector, separated
+from robusteval.commands.detector import detector, split_interpreters
 from robusteval.commands.shell import Commands
 from robusteval.defenses import boosting, splits
 from robusteval.defenses.map_rows import RowMaker
@@ -139,7 +139,7 @@ def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_interpreters_keep_their_parameters() -> None:
-    found = separated(None, None, "grad:score=logit,pool=2,cam,mask:iterations=3,blur=5")  # type: ignore[arg-type]
+    found = split_interpreters(None, None, "grad:score=logit,pool=2,cam,mask:iterations=3,blur=5")  # type: ignore[arg-type]
 
     assert [str(spec) for spec in found] == [
         "grad:score=logit,pool=2",

@@ -122,7 +122,7 @@ def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -
         assert {path: path.stat().st_mtime_ns for path in run.glob("samples/*")} == cells
         return found
 
-    monkeypatch.setattr(masking, "repaired", None)  # nothing is attacked
+    monkeypatch.setattr(masking, "repair", None)  # nothing is attacked
     monkeypatch.setattr(masking, "evaluate", seen)
     again = ran(*words, *OUT)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robusteval.commands.preset import Preset, read_preset, shipped, with_eps
+from robusteval.commands.preset import Preset, change_radius, list_presets, read_preset
 from robusteval.errors import UsageError
 from robusteval.runs.types import Spec
 
@@ -20,7 +20,7 @@ def written(folder: Path, text: str) -> str:
 
 def test_presets_are_shipped() -> None:
     """In alphabetical order, each with a line on it and attacks."""
-    presets = dict(shipped())
+    presets = dict(list_presets())
 
     assert list(presets) == ["interpretation", "quick", "standard"]
     assert all(preset.description and preset.attack for preset in presets.values())
@@ -138,4 +138,4 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 )
 def test_the_radius_is_set_where_there_is_one(spec: Spec, expected: dict[str, object]) -> None:
     """The step of ART's attacks goes with it; what has no radius stays as it is."""
-    assert with_eps(spec, 0.5) == Spec(spec.name, expected)
+    assert change_radius(spec, 0.5) == Spec(spec.name, expected)

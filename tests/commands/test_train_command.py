@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from toys import synthetic
 
 from robusteval.commands.shell import Commands
-from robusteval.commands.train import OBJECTIVES, train
-from robusteval.defenses import training_settings
+from robusteval.commands.train import train
 from robusteval.defenses.training_settings import TrainingSettings
 from robusteval.models import checkpoint
 
@@ -145,7 +144,7 @@ def test_options_and_settings_say_the_same() -> None:
     defaults = train.make_context("train", [*DATA, *ARCH, *OUT]).params
     settings = TrainingSettings()
 
-    assert tuple(training_settings.OBJECTIVES) == OBJECTIVES
+    assert set(vars(settings)) <= set(options)
     for name, value in vars(settings).items():
         assert defaults[name] == value, name
     assert all(option.help for option in options.values())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import robusteval.evaluation.cells as cells_module
 from robusteval.cli import cli
 from robusteval.commands.preset import read_preset
-from robusteval.commands.running import needs_rts
+from robusteval.commands.session import needs_rts
 from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute

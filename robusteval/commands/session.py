@@ -1,0 +1,176 @@
+"""Opening what a command works on, its model and its images, with progress and an orderly stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from robusteval.errors import UsageError
+
+from .running import Stop, handle_stops, show_bars
+
+if TYPE_CHECKING:
+    from robusteval.datasets.sources import Data
+    from robusteval.evaluation.work_cache import WorkCache
+    from robusteval.models.classifier import Classifier
+    from robusteval.progress import Bars
+    from robusteval.runs.types import Spec
+
+
+@dataclass(frozen=True)
+class Request:
+    """The model and the images that a command was asked for: its options of these names."""
+
+    checkpoint: str
+    arch: str | None
+    mean: list[float] | None
+    std: list[float] | None
+    num_classes: int | None
+    device: str
+    data: str | None
+    split: str
+    size: int | None
+    download: bool
+
+    @property
+    def data_name(self) -> str:
+        """What names the images: the demo network has some of its own."""
+        return self.data or "digits"
+
+    @property
+    def model_options(self) -> list[tuple[str, Any]]:
+        """The options that say how the checkpoint is read, by name; None where not given."""
+        return [(name, getattr(self, name)) for name in ("arch", "mean", "std", "num_classes")]
+
+    def require_data(self, ask: str) -> None:
+        """Refuse to go on without images, unless the model is the demo network."""
+        if self.data is None and self.checkpoint != "demo":
+            raise UsageError(f"{ask} with --data; `robusteval list data` shows the forms")
+
+    def load_model(self, progress: Bars) -> Classifier:
+        """The classifier in the checkpoint, on its device."""
+        options = dict(self.model_options)
+        return load_model(self.checkpoint, progress, device=self.device, **options)
+
+    def open_images(self, classifier: Classifier, split: str | None = None) -> Data:
+        """The images as this classifier takes them; of another part of the data if one is named."""
+        download = self.download and split is None
+        split = split or self.split
+        return open_images(classifier, self.data_name, split, download, self.size)
+
+    def open_both(self, progress: Bars) -> tuple[Classifier, Data]:
+        """The classifier and its images."""
+        classifier = self.load_model(progress)
+        return classifier, self.open_images(classifier)
+
+
+class Session(NamedTuple):
+    """What a command works on, while it is open."""
+
+    classifier: Classifier
+    images: Data
+    progress: Bars
+    stop: Stop
+
+    def say_if_fewer(self, samples: int | None) -> None:
+        """Say it where there are fewer images than were asked for."""
+        if samples and samples > len(self.images):
+            count = len(self.images)
+            self.progress.say(f"{self.images.name} has no more than {count} images: all are taken.")
+
+    def resume_work(self, out: Path) -> WorkCache:
+        """What an earlier call has finished of `out`; from now on a stop loses little."""
+        from robusteval.evaluation.work_cache import WorkCache
+
+        done = WorkCache(out.with_suffix(".part"))
+        if done.has_results:
+            self.progress.say(f"Continuing with what {done.folder} holds.")
+        self.stop.loses_nothing()
+        return done
+
+
+@contextmanager
+def open_session(
+    open_both: Callable[[Bars], tuple[Classifier, Data]], *, fresh: bool = False
+) -> Iterator[Session]:
+    """Open model and images: as they are named in a `Request`, or as a command has its own way.
+
+    Until it is left, progress is shown, and Ctrl-C and SIGTERM stop the work in good order.
+    """
+    with handle_stops(fresh) as stop, show_bars() as progress:
+        stop.progress = progress
+        classifier, images = open_both(progress)
+        for note in images.notes:
+            progress.say(note)
+        yield Session(classifier, images, progress, stop)
+
+
+def load_model(checkpoint: str, progress: Bars, *, device: str, **options: Any) -> Classifier:
+    """The classifier in a checkpoint, on its device; the demo network is trained if need be."""
+    from robusteval.models.checkpoint import load, pick_device
+
+    target = pick_device(device)
+    if checkpoint == "demo":
+        from robusteval.models.demo import demo
+
+        def show_training(done: int, total: int) -> None:
+            if done == 0:
+                progress.begin("Training the demo network", total)
+            else:
+                progress.advance(1)
+            if done == total:
+                progress.end()
+
+        checkpoint = str(demo(progress=show_training))
+    return load(checkpoint, **options, device=target)
+
+
+def open_images(
+    classifier: Classifier, spec: str, split: str, download: bool, size: int | None
+) -> Data:
+    """The data as this classifier takes it."""
+    from robusteval.datasets.sources import open_data
+
+    hint = classifier.identity
+    resize = None
+    photos = Path(spec).is_dir() or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
+    if size is None and photos and hint.get("num_classes") == 1000:
+        # what torchvision's networks for ImageNet are made for
+        size, resize = hint.get("size"), hint.get("resize")
+    return open_data(
+        spec,
+        split=split,
+        download=download,
+        channels=hint.get("input_channels"),
+        size=size,
+        resize=resize,
+    )
+
+
+def needs_rts(specs: Sequence[Spec]) -> bool:
+    """Whether one of these attacks or interpreters needs the trained masks of RTS."""
+    names = "+".join(str(spec.parameters.get("interpreter", spec.name)) for spec in specs)
+    return "rts" in names.split("+")
+
+
+def ensure_masks(session: Session, request: Request, other: str) -> None:
+    """Make sure of the mask network of RTS for this classifier: kept, or trained on the spot.
+
+    It is trained on the part `other` of named data; on these images themselves where there is
+    none, which a message says.
+    """
+    from robusteval.interpreters.rts_training import prepare_rts
+
+    classifier, images, progress, _ = session
+    try:
+        train = request.open_images(classifier, other)
+    except UsageError:
+        train = images
+    if train.name == images.name and len(train) == len(images):
+        progress.say(
+            "The masks of rts are trained on the images they explain: there are no others."
+        )
+    prepare_rts(classifier, train, progress=progress)
