@@ -22,10 +22,15 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.defense import WithDetector
 from robusteval.evaluation.defense_files import is_detector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.checkpoint import CHECKSUM, checksum, parts, serialised
 from robusteval.models.classifier import MADE_FROM, Classifier, absorb
 from robusteval.models.identity import hash_model
 from robusteval.models.seeds import Ids
+from robusteval.models.weights import (
+    CHECKSUM,
+    compute_checksum,
+    serialise_safetensors,
+    split_safetensors,
+)
 from robusteval.registry import DEFENSES
 from robusteval.runs.storage import write_atomically
 from robusteval.search.balls import quantise
@@ -201,7 +206,7 @@ class MapDetector:
             NOTES: json.dumps(settings, sort_keys=True, allow_nan=False),
             BOOSTER: self.booster,
         }
-        write_atomically(Path(path), serialised(tensors, notes))
+        write_atomically(Path(path), serialise_safetensors(tensors, notes))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MapDetector:
@@ -219,9 +224,9 @@ class MapDetector:
             raise UsageError(f"{path} is no detector: `robusteval defend detector` writes them")
         try:
             raw = path.read_bytes()
-            header, body = parts(raw)
+            header, body = split_safetensors(raw)
             notes = header["__metadata__"]
-            if notes.get(CHECKSUM) != checksum(header, body):
+            if notes.get(CHECKSUM) != compute_checksum(header, body):
                 raise ValueError("other bytes than were written")
             settings = json.loads(notes[NOTES])
             if settings["format"] != FORMAT:

@@ -110,7 +110,8 @@ def open_session(
 
 def load_model(checkpoint: str, progress: Bars, *, device: str, **options: Any) -> Classifier:
     """The classifier in a checkpoint, on its device; the demo network is trained if need be."""
-    from robusteval.models.checkpoint import load, pick_device
+    from robusteval.models.checkpoint import load
+    from robusteval.models.environment import pick_device
 
     target = pick_device(device)
     if checkpoint == "demo":

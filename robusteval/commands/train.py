@@ -232,7 +232,7 @@ def start_untrained(
     """A classifier with random weights, and the images to train it on."""
     from robusteval.datasets.sources import open_data
     from robusteval.defenses.training_start import build_untrained, find_input_channels
-    from robusteval.models.checkpoint import pick_device
+    from robusteval.models.environment import pick_device
 
     target = pick_device(device)
     channels = find_input_channels(arch)

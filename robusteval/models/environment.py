@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from robusteval import __version__
+from robusteval.errors import UsageError
 
 
 def versions() -> dict[str, str]:
@@ -31,3 +32,33 @@ def environment(device: torch.device) -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; "auto" or None is a GPU if there is one, else the processor.
+
+    Raises
+    ------
+    UsageError
+        There is no such device here.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {name} here: torch sees {_gpus()}; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("there is no device mps here; use --device cpu")
+    return device
+
+
+def _gpus() -> str:
+    count = torch.cuda.device_count()
+    return f"cuda:0 to cuda:{count - 1}" if count else "no CUDA GPU"

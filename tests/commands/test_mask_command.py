@@ -17,9 +17,10 @@ from robusteval.commands.shell import Commands
 from robusteval.defenses import masking
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.evaluate import evaluate
-from robusteval.models.checkpoint import CHECKSUM, load, save
+from robusteval.models.checkpoint import load, save
 from robusteval.models.masked import Masked
 from robusteval.models.networks import digits_cnn
+from robusteval.models.weights import CHECKSUM
 
 ATTACK = ("--attack", "pgd:eps=51/255,steps=2")
 QUICK = ("--samples", "40", *ATTACK)

@@ -15,6 +15,7 @@ from robusteval.commands.shell import Commands
 from robusteval.commands.train import train
 from robusteval.defenses.training_settings import TrainingSettings
 from robusteval.models import checkpoint
+from robusteval.models.weights import CHECKSUM
 
 QUICK = ("--epochs", "1", "--steps", "2", "--batch-size", "16", "--held-out", "8")
 
@@ -44,7 +45,7 @@ def notes(path: str) -> dict[str, object]:
     raw = Path(path).read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     found = header["__metadata__"]
-    del found[checkpoint.CHECKSUM]
+    del found[CHECKSUM]
     return {key: json.loads(text) for key, text in found.items()}
 
 

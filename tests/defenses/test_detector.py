@@ -47,9 +47,9 @@ from robusteval.evaluation.defense_files import is_detector
 from robusteval.evaluation.perturbing import perturb
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
-from robusteval.models.checkpoint import CHECKSUM, checksum, parts
 from robusteval.models.classifier import Classifier, frozen, predictions
 from robusteval.models.seeds import sample_seeds
+from robusteval.models.weights import CHECKSUM, compute_checksum, split_safetensors
 from robusteval.progress import Silent
 from robusteval.search.balls import quantise
 
@@ -407,15 +407,15 @@ def test_every_changed_byte_is_noticed(file: Path) -> None:
 
 def rewritten(raw: bytes, settings: Callable[[Any], None], tensors: Callable[[Any], None]) -> bytes:
     """The file with other contents and a checksum that fits them."""
-    header, _ = parts(raw)
+    header, _ = split_safetensors(raw)
     notes = header["__metadata__"]
     facts = json.loads(notes[NOTES])
     settings(facts)
     state = safetensors.torch.load(raw)
     tensors(state)
-    made, body = parts(safetensors.torch.save(state))
+    made, body = split_safetensors(safetensors.torch.save(state))
     made["__metadata__"] = {NOTES: json.dumps(facts), BOOSTER: notes[BOOSTER]}
-    made["__metadata__"][CHECKSUM] = checksum(made, body)
+    made["__metadata__"][CHECKSUM] = compute_checksum(made, body)
     text = json.dumps(made).encode()
     return len(text).to_bytes(8, "little") + text + body
 

@@ -21,8 +21,9 @@ from torch.torch_version import TorchVersion
 from torchvision import models
 
 from robusteval.errors import Refused, RobustevalError, RunError, UsageError
-from robusteval.models.checkpoint import load, pick_device, save
+from robusteval.models.checkpoint import load, save
 from robusteval.models.classifier import Classifier
+from robusteval.models.environment import pick_device
 from robusteval.models.networks import digits_cnn
 
 State = dict[str, Tensor]

@@ -1,0 +1,242 @@
+"""Reading files of weights that are not trusted: nothing in them is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from robusteval.errors import Refused, UsageError
+from robusteval.models.architecture import (
+    State,
+    shown,
+)
+
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "params",
+    "ema",
+    "state_dict_ema",
+    "model_ema",
+)
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the rest of the file
+
+
+def read_checkpoint_file(path: Path) -> bytes:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the file with the weights")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if not raw:
+        raise UsageError(f"{path} is empty; download or copy it again")
+    return raw
+
+
+def parse_checkpoint(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
+    """The state dict and what the header says about it; the kind is told by content."""
+    if raw[8:9] == b"{":
+        return _parse_safetensors(raw, file)
+    if raw.startswith(b"PK\x03\x04"):
+        _check_archive(raw, file)
+        return _find_state(_torch_load(raw, file), file), {}
+    if raw.startswith(LEGACY_MAGIC):
+        if _list_globals(raw, 5) is None:  # a torn name would look like a forbidden one
+            raise _damaged(file)
+        return _find_state(_torch_load(raw, file), file), {}
+    names = _list_globals(raw, 1)
+    if names:
+        raise _refusal(file, ", ".join(map(shown, dict.fromkeys(names[:4]))))
+    if raw.startswith(b"\x80"):
+        raise _damaged(file) if names is None else _without_state(file, "a plain pickle")
+    start = raw[:1024].lstrip().lower()
+    if start.startswith(b"<") and (b"<html" in start or b"<!doctype" in start):
+        raise UsageError(f"{file} is a web page (HTML), not weights: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    raise UsageError(
+        f"{file} has no format known here: safetensors files and PyTorch state dicts (.pt, .pth) "
+        "are read, ONNX, TensorFlow and Keras files are not"
+    )
+
+
+def _parse_safetensors(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
+    try:
+        state = safetensors.torch.load(raw)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError):
+        raise _damaged(file) from None
+    header, body = split_safetensors(raw)
+    notes = header.get("__metadata__", {})
+    found = compute_checksum(header, body)
+    if notes.get(CHECKSUM, found) != found:
+        raise _damaged(file)
+    return state, {key: _parse_note(text) for key, text in notes.items()}
+
+
+def compute_checksum(header: Mapping[str, Any], body: bytes) -> str:
+    """SHA-256 of one of our own files without itself."""
+    notes = {key: text for key, text in header.get("__metadata__", {}).items() if key != CHECKSUM}
+    described = json.dumps({**header, "__metadata__": notes}, sort_keys=True)
+    return hashlib.sha256(described.encode() + body).hexdigest()
+
+
+def split_safetensors(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors of a safetensors file."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def _parse_note(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # other programs write plain words there
+
+
+def _damaged(file: str) -> UsageError:
+    return UsageError(f"{file} is truncated or damaged; download or copy it again")
+
+
+def _check_archive(raw: bytes, file: str) -> None:
+    """Let only zip files pass that hold one pickle and its tensors."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(raw))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError):
+        raise _damaged(file) from None
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if any(n.endswith((".py", "/constants.pkl")) or "/code/" in n for n in names):
+        raise _refusal(file, "the code inside this TorchScript archive")
+    if any(n.endswith(("archive_format", "serialized_exported_program.json")) for n in names):
+        raise _refusal(file, "the program inside this torch.export archive")
+    if not any(n.endswith("/data.pkl") for n in names):
+        raise UsageError(f"{file} is a zip file, but not one written by torch.save")
+    if sum(entry.file_size for entry in entries) > 4 * len(raw) + 2**20:
+        raise Refused(f"{file} was not opened: unpacked it is many times its size (a zip bomb)")
+    try:
+        # torch does not check sums when it reads, and can be told to write none
+        torn = any(entry.CRC for entry in entries) and archive.testzip() is not None
+    except Exception:  # whatever damaged bytes lead to
+        torn = True
+    if torn:
+        raise _damaged(file)
+
+
+def _list_globals(raw: bytes, pickles: int) -> list[str] | None:
+    """Names of the objects a run of pickles would import, None where one is cut short.
+
+    Reads the instructions without following them. The names are for messages, not for judging
+    safety: a hostile pickle can hide them.
+    """
+    names: list[str] = []
+    stream = io.BytesIO(raw)
+    try:
+        for _ in range(pickles):
+            texts: list[str] = []
+            memo: dict[Any, str] = {}
+            for opcode, argument, _position in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(texts[-2:]))
+                elif "UNICODE" in opcode.name:
+                    texts.append(str(argument))
+                elif opcode.name == "MEMOIZE":
+                    memo[len(memo)] = texts[-1] if texts else ""
+                elif "GET" in opcode.name:
+                    texts.append(memo.get(argument, ""))
+    except Exception:  # pickletools raises whatever the bytes lead it into
+        return None
+    return names
+
+
+def _torch_load(raw: bytes, file: str) -> Any:
+    if torch.__version__ < "2.10":
+        raise Refused(
+            f"{file} was not opened: PyTorch files can run code in torch {torch.__version__} even "
+            "when only weights are asked for; install torch 2.10 or later, or use safetensors"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about oddities of damaged files
+            return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        wanted = named[1] if named else "more than plain tensors"
+        raise _refusal(file, shown(wanted)) from None
+    except Exception:  # whatever damaged bytes lead to
+        raise _damaged(file) from None
+
+
+def _refusal(file: str, wanted: str) -> Refused:
+    return Refused(
+        f"{file} was not opened, because that could run code: it needs {wanted}. If you trust it, "
+        "load it yourself and save its tensors alone: "
+        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+    )
+
+
+def _find_state(content: Any, file: str) -> State:
+    """The first state dict in what `torch.save` was given."""
+    state = _collect_tensors(content)
+    if not state:
+        raise _without_state(file, type(content).__name__)
+    return state
+
+
+def _without_state(file: str, found: str) -> UsageError:
+    return UsageError(f"{file} holds no state dict but {found}: save model.state_dict() there")
+
+
+def _collect_tensors(content: Any, depth: int = 3) -> State:
+    if not isinstance(content, Mapping):
+        return {}
+    for wrapper in WRAPPERS if depth else ():  # a hostile file can wrap itself
+        if inner := _collect_tensors(content.get(wrapper), depth - 1):
+            return inner
+    items = content.items()
+    return {k: v.detach() for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def check_plain_tensors(state: State, size: int, file: str) -> None:
+    """Refuse what cannot be weights, and tensors that repeat few bytes to fill the memory."""
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.is_complex():
+            raise UsageError(f"tensor {shown(name)} in {file} is not a plain array of numbers")
+        if tensor.numel() * tensor.element_size() > size:
+            raise UsageError(f"tensor {shown(name)} in {file} is larger than the file")
+
+
+def serialise_safetensors(state: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
+    """A safetensors file with a checksum; equal contents give equal bytes."""
+    # clones, because the format holds no shared memory
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+    header, body = split_safetensors(safetensors.torch.save(tensors))
+    # written here, because the library orders the notes at random
+    header["__metadata__"] = {name: notes[name] for name in sorted(notes)}
+    header["__metadata__"][CHECKSUM] = compute_checksum(header, body)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + body
