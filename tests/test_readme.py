@@ -1,4 +1,4 @@
-"""What the README tells people to copy does what it says."""
+"""What the READMEs tell people to copy does what it says, and what they show is what is printed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from pasted import PAGES, ROOT, Pasted, find_pasted, print_output
+from torch import nn
 
 from robusteval.cli import cli
 from robusteval.datasets.sources import open_data
 from robusteval.models.demo import demo
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REPORTS = (ROOT / "reports" / "README.md").read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
+def section(title: str, page: str = README) -> str:
     """The text below a heading, up to the next."""
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -68,23 +72,30 @@ def test_the_gate_of_the_readme_runs_from_evaluation_to_verdict(project: Path) -
     assert (project / "robustness-baseline.json").exists()
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["github", "gitlab"])
+WORKFLOWS = {
+    "github": section("A gate for CI"),
+    "gitlab": section("Gates", REPORTS),
+}
+
+
+@pytest.mark.parametrize("which", WORKFLOWS)
 def test_the_workflows_of_the_readme_run(
-    project: Path, monkeypatch: pytest.MonkeyPatch, which: int
+    project: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """Each of their commands, with a floor that the network reaches."""
     Path("pyproject.toml").write_text("[[tool.robusteval.gate]]\nfloor = 0.0\n")
-    if which == 0:
+    if which == "github":
         monkeypatch.setenv("GITHUB_ACTIONS", "true")
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
-    found = list(commands(blocks(section("A gate for CI"), "yaml")[which]))
+    (workflow,) = blocks(WORKFLOWS[which], "yaml")
+    found = list(commands(workflow))
     assert len(found) >= 2
 
     for words in found:
         assert CliRunner().invoke(cli, words).exit_code == 0, words
 
     assert ET.parse("gates.xml").getroot().tag == "testsuites"
-    assert Path("summary.md").exists() == (which == 0)
+    assert Path("summary.md").exists() == (which == "github")
 
 
 def test_the_test_of_the_readme_is_one(project: Path) -> None:
@@ -97,3 +108,81 @@ def test_the_test_of_the_readme_is_one(project: Path) -> None:
 
     with pytest.raises(AssertionError, match=r"at least 40 %.*is not shown"):
         test()
+
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+"""
+
+
+@pytest.fixture
+def own_model(project: Path) -> Path:
+    """A network of one's own as a file of code and a file of weights."""
+    (project / "net.py").write_text(NETWORK)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+    torch.save(network.state_dict(), project / "net.pth")
+    return project
+
+
+def test_the_lines_for_ones_own_model_make_a_report(own_model: Path) -> None:
+    (text,) = blocks(section("Your own model"), "sh")
+    for words in commands(text.replace("\\\n", " ")):
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 0, result.output
+
+    assert "<html" in (own_model / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_lines_of_python_make_a_report(own_model: Path) -> None:
+    (code,) = blocks(section("From Python"), "python")
+    exec(code, {})
+
+    assert "<html" in (own_model / "report.html").read_text(encoding="utf-8")
+
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+OUTPUT = [block for page in PAGES for block in find_pasted(page)]
+
+
+@pytest.mark.parametrize("block", OUTPUT, ids=lambda block: block.command)
+def test_pasted_output_is_what_the_command_prints(block: Pasted) -> None:
+    """Words exactly; figures differ in their last digits from machine to machine, times more."""
+    printed = print_output(block.command, block.until)
+
+    def words(text: str) -> list[str]:
+        text = re.sub("─+", "─", re.sub(r"Cost: [\d.]+", "Cost: 0", text))
+        return NUMBER.sub("0", text).split()
+
+    assert words(printed) == words(block.text), "run python tests/pasted.py"
+    assert block.text.count("%") > 0
+    shares = [re.findall(r"([\d.]+) %", text) for text in (printed, block.text)]
+    for now, then in zip(*shares, strict=True):
+        assert float(now) == pytest.approx(float(then), abs=3), "run python tests/pasted.py"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Between the pages of the project, headings included."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.splitlines()) <= 200
