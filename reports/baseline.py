@@ -20,7 +20,7 @@ from robusteval.runs.plain import to_plain
 from robusteval.runs.storage import differences
 from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, format_value
 
-from .formatting import base, percent, plural
+from .formatting import format_count, format_percent, name_file
 
 Ids = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -153,8 +153,8 @@ def check_finished(run: Run) -> None:
         raise NothingEvaluated("nothing was evaluated: the run looked at no image")
     if not right.k:
         raise NothingEvaluated(
-            f"nothing was evaluated: none of {plural(right.n, 'image')} was classified correctly to"
-            " begin with"
+            f"nothing was evaluated: none of {format_count(right.n, 'image')} was classified"
+            " correctly to begin with"
         )
 
 
@@ -163,11 +163,11 @@ def collect_verdicts(run: Run) -> Baseline:
     return Baseline(
         created=run.created,
         model=ModelIdentity(
-            name=base(run.model.get("file")) or None,
+            name=name_file(run.model.get("file")) or None,
             arch=run.model.get("arch"),
             sha256=run.model.get("sha256"),
         ),
-        data=DataIdentity(base(run.data.get("name")) or None, run.data.get("sha256")),
+        data=DataIdentity(name_file(run.data.get("name")) or None, run.data.get("sha256")),
         seed=run.config.get("seed"),
         versions=dict(sorted(run.environment.items())),
         ids=run.clean["id"],
@@ -199,7 +199,7 @@ def build_clean_verdicts(defended: Defended) -> BaselineDefense:
 def list_changes(old: Baseline | None, new: Baseline) -> list[str]:
     """What an update changes, a line each; nothing if it changes nothing but the date."""
     if old is None:
-        first = f"new: {plural(len(new.ids), 'image')} of {new.data.name}, seed {new.seed}"
+        first = f"new: {format_count(len(new.ids), 'image')} of {new.data.name}, seed {new.seed}"
         return [first, *(f"{name}: {rate}" for name, rate in write_rates(new).items())]
     return [*list_changed_circumstances(old, new), *list_changed_results(old, new)]
 
@@ -251,7 +251,7 @@ def collect_bits(baseline: Baseline) -> dict[str, Flags]:
 def write_rates(baseline: Baseline) -> dict[str, str]:
     """The accuracies in words, by what they are of."""
     return {
-        name: percent(metrics.rate(bits)._asdict()) for name, bits in collect_bits(baseline).items()
+        name: format_percent(metrics.rate(bits)) for name, bits in collect_bits(baseline).items()
     }
 
 

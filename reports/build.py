@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast, get_args
+from typing import cast, get_args
 
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Defended, Outcome, Run, Threat, name_cell
 
 from .build_maps import build_maps
-from .formatting import verdict
 from .measures import (
     build_cost,
     build_distance,
@@ -44,6 +42,7 @@ from .record import (
     TestedRadius,
     WorstCaseRow,
 )
+from .sentences import write_verdict
 
 # the norms in which curves are drawn; `ssim` stands for 1 - SSIM
 CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
@@ -97,7 +96,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         provenance=build_provenance(run),
         run=run,
     )
-    return replace(record, verdict=verdict(to_json_types(record)))
+    return replace(record, verdict=write_verdict(record))
 
 
 def build_provenance(run: Run) -> Provenance:
@@ -275,29 +274,3 @@ def choose_columns(group: Sequence[Outcome]) -> dict[str, str]:
     """The columns to judge by; without PNG where it cannot hold the images."""
     holds = all((outcome.columns["pred_png"][outcome.attacked] != -2).all() for outcome in group)
     return {way: pred for way, pred in PREDICTIONS.items() if way != "png" or holds}
-
-
-class Checked(Protocol):
-    """What the gates said of a run."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Their outcome, and each gate with its numbers."""
-        ...
-
-
-def as_dict(run: Run, check: Checked | None = None) -> dict[str, Any]:
-    """The record of a report, JSON-able: no number in it is infinite or nan, but null."""
-    made = {**to_json_types(build_record(run)), "gates": check and to_json_types(check.as_dict())}
-    return {**made, "verdict": verdict(made)}
-
-
-def to_json(runs: Run | Sequence[Run], checks: Sequence[Checked | None] = ()) -> str:
-    """The record as JSON text, ASCII only; of several runs an object with all of them.
-
-    `checks` tells what the gates said of each run; empty: nothing.
-    """
-    every = [runs] if isinstance(runs, Run) else list(runs)
-    gates = checks or [None] * len(every)
-    records = [as_dict(run, check) for run, check in zip(every, gates, strict=True)]
-    whole = records[0] if len(records) == 1 else {"schema": SCHEMA, "runs": records}
-    return json.dumps(whole, indent=2, allow_nan=False)

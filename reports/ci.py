@@ -1,6 +1,6 @@
 """Reports for machines that run tests: JUnit XML, SARIF, GitHub, a badge.
 
-All of them are laid out from the record of `tables.as_dict`. What is not known to be good is
+All of them are laid out from the record of a run. What is not known to be good is
 never shown as good: an inconclusive gate is a failure, a run without a result an error.
 """
 
@@ -14,11 +14,14 @@ from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 from robusteval import __version__
+from robusteval.errors import UsageError
+from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import formatting
+from . import formatting, gate_words, sentences
 from .markdown import document
 from .markdown import shortened as fitting
+from .record import AttackRow, GateRow, RunRecord
 
 JUDGED = {"failed": "error", "inconclusive": "warning"}  # outcomes of a gate worth a result
 SARIF_SCHEMA = (
@@ -51,54 +54,54 @@ class Problem(NamedTuple):
     line: int
 
 
-def problems(record: formatting.Record) -> list[Problem]:
+def problems(record: RunRecord) -> list[Problem]:
     """What is wrong with a run, worst first: gates, then what has no result, then findings."""
     file = config_of(record) or stored_in(record)
     found = [
         Problem(
-            f"gate-{gate['kind']}",
-            JUDGED[gate["outcome"]],
-            f"{gate['name']}: {gate['outcome']}",
-            formatting.gate(gate),
+            f"gate-{gate.kind}",
+            JUDGED[gate.outcome],
+            f"{gate.name}: {gate.outcome}",
+            gate_words.write_gate(gate),
             file,
-            max(gate["line"] or 1, 1),
+            max(gate.line or 1, 1),
         )
         for gate in gates(record)
-        if gate["outcome"] in JUDGED
+        if gate.outcome in JUDGED
     ]
-    if formatting.nothing(record) or not record["complete"]:
-        said = record["verdict"] + "".join(
-            f" {absence}." for absence in formatting.absences(record)
+    if sentences.explain_missing_number(record) or not record.complete:
+        said = record.verdict + "".join(
+            f" {absence}." for absence in sentences.write_absences(record)
         )
         found.append(Problem("no-result", "error", "no result", said, file, 1))
     found += [
         Problem(
-            f"finding-{finding['code']}",
+            f"finding-{finding.code}",
             "warning",
-            f"finding: {finding['code']}",
-            formatting.finding(finding)[2:],
+            f"finding: {finding.code}",
+            sentences.write_finding(finding)[2:],
             file,
             1,
         )
-        for finding in record["findings"]
-        if finding["grave"]
+        for finding in record.findings
+        if finding.grave
     ]
     return sorted(found, key=lambda problem: problem.level != "error")
 
 
-def gates(record: formatting.Record) -> list[formatting.Record]:
+def gates(record: RunRecord) -> list[GateRow]:
     """The gates that were tested, if any."""
-    return list(record["gates"]["gates"]) if record["gates"] else []
+    return list(record.gates.gates) if record.gates else []
 
 
-def config_of(record: formatting.Record) -> str:
+def config_of(record: RunRecord) -> str:
     """The file that names the gates; empty if there is none."""
-    return str(record["gates"]["config"] or "") if record["gates"] else ""
+    return str(record.gates.config or "") if record.gates else ""
 
 
-def stored_in(record: formatting.Record) -> str:
+def stored_in(record: RunRecord) -> str:
     """The file that the run is stored in."""
-    folder = record["provenance"]["folder"]
+    folder = record.provenance.folder
     return f"{folder}/run.json" if folder else "run.json"
 
 
@@ -109,14 +112,14 @@ def inside(path: str) -> str:
     return parts[-1] if outside else "/".join(part for part in parts if part)
 
 
-def names(records: Sequence[formatting.Record]) -> list[str]:
+def names(records: Sequence[RunRecord]) -> list[str]:
     """A short name for each run, no two the same."""
     found: list[str] = []
     for record in records:
-        source = record["provenance"]
+        source = record.provenance
         name = (
-            formatting.base(source["folder"])
-            or formatting.base(source["model"].get("file"))
+            formatting.name_file(source.folder)
+            or formatting.name_file(source.model.get("file"))
             or "run"
         )
         again = sum(other == name or other.startswith(f"{name} (") for other in found)
@@ -124,15 +127,16 @@ def names(records: Sequence[formatting.Record]) -> list[str]:
     return found
 
 
-def cell(row: formatting.Record) -> str:
+def cell(row: AttackRow) -> str:
     """A cell in words: the attack and what it was up against."""
-    if row["defense"] is None:
-        return str(row["spec"])
-    knows = "adaptive" if row["adaptive"] else "oblivious"
-    return f"{row['spec']} behind {row['defense']}, {knows}"
+    if row.defense is None:
+        return str(row.spec)
+    knows = "adaptive" if row.adaptive else "oblivious"
+    return f"{row.spec} behind {row.defense}, {knows}"
 
 
-def to_junit(records: Sequence[formatting.Record]) -> str:
+@REPORT_FORMATS.add("junit", suffix=".xml")
+def to_junit(records: Sequence[RunRecord]) -> str:
     """JUnit XML: a suite for each run, a case for each gate and each attack.
 
     An inconclusive gate is a failure of the type "inconclusive"; an attack fails on nothing, but
@@ -148,25 +152,25 @@ def to_junit(records: Sequence[formatting.Record]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def suite(record: formatting.Record, name: str) -> ET.Element:
+def suite(record: RunRecord, name: str) -> ET.Element:
     """One run; its name is in the class names, because GitLab merges the suites of a job."""
     group = f"robusteval.{name.replace('.', '_')}"
     made = [gate_case(gate, f"{group}.gates") for gate in gates(record)]
-    made += [attack_case(row, f"{group}.attacks") for row in record["attacks"]]
-    absent = {**record["failures"], **dict.fromkeys(record["not_run"], "not finished")}
+    made += [attack_case(row, f"{group}.attacks") for row in record.attacks]
+    absent = {**record.failures, **dict.fromkeys(record.not_run, "not finished")}
     for spec, reason in absent.items():
         made.append(case(spec, f"{group}.attacks"))
         blame(made[-1], "error", "no result", reason)
-    if formatting.nothing(record):
+    if sentences.explain_missing_number(record):
         made.append(case("evaluation", group))
-        blame(made[-1], "error", "nothing evaluated", record["verdict"])
+        blame(made[-1], "error", "nothing evaluated", record.verdict)
     element = ET.Element("testsuite", name=name, tests=str(len(made)))
     for count, tag in (("failures", "failure"), ("errors", "error")):
         element.set(count, str(sum(each.find(tag) is not None for each in made)))
     element.set("skipped", "0")
-    element.set("time", clock(record["provenance"]["seconds"]))
-    if record["provenance"]["created"]:
-        element.set("timestamp", visible(record["provenance"]["created"]))
+    element.set("time", clock(record.provenance.seconds))
+    if record.provenance.created:
+        element.set("timestamp", visible(record.provenance.created))
     element.extend(made)
     told(element, "\n".join(page(record)))
     return element
@@ -182,19 +186,19 @@ def clock(seconds: float | None) -> str:
     return f"{seconds or 0.0:.3f}"
 
 
-def gate_case(gate: formatting.Record, group: str) -> ET.Element:
+def gate_case(gate: GateRow, group: str) -> ET.Element:
     """A gate: passed, or failed."""
-    element = case(gate["name"], group)
-    if gate["outcome"] != "passed":
-        blame(element, "failure", gate["outcome"], gate["reason"])
-    told(element, visible(formatting.gate(gate)))
+    element = case(gate.name, group)
+    if gate.outcome != "passed":
+        blame(element, "failure", gate.outcome, gate.reason)
+    told(element, visible(gate_words.write_gate(gate)))
     return element
 
 
-def attack_case(row: formatting.Record, group: str) -> ET.Element:
+def attack_case(row: AttackRow, group: str) -> ET.Element:
     """An attack: an error if it had no image to work on."""
-    element = case(cell(row), group, row["cost"]["seconds"])
-    if row["success_rate"]["float"]["n"] == 0:
+    element = case(cell(row), group, row.cost.seconds)
+    if row.success_rate.float.n == 0:
         blame(element, "error", "nothing evaluated", "No image was left to attack.")
     told(element, visible(sentence(row)))
     return element
@@ -211,31 +215,32 @@ def told(element: ET.Element, text: str) -> None:
     ET.SubElement(element, "system-out").text = text
 
 
-def page(record: formatting.Record) -> Iterator[str]:
+def page(record: RunRecord) -> Iterator[str]:
     """A report in lines of plain text."""
-    yield visible(record["verdict"])
-    yield from map(visible, formatting.meaning(record))
-    yield from (visible(f"gate {formatting.gate(gate)}") for gate in gates(record))
-    yield from (visible(formatting.finding(finding)) for finding in record["findings"])
-    for row in record["attacks"]:
+    yield visible(record.verdict)
+    yield from map(visible, sentences.write_meaning(record))
+    yield from (visible(f"gate {gate_words.write_gate(gate)}") for gate in gates(record))
+    yield from (visible(sentences.write_finding(finding)) for finding in record.findings)
+    for row in record.attacks:
         yield visible(f"{cell(row)}: {sentence(row)}")
-    yield from map(visible, formatting.absences(record))
+    yield from map(visible, sentences.write_absences(record))
 
 
-def sentence(row: formatting.Record) -> str:
+def sentence(row: AttackRow) -> str:
     """The numbers of a cell in words."""
-    robust, fooled = row["robust_accuracy"], row["success_rate"]["float"]
-    threat = formatting.threat(row["threat"])
+    robust, fooled = row.robust_accuracy, row.success_rate.float
+    threat = formatting.format_threat(row.threat)
     return (
-        f"robust accuracy {formatting.with_interval(robust['float'])} under {threat},"
-        f" {formatting.percent(robust['eight_bit'])} after rounding to 8 bit;"
-        f" fooled on {fooled['k']:,} of {fooled['n']:,} images,"
-        f" median distance {formatting.quantity(row['distance']['median'])};"
-        f" {formatting.passes(row['cost'])} forward / backward passes per attacked image"
+        f"robust accuracy {formatting.format_rate(robust.float)} under {threat},"
+        f" {formatting.format_percent(robust.eight_bit)} after rounding to 8 bit;"
+        f" fooled on {fooled.k:,} of {fooled.n:,} images,"
+        f" median distance {formatting.format_quantity(row.distance.median)};"
+        f" {formatting.format_passes(row.cost)} forward / backward passes per attacked image"
     )
 
 
-def to_sarif(records: Sequence[formatting.Record]) -> str:
+@REPORT_FORMATS.add("sarif", suffix=".sarif")
+def to_sarif(records: Sequence[RunRecord]) -> str:
     """SARIF 2.1.0: a result for each gate that is not passed, each grave finding, each absence.
 
     Gates point at their line in the file that names them, the others at its first line, or at
@@ -251,11 +256,9 @@ def to_sarif(records: Sequence[formatting.Record]) -> str:
     found.sort(key=lambda item: item[0].level != "error")
     kept, left = found[:MOST_RESULTS], found[MOST_RESULTS:]
     ids = sorted({rule_id(problem) for problem, _ in kept})
-    invocation: dict[str, Any] = {
-        "executionSuccessful": all(record["complete"] for record in records)
-    }
+    invocation: dict[str, Any] = {"executionSuccessful": all(record.complete for record in records)}
     if left:
-        note = f"{formatting.plural(len(left), 'more result')} left out."
+        note = f"{formatting.format_count(len(left), 'more result')} left out."
         invocation["toolExecutionNotifications"] = [{"message": {"text": note}}]
     driver = {"name": "robusteval", "version": __version__, "rules": [rule(id_) for id_ in ids]}
     run = {
@@ -307,7 +310,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def annotations(record: formatting.Record) -> list[str]:
+def annotations(record: RunRecord) -> list[str]:
     """Workflow commands for GitHub, a line each: the ten worst problems of a run."""
     return list(map(annotation, problems(record)[:MOST_ANNOTATIONS]))
 
@@ -334,13 +337,13 @@ def as_property(text: str) -> str:
     return as_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def step_summary(records: Sequence[formatting.Record], limit: int = SUMMARY_LIMIT) -> str:
+def step_summary(records: Sequence[RunRecord], limit: int = SUMMARY_LIMIT) -> str:
     """The reports as Markdown of at most `limit` bytes, cut between lines with a note."""
     lines = [line for record in records for line in (*document(record), "")]
     return "\n".join(fitting(lines, limit)) + "\n"
 
 
-def write_github(records: Sequence[formatting.Record], environ: Mapping[str, str]) -> list[str]:
+def write_github(records: Sequence[RunRecord], environ: Mapping[str, str]) -> list[str]:
     """Inside a GitHub workflow, append to the step summary and return annotations to print.
 
     Elsewhere nothing is written and nothing returned. At most ten annotations, worst first.
@@ -364,7 +367,15 @@ def write_github(records: Sequence[formatting.Record], environ: Mapping[str, str
     return made
 
 
-def badge(record: formatting.Record) -> str:
+@REPORT_FORMATS.add("badge")
+def to_badge(records: Sequence[RunRecord]) -> str:
+    """The badge of one run as a line of JSON; UsageError for several."""
+    if len(records) != 1:
+        raise UsageError("a badge is for one run")
+    return badge(records[0]) + "\n"
+
+
+def badge(record: RunRecord) -> str:
     """The JSON of a shields.io endpoint badge: the weakest robust accuracy, with its interval.
 
     Green only for passed gates on a complete run without a grave finding.
@@ -373,34 +384,33 @@ def badge(record: formatting.Record) -> str:
     return json.dumps({**shown, "color": colour(record)})
 
 
-def label_and_message(record: formatting.Record) -> dict[str, str]:
+def label_and_message(record: RunRecord) -> dict[str, str]:
     """Both halves of a badge."""
-    if formatting.nothing(record):
+    if sentences.explain_missing_number(record):
         return {"message": "nothing evaluated"}
-    cases = [case for case in record["worst_cases"] if case["defense"] is None]
-    cases = cases or record["worst_cases"]
-    bounded = [case for case in cases if case["threat"]["eps"] is not None]
-    doubt = "not to be used: " if record["misfed"] else "at most " if record["upper_bound"] else ""
+    cases = sentences.select_undefended(record.worst_cases)
+    bounded = [case for case in cases if case.threat.eps is not None]
+    doubt = "not to be used: " if record.misfed else "at most " if record.upper_bound else ""
     if not bounded:
-        case = min(cases, key=lambda case: case["robust_accuracy"]["float"]["value"])
-        n = case["success_rate"]["float"]["n"]
-        distance = f"{doubt}{formatting.quantity(case['distance']['median'])}, n = {n:,}"
-        label = f"median {case['threat']['norm']} distance"
+        case = min(cases, key=lambda case: case.robust_accuracy.float.value or 0.0)
+        n = case.success_rate.float.n
+        distance = f"{doubt}{formatting.format_quantity(case.distance.median)}, n = {n:,}"
+        label = f"median {case.threat.norm} distance"
         return {"label": shortened(visible(label), 60), "message": distance}
-    case = min(bounded, key=lambda case: case["robust_accuracy"]["float"]["value"])
-    rate = case["robust_accuracy"]["float"]
-    label = f"robust accuracy {formatting.threat(case['threat'])}"
-    message = f"{doubt}{formatting.with_interval(rate)}, n = {rate['n']:,}"
+    case = min(bounded, key=lambda case: case.robust_accuracy.float.value or 0.0)
+    rate = case.robust_accuracy.float
+    label = f"robust accuracy {formatting.format_threat(case.threat)}"
+    message = f"{doubt}{formatting.format_rate(rate)}, n = {rate.n:,}"
     return {"label": shortened(visible(label), 60), "message": message}
 
 
-def colour(record: formatting.Record) -> str:
+def colour(record: RunRecord) -> str:
     """What a badge says at a glance."""
-    outcome = record["gates"]["outcome"] if record["gates"] else None
-    if outcome == "failed" or record["misfed"]:
+    outcome = record.gates.outcome if record.gates else None
+    if outcome == "failed" or record.misfed:
         return "red"
-    if formatting.nothing(record) or not record["complete"]:
+    if sentences.explain_missing_number(record) or not record.complete:
         return "lightgrey"
-    if record["upper_bound"] or outcome == "inconclusive":
+    if record.upper_bound or outcome == "inconclusive":
         return "orange"
     return "brightgreen" if outcome == "passed" else "blue"

@@ -138,8 +138,8 @@ def refuse(a: Run, b: Run) -> None:
     labels = [run.clean["label"][in_order(run.clean)] for run in (a, b)]
     if other := int((labels[0] != labels[1]).sum()):
         raise UsageError(
-            f"the runs disagree on the class of {formatting.plural(other, 'image')}: use the same"
-            " labels"
+            f"the runs disagree on the class of {formatting.format_count(other, 'image')}: use the"
+            " same labels"
         )
     for what, before, after in (
         ("classes", a.model.get("num_classes"), b.model.get("num_classes")),
@@ -360,7 +360,7 @@ def doubts(a: Run, b: Run) -> Iterator[str]:
             yield f"Not to be used: the model {when} is probably not fed as it was trained."
         grave = sum(finding.grave and not finding.misfed for finding in run.findings)
         if grave:
-            found = formatting.plural(grave, "grave finding")
+            found = formatting.format_count(grave, "grave finding")
             yield f"The evaluation {when} is weak ({found}): its numbers are upper bounds."
 
 
@@ -378,7 +378,10 @@ def circumstances(run: Run) -> dict[str, Any]:
     """What may change a verdict without being the question."""
     model = ("arch", "arch_sha256", "mean", "std", "size", "resize")
     clean = {name: run.model.get(name) for name in model}
-    data = {"data": formatting.base(run.data.get("name")), "transform": run.data.get("transform")}
+    data = {
+        "data": formatting.name_file(run.data.get("name")),
+        "transform": run.data.get("transform"),
+    }
     facts = {
         f"{defended.spec} {name}": value
         for defended in run.defenses
@@ -407,14 +410,12 @@ def name(outcome: Outcome) -> str:
 
 def title(run: Run) -> str:
     """A run by the name of its folder."""
-    return formatting.base(run.folder) or formatting.base(run.model.get("file")) or "run"
+    return formatting.name_file(run.folder) or formatting.name_file(run.model.get("file")) or "run"
 
 
 def heading(threat: Threat | None, defense: str | None) -> str:
     """What a group of pairs has in common."""
-    said = (
-        "clean images" if threat is None else formatting.threat(to_json_types(build_threat(threat)))
-    )
+    said = "clean images" if threat is None else formatting.format_threat(build_threat(threat))
     return f"{said} behind {defense}" if defense else said
 
 
@@ -478,7 +479,8 @@ def verdict(comparison: Comparison) -> str:
 def judgement(comparison: Comparison) -> str:
     """One sentence on all pairs."""
     pairs, n = comparison.pairs, len(comparison.before.clean["id"])
-    over = f"{formatting.plural(len(pairs), 'comparison')} over {formatting.plural(n, 'image')}"
+    images = formatting.format_count(n, "image")
+    over = f"{formatting.format_count(len(pairs), 'comparison')} over {images}"
     if not any(pair.flips for pair in pairs):
         return f"Nothing changed: no image flipped in {over}."
     changed = [pair for pair in pairs if pair.p_holm < LEVEL]
@@ -539,8 +541,8 @@ class Column(NamedTuple):
 
 
 RATES = (
-    Column("before", lambda pair: formatting.with_interval(to_json_types(build_rate(pair.before)))),
-    Column("after", lambda pair: formatting.with_interval(to_json_types(build_rate(pair.after)))),
+    Column("before", lambda pair: formatting.format_rate(build_rate(pair.before))),
+    Column("after", lambda pair: formatting.format_rate(build_rate(pair.after))),
 )
 CHANGES = (
     Column("points", lambda pair: signed(pair.difference)),
@@ -576,7 +578,7 @@ def flipped(comparison: Comparison) -> list[str]:
     said = [one_flip(times[which], names) for which in first]
     left = len(times) - len(said)
     if left:
-        said.append(f"and {formatting.plural(left, 'more image')}: all are in the JSON form")
+        said.append(f"and {formatting.format_count(left, 'more image')}: all are in the JSON form")
     return said
 
 
@@ -603,10 +605,12 @@ def named(label: int, names: Sequence[str] | None) -> str:
 def provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Both sides in words."""
     for when, run in (("before", comparison.before), ("after", comparison.after)):
-        file, arch = formatting.base(run.model.get("file")), run.model.get("arch")
+        file, arch = formatting.name_file(run.model.get("file")), run.model.get("arch")
         yield (
             when,
-            formatting.joined(title(run), file, formatting.sha(run.model), arch, run.created),
+            formatting.join_parts(
+                title(run), file, formatting.format_hash(run.model), arch, run.created
+            ),
         )
 
 

@@ -21,7 +21,7 @@ from robusteval.runs.detector_record import (
 )
 from robusteval.runs.plain import to_plain
 
-from .formatting import with_interval
+from .formatting import format_rate
 from .terminal import facts, heading, listed, put, say, text
 
 MANY = 4  # attacks, from more of which on the matrix has no room for intervals
@@ -184,7 +184,7 @@ def render_lines(console: Console, content: str) -> Text:
 
 def write_proportion(found: Proportion) -> str:
     """A share with its interval."""
-    return with_interval(to_plain(found))
+    return format_rate(found)
 
 
 def write_area(found: Estimate) -> str:

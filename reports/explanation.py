@@ -233,7 +233,10 @@ def of_refinement(console: Console, rows: Sequence[Record]) -> None:
             (
                 row["way"],
                 f"{row['still_fooled']['k']} of {row['still_fooled']['n']}",
-                *(formatting.quantity(finite(row[norm])) for norm in ("l0", "l1", "l2", "linf")),
+                *(
+                    formatting.format_quantity(finite(row[norm]))
+                    for norm in ("l0", "l1", "l2", "linf")
+                ),
                 f"{row['forwards']:.0f} / {row['backwards']:.0f}",
             )
             for row in rows
@@ -252,8 +255,9 @@ def worth(rows: Sequence[Record]) -> str:
     best, rival = (min(group, key=lambda row: row["l0"]) for group in (guided, free))
     better = "is worth something" if best["l0"] < rival["l0"] else "adds nothing"
     return (
-        f"As a guide to a smaller perturbation the map {better}: {formatting.quantity(best['l0'])}"
-        f" changed values are left, {formatting.quantity(rival['l0'])} {rival['way']}."
+        f"As a guide to a smaller perturbation the map {better}:"
+        f" {formatting.format_quantity(best['l0'])} changed values are left,"
+        f" {formatting.format_quantity(rival['l0'])} {rival['way']}."
     )
 
 
@@ -312,17 +316,24 @@ def provenance(record: Record) -> Iterator[tuple[str, str]]:
     model, data = source["model"], source["data"]
     yield (
         "model",
-        formatting.joined(
-            formatting.base(model.get("file")), formatting.sha(model), model.get("arch")
+        formatting.join_parts(
+            formatting.name_file(model.get("file")),
+            formatting.format_hash(model),
+            model.get("arch"),
         ),
     )
     yield (
         "data",
-        formatting.joined(
-            formatting.base(data["name"]), f"{data['total']:,} images", f"seed {source['seed']}"
+        formatting.join_parts(
+            formatting.name_file(data["name"]),
+            f"{data['total']:,} images",
+            f"seed {source['seed']}",
         ),
     )
-    yield "made", formatting.joined(source["created"], formatting.duration(source["seconds"]))
+    yield (
+        "made",
+        formatting.join_parts(source["created"], formatting.format_duration(source["seconds"])),
+    )
 
 
 def to_png(panel: Shown, record: Record, image: Record) -> bytes:

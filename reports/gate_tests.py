@@ -11,7 +11,8 @@ import numpy as np
 from robusteval.runs import statistics
 from robusteval.runs.statistics import Pairs, Rate
 
-from .formatting import plural, with_interval
+from .formatting import format_count, format_rate
+from .measures import build_rate
 from .record import GateOutcome
 
 
@@ -67,7 +68,7 @@ class ShareEvidence(NamedTuple):
         if p is None:
             reason = f"There is no {self.noun} to measure it on."
             return Conclusion("inconclusive", reason)
-        shown = with_interval({**rate._asdict(), **rate.interval._asdict()})
+        shown = format_rate(build_rate(rate))
         seen = f"{self.what} {shown} of {rate.n:,}"
         numbers = (rate.value, *rate.interval, p)
         if rate.interval.low >= self.floor:
@@ -89,7 +90,7 @@ class ShareEvidence(NamedTuple):
         needed = math.ceil(z * z * self.floor * (1 - self.floor) / away**2)
         needed = max(needed, self.rate.n + 1)
         rounded = math.ceil(needed / (unit := 10 ** max(0, len(str(needed)) - 2))) * unit
-        return f"about {plural(rounded, self.noun)} would decide"
+        return f"about {format_count(rounded, self.noun)} would decide"
 
 
 class ChangeEvidence(NamedTuple):
@@ -136,7 +137,7 @@ class ChangeEvidence(NamedTuple):
         """Outcome and reason."""
         lost, gained, n = self.pairs
         drop = self.pairs.drop
-        seen = f"{plural(lost, 'image')} lost and {gained:,} gained of {n:,}, "
+        seen = f"{format_count(lost, 'image')} lost and {gained:,} gained of {n:,}, "
         seen += f"a drop of {show_points(drop)}" if drop > 0 else "no drop"
         allowed = f"{show_points(self.margin)} allowed"
         if p < level.alpha:

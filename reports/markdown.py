@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from robusteval.runs.types import Run, visible
+from robusteval.registry import REPORT_FORMATS
+from robusteval.runs.types import visible
 
-from . import formatting, maps
-from .build import Checked, as_dict
+from . import attack_tables, formatting, gate_words, maps, sentences
+from .record import MapsRecord, RunRecord
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
@@ -19,12 +20,18 @@ RULE = f"| {LEFT} |"  # how the second line of every table begins
 CUT = "*Cut here: the whole report is too long for this place.*"
 
 
-def to_markdown(run: Run, check: Checked | None = None, limit: int | None = None) -> str:
+@REPORT_FORMATS.add("markdown", suffix=".md")
+def render_markdown(records: Sequence[RunRecord]) -> str:
+    """The reports as one Markdown document."""
+    return "\n".join(map(to_markdown, records))
+
+
+def to_markdown(record: RunRecord, limit: int | None = None) -> str:
     """The report as a Markdown document; text from outside cannot become markup.
 
     With a `limit`, it has so many bytes at most: it ends between two of its lines, and says so.
     """
-    lines = list(document(as_dict(run, check)))
+    lines = list(document(record))
     return "\n".join(lines if limit is None else shortened(lines, limit)) + "\n"
 
 
@@ -49,23 +56,23 @@ def shortened(lines: Sequence[str], limit: int) -> list[str]:
     return [*lines[:kept], "", CUT] if kept else [CUT]
 
 
-def document(record: formatting.Record) -> Iterator[str]:
+def document(record: RunRecord) -> Iterator[str]:
     """The lines of the document."""
-    yield f"**{prose(record['verdict'])}**"
-    yield from listed("", formatting.meaning(record))
+    yield f"**{prose(record.verdict)}**"
+    yield from listed("", sentences.write_meaning(record))
     yield from gates(record)
-    if record["attacks"]:
-        if record["defenses"]:
+    if record.attacks:
+        if record.defenses:
             yield from matrix(record)
         yield from table(record)
-    if record["interpreters"]:
-        yield from explanations(record)
-    yield from listed("Findings", map(formatting.finding, record["findings"]))
-    yield from listed("Trust probes", formatting.probes(record))
-    yield from listed("Without a result", formatting.absences(record))
-    facts = (f"{label}: {text}" for label, text in formatting.provenance(record))
+    if record.interpreters:
+        yield from list_explanations(record.interpreters)
+    yield from listed("Findings", map(sentences.write_finding, record.findings))
+    yield from listed("Trust probes", sentences.write_probes(record))
+    yield from listed("Without a result", sentences.write_absences(record))
+    facts = (f"{label}: {text}" for label, text in sentences.list_provenance(record))
     yield from listed("Where this comes from", facts)
-    command = record["provenance"]["command"]
+    command = record.provenance.command
     if command:
         yield from ("", "Reproduce with:", "", code(command))
 
@@ -78,61 +85,64 @@ def listed(title: str, items: Iterable[str]) -> Iterator[str]:
         yield from marked
 
 
-def gates(record: formatting.Record) -> Iterator[str]:
+def gates(record: RunRecord) -> Iterator[str]:
     """The gates, a row each; nothing if there were none."""
-    check = record["gates"]
+    check = record.gates
     if check is None:
         return
-    yield from ("", f"### Gates: {prose(formatting.gates(check))}", "")
+    yield from ("", f"### Gates: {prose(gate_words.summarise_gates(check))}", "")
     yield row(["outcome", "gate", "found", "asked", "margin", "why"])
     yield row([LEFT, LEFT, RIGHT, RIGHT, RIGHT, LEFT])
-    for gate in check["gates"]:
-        facts = " ".join(formatting.gate_facts(gate))
+    for gate in check.gates:
+        facts = " ".join(gate_words.explain_gate(gate))
         cells = (
-            formatting.OUTCOMES[gate["outcome"]],
-            formatting.gate_title(gate),
-            formatting.gate_value(gate),
-            formatting.gate_limit(gate),
-            formatting.gate_margin(gate),
+            gate_words.OUTCOMES[gate.outcome],
+            gate_words.name_gate(gate),
+            gate_words.format_gate_value(gate),
+            gate_words.format_gate_limit(gate),
+            gate_words.format_gate_margin(gate),
             facts,
         )
         yield row(list(map(prose, cells)))
 
 
-def matrix(record: formatting.Record) -> Iterator[str]:
+def matrix(record: RunRecord) -> Iterator[str]:
     """Attacks against defenses, and what detectors tell apart."""
-    titles, rows = formatting.matrix(record)
+    titles, rows = attack_tables.build_defense_matrix(record)
     yield from ("", "### Robust accuracy, attacks against defenses", "")
     yield row(["attack", titles[0], *map(code, titles[1:])])
     yield row([LEFT, *(RIGHT for _ in titles)])
     for line in rows:
         cells = map(cell, line.cells) if line.cells else ("" for _ in titles)
         yield row([title_of(line), *cells])
-    yield from listed("Detectors", formatting.detectors(record))
+    yield from listed("Detectors", sentences.write_detectors(record))
 
 
-def cell(found: Sequence[formatting.Cell]) -> str:
+def cell(found: Sequence[attack_tables.MatrixCell]) -> str:
     """The numbers in one place of the matrix, with what must be known of each."""
     said = (f"{number}, {note}" if note else number for number, note in found)
     return prose("; ".join(said) or formatting.MISSING)
 
 
-def table(record: formatting.Record) -> Iterator[str]:
+def table(record: RunRecord) -> Iterator[str]:
     """All attacks, a row each."""
-    columns = (*formatting.strength(record), *formatting.cost(record))
+    columns = (
+        *attack_tables.choose_strength_columns(record),
+        *attack_tables.choose_cost_columns(record),
+    )
     yield from ("", "### Attacks", "")
     yield row(["attack", *(column.title for column in columns)])
     yield row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
-    for line in formatting.lines(record):
-        cells = [prose(c.cell(line.numbers)) if line.numbers else "" for c in columns]
+    for line in attack_tables.list_attack_lines(record):
+        cells = [prose(c.write(line.numbers)) if line.numbers else "" for c in columns]
         yield row([title_of(line), *cells])
-    yield from ("", prose(formatting.legend(record)))
+    yield from ("", prose(attack_tables.write_legend(record)))
 
 
-def explanations(record: formatting.Record) -> Iterator[str]:
+def list_explanations(record: MapsRecord) -> Iterator[str]:
     """What attacks did to maps."""
-    yield from listed("Explanations", maps.sentences(record))
-    for table in maps.tables(record):
+    yield from listed("Explanations", maps.write_sentences(record))
+    for table in maps.build_tables(record):
         yield from ("", f"### {prose(table.title)}", "")
         yield row([table.kind, *map(code, table.columns)])
         yield row([LEFT, *(LEFT for _ in table.columns)])
@@ -141,10 +151,10 @@ def explanations(record: formatting.Record) -> Iterator[str]:
         yield from ("", prose(table.note))
 
 
-def title_of(line: formatting.Line | formatting.Row) -> str:
+def title_of(line: attack_tables.AttackLine | attack_tables.MatrixRow) -> str:
     """The name of a row as it is set."""
     if line.kind == "attack":
-        note = line.note if isinstance(line, formatting.Line) else ""
+        note = line.note if isinstance(line, attack_tables.AttackLine) else ""
         return code(line.title) + (f" {prose(note)}" if note else "")
     return f"**{prose(line.title)}**" if line.kind == "threat" else prose(line.title)
 

@@ -7,9 +7,10 @@ from html import escape
 
 from robusteval.runs.types import Run, visible
 
-from . import formatting
-from .build import as_dict
-from .html import doubtful, title
+from . import attack_tables, formatting, sentences
+from .build import build_record
+from .html import is_doubtful, title_run
+from .record import RunRecord
 
 # notebooks have a style of their own, for light and dark: only what they lack is set
 WORST = "font-weight:700"
@@ -28,42 +29,42 @@ def render_fragment(run: Run) -> str:
 
 def render_parts(run: Run) -> Iterator[str]:
     """The pieces of the fragment, in their order."""
-    record = as_dict(run)
-    yield f'<div class="robusteval"><p><small>{render_text(title(record))}</small></p>'
-    colour = "#b7791f" if doubtful(record) else "#1f5fbf"
+    record = build_record(run)
+    yield f'<div class="robusteval"><p><small>{render_text(title_run(record))}</small></p>'
+    colour = "#b7791f" if is_doubtful(record) else "#1f5fbf"
     yield f'<div style="{BOX.format(colour)}">'
-    if doubtful(record):
-        said = "! not to be used" if record["misfed"] else "! upper bounds only"
+    if is_doubtful(record):
+        said = "! not to be used" if record.misfed else "! upper bounds only"
         yield f"<p><strong>{said}</strong></p>"
-    yield f"<p><strong>{render_text(record['verdict'])}</strong></p>"
-    grave = [formatting.finding(each) for each in record["findings"] if each["grave"]]
-    sentences = [*formatting.meaning(record), *grave]
-    if sentences:
-        items = "".join(f"<li>{render_text(sentence)}</li>" for sentence in sentences)
+    yield f"<p><strong>{render_text(record.verdict)}</strong></p>"
+    grave = [sentences.write_finding(each) for each in record.findings if each.grave]
+    told = [*sentences.write_meaning(record), *grave]
+    if told:
+        items = "".join(f"<li>{render_text(sentence)}</li>" for sentence in told)
         yield f"<ul>{items}</ul>"
     yield "</div>"
-    if record["defenses"]:
+    if record.defenses:
         yield from render_matrix(record)
-    elif record["attacks"]:
+    elif record.attacks:
         yield from render_attacks(record)
     yield "</div>"
 
 
-def render_attacks(record: formatting.Record) -> Iterator[str]:
+def render_attacks(record: RunRecord) -> Iterator[str]:
     """A table of what each attack left of the model."""
-    columns = formatting.strength(record)
+    columns = attack_tables.choose_strength_columns(record)
     yield "<table><thead>"
     yield render_row(["attack", *(column.title for column in columns)], head=True)
     yield "</thead><tbody>"
-    for line in formatting.lines(record):
-        cells = [column.cell(line.numbers) for column in columns if line.kind != "threat"]
+    for line in attack_tables.list_attack_lines(record):
+        cells = [column.write(line.numbers) for column in columns if line.numbers]
         yield render_row([line.title, *cells], style=WORST if line.kind == "worst" else "")
     yield "</tbody></table>"
 
 
-def render_matrix(record: formatting.Record) -> Iterator[str]:
+def render_matrix(record: RunRecord) -> Iterator[str]:
     """A table of robust accuracy, behind nothing and behind each defense."""
-    columns, rows = formatting.matrix(record)
+    columns, rows = attack_tables.build_defense_matrix(record)
     yield "<table><thead>"
     yield render_row(["attack", *columns], head=True)
     yield "</thead><tbody>"

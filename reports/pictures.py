@@ -14,7 +14,8 @@ import numpy as np
 from robusteval.runs import metrics
 from robusteval.runs.types import Outcome, Picture, Run
 
-from . import formatting
+from . import formatting, sentences
+from .record import AttackRow, RunRecord
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +26,7 @@ COLOURED = 3  # channels
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPicture:
     """One picture: its pixels ``(h, w, c)`` uint8 and, once they fit, its data URI."""
 
     title: str
@@ -56,10 +57,10 @@ class Sample(NamedTuple):
 
     title: str
     outcome: str
-    pictures: Sequence[Shown]
+    pictures: Sequence[ShownPicture]
 
 
-class Cell(NamedTuple):
+class GalleryCell(NamedTuple):
     """The samples of one attack."""
 
     title: str
@@ -74,51 +75,53 @@ class Fit(NamedTuple):
     left_out: int  # samples
 
 
-def cell(
-    run: Run, record: formatting.Record, row: formatting.Record, kept: Sequence[Picture]
-) -> Cell:
+def build_cell(record: RunRecord, row: AttackRow, kept: Sequence[Picture]) -> GalleryCell:
     """The samples of one attack, `row` being what the record says of it."""
-    setting = formatting.joined(formatting.place(row), *formatting.known(record, row))
-    outcome = run.outcomes[row["outcome"]]
-    return Cell(row["spec"], setting, [sample(run, outcome, picture) for picture in kept])
+    place = formatting.format_place(row.threat, row.defense)
+    setting = formatting.join_parts(place, *sentences.list_knowledge(record, row))
+    outcome = record.run.outcomes[row.outcome]
+    samples = [build_sample(record.run, outcome, picture) for picture in kept]
+    return GalleryCell(row.spec, setting, samples)
 
 
-def sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
+def build_sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
     """An image with what the model made of it."""
     c, at = outcome.columns, kept.row
     number = f"image {int(c['index'][at]):,}"
-    before = [class_of(run, c["label"][at]), share(confidence(run, outcome, at))]
-    after = [class_of(run, c["pred_adv"][at]), share(float(c["confidence_adv"][at]))]
+    before = [name_class(run, c["label"][at]), format_confidence(read_confidence(run, outcome, at))]
+    after = [name_class(run, c["pred_adv"][at]), format_confidence(float(c["confidence_adv"][at]))]
     size = float(metrics.perturbation_sizes(outcome)[at])
-    far = [measured(outcome.threat.norm, size)]
-    factor = amplification(kept.delta)
-    change = f"change {times(factor)}"
+    far = [describe_size(outcome.threat.norm, size)]
+    factor = choose_amplification(kept.delta)
+    change = f"change {format_factor(factor)}"
     attacked, amplified = kept.clean / 255 + kept.delta, 0.5 + factor * kept.delta
     explained = [
         picture
         for name, (benign, changed) in kept.maps.items()
-        for picture in heat(outcome, at, number, name, benign, changed)
+        for picture in build_map_pictures(outcome, at, number, name, benign, changed)
     ]
     return Sample(
         f"{kept.place}: {number}",
-        verdict(run, outcome, at),
+        describe_result(run, outcome, at),
         (
-            shown(number, "clean", before, kept.clean / 255),
-            shown(number, "attacked", after, attacked),
-            replace(shown(number, change, far, amplified), change=True),
+            build_picture(number, "clean", before, kept.clean / 255),
+            build_picture(number, "attacked", after, attacked),
+            replace(build_picture(number, change, far, amplified), change=True),
             *explained,
         ),
     )
 
 
-def shown(number: str, what: str, caption: Sequence[str], image: Array) -> Shown:
+def build_picture(number: str, what: str, caption: Sequence[str], image: Array) -> ShownPicture:
     """A picture of an image ``(h, w, c)`` in [0, 1]."""
-    return Shown(what, caption, f"{number}, {what}: {formatting.joined(*caption)}", viewable(image))
+    return ShownPicture(
+        what, caption, f"{number}, {what}: {formatting.join_parts(*caption)}", round_pixels(image)
+    )
 
 
-def heat(
+def build_map_pictures(
     outcome: Outcome, at: int, number: str, name: str, benign: Array, changed: Array
-) -> Iterator[Shown]:
+) -> Iterator[ShownPicture]:
     """The maps of an image before and after, and how far they are apart, bright where high."""
     from matplotlib import colormaps
 
@@ -132,10 +135,12 @@ def heat(
     )
     for title, caption, values in views:
         known = np.nan_to_num(values.astype(np.float32)).clip(0, 1)
-        yield shown(number, title, caption, np.asarray(colormaps["inferno"](known))[..., :3])
+        yield build_picture(
+            number, title, caption, np.asarray(colormaps["inferno"](known))[..., :3]
+        )
 
 
-def class_of(run: Run, index: Any) -> str:
+def name_class(run: Run, index: Any) -> str:
     """The name of a class where the data has names, else its number."""
     names = run.data.get("class_names") or ()
     if index < 0:
@@ -143,7 +148,7 @@ def class_of(run: Run, index: Any) -> str:
     return str(names[index]) if index < len(names) else f"class {index}"
 
 
-def confidence(run: Run, outcome: Outcome, at: int) -> float:
+def read_confidence(run: Run, outcome: Outcome, at: int) -> float:
     """Softmax probability of the clean prediction of a row; nan where it is not known."""
     defended = (d.clean for d in run.defenses if d.spec == outcome.defense)
     clean = next(defended, run.clean) if outcome.defense else run.clean
@@ -151,55 +156,59 @@ def confidence(run: Run, outcome: Outcome, at: int) -> float:
     return float(clean["confidence_clean"][found[0]]) if len(found) else math.nan
 
 
-def share(probability: float) -> str:
+def format_confidence(probability: float) -> str:
     """A probability, never rounded to all or nothing; empty if it is not known."""
     if not math.isfinite(probability):
         return ""
-    text = formatting.share(probability)
+    text = formatting.format_share(probability)
     return {"100.0 %": "> 99.9 %", "0.0 %": "< 0.1 %"}.get(text, text)
 
 
-def measured(norm: str, size: float) -> str:
+def describe_size(norm: str, size: float) -> str:
     """How far an image went, with the name of the measure; empty if there is none."""
     if not math.isfinite(size):
         return ""
     return (
-        f"SSIM {formatting.similarity(1 - size)}"
+        f"SSIM {formatting.format_similarity(1 - size)}"
         if norm == "ssim"
-        else f"{norm} {distance(norm, size)}"
+        else f"{norm} {format_distance(norm, size)}"
     )
 
 
-def distance(norm: str, size: float) -> str:
+def format_distance(norm: str, size: float) -> str:
     """A distance in what its norm counts in."""
-    return f"{formatting.quantity(255 * size)}/255" if norm == "linf" else formatting.quantity(size)
+    return (
+        f"{formatting.format_quantity(255 * size)}/255"
+        if norm == "linf"
+        else formatting.format_quantity(size)
+    )
 
 
-def verdict(run: Run, outcome: Outcome, at: int) -> str:
+def describe_result(run: Run, outcome: Outcome, at: int) -> str:
     """What became of an image, with a mark that needs no colour."""
     c = outcome.columns
     if "flagged" in c and c["flagged"][at]:
         return "✓ flagged"
     fooled = outcome.success()[at]
     if outcome.threat.targeted:
-        goal = class_of(run, c["target"][at])
+        goal = name_class(run, c["target"][at])
         return f"✗ made {goal}" if fooled else f"✓ not made {goal}"
     return "✗ fooled" if fooled else "✓ withstood"
 
 
-def amplification(delta: Array) -> float:
+def choose_amplification(delta: Array) -> float:
     """The power of two by which the largest change just fits around mid-grey."""
     largest = float(np.abs(delta).max(initial=0))
     # a grey level over the edge is not seen, and 8/255 deserves its 16
     return 2.0 ** math.floor(math.log2((0.5 + 1 / 255) / largest)) if largest else 1.0
 
 
-def times(factor: float) -> str:
+def format_factor(factor: float) -> str:
     """A factor, as ``×16`` or ``×1/2``."""
     return f"×{factor:.0f}" if factor >= 1 else f"×1/{1 / factor:.0f}"
 
 
-def viewable(image: Array) -> Array:
+def round_pixels(image: Array) -> Array:
     """Pixels ``(h, w, 1 or 3)`` uint8 of an image in [0, 1]; other channels are averaged."""
     if image.shape[2] not in (1, COLOURED):
         image = image.mean(axis=2, keepdims=True)
@@ -207,88 +216,93 @@ def viewable(image: Array) -> Array:
     return rounded
 
 
-def fitted(cells: Sequence[Cell], room: int) -> tuple[list[Cell], int]:
+def fit_pictures(cells: Sequence[GalleryCell], room: int) -> tuple[list[GalleryCell], int]:
     """Cells with the data URIs of their pictures, in no more than `room` characters.
 
     Pictures are reduced as far as needed; if that is not enough, the largest samples go. Returns
     also to how many pixels they were reduced.
     """
-    edge, whole = largest(cells, room)
-    sizes = sorted(weight(sample) for sample in samples(whole))
+    edge, whole = choose_size(cells, room)
+    sizes = sorted(weigh_sample(sample) for sample in list_samples(whole))
     while sum(sizes) > room:
         sizes.pop()
     most = sizes[-1] if sizes else 0
-    few = [cell._replace(samples=[s for s in cell.samples if weight(s) <= most]) for cell in whole]
+    few = [
+        cell._replace(samples=[s for s in cell.samples if weigh_sample(s) <= most])
+        for cell in whole
+    ]
     return few, edge
 
 
-def fit_of(before: Sequence[Cell], after: Sequence[Cell], edge: int) -> Fit:
+def describe_fit(before: Sequence[GalleryCell], after: Sequence[GalleryCell], edge: int) -> Fit:
     """What `fitted` did to these cells."""
-    few = list(samples(after))
+    few = list(list_samples(after))
     return Fit(
-        reduced=any(reduction(p, edge) > 1 for sample in few for p in sample.pictures),
-        left_out=len(list(samples(before))) - len(few),
+        reduced=any(choose_reduction(p, edge) > 1 for sample in few for p in sample.pictures),
+        left_out=len(list(list_samples(before))) - len(few),
     )
 
 
-def largest(cells: Sequence[Cell], room: int) -> tuple[int, list[Cell]]:
+def choose_size(cells: Sequence[GalleryCell], room: int) -> tuple[int, list[GalleryCell]]:
     """The largest size at which all pictures fit, the smallest if none; and the pictures so."""
     for edge in EDGES[:-1]:
-        whole = embedded(cells, edge, room)
+        whole = embed_pictures(cells, edge, room)
         if whole is not None:
             return edge, whole
     edge = EDGES[-1]
-    return edge, [cell._replace(samples=[small(s, edge) for s in cell.samples]) for cell in cells]
+    return edge, [
+        cell._replace(samples=[embed_sample(s, edge) for s in cell.samples]) for cell in cells
+    ]
 
 
-def embedded(cells: Sequence[Cell], edge: int, room: int) -> list[Cell] | None:
+def embed_pictures(cells: Sequence[GalleryCell], edge: int, room: int) -> list[GalleryCell] | None:
     """The cells with their pictures as data URIs; None as soon as they prove not to fit."""
     done = []
     for cell in cells:
-        done.append(cell._replace(samples=[small(sample, edge) for sample in cell.samples]))
-        room -= size(done[-1:])
+        done.append(cell._replace(samples=[embed_sample(sample, edge) for sample in cell.samples]))
+        room -= count_characters(done[-1:])
         if room < 0:
             return None
     return done
 
 
-def small(sample: Sample, edge: int) -> Sample:
+def embed_sample(sample: Sample, edge: int) -> Sample:
     """The sample with its pictures as data URIs, none of more than `edge` pixels."""
-    return sample._replace(pictures=[replace(p, uri=uri(p, edge)) for p in sample.pictures])
+    return sample._replace(pictures=[replace(p, uri=encode_png(p, edge)) for p in sample.pictures])
 
 
-def size(cells: Sequence[Cell]) -> int:
+def count_characters(cells: Sequence[GalleryCell]) -> int:
     """Characters of all data URIs."""
-    return sum(weight(sample) for sample in samples(cells))
+    return sum(weigh_sample(sample) for sample in list_samples(cells))
 
 
-def weight(sample: Sample) -> int:
+def weigh_sample(sample: Sample) -> int:
     """Characters of the data URIs of one sample."""
     return sum(len(picture.uri) for picture in sample.pictures)
 
 
-def samples(cells: Sequence[Cell]) -> Iterator[Sample]:
+def list_samples(cells: Sequence[GalleryCell]) -> Iterator[Sample]:
     """All samples of these cells."""
     return (sample for cell in cells for sample in cell.samples)
 
 
-def uri(shown: Shown, edge: int) -> str:
+def encode_png(shown: ShownPicture, edge: int) -> str:
     """A picture as the data URI of a PNG file."""
     from PIL import Image
 
-    pixels = reduced(shown.pixels, reduction(shown, edge), shown.change)
+    pixels = reduce_picture(shown.pixels, choose_reduction(shown, edge), shown.change)
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def reduction(shown: Shown, edge: int) -> int:
+def choose_reduction(shown: ShownPicture, edge: int) -> int:
     """The whole number by which the sides of a picture must be divided."""
     most = min(edge, CHANGE) if shown.change else edge
     return math.ceil(max(shown.height, shown.width) / most)
 
 
-def reduced(pixels: Array, by: int, change: bool) -> Array:
+def reduce_picture(pixels: Array, by: int, change: bool) -> Array:
     """The picture with blocks of `by` times `by` pixels as one.
 
     Blocks of a photo are averaged. Of a change the largest is kept, as it would average away.

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import Run
 
 from .measures import (
@@ -414,6 +415,12 @@ class RunRecords:
 
     schema: Literal[1]
     runs: tuple[RunRecord, ...]
+
+
+@REPORT_FORMATS.add("json", suffix=".json")
+def render_json(records: Sequence[RunRecord]) -> str:
+    """The records as JSON, as `report.schema.json` describes it."""
+    return to_json(records) + "\n"
 
 
 def to_json(records: RunRecord | Sequence[RunRecord]) -> str:

@@ -1,32 +1,44 @@
-"""The report of some runs in any format: by the name of the format, or by a file's suffix."""
+"""The report of some runs in any format: by the name of the format, or by a file's suffix.
+
+A format is a function registered in `REPORT_FORMATS`, in a file here or in another package. It
+takes the records of runs and returns the text, or the bytes, of one report.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from robusteval.errors import UsageError
+from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
 
-from .build import Checked
+from .build import build_record
+from .record import GatesRecord, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMATS = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
-# what the name of a file says of its format
-SUFFIXES = {
-    ".txt": "table",
-    ".md": "markdown",
-    ".json": "json",
-    ".html": "html",
-    ".htm": "html",
-    ".xml": "junit",
-    ".sarif": "sarif",
-    ".csv": "csv",
-}
+
+class Checked(Protocol):
+    """What the gates said of a run."""
+
+    def to_record(self) -> GatesRecord:
+        """Their outcome, and each gate with its numbers."""
+        ...
+
+
+def find_format(path: Path) -> str | None:
+    """The format that the suffix of a file says; None if it says none."""
+    entry = REPORT_FORMATS.find_suffix(path.suffix)
+    return entry.name if entry and path.suffix else None
+
+
+def list_suffixes() -> list[str]:
+    """The suffixes of all formats."""
+    return [suffix for entry in REPORT_FORMATS.entries.values() for suffix in entry.suffixes]
 
 
 def write_report(run: Run, path: Path) -> None:
@@ -34,55 +46,34 @@ def write_report(run: Run, path: Path) -> None:
 
     UsageError if no format has this suffix, RunError if the file cannot be written.
     """
-    known = SUFFIXES.get(path.suffix.lower())
+    known = find_format(path)
     if known is None:
         raise UsageError(
-            f"the suffix of {path} does not say a format: end it in {', '.join(SUFFIXES)}"
+            f"the suffix of {path} does not say a format: end it in {', '.join(list_suffixes())}"
         )
-    write_atomically(path, render_runs([run], known, [None], page=True).encode())
+    content = render_runs([run], known, [None], page=True)
+    write_atomically(path, content if isinstance(content, bytes) else content.encode())
 
 
 def render_runs(
     runs: Sequence[Run], form: str, checks: Sequence[Checked | None], *, page: bool
-) -> str:
+) -> str | bytes:
     """The report of some runs; as a `page` without the width and colours of this terminal."""
-    if form == "table":
-        return render_tables(runs, checks, page=page)
-    if form == "html":
-        from .html import to_html
-
-        return to_html(runs, checks)
-    if form == "markdown":
-        from .markdown import to_markdown
-
-        return "\n".join(to_markdown(run, check) for run, check in zip(runs, checks, strict=True))
-    from . import ci, spreadsheet
-    from .build import as_dict, to_json
-
-    if form == "json":
-        return to_json(runs, checks) + "\n"
-    records = [as_dict(run, check) for run, check in zip(runs, checks, strict=True)]
-    if form == "badge":
-        if len(records) > 1:
-            raise UsageError("a badge is for one run")
-        return ci.badge(records[0]) + "\n"
-    make = {"junit": ci.to_junit, "sarif": ci.to_sarif, "csv": spreadsheet.to_csv}[form]
-    return make(records)
+    records = [
+        build_record(run, None if check is None else check.to_record())
+        for run, check in zip(runs, checks, strict=True)
+    ]
+    return render_records(records, form, page=page)
 
 
-def render_tables(runs: Sequence[Run], checks: Sequence[Checked | None], *, page: bool) -> str:
-    """The reports as they stand in a terminal."""
-    from .terminal import print_table
+def render_records(records: Sequence[RunRecord], form: str, *, page: bool) -> str | bytes:
+    """The report of these records; as a `page` without the width and colours of this terminal."""
+    if form == "table" and not page:
+        from .terminal import print_reports
 
-    def print_all(console: Console) -> None:
-        for number, (run, check) in enumerate(zip(runs, checks, strict=True)):
-            if number:
-                console.print()
-                console.rule()
-                console.print()
-            print_table(run, console, check)
-
-    return render_console(print_all, page=page)
+        return render_console(lambda console: print_reports(records, console), page=False)
+    made: str | bytes = REPORT_FORMATS.load(form)(records)
+    return made
 
 
 def render_console(print_it: Callable[[Console], None], *, page: bool) -> str:

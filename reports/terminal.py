@@ -13,10 +13,11 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from robusteval.runs.types import Run, visible
+from robusteval.registry import REPORT_FORMATS
+from robusteval.runs.types import visible
 
-from . import formatting, maps
-from .build import Checked, as_dict
+from . import attack_tables, formatting, gate_words, maps, sentences
+from .record import MapsRecord, RunRecord
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
@@ -41,24 +42,46 @@ class Shown(NamedTuple):
         return max(map(len, parts)) + GAP
 
 
-def print_table(run: Run, console: Console, check: Checked | None = None) -> None:
+@REPORT_FORMATS.add("table", suffix=".txt")
+def render_table(records: Sequence[RunRecord]) -> str:
+    """The reports as they stand in a terminal of 100 columns, without colour."""
+    console = Console(width=100, no_color=True, force_terminal=False)
+    with console.capture() as page:
+        print_reports(records, console)
+    return page.get()
+
+
+def print_reports(records: Sequence[RunRecord], console: Console) -> None:
+    """Print the reports one below the other, with a rule between two of them."""
+    for number, record in enumerate(records):
+        if number:
+            console.print()
+            console.rule()
+            console.print()
+        print_table(record, console)
+
+
+def print_table(record: RunRecord, console: Console) -> None:
     """Print the report; text from outside is shown, never interpreted."""
-    record = as_dict(run, check)
-    doubtful = record["upper_bound"] or record["misfed"]
-    say(console, record["verdict"], "bold red" if doubtful else "bold")
+    doubtful = record.upper_bound or record.misfed
+    say(console, record.verdict, "bold red" if doubtful else "bold")
     console.print()
-    for sentence in formatting.meaning(record):
+    for sentence in sentences.write_meaning(record):
         say(console, sentence)
     gates(console, record)
-    if record["attacks"]:
+    if record.attacks:
         tables(console, record)
-    if record["interpreters"]:
-        explanations(console, record)
-    listed(console, "Findings", [formatting.finding(finding) for finding in record["findings"]])
-    listed(console, "Trust probes", [f"- {probe}" for probe in formatting.probes(record)])
-    listed(console, "Without a result", [f"✗ {absence}" for absence in formatting.absences(record)])
-    facts(console, formatting.provenance(record))
-    command = record["provenance"]["command"]
+    if record.interpreters:
+        print_explanations(console, record.interpreters)
+    listed(console, "Findings", [sentences.write_finding(finding) for finding in record.findings])
+    listed(console, "Trust probes", [f"- {probe}" for probe in sentences.write_probes(record)])
+    listed(
+        console,
+        "Without a result",
+        [f"✗ {absence}" for absence in sentences.write_absences(record)],
+    )
+    facts(console, sentences.list_provenance(record))
+    command = record.provenance.command
     if command:
         # not wrapped, so that it can be copied
         console.print()
@@ -128,41 +151,46 @@ def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
     put(console, grid)
 
 
-def gates(console: Console, record: formatting.Record) -> None:
+def gates(console: Console, record: RunRecord) -> None:
     """The gates, worst news first to see: outcome, margin, and why."""
-    check = record["gates"]
+    check = record.gates
     if check is None:
         return
-    heading(console, f"Gates: {formatting.gates(check)}")
+    heading(console, f"Gates: {gate_words.summarise_gates(check)}")
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(overflow="fold")
-    for gate in check["gates"]:
-        outcome = formatting.OUTCOMES[gate["outcome"]]
+    for gate in check.gates:
+        outcome = gate_words.OUTCOMES[gate.outcome]
         mark = MARKS[outcome[0]]
-        grid.add_row(text(console, outcome, mark), text(console, formatting.gate_title(gate), mark))
-        for fact in filter(None, (formatting.gate_line(gate), *formatting.gate_facts(gate))):
+        grid.add_row(text(console, outcome, mark), text(console, gate_words.name_gate(gate), mark))
+        for fact in filter(
+            None, (gate_words.write_gate_numbers(gate), *gate_words.explain_gate(gate))
+        ):
             grid.add_row("", text(console, fact))
     put(console, grid)
 
 
-def tables(console: Console, record: formatting.Record) -> None:
+def tables(console: Console, record: RunRecord) -> None:
     """The attacks, in as many tables as the width asks for."""
-    lines = list(formatting.lines(record))
+    lines = list(attack_tables.list_attack_lines(record))
     names = [(f"{line.title} {line.note}".rstrip(), line.kind) for line in lines]
     strength, cost = (
         [
             Shown(
                 title=column.title.replace(" ", "\n", 1),
-                cells=[show(console, column.cell(n.numbers) if n.numbers else "") for n in lines],
+                cells=[show(console, column.write(n.numbers) if n.numbers else "") for n in lines],
                 left=column.left,
             )
             for column in columns
         ]
-        for columns in (formatting.strength(record), formatting.cost(record))
+        for columns in (
+            attack_tables.choose_strength_columns(record),
+            attack_tables.choose_cost_columns(record),
+        )
     )
-    if record["defenses"]:
-        titles, rows = formatting.matrix(record)
+    if record.defenses:
+        titles, rows = attack_tables.build_defense_matrix(record)
         columns = [
             Shown(title, [cell(console, row, i) for row in rows], left=True)
             for i, title in enumerate(titles)
@@ -170,16 +198,16 @@ def tables(console: Console, record: formatting.Record) -> None:
         kinds = [(row.title, row.kind) for row in rows]
         heading(console, "Robust accuracy, attacks against defenses")
         put_tables(console, kinds, [[wrapped(console, column) for column in columns]])
-        listed(console, "Detectors", [f"- {line}" for line in formatting.detectors(record)])
+        listed(console, "Detectors", [f"- {line}" for line in sentences.write_detectors(record)])
     # the matrix has taken from the first side what set it apart
-    put_tables(console, names, [strength + cost] if record["defenses"] else [strength, cost])
+    put_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
     console.print()
-    say(console, formatting.legend(record), "dim")
+    say(console, attack_tables.write_legend(record), "dim")
 
 
-def explanations(console: Console, record: formatting.Record) -> None:
+def print_explanations(console: Console, record: MapsRecord) -> None:
     """What attacks did to maps: a table after the other, then what follows."""
-    for table in maps.tables(record, brief=True):
+    for table in maps.build_tables(record, brief=True):
         heading(console, table.title)
         columns = [
             Shown(
@@ -193,7 +221,7 @@ def explanations(console: Console, record: formatting.Record) -> None:
         put_tables(console, names, [columns], table.kind)
         console.print()
         say(console, table.note, "dim")
-    listed(console, "Explanations", [f"- {line}" for line in maps.sentences(record)])
+    listed(console, "Explanations", [f"- {line}" for line in maps.write_sentences(record)])
 
 
 def show(console: Console, content: str) -> str:
@@ -201,7 +229,7 @@ def show(console: Console, content: str) -> str:
     return carried(console, visible(content))
 
 
-def cell(console: Console, row: formatting.Row, i: int) -> str:
+def cell(console: Console, row: attack_tables.MatrixRow, i: int) -> str:
     """What stands in one column of a row of the matrix, a line for each number and note."""
     if not row.cells:
         return ""

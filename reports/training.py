@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import format_number
 
-from .formatting import with_interval
+from .formatting import format_rate
+from .measures import build_rate
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,4 @@ def render_training(record: TrainingRecord) -> str:
 
 def write_held_out(rate: Rate) -> str:
     """A share of the images held out, with its interval."""
-    low, high = rate.interval
-    return with_interval({"k": rate.k, "n": rate.n, "low": low, "high": high})
+    return format_rate(build_rate(rate))

@@ -129,10 +129,10 @@ def paired(x: Array, y: Array) -> Data:
 
 def message(run: Run, gates: Sequence[GateRow], floor: float) -> Iterator[str]:
     """The verdict, what was not kept, and what to do."""
-    from robusteval.reports.build import as_dict
+    from robusteval.reports.build import build_record
 
     yield f"robust accuracy of at least {100 * floor:.6g} % is not shown"
-    yield f"verdict: {as_dict(run)['verdict']}"
+    yield f"verdict: {build_record(run).verdict}"
     for gate in gates:
         yield f"{gate.outcome}: {gate.on}: {gate.reason}"
     if any(gate.kind == "findings" for gate in gates):

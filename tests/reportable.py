@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from robusteval.reports.build import build_record
+from robusteval.reports.html import to_html
+from robusteval.reports.markdown import to_markdown
+from robusteval.reports.measures import to_json_types
+from robusteval.reports.record import (
+    FlippedImage,
+    GateOutcome,
+    GateRow,
+    GatesRecord,
+    RunRecord,
+    to_json,
+)
+from robusteval.reports.terminal import print_table
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
@@ -27,84 +41,104 @@ DETECTOR = Spec("detector", {"interpreters": "cam+grad", "fpr": 0.05})
 class Check:
     """What gates said, as a report takes it."""
 
-    record: dict[str, Any]
+    gates: GatesRecord
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> GatesRecord:
         """The record."""
-        return self.record
+        return self.gates
 
 
-def gate(outcome: str, **changed: Any) -> dict[str, Any]:
+def gate(outcome: GateOutcome, **changed: Any) -> GateRow:
     """A gate on robust accuracy with this outcome."""
-    return {
-        "name": "worst-linf",
-        "kind": "floor",
-        "on": "robust accuracy at linf eps 8/255, worst case",
-        "outcome": outcome,
-        "limit": 0.3,
-        "value": 0.124,
-        "low": 0.098,
-        "high": 0.156,
-        "p": None,
-        "lost": None,
-        "gained": None,
-        "detectable": None,
-        "reason": "The lower end of the interval is below the limit.",
-        "flipped": [],
-        "line": 3,
-        **changed,
-    }
+    row = GateRow(
+        name="worst-linf",
+        kind="floor",
+        on="robust accuracy at linf eps 8/255, worst case",
+        outcome=outcome,
+        reason="The lower end of the interval is below the limit.",
+        limit=0.3,
+        value=0.124,
+        low=0.098,
+        high=0.156,
+        line=3,
+    )
+    return replace(row, **changed)
 
 
 def check(name: str = "drop") -> Check:
     """Gates of all outcomes; `name` stands wherever a name can."""
-    flipped = [{"id": f"{i:016x}", "index": 7 * i, "label": i % 10} for i in range(20)]
-    return Check(
-        {
-            "outcome": "failed",
-            "config": name,
-            "baseline": name,
-            "alpha": 0.05,
-            "gates": [
-                gate("failed"),
-                gate(
-                    "failed",
-                    name=name,
-                    kind="max_drop",
-                    on=name,
-                    limit=0.01,
-                    value=0.042,
-                    low=0.028,
-                    high=0.056,
-                    p=0.00012,
-                    lost=24,
-                    gained=3,
-                    detectable=0.008,
-                    reason=f"It lost 4.2 points against {name}.",
-                    flipped=flipped,
-                ),
-                gate(
-                    "inconclusive",
-                    name="clean-cost",
-                    kind="max_clean_cost",
-                    on="clean accuracy behind jpeg",
-                    limit=0.02,
-                    value=0.018,
-                    low=None,
-                    high=None,
-                    p=0.4,
-                    lost=9,
-                    gained=0,
-                    detectable=0.034,
-                    reason="",
-                    line=None,
-                ),
-                gate("passed", name="tpr", kind="min_tpr", on="detector", limit=0.05),
-                gate("passed", name="findings", kind="findings", on="", limit=1, value=0, low=None),
-                gate("inconclusive", name="absent", value=None, low=None, high=None, limit=None),
-            ],
-        }
+    flipped = tuple(FlippedImage(f"{i:016x}", 7 * i, i % 10) for i in range(20))
+    gates = (
+        gate("failed"),
+        gate(
+            "failed",
+            name=name,
+            kind="max_drop",
+            on=name,
+            limit=0.01,
+            value=0.042,
+            low=0.028,
+            high=0.056,
+            p=0.00012,
+            lost=24,
+            gained=3,
+            detectable=0.008,
+            reason=f"It lost 4.2 points against {name}.",
+            flipped=flipped,
+        ),
+        gate(
+            "inconclusive",
+            name="clean-cost",
+            kind="max_clean_cost",
+            on="clean accuracy behind jpeg",
+            limit=0.02,
+            value=0.018,
+            low=None,
+            high=None,
+            p=0.4,
+            lost=9,
+            gained=0,
+            detectable=0.034,
+            reason="",
+            line=None,
+        ),
+        gate("passed", name="tpr", kind="min_tpr", on="detector", limit=0.05),
+        gate("passed", name="findings", kind="findings", on="", limit=1, value=0, low=None),
+        gate("inconclusive", name="absent", value=None, low=None, high=None, limit=None),
     )
+    return Check(GatesRecord("failed", name, name, 0.05, gates))
+
+
+def as_dict(run: Run, checked: Check | None = None) -> dict[str, Any]:
+    """The record of a run as JSON has it."""
+    record: dict[str, Any] = to_json_types(record_of(run, checked))
+    return record
+
+
+def json_of(runs: Run | Sequence[Run], checks: Sequence[Check | None] = ()) -> str:
+    """The JSON report of one run or of several."""
+    every = [runs] if isinstance(runs, Run) else list(runs)
+    return to_json(list(map(record_of, every, checks or [None] * len(every))))
+
+
+def markdown_of(run: Run, checked: Check | None = None, limit: int | None = None) -> str:
+    """The Markdown report of a run."""
+    return to_markdown(record_of(run, checked), limit)
+
+
+def html_of(runs: Sequence[Run], checks: Sequence[Check | None] = ()) -> str:
+    """The HTML report of some runs."""
+    return to_html(list(map(record_of, runs, checks or [None] * len(runs))))
+
+
+def print_run(run: Run, console: Console, checked: Check | None = None) -> None:
+    """Print the report of a run."""
+    print_table(record_of(run, checked), console)
+
+
+def record_of(run: Run, checked: Check | None = None) -> RunRecord:
+    """The record of a run, with what gates said of it."""
+    return build_record(run, None if checked is None else checked.to_record())
 
 
 def behind(outcome: Outcome, defense: Spec, *, adaptive: bool, **columns: Any) -> Outcome:

@@ -23,14 +23,12 @@ import numpy as np
 import pytest
 import reportable
 from markdown_it import MarkdownIt
+from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
 
 from robusteval.reports import ci, compare
-from robusteval.reports.build import as_dict, to_json
-from robusteval.reports.formatting import base
-from robusteval.reports.markdown import to_markdown
+from robusteval.reports.formatting import name_file
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
-from robusteval.reports.terminal import print_table
 from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
 
@@ -122,9 +120,9 @@ def hostile(run: Run, text: str) -> Run:
 
 def gates(text: str) -> Check:
     """A check with the text in its gates."""
-    record = reportable.check(f"{text}~gate").as_dict()
-    told = [{**gate, "reason": f"{text}~told"} for gate in record["gates"]]
-    return Check({**record, "config": f"{text}~config", "gates": told})
+    record = reportable.check(f"{text}~gate").to_record()
+    told = tuple(replace(gate, reason=f"{text}~told") for gate in record.gates)
+    return Check(replace(record, config=f"{text}~config", gates=told))
 
 
 def turned(outcome: Outcome) -> Outcome:
@@ -343,7 +341,7 @@ def html(run: Run, check: Check) -> str:
     module = pytest.importorskip(
         "robusteval.reports.html", exc_type=ImportError, reason="needs the HTML report"
     )
-    page: str = module.to_html([run], [check])
+    page: str = module.to_html([record_of(run, check)])
     return page
 
 
@@ -353,48 +351,48 @@ PROBLEMS = frozenset(("gate", "told", "finding", "code", "failed", "reason", "at
 COMPARED = frozenset(("attack", "value", "defense", "arch", "file", "class"))
 FORMATS = {
     "terminal": Format(
-        lambda run, check: on_terminal(lambda console: print_table(run, console, check)),
+        lambda run, check: on_terminal(lambda console: print_run(run, console, check)),
         read_terminal,
         lambda text: None,
         REPORT,
     ),
-    "markdown": Format(to_markdown, read_markdown, lambda text: opened(rendered(text))[1], REPORT),
-    "json": Format(lambda run, check: to_json([run], [check]), read_json, shape_of_json, RECORD),
+    "markdown": Format(markdown_of, read_markdown, lambda text: opened(rendered(text))[1], REPORT),
+    "json": Format(lambda run, check: json_of([run], [check]), read_json, shape_of_json, RECORD),
     "html": Format(html, read_html, shape_of_html, REPORT | {"class"}),
     "junit": Format(
-        lambda run, check: ci.to_junit([as_dict(run, check)]),
+        lambda run, check: ci.to_junit([record_of(run, check)]),
         read_xml,
         shape_of_xml,
         REPORT - {"arch", "file", "data", "device", "command"},
     ),
     "sarif": Format(
-        lambda run, check: ci.to_sarif([as_dict(run, check)]),
+        lambda run, check: ci.to_sarif([record_of(run, check)]),
         read_sarif,
         shape_of_json,
         PROBLEMS,
         cuts=True,
     ),
     "csv": Format(
-        lambda run, check: to_csv([as_dict(run, check)]),
+        lambda run, check: to_csv([record_of(run, check)]),
         read_csv,
         lambda text: [len(row) for row in rows_of(text)],
         frozenset(("attack", "value", "defense")),
     ),
     "annotations": Format(
-        lambda run, check: "\n".join(ci.annotations(as_dict(run, check))),
+        lambda run, check: "\n".join(ci.annotations(record_of(run, check))),
         read_commands,
         lambda text: len(text.splitlines()),
         PROBLEMS,
         cuts=True,
     ),
     "summary": Format(
-        lambda run, check: ci.step_summary([as_dict(run, check)]),
+        lambda run, check: ci.step_summary([record_of(run, check)]),
         read_markdown,
         lambda text: opened(rendered(text))[1],
         REPORT,
     ),
     "badge": Format(
-        lambda run, check: ci.badge(as_dict(run, check)), read_json, shape_of_json, frozenset()
+        lambda run, check: ci.badge(record_of(run, check)), read_json, shape_of_json, frozenset()
     ),
     "compared on a terminal": Format(
         lambda run, _: on_terminal(
@@ -521,7 +519,7 @@ def test_hostile_text_is_shown_and_does_nothing(
     assert layout.shape(page) == layout.shape(pages[form])
     for place in layout.shows:
         said = f"{text}~{place}"
-        shown = squeezed(visible(base(said) if place in ("file", "data") else said))
+        shown = squeezed(visible(name_file(said) if place in ("file", "data") else said))
         if "terminal" in form:  # where a GitHub runner reads along
             shown = shown.replace("::", ":\\x3a").replace("##[", "#\\x23[")
         assert (shown[:60] if layout.cuts and kind == "long" else shown) in seen, place
@@ -531,5 +529,5 @@ def test_hostile_text_is_shown_and_does_nothing(
 def test_a_narrow_terminal_is_not_steered_either(kind: str, run_with: Callable[[str], Run]) -> None:
     run, check = run_with(HOSTILE[kind]), gates(HOSTILE[kind])
 
-    read_terminal(on_terminal(lambda console: print_table(run, console, check), 80))
+    read_terminal(on_terminal(lambda console: print_run(run, console, check), 80))
     read_terminal(on_terminal(lambda console: compare.print_comparison(compared(run), console), 80))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reportable import defended
+from reportable import as_dict, defended, json_of
 
 import robusteval
 from robusteval.errors import RunError, UsageError
@@ -133,11 +133,9 @@ def test_the_suffix_says_the_format_of_a_report(suffix: str, shown: Run, tmp_pat
 
 
 def test_a_report_is_that_of_the_command_line(shown: Run, tmp_path: Path) -> None:
-    from robusteval.reports.build import to_json
-
     shown.report(tmp_path / "report.json")
 
-    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(to_json(shown))
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json_of(shown))
 
 
 def test_a_report_replaces_that_of_before(shown: Run, tmp_path: Path) -> None:
@@ -188,8 +186,6 @@ class Markup(HTMLParser):
 
 
 def test_a_notebook_shows_the_verdict_and_the_table(shown: Run) -> None:
-    from robusteval.reports.build import as_dict
-
     page = Markup(shown._repr_html_())
 
     assert not page.open

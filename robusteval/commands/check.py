@@ -67,12 +67,14 @@ def read_gates(baseline: Path | None, config: Path | None) -> tuple[Settings, Ba
 
 def judge_runs(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -> list[Check]:
     """The verdicts on some runs; inside a GitHub workflow also a summary and annotations."""
-    from robusteval.reports.build import as_dict
+    from robusteval.reports.build import build_record
     from robusteval.reports.ci import write_github
     from robusteval.reports.gate import check
 
     checks = [check(run, settings, baseline) for run in runs]
-    records = [as_dict(run, found) for run, found in zip(runs, checks, strict=True)]
+    records = [
+        build_record(run, found.to_record()) for run, found in zip(runs, checks, strict=True)
+    ]
     for line in write_github(records, os.environ):
         tell(line)
     return checks

@@ -58,9 +58,9 @@ def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS
         return form
     if out is None:
         return "table"
-    from robusteval.reports.rendering import SUFFIXES
+    from robusteval.reports.rendering import find_format
 
-    named = SUFFIXES.get(out.suffix.lower())
+    named = find_format(out)
     if named is None or named not in formats:
         raise UsageError(
             f"the suffix of {out} does not say a format: add --format {', '.join(formats)}"
@@ -84,18 +84,20 @@ def show(
     """Print the report on stdout, or write it to a file."""
     from robusteval.reports.rendering import render_runs
 
-    text = ""  # where the reader of stdout has left before there was any
+    text: str | bytes = ""  # where the reader of stdout has left before there was any
     with writing_stdout():  # a console that is captured writes to it, if only nothing
         text = render_runs(runs, form, checks or [None] * len(runs), page=out is not None)
     deliver(text, out)
 
 
-def deliver(text: str, out: Path | None) -> None:
+def deliver(text: str | bytes, out: Path | None) -> None:
     """Print on stdout, or write to a file."""
-    if out is None:
-        emit(text)
+    if out is not None:
+        write_atomically(out, text if isinstance(text, bytes) else text.encode())
+    elif isinstance(text, bytes):
+        click.echo(text, nl=False)
     else:
-        write_atomically(out, text.encode())
+        emit(text)
 
 
 @click.command(short_help="Print the report of runs, or write it in another form.")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from reportable import as_dict
 from toys import Bands, Watcher, trained
 
 from robusteval.datasets.sources import Data, open_data
@@ -22,7 +23,6 @@ from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import EVASIONS, prepare_plan
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import masked
-from robusteval.reports.build import as_dict
 from robusteval.runs.folder import load_run
 from robusteval.runs.types import Columns, Outcome, Run, Spec
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from reportable import explained
+from reportable import as_dict, explained, html_of, markdown_of, print_run, record_of
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -47,12 +47,9 @@ from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import INTERPRETERS
-from robusteval.reports.build import as_dict
-from robusteval.reports.html import to_html
-from robusteval.reports.maps import sentences, tables
-from robusteval.reports.markdown import to_markdown
+from robusteval.reports.maps import build_tables, write_sentences
+from robusteval.reports.record import MapsRecord
 from robusteval.reports.spreadsheet import to_csv
-from robusteval.reports.terminal import print_table
 from robusteval.runs.folder import load_pictures, load_run
 from robusteval.runs.types import Outcome, Run, Spec
 from robusteval.search.edges import Variant
@@ -409,14 +406,14 @@ def test_pictures_carry_their_maps(model: Classifier, data: Data, tmp_path: Path
     assert benign.shape == changed.shape == (6, 6)
     distance = run.outcomes[0].columns["map_distance:cam"][pictures[0].row]
     assert np.abs(benign.astype(float) - changed).mean() == pytest.approx(distance, abs=2e-3)
-    page = to_html([run])
+    page = html_of([run])
     assert "cam, attacked" in page
     assert "Explanations" in page
 
     evaluate(model, data, [ATTACK], probes=False, out=tmp_path / "plain")
     plain = load_run(tmp_path / "plain")
     assert not load_pictures(plain)[0][0].maps
-    assert "Explanations" not in to_html([plain])
+    assert "Explanations" not in html_of([plain])
 
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(
@@ -503,6 +500,13 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
     return explained(make_outcome, make_run)
 
 
+def maps_of(run: Run) -> MapsRecord:
+    """What the record of a run says of maps."""
+    part = record_of(run).interpreters
+    assert part is not None
+    return part
+
+
 def part_of(run: Run) -> dict[str, Any]:
     part: dict[str, Any] = as_dict(run)["interpreters"]
     return part
@@ -514,7 +518,7 @@ def test_a_run_without_interpreters_says_nothing_of_them(
     run = make_run(make_outcome([True]))
 
     assert as_dict(run)["interpreters"] is None
-    assert "map" not in to_markdown(run)
+    assert "map" not in markdown_of(run)
 
 
 def test_attacks_know_which_maps_they_were_made_for(run: Run) -> None:
@@ -570,7 +574,7 @@ def test_maps_are_held_against_chance_and_a_network_that_forgot(run: Run) -> Non
 
 
 def test_maps_that_say_nothing_are_named(run: Run) -> None:
-    said = [line for line in sentences(as_dict(run)) if line.startswith("Warning")]
+    said = [line for line in write_sentences(maps_of(run)) if line.startswith("Warning")]
 
     assert any(line.startswith("Warning: gradcam maps point out what matters no") for line in said)
     assert any("mask maps are much the same" in line and "0.90" in line for line in said)
@@ -583,12 +587,12 @@ def test_a_run_that_did_not_look_says_nothing_of_quality(run: Run) -> None:
     record = as_dict(earlier)
 
     assert record["interpreters"]["quality"] == []
-    assert "worth" not in to_markdown(earlier)
-    assert not any("random cells" in line for line in sentences(record))
+    assert "worth" not in markdown_of(earlier)
+    assert not any("random cells" in line for line in write_sentences(maps_of(earlier)))
 
 
 def test_quality_stands_where_nothing_was_attacked(run: Run) -> None:
-    (table,) = tables(as_dict(replace(run, outcomes=())))
+    (table,) = build_tables(maps_of(replace(run, outcomes=())))
 
     assert table.kind == "interpreter"
     assert [name for name, _ in table.rows] == ["cam", "gradcam", "mask"]
@@ -620,12 +624,14 @@ def test_transfer_names_the_steps_where_they_differ(run: Run) -> None:
 
     assert found["attack"] == "advedge:variant=adv2,warmup=5"
     assert [row["effort"] for row in found["rows"]] == [{}, {"steps": 45}]
-    names = [name for name, _ in tables(as_dict(replace(run, outcomes=tuple(cells))))[-1].rows]
+    names = [
+        name for name, _ in build_tables(maps_of(replace(run, outcomes=tuple(cells))))[-1].rows
+    ]
     assert names == ["on cam", "on mask:steps=45"]
 
 
 def test_sentences_say_what_follows_and_what_does_not(run: Run) -> None:
-    said = list(sentences(as_dict(run)))
+    said = list(write_sentences(maps_of(run)))
 
     assert any(
         line.startswith("cam: advedge:interpreter=cam reaches its class on")
@@ -645,11 +651,13 @@ def test_attacks_that_fail_have_no_distance(make_outcome: MakeOutcome, make_run:
         replace(o, columns={**o.columns, "pred_adv": o.columns["label"]}) for o in run.outcomes
     )
 
-    record = as_dict(replace(run, outcomes=failed))
+    part = maps_of(replace(run, outcomes=failed))
 
-    said = [line for line in sentences(record) if "advedge" in line or "attack is" in line]
+    said = [line for line in write_sentences(part) if "advedge" in line or "attack is" in line]
     assert said == []
-    assert {line for _, cells in tables(record)[2].rows for cell in cells for line in cell} == {"–"}
+    assert {line for _, cells in build_tables(part)[2].rows for cell in cells for line in cell} == {
+        "–"
+    }
 
 
 @pytest.mark.parametrize("name", ["", "\x1b[31m|<b>"])
@@ -658,7 +666,7 @@ def test_the_report_reads_at_eighty_columns(
 ) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
 
-    print_table(explained(make_outcome, make_run, name=name), console)
+    print_run(explained(make_outcome, make_run, name=name), console)
 
     text = console.export_text()
     assert max(len(line) for line in text.splitlines() if "reproduce" not in line) <= 80
@@ -675,16 +683,16 @@ def test_the_report_reads_at_eighty_columns(
 
 
 def test_markdown_holds_every_table(run: Run) -> None:
-    text = to_markdown(run)
+    text = markdown_of(run)
 
-    for table in tables(as_dict(run)):
+    for table in build_tables(maps_of(run)):
         assert f"### {table.title.replace('_', chr(92) + '_')}" in text
         assert f"| {table.kind} | `{table.columns[0]}`" in text
 
 
 def test_csv_has_a_row_for_each_map(run: Run) -> None:
     record = as_dict(run)
-    rows = list(csv.DictReader(io.StringIO(to_csv([record]))))
+    rows = list(csv.DictReader(io.StringIO(to_csv([record_of(run)]))))
     found = [row for row in rows if row["kind"] == "map"]
 
     assert len(found) == 4 * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,45 +16,37 @@ import pytest
 
 from robusteval import __version__
 from robusteval.reports import ci
-from robusteval.reports.build import as_dict
+from robusteval.reports.build import build_record
+from robusteval.reports.record import GateOutcome, GateRow, GatesRecord, RunRecord
 from robusteval.runs.types import Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
-Record = dict[str, Any]
 
 
-def gate(outcome: str = "failed", **changed: Any) -> Record:
-    """A gate as a check says it."""
-    return {
-        "name": "floor at linf 8/255",
-        "kind": "floor",
-        "on": "worst case",
-        "outcome": outcome,
-        "limit": 0.5,
-        "value": 0.45,
-        "low": 0.41,
-        "high": 0.49,
-        "p": 0.01,
-        "lost": None,
-        "gained": None,
-        "detectable": None,
-        "reason": "The lower end of the interval is below the floor.",
-        "flipped": [],
-        "line": 12,
-        **changed,
-    }
+def gate(outcome: GateOutcome = "failed", **changed: Any) -> GateRow:
+    """A gate on a floor, tested at line 12 of its file."""
+    row = GateRow(
+        name="floor at linf 8/255",
+        kind="floor",
+        on="worst case",
+        outcome=outcome,
+        reason="The lower end of the interval is below the floor.",
+        limit=0.5,
+        value=0.45,
+        low=0.41,
+        high=0.49,
+        p=0.01,
+        line=12,
+    )
+    return replace(row, **changed)
 
 
-def check(*gates: Record, outcome: str = "failed", config: str | None = "pyproject.toml") -> Record:
+def check(
+    *gates: GateRow, outcome: GateOutcome = "failed", config: str | None = "pyproject.toml"
+) -> GatesRecord:
     """What a check says of these gates."""
-    return {
-        "outcome": outcome,
-        "config": config,
-        "baseline": None,
-        "alpha": 0.05,
-        "gates": list(gates),
-    }
+    return GatesRecord(outcome, config, None, 0.05, gates)
 
 
 @pytest.fixture
@@ -67,17 +60,17 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
 
 
 @pytest.fixture
-def record(run: Run) -> Record:
+def record(run: Run) -> RunRecord:
     """Its record, with a gate that failed, one that could not be decided, and one that passed."""
     gates = check(
         gate(),
         gate("inconclusive", name="drop", kind="max_drop", line=14),
         gate("passed", name="findings", kind="findings", line=15),
     )
-    return {**as_dict(run), "gates": gates}
+    return build_record(run, gates)
 
 
-def test_junit_has_a_case_for_each_gate_and_each_attack(record: Record) -> None:
+def test_junit_has_a_case_for_each_gate_and_each_attack(record: RunRecord) -> None:
     root = ET.fromstring(ci.to_junit([record]))
     (suite,) = root
 
@@ -101,7 +94,7 @@ def test_junit_has_a_case_for_each_gate_and_each_attack(record: Record) -> None:
     assert cases["pgd:eps=8/255,steps=20"].get("time") == "8.080"
 
 
-def test_an_inconclusive_gate_is_a_failure_in_junit(record: Record) -> None:
+def test_an_inconclusive_gate_is_a_failure_in_junit(record: RunRecord) -> None:
     cases = list(ET.fromstring(ci.to_junit([record])).iter("testcase"))
 
     kinds = [[(part.tag, part.get("type")) for part in case if part.get("type")] for case in cases]
@@ -112,14 +105,14 @@ def test_an_inconclusive_gate_is_a_failure_in_junit(record: Record) -> None:
     assert "floor" in (cases[0].findtext("system-out") or "")
 
 
-def test_junit_tells_the_numbers_of_an_attack_in_words(record: Record) -> None:
+def test_junit_tells_the_numbers_of_an_attack_in_words(record: RunRecord) -> None:
     suite = ET.fromstring(ci.to_junit([record]))[0]
 
     told = suite.findall("testcase")[3].findtext("system-out") or ""
     assert "robust accuracy 20.8 % (17.5–24.6) under linf eps 8/255 (0.0314)" in told
     assert "fooled on 300 of 404 images" in told
     page = suite.findtext("system-out") or ""
-    assert page.startswith(record["verdict"])
+    assert page.startswith(record.verdict)
     assert told in page
 
 
@@ -134,7 +127,7 @@ def test_an_attack_without_a_result_is_an_error_in_junit(
         failures={"art:Broken": "out of memory: it does not fit"},
     )
 
-    suite = ET.fromstring(ci.to_junit([as_dict(run)]))[0]
+    suite = ET.fromstring(ci.to_junit([build_record(run)]))[0]
 
     errors = {
         case.get("name"): case.find("error") for case in suite.iter("testcase") if len(case) == 1
@@ -152,12 +145,12 @@ def test_an_evaluation_of_nothing_is_no_green_suite(
 ) -> None:
     run = make_run(make_outcome(right, right=right))
 
-    suite = ET.fromstring(ci.to_junit([as_dict(run)]))[0]
+    suite = ET.fromstring(ci.to_junit([build_record(run)]))[0]
 
     assert suite.get("tests") == suite.get("errors") == "2"
 
 
-def test_runs_of_one_name_are_told_apart(record: Record) -> None:
+def test_runs_of_one_name_are_told_apart(record: RunRecord) -> None:
     root = ET.fromstring(ci.to_junit([record, record, record]))
 
     assert [suite.get("name") for suite in root] == ["one", "one (2)", "one (3)"]
@@ -167,9 +160,9 @@ def test_runs_of_one_name_are_told_apart(record: Record) -> None:
     assert root.get("time") == "225.000"
 
 
-def sarif(*records: Record) -> Record:
+def sarif(*records: RunRecord) -> dict[str, Any]:
     """The log of these records, which has the form that SARIF 2.1.0 asks for."""
-    log: Record = json.loads(ci.to_sarif(records))
+    log: dict[str, Any] = json.loads(ci.to_sarif(records))
     # the schema that OASIS published with the errata of 2.1.0, as this package carries it
     jsonschema = pytest.importorskip("jsonschema", exc_type=ImportError, reason="needs jsonschema")
     pytest.importorskip(
@@ -183,7 +176,7 @@ def sarif(*records: Record) -> Record:
     return log
 
 
-def test_sarif_points_at_the_line_of_each_gate_that_is_not_passed(record: Record) -> None:
+def test_sarif_points_at_the_line_of_each_gate_that_is_not_passed(record: RunRecord) -> None:
     (made,) = sarif(record)["runs"]
 
     driver = made["tool"]["driver"]
@@ -212,7 +205,7 @@ def test_only_grave_findings_become_results(make_outcome: MakeOutcome, make_run:
         Finding("duplicates", False, "Two images are in the data twice."),
         Finding("zero-gradient", True, "The gradient is zero.", "pgd"),
     )
-    record = as_dict(make_run(make_outcome([True, False]), findings=findings))
+    record = build_record(make_run(make_outcome([True, False]), findings=findings))
 
     (made,) = sarif(record)["runs"]
 
@@ -231,7 +224,7 @@ def test_an_incomplete_run_is_a_result_and_no_success(
 ) -> None:
     run = make_run(make_outcome([True]), status="incomplete", failures={"late": "no memory"})
 
-    (made,) = sarif(as_dict(run))["runs"]
+    (made,) = sarif(build_record(run))["runs"]
 
     (result,) = made["results"]
     assert (result["ruleId"], result["level"]) == ("no-result", "error")
@@ -241,12 +234,12 @@ def test_an_incomplete_run_is_a_result_and_no_success(
 
 
 def test_a_run_without_trouble_has_no_results(run: Run) -> None:
-    (made,) = sarif(as_dict(run))["runs"]
+    (made,) = sarif(build_record(run))["runs"]
 
     assert made["results"] == made["tool"]["driver"]["rules"] == []
 
 
-def test_several_runs_are_one_run_of_the_tool_and_named(record: Record) -> None:
+def test_several_runs_are_one_run_of_the_tool_and_named(record: RunRecord) -> None:
     (made,) = sarif(record, record)["runs"]
 
     told = [result["message"]["text"].partition(": ")[0] for result in made["results"]]
@@ -257,9 +250,9 @@ def test_several_runs_are_one_run_of_the_tool_and_named(record: Record) -> None:
     assert len(set(prints)) == 4
 
 
-def test_the_worst_5000_results_are_kept_and_the_rest_is_counted(record: Record) -> None:
+def test_the_worst_5000_results_are_kept_and_the_rest_is_counted(record: RunRecord) -> None:
     many = [gate("inconclusive", name=f"gate {i}") for i in range(5001)]
-    record["gates"]["gates"] = [*many, gate()]
+    record = replace(record, gates=check(*many, gate()))
 
     (made,) = json.loads(ci.to_sarif([record]))["runs"]
 
@@ -284,9 +277,10 @@ def test_the_worst_5000_results_are_kept_and_the_rest_is_counted(record: Record)
     ],
 )
 def test_places_are_relative_and_say_nothing_of_the_machine(
-    path: str, shown: str, record: Record
+    path: str, shown: str, record: RunRecord
 ) -> None:
-    record["gates"]["config"] = path
+    assert record.gates is not None
+    record = replace(record, gates=replace(record.gates, config=path))
 
     results = sarif(record)["runs"][0]["results"]
     uri = results[0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
@@ -299,8 +293,8 @@ def test_places_are_relative_and_say_nothing_of_the_machine(
     assert command.startswith(f"::error file={told},line=12,")
 
 
-def test_a_gate_without_a_line_points_at_the_first(record: Record) -> None:
-    record["gates"] = check(gate(line=None), config=None)
+def test_a_gate_without_a_line_points_at_the_first(record: RunRecord) -> None:
+    record = replace(record, gates=check(gate(line=None), config=None))
 
     (result,) = sarif(record)["runs"][0]["results"]
 
@@ -308,9 +302,10 @@ def test_a_gate_without_a_line_points_at_the_first(record: Record) -> None:
     assert place == {"artifactLocation": {"uri": "runs/one/run.json"}, "region": {"startLine": 1}}
 
 
-def test_annotations_are_the_ten_worst(record: Record) -> None:
+def test_annotations_are_the_ten_worst(record: RunRecord) -> None:
     many = [gate("inconclusive", name=f"gate {i}") for i in range(20)]
-    record["gates"]["gates"] = [*many, gate("passed"), gate(reason="Bad, 1 %\nof all.")]
+    last = (gate("passed"), gate(reason="Bad, 1 %\nof all."))
+    record = replace(record, gates=check(*many, *last))
 
     made = ci.annotations(record)
 
@@ -327,7 +322,7 @@ def test_grave_findings_are_warnings(make_outcome: MakeOutcome, make_run: MakeRu
     findings = (Finding("note", False, "Small."), Finding("guessing", True, "It guesses."))
     run = make_run(make_outcome([True, False]), findings=findings)
 
-    (made,) = ci.annotations(as_dict(run))
+    (made,) = ci.annotations(build_record(run))
 
     assert made == (
         "::warning file=runs/one/run.json,line=1,title=robusteval%3A finding%3A guessing::"
@@ -335,12 +330,12 @@ def test_grave_findings_are_warnings(make_outcome: MakeOutcome, make_run: MakeRu
     )
 
 
-def test_the_step_summary_is_the_markdown_report(record: Record) -> None:
-    assert ci.step_summary([record]).startswith(f"**{record['verdict']}**\n")
-    assert ci.step_summary([record, record]).count(f"**{record['verdict']}**") == 2
+def test_the_step_summary_is_the_markdown_report(record: RunRecord) -> None:
+    assert ci.step_summary([record]).startswith(f"**{record.verdict}**\n")
+    assert ci.step_summary([record, record]).count(f"**{record.verdict}**") == 2
 
 
-def test_the_step_summary_is_cut_below_the_limit_and_says_so(record: Record) -> None:
+def test_the_step_summary_is_cut_below_the_limit_and_says_so(record: RunRecord) -> None:
     whole = ci.step_summary([record] * 600)
 
     assert len(whole.encode()) <= 2**20
@@ -349,7 +344,7 @@ def test_the_step_summary_is_cut_below_the_limit_and_says_so(record: Record) -> 
     assert "Cut here" in whole.rstrip().splitlines()[-1]
 
 
-def test_github_gets_its_summary_and_annotations(record: Record, tmp_path: Path) -> None:
+def test_github_gets_its_summary_and_annotations(record: RunRecord, tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
     path.write_text("From a step before.\n")
 
@@ -359,7 +354,7 @@ def test_github_gets_its_summary_and_annotations(record: Record, tmp_path: Path)
     assert path.read_text() == "From a step before.\n" + ci.step_summary([record])
 
 
-def test_outside_of_github_nothing_is_written(record: Record, tmp_path: Path) -> None:
+def test_outside_of_github_nothing_is_written(record: RunRecord, tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
 
     assert ci.write_github([record], {"GITHUB_STEP_SUMMARY": str(path)}) == []
@@ -367,7 +362,7 @@ def test_outside_of_github_nothing_is_written(record: Record, tmp_path: Path) ->
 
 
 def test_what_the_step_wrote_before_counts_towards_the_limit(
-    record: Record, tmp_path: Path
+    record: RunRecord, tmp_path: Path
 ) -> None:
     path = tmp_path / "summary.md"
     for room in (0, 100, 600):
@@ -380,7 +375,7 @@ def test_what_the_step_wrote_before_counts_towards_the_limit(
 
 
 def test_a_summary_that_cannot_be_written_is_said_and_changes_nothing(
-    record: Record, tmp_path: Path
+    record: RunRecord, tmp_path: Path
 ) -> None:
     environ = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path)}
 
@@ -390,7 +385,7 @@ def test_a_summary_that_cannot_be_written_is_said_and_changes_nothing(
     assert made[-1].startswith("::warning title=robusteval::the step summary could not be written")
 
 
-def test_ten_annotations_for_all_runs_together(record: Record) -> None:
+def test_ten_annotations_for_all_runs_together(record: RunRecord) -> None:
     made = ci.write_github([record] * 9, {"GITHUB_ACTIONS": "true"})
 
     assert len(made) == 10
@@ -398,7 +393,7 @@ def test_ten_annotations_for_all_runs_together(record: Record) -> None:
 
 
 def test_the_badge_has_the_number_with_its_interval(run: Run) -> None:
-    assert json.loads(ci.badge(as_dict(run))) == {
+    assert json.loads(ci.badge(build_record(run))) == {
         "schemaVersion": 1,
         "label": "robust accuracy linf eps 8/255 (0.0314)",
         "message": "12.4 % (9.8–15.6), n = 500",
@@ -424,21 +419,21 @@ MISFED = (Finding("guessing", True, "Guesses."),)
     ],
 )
 def test_a_badge_is_green_only_for_what_can_be_believed(
-    outcome: str | None,
+    outcome: GateOutcome | None,
     changed: dict[str, Any],
     color: str,
     make_outcome: MakeOutcome,
     make_run: MakeRun,
 ) -> None:
-    gates = outcome and check(gate(outcome), outcome=outcome)
-    record = {**as_dict(make_run(make_outcome([True, False]), **changed)), "gates": gates}
+    gates = check(gate(outcome), outcome=outcome) if outcome else None
+    record = build_record(make_run(make_outcome([True, False]), **changed), gates)
 
     assert json.loads(ci.badge(record))["color"] == color
 
 
 def test_doubt_is_on_the_badge(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     messages = [
-        json.loads(ci.badge(as_dict(make_run(make_outcome([True, False]), findings=findings))))
+        json.loads(ci.badge(build_record(make_run(make_outcome([True, False]), findings=findings))))
         for findings in (WEAK, MISFED)
     ]
 
@@ -449,7 +444,7 @@ def test_doubt_is_on_the_badge(make_outcome: MakeOutcome, make_run: MakeRun) -> 
 
 
 def test_a_badge_without_a_number_says_so(make_run: MakeRun) -> None:
-    record = {**as_dict(make_run()), "gates": check(gate("passed"), outcome="passed")}
+    record = build_record(make_run(), check(gate("passed"), outcome="passed"))
 
     made = json.loads(ci.badge(record))
 
@@ -461,6 +456,6 @@ def test_without_a_radius_the_badge_has_the_distance(
 ) -> None:
     outcome = make_outcome([True, True, False], threat=Threat("l2", None, False))
 
-    made = json.loads(ci.badge(as_dict(make_run(outcome))))
+    made = json.loads(ci.badge(build_record(make_run(outcome))))
 
     assert (made["label"], made["message"]) == ("median l2 distance", "0.0105, n = 3")

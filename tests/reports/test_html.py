@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import reportable
 from PIL import Image
+from reportable import as_dict, html_of, record_of
 
 from robusteval.errors import RunError
-from robusteval.reports import formatting, pictures
+from robusteval.reports import formatting, gate_words, pictures
 from robusteval.reports import html as report
-from robusteval.reports.build import as_dict
-from robusteval.reports.html import LIMIT, to_html
+from robusteval.reports.html import LIMIT
 from robusteval.reports.pictures import CRISP, EDGES
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store, load_run
@@ -144,7 +144,7 @@ def with_pictures(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, list[P
     """Gives pictures to runs that are in no folder."""
 
     def give(found: dict[int, list[Picture]]) -> None:
-        monkeypatch.setattr(report, "kept", lambda run: found)
+        monkeypatch.setattr(report, "read_pictures", lambda run: found)
 
     return give
 
@@ -171,7 +171,7 @@ def everything(
 @pytest.fixture
 def page(everything: Run) -> Element:
     """Its report."""
-    return parsed(to_html([everything], [reportable.check()]))
+    return parsed(html_of([everything], [reportable.check()]))
 
 
 def test_the_file_runs_nothing_and_loads_nothing(page: Element) -> None:
@@ -189,7 +189,7 @@ def test_the_file_runs_nothing_and_loads_nothing(page: Element) -> None:
 
 
 def test_the_policy_allows_the_one_style_and_nothing_else(everything: Run) -> None:
-    text = to_html([everything])
+    text = html_of([everything])
     (policy,) = (m.attrs["content"] for m in parsed(text).all("meta") if "http-equiv" in m.attrs)
     (style,) = re.findall("<style>(.*)</style>", text, re.DOTALL)
 
@@ -214,7 +214,7 @@ def test_the_verdict_is_the_one_of_the_record(everything: Run, page: Element) ->
     said = page.all("article")[0].all("p")[0].text
 
     assert said == record["verdict"]
-    assert formatting.OUTCOMES["failed"] in page.all("article")[0].all("span")[0].text
+    assert gate_words.OUTCOMES["failed"] in page.all("article")[0].all("span")[0].text
 
 
 def test_it_can_be_read_aloud(page: Element) -> None:
@@ -235,7 +235,7 @@ def test_it_can_be_read_aloud(page: Element) -> None:
 
 def test_headings_go_down_one_by_one(everything: Run) -> None:
     for runs in ([everything], [everything, everything]):
-        levels = [int(h.tag[1]) for h in parsed(to_html(runs)).all("h1", "h2", "h3", "h4", "h5")]
+        levels = [int(h.tag[1]) for h in parsed(html_of(runs)).all("h1", "h2", "h3", "h4", "h5")]
 
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -243,7 +243,7 @@ def test_headings_go_down_one_by_one(everything: Run) -> None:
 
 
 def test_links_lead_somewhere(everything: Run) -> None:
-    page = parsed(to_html([everything, everything]))
+    page = parsed(html_of([everything, everything]))
     names = [element.attrs["id"] for element in page.all() if "id" in element.attrs]
 
     targets = {link.attrs["href"].removeprefix("#") for link in page.all("a")}
@@ -283,7 +283,7 @@ def test_numbers_without_a_defense_are_those_of_the_columns(
     broken = np.arange(500) % 7 < 3
     run = make_run(make_outcome(broken, right=np.arange(500) < 470), folder=None)
 
-    (row,) = section(parsed(to_html([run])), "Attacks").all("tbody")[0].all("tr")[1:]
+    (row,) = section(parsed(html_of([run])), "Attacks").all("tbody")[0].all("tr")[1:]
 
     robust = int((~broken & (np.arange(500) < 470)).sum())
     assert row.all("td")[1].text.startswith(f"{100 * robust / 500:.1f} % (")
@@ -297,7 +297,7 @@ def test_numbers_of_curves_are_counted_in_the_columns(
     outcome = make_outcome(broken, threat=Threat("l2", None, False), l2=far)
     run = make_run(outcome, folder=None)
 
-    table = section(parsed(to_html([run])), "Budgets").all("table")[0]
+    table = section(parsed(html_of([run])), "Budgets").all("table")[0]
     shown = [cell.text for cell in table.all("tbody")[0].all("td")]
 
     reach = far[broken].max()
@@ -305,48 +305,48 @@ def test_numbers_of_curves_are_counted_in_the_columns(
         robust = 500 - int((broken & (far <= share * reach)).sum())
         # steps may be merged, a few images later at most
         assert float(text.removesuffix(" %")) == pytest.approx(robust / 5, abs=0.5)
-    (image,) = section(parsed(to_html([run])), "Budgets").all("img")
+    (image,) = section(parsed(html_of([run])), "Budgets").all("img")
     assert all(text in image.attrs["alt"] for text in shown)
 
 
 def test_gates_show_their_margin(page: Element) -> None:
-    record = reportable.check().as_dict()
+    record = reportable.check().to_record()
 
     rows = section(page, "Gates").all("tbody")[0].all("tr")
 
-    for gate, row in zip(record["gates"], rows, strict=True):
+    for gate, row in zip(record.gates, rows, strict=True):
         cells = [cell.text for cell in row.all("td")]
         assert cells[:4] == [
-            formatting.OUTCOMES[gate["outcome"]],
-            formatting.gate_value(gate),
-            formatting.gate_limit(gate),
-            formatting.gate_margin(gate),
+            gate_words.OUTCOMES[gate.outcome],
+            gate_words.format_gate_value(gate),
+            gate_words.format_gate_limit(gate),
+            gate_words.format_gate_margin(gate),
         ]
-        assert row.all("td")[0].attrs["class"] == f"words {gate['outcome']}"
+        assert row.all("td")[0].attrs["class"] == f"words {gate.outcome}"
 
 
 def test_a_detector_has_its_curve_and_its_point(everything: Run, page: Element) -> None:
     found = section(page, "Detectors")
-    record = next(d for d in as_dict(everything)["defenses"] if d["detector"])["detector"]
+    record = next(d.detector for d in record_of(everything).defenses if d.detector)
 
     rows = found.all("tbody")[0].all("tr")
 
-    for attack, row in zip(record["attacks"], rows, strict=True):
-        assert row.all("td")[0].text == f"{attack['auc']:.3f}"
-        assert row.all("td")[1].text == formatting.with_interval(record["fpr"])
-        assert row.all("td")[2].text == formatting.with_interval(attack["tpr"])
-        assert f"{attack['auc']:.3f}" in found.all("img")[0].attrs["alt"]
+    for attack, row in zip(record.attacks, rows, strict=True):
+        assert row.all("td")[0].text == f"{attack.auc:.3f}"
+        assert row.all("td")[1].text == formatting.format_rate(record.fpr)
+        assert row.all("td")[2].text == formatting.format_rate(attack.tpr)
+        assert f"{attack.auc:.3f}" in found.all("img")[0].attrs["alt"]
 
 
 def test_a_run_in_which_nothing_was_evaluated_has_a_report(make_run: MakeRun) -> None:
-    page = parsed(to_html([make_run(folder=None)]))
+    page = parsed(html_of([make_run(folder=None)]))
 
     assert [s.all("h2")[0].text for s in page.all("section")] == ["Provenance"]
     assert "Nothing was evaluated" in page.text
 
 
 def test_the_same_run_gives_the_same_file(everything: Run) -> None:
-    assert to_html([everything]) == to_html([everything])
+    assert html_of([everything]) == html_of([everything])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -362,7 +362,7 @@ def test_pictures_are_those_of_the_run(
     with_pictures({0: [Picture("median", 1, clean, delta)]})
     run = make_run(make_outcome([True, True], linf=np.full(2, 4 / 255)), folder=None)
 
-    images = section(parsed(to_html([run])), "Gallery").all("img")
+    images = section(parsed(html_of([run])), "Gallery").all("img")
     first, second, change = (opened(image.attrs["src"]) for image in images)
 
     def flat(image: Array) -> Array:
@@ -373,7 +373,10 @@ def test_pictures_are_those_of_the_run(
     np.testing.assert_allclose(second, flat(attacked), atol=0.7)
     np.testing.assert_allclose(change, flat(127.5 + 255 * factor * delta), atol=1.6)
     assert all(image.attrs["class"] == "crisp" for image in images)
-    assert f"linf {formatting.quantity(4)}/255" in section(parsed(to_html([run])), "Gallery").text
+    assert (
+        f"linf {formatting.format_quantity(4)}/255"
+        in section(parsed(html_of([run])), "Gallery").text
+    )
 
 
 def opened(uri: str) -> Array:
@@ -391,9 +394,9 @@ def test_a_change_nearly_fills_the_greys(largest: float, expected: str) -> None:
     delta = np.zeros((4, 4, 3), np.float32)
     delta[1, 2] = -largest
 
-    factor = pictures.amplification(delta)
+    factor = pictures.choose_amplification(delta)
 
-    assert pictures.times(factor) == expected
+    assert pictures.format_factor(factor) == expected
     assert largest == 0 or 0.25 < factor * largest <= 0.504
 
 
@@ -409,22 +412,22 @@ def test_captions_say_class_confidence_and_distance(everything: Run, page: Eleme
     assert alts == [before, after]
     assert f"easiest: image {c['index'][row]}" in sample.text
     assert ("✗ fooled" if outcome.success()[row] else "✓ withstood") in sample.text
-    assert f"linf {formatting.quantity(255 * c['linf'][row])}/255" in sample.text
+    assert f"linf {formatting.format_quantity(255 * c['linf'][row])}/255" in sample.text
 
 
 def test_a_flagged_image_is_no_success(everything: Run) -> None:
     behind = next(o for o in everything.attacks if "flagged" in o.columns and o.attacked.any())
     row = int(np.flatnonzero(behind.columns["flagged"])[0])
 
-    assert pictures.verdict(everything, behind, row) == "✓ flagged"
+    assert pictures.describe_result(everything, behind, row) == "✓ flagged"
 
 
 def test_a_targeted_attack_names_its_target(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     outcome = make_outcome([True, False], threat=Threat("linf", 0.1, True), target=np.array([1, 7]))
     run = make_run(outcome)
 
-    assert pictures.verdict(run, outcome, 0) == "✗ made class 1"
-    assert pictures.verdict(run, outcome, 1) == "✓ not made class 7"
+    assert pictures.describe_result(run, outcome, 0) == "✗ made class 1"
+    assert pictures.describe_result(run, outcome, 1) == "✓ not made class 7"
 
 
 @pytest.mark.parametrize(
@@ -432,7 +435,7 @@ def test_a_targeted_attack_names_its_target(make_outcome: MakeOutcome, make_run:
     [(0.5, "50.0 %"), (1.0, "> 99.9 %"), (1e-9, "< 0.1 %"), (float("nan"), "")],
 )
 def test_a_probability_is_never_all_or_nothing(probability: float, expected: str) -> None:
-    assert pictures.share(probability) == expected
+    assert pictures.format_confidence(probability) == expected
 
 
 def test_twelve_attacks_on_photos_stay_below_the_limit(
@@ -444,7 +447,7 @@ def test_twelve_attacks_on_photos_stay_below_the_limit(
     run = make_run(*attacks, folder=None)
     with_pictures(pictures_of(run, 224))
 
-    text = to_html([run])
+    text = html_of([run])
     gallery = section(parsed(text), "Gallery")
 
     assert len(text.encode()) < LIMIT
@@ -455,17 +458,19 @@ def test_twelve_attacks_on_photos_stay_below_the_limit(
 
 def test_pictures_beyond_the_room_are_left_out_and_counted() -> None:
     def drawn(side: int) -> pictures.Sample:
-        shown = pictures.Shown("clean", [], "", photo(side))
+        shown = pictures.ShownPicture("clean", [], "", photo(side))
         return pictures.Sample("", "", [shown])
 
-    cells = [pictures.Cell("", "", [drawn(30), drawn(50), drawn(56)])]
-    smallest = pictures.size([pictures.Cell("", "", [pictures.small(drawn(30), EDGES[-1])])])
+    cells = [pictures.GalleryCell("", "", [drawn(30), drawn(50), drawn(56)])]
+    smallest = pictures.count_characters(
+        [pictures.GalleryCell("", "", [pictures.embed_sample(drawn(30), EDGES[-1])])]
+    )
 
-    few, edge = pictures.fitted(cells, smallest)
-    none, _ = pictures.fitted(cells, smallest - 1)
+    few, edge = pictures.fit_pictures(cells, smallest)
+    none, _ = pictures.fit_pictures(cells, smallest - 1)
 
     assert [sample.pictures[0].height for sample in few[0].samples] == [30]
-    assert pictures.fit_of(cells, few, edge) == pictures.Fit(reduced=False, left_out=2)
+    assert pictures.describe_fit(cells, few, edge) == pictures.Fit(reduced=False, left_out=2)
     assert none[0].samples == []
 
 
@@ -474,8 +479,8 @@ def test_reducing_averages_photos_and_keeps_single_changes() -> None:
     grey[0, 0] = 137
     change[4, 5] = (0, 128, 255)
 
-    assert pictures.reduced(grey, 3, change=False)[0, 0].tolist() == [129] * 3
-    small = pictures.reduced(change, 3, change=True)
+    assert pictures.reduce_picture(grey, 3, change=False)[0, 0].tolist() == [129] * 3
+    small = pictures.reduce_picture(change, 3, change=True)
     assert small[1, 1].tolist() == [0, 128, 255]
     assert (small[:1] == 128).all()
 
@@ -483,7 +488,7 @@ def test_reducing_averages_photos_and_keeps_single_changes() -> None:
 def test_small_pictures_are_enlarged_as_squares() -> None:
     sizes = (CRISP, CRISP + 1)
 
-    assert [pictures.Shown("", [], "", photo(s)).crisp for s in sizes] == [True, False]
+    assert [pictures.ShownPicture("", [], "", photo(s)).crisp for s in sizes] == [True, False]
 
 
 def test_text_from_outside_stays_text(
@@ -502,10 +507,13 @@ def test_text_from_outside_stays_text(
     run = replace(run, data={**run.data, "class_names": [evil] * 11})
     with_pictures(pictures_of(run, 4))
 
-    page = parsed(to_html([run]))
+    page = parsed(html_of([run]))
 
     assert page.all("script") == []
-    assert page.all("title")[0].text == f"Robustness of {visible(formatting.base(evil))} on digits"
+    assert (
+        page.all("title")[0].text
+        == f"Robustness of {visible(formatting.name_file(evil))} on digits"
+    )
     assert seen in section(page, "Attacks").text
     assert seen in section(page, "Without a result").text
     assert seen in section(page, "Gallery").all("img")[0].attrs["alt"]
@@ -531,7 +539,7 @@ def test_pictures_come_from_the_folder_of_the_run(
 ) -> None:
     run = stored(make_run(make_outcome([True] * 5)), tmp_path)
 
-    gallery = section(parsed(to_html([run])), "Gallery")
+    gallery = section(parsed(html_of([run])), "Gallery")
 
     first = pictures_of(run, 8)[0][0]
     np.testing.assert_array_equal(opened(gallery.all("img")[0].attrs["src"]), first.clean)
@@ -546,7 +554,7 @@ def test_a_changed_picture_is_refused(
     kept.write_bytes(kept.read_bytes() + b" ")
 
     with pytest.raises(RunError, match="was changed"):
-        to_html([run])
+        html_of([run])
 
 
 def test_importing_it_is_cheap() -> None:
@@ -588,7 +596,7 @@ for (const width of [390, 1280]) {
 def test_chromium_shows_it_whole_at_the_width_of_a_telephone(
     everything: Run, tmp_path: Path
 ) -> None:
-    text = to_html([everything], [reportable.check()])
+    text = html_of([everything], [reportable.check()])
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
     embedded = json.dumps(text).replace("<", "\\u003c")
     (tmp_path / "measure.html").write_text(MEASURE % embedded, encoding="utf-8")

@@ -13,16 +13,32 @@ from typing import Any
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from reportable import DETECTOR, JPEG, LINF, PGD, TRADES, Check, behind, check, defended, gate
+from reportable import (
+    DETECTOR,
+    JPEG,
+    LINF,
+    PGD,
+    TRADES,
+    Check,
+    as_dict,
+    behind,
+    check,
+    defended,
+    gate,
+    json_of,
+    markdown_of,
+    print_run,
+    record_of,
+)
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from robusteval.reports import formatting
-from robusteval.reports.build import as_dict, to_json
-from robusteval.reports.markdown import document, shortened, to_markdown
-from robusteval.reports.terminal import print_table
+from robusteval.reports import attack_tables, formatting, gate_words
+from robusteval.reports.markdown import document, shortened
+from robusteval.reports.measures import build_rate, to_json_types
+from robusteval.reports.record import GateOutcome, GateRow
 from robusteval.runs import metrics
-from robusteval.runs.statistics import wilson
+from robusteval.runs.statistics import Rate, wilson
 from robusteval.runs.types import Defended, Finding, Outcome, Run, Spec, Threat, visible
 
 MakeOutcome = Callable[..., Outcome]
@@ -51,7 +67,7 @@ LONG = Spec(
 def printed(run: Run, width: int = 80, *, checked: Check | None = None, **options: Any) -> str:
     """What the terminal report looks like without a terminal."""
     console = Console(file=io.StringIO(), width=width, **options)
-    print_table(run, console, checked)
+    print_run(run, console, checked)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -84,7 +100,7 @@ def test_the_verdict_comes_first_and_says_everything(two_attacks: Run) -> None:
 
     assert as_dict(two_attacks)["verdict"] == expected
     assert flat(printed(two_attacks)).startswith(expected)
-    assert to_markdown(two_attacks).splitlines()[0] == f"**{expected}**"
+    assert markdown_of(two_attacks).splitlines()[0] == f"**{expected}**"
 
 
 def test_a_grave_finding_makes_the_number_an_upper_bound(
@@ -147,7 +163,7 @@ def test_a_run_without_attacks_evaluated_nothing(make_run: MakeRun) -> None:
         " n = 500."
     )
     assert "knowledge" not in printed(run)
-    assert "knowledge" not in to_markdown(run)
+    assert "knowledge" not in markdown_of(run)
 
 
 def test_a_run_without_a_correct_image_evaluated_nothing(
@@ -156,8 +172,8 @@ def test_a_run_without_a_correct_image_evaluated_nothing(
     run = make_run(make_outcome([False] * 60, right=[False] * 60))
 
     assert "Nothing was evaluated: no image was classified correctly" in flat(printed(run))
-    assert "Robust accuracy" not in to_markdown(run)
-    assert json.loads(to_json(run))["attacks"][0]["success_rate"]["float"]["value"] is None
+    assert "Robust accuracy" not in markdown_of(run)
+    assert json.loads(json_of(run))["attacks"][0]["success_rate"]["float"]["value"] is None
 
 
 def test_a_run_stopped_before_its_first_image_evaluated_nothing(make_run: MakeRun) -> None:
@@ -166,8 +182,8 @@ def test_a_run_stopped_before_its_first_image_evaluated_nothing(make_run: MakeRu
     )
 
     assert printed(run).startswith("Incomplete: 0 of 0 attacks finished. Nothing was evaluated")
-    assert json.loads(to_json(run))["clean_accuracy"]["n"] == 0
-    assert "Nothing was evaluated" in to_markdown(run)
+    assert json.loads(json_of(run))["clean_accuracy"]["n"] == 0
+    assert "Nothing was evaluated" in markdown_of(run)
 
 
 def test_a_run_without_images_evaluated_nothing(
@@ -176,8 +192,8 @@ def test_a_run_without_images_evaluated_nothing(
     run = make_run(make_outcome([]))
 
     assert printed(run).startswith("Nothing was evaluated: no image was looked at.")
-    assert json.loads(to_json(run))["worst_cases"][0]["robust_accuracy"]["float"]["high"] == 1.0
-    assert "Nothing was evaluated" in to_markdown(run)
+    assert json.loads(json_of(run))["worst_cases"][0]["robust_accuracy"]["float"]["high"] == 1.0
+    assert "Nothing was evaluated" in markdown_of(run)
 
 
 def test_each_threat_has_its_own_number(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
@@ -235,14 +251,17 @@ def test_numbers_are_those_of_the_metrics(two_attacks: Run) -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_every_format_shows_every_cell(two_attacks: Run, width: int) -> None:
-    record = as_dict(two_attacks)
+    record = record_of(two_attacks)
     cells = {
-        column.cell(line.numbers)
-        for line in formatting.lines(record)
+        column.write(line.numbers)
+        for line in attack_tables.list_attack_lines(record)
         if line.numbers
-        for column in (*formatting.strength(record), *formatting.cost(record))
+        for column in (
+            *attack_tables.choose_strength_columns(record),
+            *attack_tables.choose_cost_columns(record),
+        )
     }
-    terminal, markdown = printed(two_attacks, width), to_markdown(two_attacks)
+    terminal, markdown = printed(two_attacks, width), markdown_of(two_attacks)
 
     for cell in cells:
         assert cell in terminal
@@ -279,9 +298,9 @@ def test_marginal_gain_is_not_shown_of_a_single_attack(
 ) -> None:
     single = make_run(make_outcome([True]))
 
-    assert "only this" not in to_markdown(single)
-    assert "worst case" not in to_markdown(single)
-    assert "only this" in to_markdown(two_attacks)
+    assert "only this" not in markdown_of(single)
+    assert "worst case" not in markdown_of(single)
+    assert "only this" in markdown_of(two_attacks)
 
 
 def test_png_is_mentioned_only_where_it_differs(
@@ -359,7 +378,7 @@ def test_provenance_is_told_without_the_folders_of_the_user(
     text = printed(run)
 
     assert "net.pt, sha256 abababababab, a:b" in text
-    assert "someone" not in text + to_markdown(run)
+    assert "someone" not in text + markdown_of(run)
     assert "normalisation  none" in text
     assert "1 of 1,797 images, seed 0, 3×32×32, sha256 fedcba987654" in text
     assert text.endswith("reproduce with:\nrobusteval evaluate net.pt --data digits\n")
@@ -378,14 +397,14 @@ def test_what_is_not_finite_becomes_null(make_outcome: MakeOutcome, make_run: Ma
         config={"rate": float("nan"), "sizes": (1, np.float64("inf"))},
     )
 
-    record = json.loads(to_json(run))
+    record = json.loads(json_of(run))
 
     assert record["attacks"][0]["distances"]["psnr"] is None
     assert record["provenance"]["config"] == {"rate": None, "sizes": [1, None]}
 
 
 def test_json_is_the_record(two_attacks: Run) -> None:
-    text = to_json(two_attacks)
+    text = json_of(two_attacks)
 
     assert json.loads(text) == as_dict(two_attacks)
     assert text.isascii()
@@ -405,7 +424,7 @@ def test_json_is_the_record(two_attacks: Run) -> None:
     ],
 )
 def test_a_share_is_as_precise_as_it_deserves(k: int, n: int, expected: str) -> None:
-    assert formatting.percent({"k": k, "n": n}) == expected
+    assert formatting.format_percent(Rate(k, n)) == expected
 
 
 @pytest.mark.parametrize(
@@ -423,7 +442,7 @@ def test_a_share_is_as_precise_as_it_deserves(k: int, n: int, expected: str) -> 
     ],
 )
 def test_a_time_has_the_unit_it_deserves(seconds: float | None, expected: str) -> None:
-    assert formatting.duration(seconds) == expected
+    assert formatting.format_duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -439,9 +458,9 @@ def test_a_time_has_the_unit_it_deserves(seconds: float | None, expected: str) -
 def test_a_radius_is_shown_on_both_scales(
     threat: Threat, expected: str, make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
-    record = as_dict(make_run(make_outcome([True], threat=threat)))
+    record = record_of(make_run(make_outcome([True], threat=threat)))
 
-    assert formatting.threat(record["worst_cases"][0]["threat"]) == expected
+    assert formatting.format_threat(record.worst_cases[0].threat) == expected
 
 
 @pytest.fixture(params=HOSTILE)
@@ -498,7 +517,7 @@ def test_hostile_names_add_no_colour(hostile: tuple[str, Run]) -> None:
 
 def test_hostile_names_are_text_in_markdown(hostile: tuple[str, Run]) -> None:
     name, run = hostile
-    source = to_markdown(run)
+    source = markdown_of(run)
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source)
 
     assert all(char.isprintable() or char in "\n\u200b" for char in source)
@@ -515,14 +534,14 @@ def test_hostile_names_are_text_in_markdown(hostile: tuple[str, Run]) -> None:
 
 
 def test_nobody_is_called_from_a_markdown_report(make_run: MakeRun) -> None:
-    source = to_markdown(make_run(failures={"@team": "x"}))
+    source = markdown_of(make_run(failures={"@team": "x"}))
 
     assert "@" not in source
 
 
 def test_hostile_names_survive_json(hostile: tuple[str, Run]) -> None:
     name, run = hostile
-    record = json.loads(to_json(run))
+    record = json.loads(json_of(run))
 
     assert record["findings"][0]["message"] == name
     assert record["attacks"][0]["name"] == name
@@ -536,7 +555,7 @@ def test_a_terminal_without_unicode_still_gets_the_report(
     run = make_run(make_outcome([True] * 101), data={"name": "猫×"}, failures={"x": "y"})
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
 
-    print_table(run, Console(file=stream, width=80))
+    print_run(run, Console(file=stream, width=80))
     stream.flush()
 
     assert isinstance(stream.buffer, io.BytesIO)
@@ -571,7 +590,7 @@ def test_no_line_is_too_wide_or_ends_in_blanks(shielded: Run, width: int) -> Non
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_order_is_verdict_gates_matrix_cost_trust_origin(shielded: Run, width: int) -> None:
-    text, page = printed(shielded, width, checked=check()), to_markdown(shielded, check())
+    text, page = printed(shielded, width, checked=check()), markdown_of(shielded, check())
 
     for whole in (text, page):
         at = 0
@@ -654,7 +673,7 @@ def test_a_defense_that_helps_against_nobody_who_knows_it_is_called_defeated(
 
     assert bool(defense["defeated"]) == expected
     assert ("Defeated: against attacks that know it, jpeg is" in flat(printed(run))) == expected
-    assert ("adaptive, defeated" in to_markdown(run)) == expected
+    assert ("adaptive, defeated" in markdown_of(run)) == expected
     if expected:
         assert defense["defeated"][0]["robust_accuracy"]["k"] == 500 - adaptive
         assert defense["defeated"][0]["undefended"]["k"] == 500 - undefended
@@ -688,7 +707,7 @@ def test_a_run_with_nothing_but_a_defense_still_has_a_verdict(
     assert "50 % (9–91), n = 2, linf eps 8/255 (0.0314) behind jpeg" in as_dict(bounded)["verdict"]
     assert "1 of 2 images it had right behind jpeg, one attack" in as_dict(nearest)["verdict"]
     assert bounded.defenses[0].spec == JPEG
-    assert "–" in to_markdown(bounded)
+    assert "–" in markdown_of(bounded)
 
 
 def test_what_was_asked_behind_a_defense_and_not_run_is_told(
@@ -738,13 +757,13 @@ def test_a_distance_is_told_in_the_measure_of_its_threat(
         " radius, one attack, n = 2; clean 100 %"
     )
     assert as_dict(alike)["worst_cases"][0]["distance"]["median"] == pytest.approx(0.0008)
-    assert "| mean SSIM | mean PSNR |" in to_markdown(alike)
-    assert "| 0.9992 | 49.5 dB |" in to_markdown(alike)
-    assert "| median values | median pixels |" in to_markdown(counted)
-    assert "| 4 | 2 |" in to_markdown(counted)
-    assert "median distance" not in to_markdown(alike) + to_markdown(counted)
-    assert "| 100 % | 4 | 2 |  |  |" in to_markdown(both)
-    assert "| 100 % |  |  | 0.9992 | 49.5 dB |" in to_markdown(both)
+    assert "| mean SSIM | mean PSNR |" in markdown_of(alike)
+    assert "| 0.9992 | 49.5 dB |" in markdown_of(alike)
+    assert "| median values | median pixels |" in markdown_of(counted)
+    assert "| 4 | 2 |" in markdown_of(counted)
+    assert "median distance" not in markdown_of(alike) + markdown_of(counted)
+    assert "| 100 % | 4 | 2 |  |  |" in markdown_of(both)
+    assert "| 100 % |  |  | 0.9992 | 49.5 dB |" in markdown_of(both)
     assert as_dict(both)["attacks"][1]["threat"]["eps_255"] is None
 
 
@@ -770,10 +789,10 @@ def test_columns_of_another_threat_leave_no_empty_rows(shielded: Run) -> None:
 def test_what_is_no_norm_is_not_called_one(
     threat: Threat, expected: str, make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
-    record = as_dict(make_run(make_outcome([True], threat=threat)))
+    record = record_of(make_run(make_outcome([True], threat=threat)))
 
-    assert formatting.threat(record["worst_cases"][0]["threat"]) == expected
-    assert "minimum" not in record["verdict"]
+    assert formatting.format_threat(record.worst_cases[0].threat) == expected
+    assert "minimum" not in record.verdict
 
 
 @pytest.mark.parametrize(
@@ -781,7 +800,7 @@ def test_what_is_no_norm_is_not_called_one(
     [(1.0, "1.0000"), (0.99996, "> 0.9999"), (0.9995, "0.9995"), (None, "–")],
 )
 def test_likeness_is_never_rounded_to_identity(value: float | None, expected: str) -> None:
-    assert formatting.similarity(value) == expected
+    assert formatting.format_similarity(value) == expected
 
 
 GATES = [
@@ -805,9 +824,11 @@ GATES = [
 
 
 @pytest.mark.parametrize(("asked", "expected"), GATES)
-def test_a_gate_tells_its_margin(asked: dict[str, Any], expected: str) -> None:
-    assert formatting.gate_line(asked) == expected
-    assert formatting.gate(asked).startswith("worst-linf: robust accuracy at linf eps 8/255, worst")
+def test_a_gate_tells_its_margin(asked: GateRow, expected: str) -> None:
+    assert gate_words.write_gate_numbers(asked) == expected
+    assert gate_words.write_gate(asked).startswith(
+        "worst-linf: robust accuracy at linf eps 8/255, worst"
+    )
 
 
 def test_a_gate_tells_why_and_what_flipped(shielded: Run) -> None:
@@ -821,19 +842,20 @@ def test_a_gate_without_numbers_is_still_a_sentence() -> None:
     bare = {"value": None, "low": None, "high": None, "limit": None, "on": "trust checks"}
     quiet = gate("passed", name="findings", kind="findings", reason="No grave finding.", **bare)
 
-    assert formatting.gate(quiet) == "findings: trust checks: passed. No grave finding."
+    assert gate_words.write_gate(quiet) == "findings: trust checks: passed. No grave finding."
 
 
 @pytest.mark.parametrize("outcome", ["passed", "failed", "inconclusive"])
 def test_the_outcome_of_gates_needs_no_colour(
-    outcome: str, shielded: Run, monkeypatch: pytest.MonkeyPatch
+    outcome: GateOutcome, shielded: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    checked = Check({**check().as_dict(), "outcome": outcome, "gates": [gate(outcome)]})
+    gates = replace(check().to_record(), outcome=outcome, gates=(gate(outcome),))
+    checked = Check(gates)
     word = {"passed": "✓ passed", "failed": "✗ FAILED", "inconclusive": "? inconclusive"}[outcome]
 
     text = printed(shielded, checked=checked, force_terminal=True)
-    page = to_markdown(shielded, checked)
+    page = markdown_of(shielded, checked)
 
     assert f"Gates: {word} (1 {outcome}, baseline drop" in flat(re.sub("\x1b\\[[^m]*m", "", text))
     assert f"| {word} | worst-linf" in page
@@ -841,7 +863,7 @@ def test_the_outcome_of_gates_needs_no_colour(
 
 def test_without_gates_nothing_is_said_of_them(shielded: Run) -> None:
     assert "Gates" not in printed(shielded)
-    assert "Gates" not in to_markdown(shielded)
+    assert "Gates" not in markdown_of(shielded)
     assert as_dict(shielded)["gates"] is None
 
 
@@ -991,15 +1013,13 @@ def test_every_format_shows_the_numbers_of_the_columns(
         ).items()
         if threat == LINF
     ]
-    expected = sorted(
-        formatting.with_interval({"k": k, "n": 500, **wilson(int(k), 500)._asdict()}) for k in cells
-    )
+    expected = sorted(formatting.format_rate(build_rate(Rate(int(k), 500))) for k in cells)
 
-    for text in (printed(run, 80), printed(run, 400), to_markdown(run)):
+    for text in (printed(run, 80), printed(run, 400), markdown_of(run)):
         _, _, rest = text.partition("attacks against defenses")
         matrix, _, rest = rest.partition("Detectors")
         assert sorted(re.findall(SHARE, matrix)) == expected
-    stored = [row["robust_accuracy"]["float"]["k"] for row in json.loads(to_json(run))["attacks"]]
+    stored = [row["robust_accuracy"]["float"]["k"] for row in json.loads(json_of(run))["attacks"]]
     assert sorted(stored) == sorted(int(o.attacked.sum()) - sum(success(o)) for o in run.outcomes)
 
 
@@ -1013,7 +1033,7 @@ def test_hostile_defenses_and_gates_are_text(
         text = printed(run, width, checked=check(name))
         assert all(char.isprintable() or char == "\n" for char in text)
         assert [line for line in text.splitlines() if line != line.rstrip()] == []
-    source = to_markdown(run, check(name))
+    source = markdown_of(run, check(name))
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source)
 
     assert set(re.findall(r"<(/?\w+)[^>]*>", page)) <= {
@@ -1027,15 +1047,15 @@ def test_hostile_defenses_and_gates_are_text(
     assert f"baseline {visible(name)}, gates from {visible(name)}" in shown
     assert f"against {visible(name)}." in shown
     assert f"jpeg{visible(name)}:quality=75" in shown
-    record = json.loads(to_json(run, [check(name)]))
-    assert record["gates"] == check(name).as_dict()
+    record = json.loads(json_of(run, [check(name)]))
+    assert record["gates"] == to_json_types(check(name).to_record())
     assert record["defenses"][0]["spec"] == f"jpeg{name}:quality=75"
 
 
 @pytest.mark.parametrize("limit", [100, 200, 700, 1500, 2000, 3000, 5000, 10_000])
 def test_a_long_document_is_cut_between_lines_with_a_note(shielded: Run, limit: int) -> None:
-    whole = to_markdown(shielded, check())
-    cut = to_markdown(shielded, check(), limit)
+    whole = markdown_of(shielded, check())
+    cut = markdown_of(shielded, check(), limit)
 
     assert len(cut.encode()) <= limit
     if len(whole.encode()) <= limit:
@@ -1048,7 +1068,7 @@ def test_a_long_document_is_cut_between_lines_with_a_note(shielded: Run, limit: 
 
 
 def test_a_table_is_not_cut_within_its_head(shielded: Run) -> None:
-    lines = list(document(as_dict(shielded)))
+    lines = list(document(record_of(shielded)))
     rule = next(i for i, line in enumerate(lines) if line.startswith("| :-"))
     upto = sum(len(line.encode()) + 1 for line in lines[:rule])
 
@@ -1059,4 +1079,4 @@ def test_a_table_is_not_cut_within_its_head(shielded: Run) -> None:
 
 
 def test_a_limit_that_is_not_reached_changes_nothing(two_attacks: Run) -> None:
-    assert to_markdown(two_attacks, limit=2**20) == to_markdown(two_attacks)
+    assert markdown_of(two_attacks, limit=2**20) == markdown_of(two_attacks)

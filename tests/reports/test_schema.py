@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reportable import JPEG, LINF, PGD, check, defended, explained
+from reportable import JPEG, LINF, PGD, as_dict, check, defended, explained, json_of
 
-from robusteval.reports.build import as_dict, build_record, to_json
+from robusteval.reports.build import build_record
 from robusteval.reports.measures import to_json_types
 from robusteval.reports.schema import describe_type, to_text
 from robusteval.runs.types import Outcome, Run, Threat
@@ -72,7 +72,7 @@ def test_a_full_record_is_valid(
 ) -> None:
     run = defended(make_outcome, make_run, n=60, name=name, failures={name: name})
 
-    validator.validate(json.loads(to_json(run, [check(name)])))
+    validator.validate(json.loads(json_of(run, [check(name)])))
 
 
 def test_records_of_poor_runs_are_valid(
@@ -92,7 +92,7 @@ def test_records_of_poor_runs_are_valid(
     )
 
     for run in runs:
-        validator.validate(json.loads(to_json(run)))
+        validator.validate(json.loads(json_of(run)))
 
 
 @pytest.mark.parametrize("name", ["", "\x1b[31m\n]]>"])
@@ -111,11 +111,11 @@ def test_several_runs_are_valid_together(
 ) -> None:
     runs = [make_run(make_outcome([True])), defended(make_outcome, make_run, n=40)]
 
-    whole = json.loads(to_json(runs, [None, check()]))
+    whole = json.loads(json_of(runs, [None, check()]))
 
     validator.validate(whole)
     assert whole == {"schema": 1, "runs": [as_dict(runs[0]), as_dict(runs[1], check())]}
-    assert json.loads(to_json(runs[:1])) == as_dict(runs[0])
+    assert json.loads(json_of(runs[:1])) == as_dict(runs[0])
 
 
 def spoiled(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

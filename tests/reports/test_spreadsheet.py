@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reportable import as_dict, record_of
 
-from robusteval.reports.build import as_dict
-from robusteval.reports.spreadsheet import COLUMNS, DISTANCES, defused, to_csv
+from robusteval.reports.spreadsheet import COLUMNS, DISTANCES, defuse_formula, to_csv
 from robusteval.runs.types import Defended, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
@@ -47,7 +47,7 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
 
 
 def test_there_is_a_row_for_each_number(run: Run) -> None:
-    rows = read(to_csv([as_dict(run)]))
+    rows = read(to_csv([record_of(run)]))
 
     assert [(row["kind"], row["defense"], row["attack"]) for row in rows] == [
         ("clean", "", ""),
@@ -65,7 +65,7 @@ def test_there_is_a_row_for_each_number(run: Run) -> None:
 def test_numbers_have_all_their_digits(run: Run) -> None:
     record = as_dict(run)
 
-    rows = read(to_csv([record]))
+    rows = read(to_csv([record_of(run)]))
 
     for source, row in zip([*record["attacks"], *record["worst_cases"]], rows[2:], strict=True):
         for way, suffix in (("float", ""), ("eight_bit", "_8bit"), ("png", "_png")):
@@ -103,13 +103,13 @@ def test_numbers_have_all_their_digits(run: Run) -> None:
 def test_what_does_not_exist_is_empty(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     outcome = make_outcome([False], threat=Threat("l2", None, True))
 
-    row = read(to_csv([as_dict(make_run(outcome))]))[1]
+    row = read(to_csv([record_of(make_run(outcome))]))[1]
 
     assert (row["eps"], row["median_distance"], row["l2"], row["targeted"]) == ("", "", "", "true")
 
 
 def test_every_line_has_every_column(run: Run) -> None:
-    lines = list(csv.reader(io.StringIO(to_csv([as_dict(run)] * 2), newline="")))
+    lines = list(csv.reader(io.StringIO(to_csv([record_of(run)] * 2), newline="")))
 
     assert lines[0] == list(COLUMNS)
     assert {len(line) for line in lines} == {len(COLUMNS)}
@@ -118,13 +118,13 @@ def test_every_line_has_every_column(run: Run) -> None:
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", " =", "＝"])
 def test_text_that_looks_like_a_formula_gets_an_apostrophe(start: str) -> None:
-    assert defused(f"{start}cmd()") == f"'{start}cmd()"
+    assert defuse_formula(f"{start}cmd()") == f"'{start}cmd()"
 
 
 def test_numbers_and_other_text_get_none(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     outcome = make_outcome([True, True], psnr=np.array([-3.0, -4.0]))
 
-    text = to_csv([as_dict(make_run(outcome))])
+    text = to_csv([record_of(make_run(outcome))])
 
     assert ",-3.5," in text
     assert "'" not in text
