@@ -25,7 +25,8 @@ from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
     from robusteval.datasets.sources import Data
-    from robusteval.defenses.masking import Chosen, Judgement
+    from robusteval.defenses.mask_judgement import MaskJudgement
+    from robusteval.defenses.masking import ChosenMasks
     from robusteval.reports.mask import MaskRecord
 
 
@@ -135,13 +136,14 @@ def mask(
     request.require_data("say which images")
     check_output(out, force, checkpoint)
     with open_session(request.open_both) as session:
-        from robusteval.defenses.masking import choose, judge_masks
+        from robusteval.defenses.mask_judgement import judge_masks
+        from robusteval.defenses.masking import choose_masks
         from robusteval.models.checkpoint import contents, save
         from robusteval.models.masked import masked
 
         classifier, images, progress, _ = session
         done = session.resume_work(out)
-        chosen = choose(
+        chosen = choose_masks(
             classifier,
             images,
             rank=rank,  # type: ignore[arg-type]  # a choice
@@ -185,7 +187,7 @@ def mask(
 
 
 def describe_mask(
-    found: Judgement, chosen: Chosen, out: Path, rank: str, spec: Spec, images: Data
+    found: MaskJudgement, chosen: ChosenMasks, out: Path, rank: str, spec: Spec, images: Data
 ) -> MaskRecord:
     """The record of a mask."""
     from robusteval.reports.mask import MaskFigures, MaskRecord

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from robusteval.commands.mask import mask
 from robusteval.commands.shell import Commands
-from robusteval.defenses import masking
+from robusteval.defenses import mask_judgement, unit_ranking
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.checkpoint import load, save
@@ -110,11 +110,11 @@ def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(masking, "evaluate", stopped)
+        patch.setattr(mask_judgement, "evaluate", stopped)
         result = ran(*words, *OUT)
     assert result.exit_code == 130
     assert "the same command continues where this one ended" in result.stderr
-    assert len(list(Path("masked.part").glob("*.npz"))) == 1
+    assert len(list(Path("masked.part").glob("*.parts/*.npz"))) == 1
     (run,) = Path("masked.part").glob("run-*")
     cells = {path: path.stat().st_mtime_ns for path in run.glob("samples/*")}
 
@@ -123,8 +123,8 @@ def test_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -
         assert {path: path.stat().st_mtime_ns for path in run.glob("samples/*")} == cells
         return found
 
-    monkeypatch.setattr(masking, "repair", None)  # nothing is attacked
-    monkeypatch.setattr(masking, "evaluate", seen)
+    monkeypatch.setattr(unit_ranking, "perturb", None)  # nothing is attacked
+    monkeypatch.setattr(mask_judgement, "evaluate", seen)
     again = ran(*words, *OUT)
 
     assert again.exit_code == 0, again.stderr

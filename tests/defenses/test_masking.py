@@ -14,19 +14,14 @@ from torch.nn import functional as F
 from toys import Bands
 
 from robusteval.datasets.sources import Batch, Data, from_arrays
-from robusteval.defenses import masking
-from robusteval.defenses.masking import (
-    Cells,
-    Chosen,
-    choose,
-    importance,
-    judge_masks,
-    layers_of,
-    lowest_masked,
-    moved,
-    penultimate,
-    random_masks,
-    verdict,
+from robusteval.defenses import mask_judgement, masking
+from robusteval.defenses.mask_judgement import BothAttacks, explain_mask_verdict, judge_masks
+from robusteval.defenses.masking import ChosenMasks, choose_masks, draw_random_masks, mask_lowest
+from robusteval.defenses.unit_ranking import (
+    find_penultimate_layer,
+    list_layers,
+    measure_importance,
+    measure_sensitivity,
 )
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.evaluation.evaluate import evaluate
@@ -98,8 +93,8 @@ def drawn(data: Data, n: int = 20) -> tuple[Tensor, Tensor]:
 
 
 def test_penultimate_units_are_those_that_are_pooled(model: Classifier, data: Data) -> None:
-    assert penultimate(model, drawn(data)[0]) == "act"
-    assert list(layers_of(model, drawn(data)[0])) == ["look", "where", "act", "head"]
+    assert find_penultimate_layer(model, drawn(data)[0]) == "act"
+    assert list(list_layers(model, drawn(data)[0])) == ["look", "where", "act", "head"]
 
 
 class Functional(nn.Module):
@@ -125,7 +120,7 @@ def test_units_before_a_functional_activation_are_found() -> None:
         network = Functional(residual=False).eval()
     model = Classifier(network, num_classes=3)
 
-    assert penultimate(model.eval(), torch.rand(2, 1, 9, 9)) == "late"
+    assert find_penultimate_layer(model.eval(), torch.rand(2, 1, 9, 9)) == "late"
 
 
 def test_units_that_no_module_gives_are_asked_for() -> None:
@@ -134,13 +129,13 @@ def test_units_that_no_module_gives_are_asked_for() -> None:
         torch.manual_seed(0)
         network = Functional(residual=True).eval()
     with pytest.raises(UsageError, match=r"--layer; .*early \(6 units\), late \(6 units\)"):
-        penultimate(Classifier(network, num_classes=3).eval(), torch.rand(2, 1, 9, 9))
+        find_penultimate_layer(Classifier(network, num_classes=3).eval(), torch.rand(2, 1, 9, 9))
 
 
 def test_networks_without_pooling_say_which_layers_there_are() -> None:
     bands = Classifier(Bands(), num_classes=3).eval()
     with pytest.raises(UsageError, match=r"conv1 \(6 units\), conv2 \(6 units\), linear \(3"):
-        penultimate(bands, torch.rand(2, 3, 12, 12))
+        find_penultimate_layer(bands, torch.rand(2, 3, 12, 12))
 
 
 def test_importance_is_the_share_of_the_logit(model: Classifier, data: Data) -> None:
@@ -148,16 +143,16 @@ def test_importance_is_the_share_of_the_logit(model: Classifier, data: Data) -> 
     means = x.mean((1, 3)) / 12  # of one row among twelve
     expected = (means * model.network.get_submodule("head").weight[y]).abs()  # type: ignore[index]
 
-    shares = importance(model, x, y, "act", Silent())
+    shares = measure_importance(model, x, y, "act", Silent())
     torch.testing.assert_close(shares, expected.double())
     # the same layer by another name: leaving out units one by one
-    tried = importance(model, x, y, "where", Silent())
+    tried = measure_importance(model, x, y, "where", Silent())
     torch.testing.assert_close(tried, expected.double(), rtol=1e-4, atol=1e-6)
 
 
 def test_least_important_units_of_each_class_are_masked(model: Classifier, data: Data) -> None:
     """Each class needs its own three units, the first most of all."""
-    chosen = choose(model, data, rank="importance", units=11, per_class=True, samples=60)
+    chosen = choose_masks(model, data, rank="importance", units=11, per_class=True, samples=60)
 
     assert chosen.layer == "act"
     assert torch.equal(torch.eye(12)[::3], chosen.masks)
@@ -170,13 +165,13 @@ def test_most_moved_units_are_masked(data: Data, model: Classifier) -> None:
     x, _ = drawn(data)
     x_adv = x.clone()
     x_adv[:, :, 3:6] += 0.1
-    scores = moved(model, x, x_adv, "act")
+    scores = measure_sensitivity(model, x, x_adv, "act")
     units = x.mean((1, 3)).double() / 12
     expected = torch.zeros(20, 12, dtype=torch.float64)
     expected[:, 3:6] = 0.1 / 12
     torch.testing.assert_close(scores, expected / units.std(0), rtol=1e-4, atol=1e-4)
 
-    masks = lowest_masked(-scores.mean(0), 3)
+    masks = mask_lowest(-scores.mean(0), 3)
     assert torch.nonzero(masks == 0).flatten().tolist() == [3, 4, 5]
 
 
@@ -186,19 +181,19 @@ def test_a_unit_that_never_moves_by_itself_is_left_alone(model: Classifier, data
     x_adv = x.clone()
     x_adv[:, :, 2] += 0.3
 
-    assert bool((moved(model, x, x_adv, "act")[:, 2] == 0).all())
+    assert bool((measure_sensitivity(model, x, x_adv, "act")[:, 2] == 0).all())
 
 
 def test_equal_scores_are_taken_in_their_order() -> None:
-    assert lowest_masked(torch.zeros(2, 4), 2).tolist() == [[0, 0, 1, 1]] * 2
+    assert mask_lowest(torch.zeros(2, 4), 2).tolist() == [[0, 0, 1, 1]] * 2
 
 
 def test_random_masks_are_of_the_size_and_repeat() -> None:
-    masks = random_masks((5, 40), 12, 3, 0)
+    masks = draw_random_masks((5, 40), 12, 3, 0)
 
     assert (masks == 0).sum(1).tolist() == [12] * 5
-    assert torch.equal(masks, random_masks((5, 40), 12, 3, 0))
-    assert not torch.equal(masks, random_masks((5, 40), 12, 3, 1))
+    assert torch.equal(masks, draw_random_masks((5, 40), 12, 3, 0))
+    assert not torch.equal(masks, draw_random_masks((5, 40), 12, 3, 1))
     assert not torch.equal(masks[0], masks[1])
 
 
@@ -207,7 +202,7 @@ def test_random_masks_are_of_the_size_and_repeat() -> None:
 def test_as_many_units_are_masked_as_asked(
     model: Classifier, data: Data, rank: masking.Rank, units: int | Fraction
 ) -> None:
-    chosen = choose(model, data, rank=rank, units=units, attack=PGD, samples=60)
+    chosen = choose_masks(model, data, rank=rank, units=units, attack=PGD, samples=60)
 
     assert chosen.masks.shape == chosen.control.shape == (12,)
     assert chosen.masked == int((chosen.control == 0).sum()) == 3
@@ -225,9 +220,9 @@ def test_choice_does_not_depend_on_batches(
     per_class: bool,
 ) -> None:
     asked: dict[str, Any] = {"units": 4, "attack": PGD, "samples": 60, "per_class": per_class}
-    one = choose(model, data, rank=rank, **asked)
-    monkeypatch.setattr(masking, "block_size", lambda values, device: 1)
-    other = choose(model, data, rank=rank, **asked)
+    one = choose_masks(model, data, rank=rank, **asked)
+    monkeypatch.setattr("robusteval.defenses.unit_ranking.block_size", lambda values, device: 1)
+    other = choose_masks(model, data, rank=rank, **asked)
 
     assert torch.equal(one.masks, other.masks)
     assert torch.equal(one.control, other.control)
@@ -236,7 +231,7 @@ def test_choice_does_not_depend_on_batches(
 def test_an_image_that_is_there_twice_is_not_judged_on() -> None:
     images, labels = pictures(40, 0)
     twice = from_arrays(np.concatenate([images] * 2), np.concatenate([labels] * 2))
-    ranking, judging = masking.halves(twice, np.arange(60), Silent())
+    ranking, judging = masking.split_for_ranking(twice, np.arange(60), Silent())
 
     assert len(ranking.y) == 30
     assert len(judging.y) == 10
@@ -245,7 +240,7 @@ def test_an_image_that_is_there_twice_is_not_judged_on() -> None:
 
 def test_classifier_comes_out_as_it_went_in(data: Data) -> None:
     model = Classifier(Quadrants(), num_classes=QUADRANTS, block=8).train()
-    choose(model, data, units=3, attack=PGD, samples=40)
+    choose_masks(model, data, units=3, attack=PGD, samples=40)
 
     assert model.training
     assert model.network.training
@@ -271,13 +266,13 @@ def test_mistakes_are_sentences(
     model: Classifier, data: Data, asked: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        choose(model, data, **{"attack": PGD, "samples": 40, **asked})
+        choose_masks(model, data, **{"attack": PGD, "samples": 40, **asked})
 
 
 def test_one_class_is_an_error(model: Classifier) -> None:
     images, _ = pictures(40, 0)
     with pytest.raises(UsageError, match="are all of class 2"):
-        choose(model, from_arrays(images, np.full(40, 2)), units=3)
+        choose_masks(model, from_arrays(images, np.full(40, 2)), units=3)
 
 
 def test_classes_without_images_are_an_error(model: Classifier, data: Data) -> None:
@@ -286,28 +281,28 @@ def test_classes_without_images_are_an_error(model: Classifier, data: Data) -> N
     some = from_arrays(images[kept], labels[kept])
     for rank in ("importance", "sensitivity"):
         with pytest.raises(UsageError, match=r"is of class 1 \(or none"):
-            choose(model, some, units=3, per_class=True, rank=rank, attack=PGD)
+            choose_masks(model, some, units=3, per_class=True, rank=rank, attack=PGD)
 
 
 def test_network_that_is_never_right_is_an_error(model: Classifier) -> None:
     images, labels = pictures(40, 0)
     with pytest.raises(NothingEvaluated, match="none of 20 images"):
-        choose(model, from_arrays(images, (labels + 1) % 4), units=3, attack=PGD)
+        choose_masks(model, from_arrays(images, (labels + 1) % 4), units=3, attack=PGD)
 
 
 def test_masks_on_masks_are_an_error(model: Classifier, data: Data) -> None:
     with pytest.raises(UsageError, match="has masks already"):
-        choose(masked(model, "act", torch.ones(12)), data, units=3)
+        choose_masks(masked(model, "act", torch.ones(12)), data, units=3)
 
 
 def test_figures_are_those_of_an_evaluation(model: Classifier, data: Data) -> None:
     """The mask alone, and on the same images."""
-    chosen = choose(model, data, rank="random", units=3, samples=60, seed=4)
+    chosen = choose_masks(model, data, rank="random", units=3, samples=60, seed=4)
     found = judge_masks(model, data, chosen, attack=PGD, seed=4)
 
     images = from_arrays(chosen.judging.x.numpy(), chosen.judging.y.numpy())
     alone = evaluate(masked(model, chosen.layer, chosen.masks), images, [PGD], seed=4, probes=False)
-    held = masking.held(alone.attacks[0])
+    held = mask_judgement.find_robust(alone.attacks[0])
     assert (found.masked.adaptive.k, found.masked.adaptive.n) == (int(held.sum()), 30)
     assert found.masked.clean.k == int((alone.clean["pred_clean"] == alone.clean["label"]).sum())
     assert found.plain.static == found.plain.adaptive
@@ -315,7 +310,7 @@ def test_figures_are_those_of_an_evaluation(model: Classifier, data: Data) -> No
 
 def test_chance_may_choose_the_same_units(model: Classifier, data: Data) -> None:
     """Then both masks are worth the same."""
-    chosen = choose(model, data, rank="random", units=3, samples=60, seed=4)
+    chosen = choose_masks(model, data, rank="random", units=3, samples=60, seed=4)
 
     found = judge_masks(model, data, chosen._replace(control=chosen.masks), attack=PGD, seed=4)
 
@@ -345,8 +340,8 @@ def test_an_attack_that_does_not_know_the_mask_moves_what_is_masked() -> None:
     model = Classifier(Two(), mean=(0.5,), num_classes=2, block=8).eval().requires_grad_(False)
     images = from_arrays(x, labels)
     masks = torch.tensor([0.0, 1.0])
-    parts = masking.halves(images, np.arange(60), Silent())
-    chosen = Chosen("units", masks, 1 - masks, 30, *parts)
+    parts = masking.split_for_ranking(images, np.arange(60), Silent())
+    chosen = ChosenMasks("units", masks, 1 - masks, 30, *parts)
 
     found = judge_masks(model, images, chosen, attack="fgsm:norm=l2,eps=0.2")
 
@@ -384,7 +379,9 @@ def test_verdict_says_what_the_figures_mean(
 ) -> None:
     plain, static, adaptive, control = holding(make_outcome, *held)
 
-    found = verdict(plain, Cells(static, adaptive), Cells(make_outcome([False] * 100), control))
+    found = explain_mask_verdict(
+        plain, BothAttacks(static, adaptive), BothAttacks(make_outcome([False] * 100), control)
+    )
     assert said in found
     assert ("hinders" in found) == (held[2] - held[1] > 4)
 
@@ -399,7 +396,7 @@ def test_verdict_says_what_the_figures_mean(
     ],
 )
 def test_cost_is_told(after: int, said: str) -> None:
-    assert said in masking.cost(np.arange(100) < 90, np.arange(100) < after)
+    assert said in mask_judgement.explain_clean_cost(np.arange(100) < 90, np.arange(100) < after)
 
 
 def test_activations_follow_from_the_rows(model: Classifier, data: Data) -> None:

@@ -1,0 +1,156 @@
+"""How much the units of a layer matter: to an attack, or to the logit of the true class."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robusteval.datasets.sources import Batch
+from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.evaluation.batches import ResumableMap, split_rows
+from robusteval.evaluation.perturbing import choose_goals, perturb
+from robusteval.evaluation.plan import Attack
+from robusteval.evaluation.work_cache import WorkCache, describe_circumstances, hash_inputs
+from robusteval.interpreters.cam import agree, observe_calls, observe_head
+from robusteval.models.classifier import Classifier, block_size, predictions
+from robusteval.models.failures import raise_as_run_error
+from robusteval.models.masked import activations, masked
+from robusteval.models.seeds import sample_seeds
+from robusteval.progress import Progress
+from robusteval.runs.types import Columns
+
+LISTED = 5  # layers that a message names
+
+
+def find_penultimate_layer(classifier: Classifier, x: Tensor) -> str:
+    """Find the layer whose units are averaged and given to the final linear layer.
+
+    It is not guessed from names: masking it must do to what the final layer is given what it says.
+    UsageError, with the layers there are, if the network ends in another way.
+    """
+    x = x[:2]  # one call of the network
+    with torch.no_grad():
+        _, calls = observe_calls(classifier, x)
+        features, linear = calls[0].features, calls[0].linear
+        layers = list_layers(classifier, x)
+        if features is not None and linear is not None and agree(linear.output, calls[0].logits):
+            means = features.mean((2, 3))
+            if agree(means, linear.input):
+                keep = (torch.arange(means.shape[1]) % 2).to(means)
+                for name, shape in reversed(layers.items()):
+                    if shape != features.shape[1:]:
+                        continue
+                    _, tried = observe_calls(masked(classifier, name, keep), x)
+                    if tried[0].linear and agree(means * keep, tried[0].linear.input):
+                        return name
+    known = [f"{name} ({shape[0]} units)" for name, shape in layers.items()][-LISTED:]
+    raise UsageError(
+        "the network does not end in average pooling of a layer and one linear layer: say which"
+        f" units are meant with --layer; the last ones there are: {', '.join(known) or 'none'}"
+    )
+
+
+def list_layers(classifier: Classifier, x: Tensor) -> dict[str, torch.Size]:
+    """List the layers that run once in a pass, in the order in which they end.
+
+    With the shape of what they give of one image, ``(K,)`` or ``(K, h', w')``.
+    """
+    found: dict[str, torch.Size] = {}
+    runs: dict[str, int] = {}
+
+    def see(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        runs[name] = runs.get(name, 0) + 1
+        if isinstance(output, Tensor) and output.ndim in (2, 4) and output.shape[1] > 1:
+            found[name] = output.shape[1:]
+
+    network = classifier.network
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(partial(see, name)).remove)
+        classifier(x[:1])
+    return {name: shape for name, shape in found.items() if runs[name] == 1}
+
+
+def attack_images(
+    classifier: Classifier,
+    batch: Batch,
+    attack: Attack,
+    seed: int,
+    done: WorkCache,
+    progress: Progress,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attack the images that are classified correctly: these, the results, and labels."""
+    device = classifier.device
+    x, y, seeds = batch.x.to(device), batch.y.to(device), sample_seeds(seed, batch.ids)
+    with torch.no_grad(), raise_as_run_error("the network broke"):
+        fine = predictions(classifier(x)) == y
+    if not bool(fine.any()):
+        raise NothingEvaluated(
+            f"none of {len(x)} images is classified correctly: check that data and checkpoint"
+            " belong together, and the normalisation"
+        )
+    x, y, seeds = x[fine], y[fine], seeds[fine.cpu()].to(device)
+    goal = choose_goals(attack, y, seeds, classifier.num_classes)
+
+    def perturb_rows(rows: np.ndarray[Any, Any]) -> Columns:
+        some = torch.from_numpy(rows).to(device)
+        made = perturb(attack, classifier, x[some], y[some], seeds=seeds[some], goal=goal[some])
+        return {"x_adv": made.x_adv.cpu().numpy()}
+
+    facts = [*describe_circumstances(classifier, seed), attack.spec.name, attack.resolved]
+    found = ResumableMap(done.parts, progress).map(
+        f"{attack.spec}, to rank units",
+        hash_inputs(facts, tuple(each.cpu().numpy() for each in (x, goal, seeds))),
+        split_rows(np.arange(len(x)), 4 * block_size(x[0].numel(), device)),
+        perturb_rows,
+    )
+    return x, torch.from_numpy(found["x_adv"]).to(x), y
+
+
+@torch.no_grad()
+def measure_sensitivity(classifier: Classifier, x: Tensor, x_adv: Tensor, layer: str) -> Tensor:
+    """Measure how far an attack moves each unit ``(n, K)``, in standard deviations over the images.
+
+    Reconstructed, see above. Without the deviation, units of large values would always come first.
+    """
+    before, after = (activations(classifier, z, layer).double().cpu() for z in (x, x_adv))
+    natural = before.std(0) if len(x) > 1 else torch.ones_like(before[0])
+    # of a unit that never moves by itself nothing can be said
+    return (after - before).abs() / torch.where(natural > 0, natural, torch.inf)
+
+
+@torch.no_grad()
+def measure_importance(
+    classifier: Classifier, x: Tensor, y: Tensor, layer: str, progress: Progress
+) -> Tensor:
+    """Measure by how much the logit of class `y` ``(n,)`` changes without each unit: ``(n, K)``.
+
+    arXiv:2409.15190, the ranking by leaving one out: a forward pass of each image per unit. Where
+    the units are averaged for the final linear layer, one pass in all: their share of the logit.
+    """
+    with suppress(UsageError):
+        if layer == find_penultimate_layer(classifier, x):
+            features, weight, _ = observe_head(classifier, x)
+            return (features.double().mean((2, 3)) * weight[y]).abs().cpu()
+    width = activations(classifier, x[:1], layer).shape[1]
+
+    def logit(model: Classifier) -> Tensor:
+        logits: Tensor = model(x)
+        return logits.double().gather(1, y.unsqueeze(1))
+
+    whole = logit(classifier)
+    columns = []
+    progress.begin("Leaving out units", width)
+    for unit in range(width):
+        keep = torch.ones(width)
+        keep[unit] = 0
+        columns.append((logit(masked(classifier, layer, keep)) - whole).abs())
+        progress.advance(1)
+    progress.end()
+    return torch.cat(columns, 1).cpu()
