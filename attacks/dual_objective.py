@@ -319,11 +319,11 @@ class Chased:
     ) -> Chased | None:
         """That of the MASK among some interpreters, None if there is none."""
         for explainer in explainers:
-            if explainer.name == "mask":
+            if explainer.spec.name == "mask":
                 search = ("iterations", "rate", "unroll")
-                game = {k: v for k, v in explainer.settings.items() if k not in search}
+                game = {k: v for k, v in explainer.spec.parameters.items() if k not in search}
                 deletion = build_deletion(x, **game)
-                iterations = explainer.settings.get("iterations") or deletion.iterations
+                iterations = explainer.spec.parameters.get("iterations") or deletion.iterations
                 return cls(replace(deletion, iterations=iterations), x, seeds, steps, rate)
         return None
 
@@ -416,12 +416,12 @@ class Dual:
         ):
             if not weight:
                 continue
-            if explainer.name == "mask" and self.chased is not None:
+            if explainer.spec.name == "mask" and self.chased is not None:
                 term = self.chased.distance(self.model, x_adv, self.goal, benign)
             else:
                 maps, seen = explainer.trace_maps(self.model, x_adv, self.goal, self.seeds)
                 logits = seen if seen is not None else logits
-                term = measure_squared_distance(explainer.name, maps, benign)
+                term = measure_squared_distance(explainer.spec.name, maps, benign)
             terms.append(weight * term)
         own: Tensor = self.model(x_adv) if logits is None else logits
         loss = self.class_term(own, step)
@@ -531,7 +531,7 @@ def explained(
     logits: Tensor | None = None
     found = []
     for explainer in explainers:
-        if explainer.name == "mask" and chased is not None:
+        if explainer.spec.name == "mask" and chased is not None:
             found.append(torch.stack(chased.maps(model, x, y)).mean(0))
             continue
         maps, seen = explainer.trace_maps(model, x, y, seeds)

@@ -187,9 +187,9 @@ def guarded_in(model: nn.Module) -> WithDetector:
     if len(found) != 1:
         raise ValueError("evade attacks a model behind a detector: give it one (--defense)")
     for explainer in found[0].detector.explainers:
-        if not INTERPRETERS.entry(explainer.name).differentiable:
+        if not INTERPRETERS.entry(explainer.spec.name).differentiable:
             raise ValueError(
-                f"the detector looks at maps of {explainer.name}, which have no derivative,"
+                f"the detector looks at maps of {explainer.spec.name}, which have no derivative,"
                 " so evade has none to follow"
             )
     return found[0]
@@ -276,7 +276,7 @@ class Suspicion:
         found = []
         if self.along != "features":
             for explainer, some, benign in zip(self.explainers, maps, self.benign, strict=True):
-                found.append(measure_squared_distance(explainer.name, some, benign[left]))
+                found.append(measure_squared_distance(explainer.spec.name, some, benign[left]))
         if self.along != "maps":
             features = self.model.detector.features(self.model, maps, logits)
             found.append((features - self.features[left]).square().mean(1))

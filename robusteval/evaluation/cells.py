@@ -114,7 +114,7 @@ class Cells:
                 self._batches(rows, self.batch_size),
                 partial(measure_quality, self.plan, measurement, clean),
             )
-            columns = {name: np.full(len(right), np.nan) for name in measurement.qualities()}
+            columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
             for name, values in found.items():
                 columns[name][rows] = values
             self.store.save_cell(key, columns, {"role": "quality"})
@@ -141,7 +141,7 @@ class Cells:
 
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
         rows = rows if shown else rows[:PROBED]
-        maps = measurement.names() if measurement is not None else ()
+        maps = measurement.name_columns() if measurement is not None else ()
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
         self.notes = []
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)

@@ -95,9 +95,9 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
 def measure_quality(
     plan: Plan, measurement: Measurement, clean: Columns, positions: Positions
 ) -> Columns:
-    """Measure what the maps of some images are worth, see `Measurement.quality`."""
+    """Measure what the maps of some images are worth, see `Measurement.measure_worth`."""
     batch, x, _ = read_batch(plan, positions, measurement.model)
-    return measurement.quality(x, batch.ids, clean["pred_clean"][positions])
+    return measurement.measure_worth(x, batch.ids, clean["pred_clean"][positions])
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class AttackedColumns:
         maps: Columns = {}
         if self.measurement is not None:
             found = self._measure_maps(self.measurement, positions, x, result.x_adv, columns)
-            cells[0] |= {name: found.pop(name) for name in self.measurement.names()}
+            cells[0] |= {name: found.pop(name) for name in self.measurement.name_columns()}
             maps = found
         self._offer_pictures(positions, batch, x, result.x_adv, columns, maps)
         return cells
@@ -189,7 +189,7 @@ class AttackedColumns:
 
         def measure(some: Positions) -> Columns:
             rows = positions[some]
-            return measurement.columns(
+            return measurement.measure_columns(
                 x[some],
                 x_adv[some],
                 clean["id"][rows],

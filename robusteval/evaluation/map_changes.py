@@ -70,11 +70,10 @@ class Measurement:
         self.model = model
         self.interpreters = interpreters
         self.seed = seed
-        self._room = ROOM
-        self._benign: dict[tuple[str, int], tuple[Values, float]] = {}
+        self.benign = BenignMaps(model, seed)
 
-    def names(self) -> list[str]:
-        """The columns that `columns` measures."""
+    def name_columns(self) -> list[str]:
+        """The columns that `measure_columns` gives."""
         each = [
             f"{what}:{i.spec}"
             for i in self.interpreters
@@ -82,10 +81,10 @@ class Measurement:
         ]
         return [*each, "edge_energy", "edge_area"]
 
-    def columns(
+    def measure_columns(
         self, x: Tensor, x_adv: Tensor, ids: Ids, pred: Values, pred_adv: Values
     ) -> Columns:
-        """What became of the maps of some images.
+        """Measure what became of the maps of some images.
 
         Parameters
         ----------
@@ -100,25 +99,25 @@ class Measurement:
         Returns
         -------
         Columns
-            Arrays ``(n,)`` by `names`: mean absolute difference of the two maps and intersection
-            over union of their highest cells; the former under noise of the same l2 size, and
-            between two seeds without any change; share of the squared change on edges, and of the
-            pixels that are on edges. And for pictures the maps themselves ``(n, h', w')``, as
+            Arrays ``(n,)`` by `name_columns`: mean absolute difference of the two maps and
+            intersection over union of their highest cells; the former under noise of the same l2
+            size, and between two seeds without any change; share of the squared change on edges,
+            and of the pixels that are on edges. And for pictures the maps themselves ``(n, h', w')``, as
             ``benign:NAME`` and ``changed:NAME``.
         """
         seeds = sample_seeds(self.seed, ids ^ CHANGED)
         z = add_equal_noise_in_box(x_adv, x, sample_seeds(self.seed, ids ^ NOISE))
         with torch.no_grad():
             pred_noisy = predictions(self.model(z)).cpu().numpy()
-        found = on_edges(x, x_adv)
+        found = measure_edges(x, x_adv)
         for each in self.interpreters:
-            benign, floors = self.benign(each, x, ids, pred)
-            changed = self.maps(each, x_adv, pred_adv, seeds)
-            under_noise = self.maps(each, z, pred_noisy, seeds)
+            benign, floors = self.benign.draw(each, x, ids, pred)
+            changed = explain_predictions(each, self.model, x_adv, pred_adv, seeds)
+            under_noise = explain_predictions(each, self.model, z, pred_noisy, seeds)
             found |= {
-                f"map_distance:{each.spec}": distances(changed, benign),
-                f"map_iou:{each.spec}": overlaps(changed, benign),
-                f"map_noise:{each.spec}": distances(under_noise, benign),
+                f"map_distance:{each.spec}": measure_distances(changed, benign),
+                f"map_iou:{each.spec}": measure_overlaps(changed, benign),
+                f"map_noise:{each.spec}": measure_distances(under_noise, benign),
                 f"benign:{each.spec}": benign,
                 f"changed:{each.spec}": changed,
             }
@@ -126,13 +125,13 @@ class Measurement:
                 found[f"map_floor:{each.spec}"] = floors
         return found
 
-    def qualities(self) -> list[str]:
-        """The columns that `quality` measures."""
+    def name_worth(self) -> list[str]:
+        """The columns that `measure_worth` gives."""
         whats = ("insertion", "deletion", "chance_insertion", "chance_deletion", "forgotten")
         return [f"{what}:{each.spec}" for each in self.interpreters for what in whats]
 
-    def quality(self, x: Tensor, ids: Ids, pred: Values) -> Columns:
-        """Whether the maps of images as they are say anything about the network.
+    def measure_worth(self, x: Tensor, ids: Ids, pred: Values) -> Columns:
+        """Measure whether the maps of images as they are say anything about the network.
 
         Parameters
         ----------
@@ -146,7 +145,7 @@ class Measurement:
         Returns
         -------
         Columns
-            Arrays ``(n,)`` by `qualities`: insertion and deletion AUC of each map and, by chance,
+            Arrays ``(n,)`` by `name_worth`: insertion and deletion AUC of each map and, by chance,
             of random cells of the same resolution; and the rank correlation with the map that the
             network has when its parameters are shuffled (nan for masks of a network that only its
             content names: they are not made for any other). See
@@ -157,22 +156,24 @@ class Measurement:
         found: Columns = {}
         by_chance: dict[tuple[int, ...], tuple[Values, Values]] = {}
         for each in self.interpreters:
-            maps, _ = self.benign(each, x, ids, pred)
+            maps, _ = self.benign.draw(each, x, ids, pred)
             size = maps.shape[1:]
             if size not in by_chance:
                 drawn = per_image(sample_seeds(self.seed, ids ^ CHANCE), torch.Size(size))
-                by_chance[size] = self.areas(x, y, drawn.numpy())
-            insertion, deletion = self.areas(x, y, maps)
+                by_chance[size] = self.measure_areas(x, y, drawn.numpy())
+            insertion, deletion = self.measure_areas(x, y, maps)
             found |= {
                 f"insertion:{each.spec}": insertion,
                 f"deletion:{each.spec}": deletion,
                 f"chance_insertion:{each.spec}": by_chance[size][0],
                 f"chance_deletion:{each.spec}": by_chance[size][1],
-                f"forgotten:{each.spec}": self.likeness(each, forgetful, x, ids, pred, maps),
+                f"forgotten:{each.spec}": self.measure_likeness(
+                    each, forgetful, x, ids, pred, maps
+                ),
             }
         return found
 
-    def areas(self, x: Tensor, y: Tensor, maps: Values) -> tuple[Values, Values]:
+    def measure_areas(self, x: Tensor, y: Tensor, maps: Values) -> tuple[Values, Values]:
         """Insertion and deletion AUC ``(n,)`` of maps ``(n, h', w')``."""
         given = self.model, x, y, torch.from_numpy(maps).to(x.device).unsqueeze(1)
         steps = min(PORTIONS, x.shape[2] * x.shape[3])
@@ -182,7 +183,7 @@ class Measurement:
         )
         return insertion.double().cpu().numpy(), deletion.double().cpu().numpy()
 
-    def likeness(
+    def measure_likeness(
         self,
         interpreter: Interpreter,
         forgetful: Classifier,
@@ -202,44 +203,80 @@ class Measurement:
         known = np.isfinite(maps).all((1, 2)) & np.isfinite(others).all((1, 2))
         return np.where(known, likeness, math.nan)
 
-    def maps(self, interpreter: Interpreter, x: Tensor, pred: Values, seeds: Tensor) -> Values:
-        """Maps ``(n, h', w')`` for the predicted classes, nan where there is none."""
-        y = torch.from_numpy(pred).to(x.device)
-        maps = interpreter.compute_maps(self.model, x, y.clamp_min(0), seeds)
-        if (pred < 0).any():
-            maps = np.where((pred < 0)[:, None, None], np.float32(np.nan), maps)
-        return maps
 
-    def benign(
+class BenignMaps:
+    """The maps of images as they are: the same for all attacks of a run.
+
+    As many as there is room for are made once.
+
+    Parameters
+    ----------
+    model : Classifier
+        What is explained, in eval mode.
+    seed : int
+        That of the run.
+    """
+
+    def __init__(self, model: Classifier, seed: int) -> None:
+        self.model = model
+        self.seed = seed
+        self.room = ROOM  # bytes that are left
+        self._kept: dict[tuple[str, int], tuple[Values, float]] = {}
+
+    def draw(
         self, interpreter: Interpreter, x: Tensor, ids: Ids, pred: Values
     ) -> tuple[Values, Values]:
-        """Maps of images as they are, and how far another seed takes each ``(n,)``.
+        """Maps ``(n, h', w')`` for predicted classes, and how far another seed takes each ``(n,)``.
 
-        They are the same for all attacks of a run: as many as there is room for are made once.
+        Parameters
+        ----------
+        interpreter : Interpreter
+            Whose maps.
+        x : Tensor
+            Images ``(n, c, h, w)``.
+        ids : ndarray
+            Content ids ``(n,)``.
+        pred : ndarray
+            Predicted classes ``(n,)``; a map is nan where it is -1.
         """
         name = str(interpreter.spec)
-        new = np.array([(name, content) not in self._benign for content in ids.tolist()])
+        new = np.array([(name, content) not in self._kept for content in ids.tolist()])
         made: dict[int, tuple[Values, float]] = {}
         if new.any():
             some = x[torch.from_numpy(new).to(x.device)]
             seeds = sample_seeds(self.seed, ids[new] ^ BENIGN)
-            maps = self.maps(interpreter, some, pred[new], seeds)
+            maps = explain_predictions(interpreter, self.model, some, pred[new], seeds)
             floors = np.zeros(len(maps))
             if interpreter.seeded:
-                other = sample_seeds(self.seed, ids[new] ^ CHANGED)
-                floors = distances(self.maps(interpreter, some, pred[new], other), maps)
+                seeds = sample_seeds(self.seed, ids[new] ^ CHANGED)
+                other = explain_predictions(interpreter, self.model, some, pred[new], seeds)
+                floors = measure_distances(other, maps)
             made = dict(
                 zip(ids[new].tolist(), zip(maps, floors.tolist(), strict=True), strict=True)
             )
-        whole = [self._benign.get((name, content)) or made[content] for content in ids.tolist()]
+        whole = [self._kept.get((name, content)) or made[content] for content in ids.tolist()]
         for content, (values, floor) in made.items():
-            if values.nbytes <= self._room:
-                self._room -= values.nbytes
-                self._benign[name, content] = (values.copy(), floor)
+            if values.nbytes <= self.room:
+                self.room -= values.nbytes
+                self._kept[name, content] = (values.copy(), floor)
         return np.stack([values for values, _ in whole]), np.array([floor for _, floor in whole])
 
 
-def distances(maps: Values, benign: Values) -> Values:
+def explain_predictions(
+    interpreter: Interpreter, model: Classifier, x: Tensor, pred: Values, seeds: Tensor
+) -> Values:
+    """Maps ``(n, h', w')`` of images ``(n, c, h, w)`` for the classes predicted on them ``(n,)``.
+
+    nan where the class is -1, that is where there is none.
+    """
+    y = torch.from_numpy(pred).to(x.device)
+    maps = interpreter.compute_maps(model, x, y.clamp_min(0), seeds)
+    if (pred < 0).any():
+        maps = np.where((pred < 0)[:, None, None], np.float32(np.nan), maps)
+    return maps
+
+
+def measure_distances(maps: Values, benign: Values) -> Values:
     """Mean absolute difference ``(n,)`` of maps ``(n, h', w')``, in float64.
 
     Image by image, so that the order of no sum depends on the batch.
@@ -248,7 +285,7 @@ def distances(maps: Values, benign: Values) -> Values:
     return np.array([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs])
 
 
-def overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
+def measure_overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
     """Intersection over union ``(n,)`` of the highest cells of maps ``(n, h', w')``.
 
     1 where neither map has any, nan where one is not finite. See `highest_cells`.
@@ -263,7 +300,7 @@ def overlaps(maps: Values, benign: Values, share: float = TOP) -> Values:
     return found
 
 
-def on_edges(x: Tensor, x_adv: Tensor) -> Columns:
+def measure_edges(x: Tensor, x_adv: Tensor) -> Columns:
     """Share of the squared change on edges, nan without a change, and of the pixels there."""
     edges = (sobel(x) > EDGE).squeeze(1).cpu().numpy()  # (n, h, w)
     energy, area = np.full(len(x), math.nan), np.zeros(len(x))

@@ -130,16 +130,6 @@ class Interpreter:
         return cls(spec, entry.resolve(spec), entry.seeded, entry.alike, explain)
 
     @property
-    def name(self) -> str:
-        """As registered."""
-        return self.spec.name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The parameters that were given, without defaults."""
-        return self.spec.parameters
-
-    @property
     def bends_slopes(self) -> bool:
         """Whether on the graph it runs the network with slopes that are not its own."""
         return bool(self.resolved.get("relu", "true") != "true")
@@ -148,9 +138,9 @@ class Interpreter:
         """What a reader of its numbers must know, JSON-able."""
         return {
             "spec": str(self.spec),
-            "name": self.name,
+            "name": self.spec.name,
             "parameters": self.resolved,
-            "stretched": choose_scale(self.name).stretched,
+            "stretched": choose_scale(self.spec.name).stretched,
             "seeded": self.seeded,
             "alike": list(self.alike),
         }
@@ -181,7 +171,7 @@ class Interpreter:
         """
         with raise_as_run_error(f"the interpreter {self.spec} broke"):
             found = self.explain(model, x, y, seeds=seeds).detach()
-        maps: Values = scale_maps(self.name, found).squeeze(1).cpu().numpy()
+        maps: Values = scale_maps(self.spec.name, found).squeeze(1).cpu().numpy()
         return maps
 
     def trace_maps(
@@ -196,7 +186,7 @@ class Interpreter:
         with record_logits(model, x) as heard:
             maps = self.explain(model, x, y, seeds=seeds)
         logits = None if not heard or (self.bends_slopes and x.requires_grad) else heard[0]
-        return scale_maps(self.name, maps), logits
+        return scale_maps(self.spec.name, maps), logits
 
 
 @contextmanager

@@ -208,7 +208,7 @@ class Run:
     data: dict[str, Any]
     environment: dict[str, Any]
     # index, id, label, pred_clean, margin_clean, confidence_clean; where interpreters were asked
-    # for also what their maps are worth, see `Measurement.quality` in `map_changes`
+    # for also what their maps are worth, see `Measurement.measure_worth` in `map_changes`
     clean: Columns
     outcomes: tuple[Outcome, ...]
     findings: tuple[Finding, ...]

@@ -28,9 +28,9 @@ from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.map_changes import (
     Measurement,
-    distances,
-    on_edges,
-    overlaps,
+    measure_distances,
+    measure_edges,
+    measure_overlaps,
 )
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.interpreters import rts, rts_training
@@ -111,7 +111,7 @@ def measured(measure: Measurement, x: Tensor, x_adv: Tensor, **changed: Any) -> 
         pred, pred_adv = (measure.model(z).argmax(1).numpy() for z in (x, x_adv))
     ids = np.arange(len(x), dtype=np.uint64)
     given = {"ids": ids, "pred": pred, "pred_adv": pred_adv, **changed}
-    return dict(measure.columns(x, x_adv, **given))
+    return dict(measure.measure_columns(x, x_adv, **given))
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -128,11 +128,11 @@ def test_intersection_over_union_has_its_closed_form() -> None:
     shifted = np.roll(rising, -1)
     even = np.zeros((1, 2, 5))
 
-    assert overlaps(rising, rising).tolist() == [1.0]
-    assert overlaps(rising, shifted).tolist() == [1 / 3]
-    assert overlaps(even, even).tolist() == [1.0]
-    assert overlaps(even, rising).tolist() == [0.0]
-    assert np.isnan(overlaps(rising * np.nan, rising)).all()
+    assert measure_overlaps(rising, rising).tolist() == [1.0]
+    assert measure_overlaps(rising, shifted).tolist() == [1 / 3]
+    assert measure_overlaps(even, even).tolist() == [1.0]
+    assert measure_overlaps(even, rising).tolist() == [0.0]
+    assert np.isnan(measure_overlaps(rising * np.nan, rising)).all()
 
 
 def test_distance_is_the_mean_over_cells() -> None:
@@ -140,7 +140,7 @@ def test_distance_is_the_mean_over_cells() -> None:
     other = maps.copy()
     other[1, 0, 0] = 1
 
-    assert distances(maps, other).tolist() == [0.0, 0.25]
+    assert measure_distances(maps, other).tolist() == [0.0, 0.25]
 
 
 def test_change_is_booked_where_edges_are() -> None:
@@ -152,7 +152,7 @@ def test_change_is_booked_where_edges_are() -> None:
     x_adv[1, 0, 0, 2] += 0.2
     x_adv[1, 0, 0, 0] += 0.1  # off it
 
-    found = on_edges(x, x_adv)
+    found = measure_edges(x, x_adv)
 
     assert found["edge_area"] == pytest.approx([1 / 3] * 3)
     assert found["edge_energy"][:2] == pytest.approx([1.0, 0.8])
@@ -216,9 +216,9 @@ def test_quality_is_that_of_the_maps_compared(model: Classifier, data: Data) -> 
     pred = y.numpy()
     measure = measurement(model, "cam", "gradcam", "grad:pool=3")
 
-    found = measure.quality(x, batch.ids, pred)
+    found = measure.measure_worth(x, batch.ids, pred)
 
-    assert list(found) == measure.qualities()
+    assert list(found) == measure.name_worth()
     maps = min_max(cam(model, x, y))
     assert found["insertion:cam"] == pytest.approx(measure_insertion(model, x, y, maps).tolist())
     assert found["deletion:cam"] == pytest.approx(measure_deletion(model, x, y, maps).tolist())
@@ -236,7 +236,7 @@ def test_quality_does_not_depend_on_the_batch(model: Classifier, data: Data) -> 
 
     def found(rows: list[int]) -> dict[str, Any]:
         measure = measurement(model, *ASKED, "mask:iterations=2")
-        return dict(measure.quality(batch.x[rows], batch.ids[rows], pred[rows]))
+        return dict(measure.measure_worth(batch.x[rows], batch.ids[rows], pred[rows]))
 
     whole = found([*range(7)])
     parts = [found(rows) for rows in ([0, 1, 2], [3], [4, 5, 6])]
@@ -258,7 +258,7 @@ def test_maps_made_for_one_network_alone_are_not_held_against_another(
     monkeypatch.setitem(INTERPRETERS._functions, "cam", only)
     batch = data.batch(range(3))
 
-    found = measurement(model, "cam").quality(batch.x, batch.ids, batch.y.numpy())
+    found = measurement(model, "cam").measure_worth(batch.x, batch.ids, batch.y.numpy())
 
     assert np.isfinite(found["insertion:cam"]).all()
     assert np.isnan(found["forgotten:cam"]).all()
@@ -275,7 +275,7 @@ def test_a_map_that_is_not_finite_is_like_no_other(
     monkeypatch.setitem(INTERPRETERS._functions, "cam", broken)
     batch = data.batch(range(3))
 
-    found = measurement(model, "cam").quality(batch.x, batch.ids, batch.y.numpy())
+    found = measurement(model, "cam").measure_worth(batch.x, batch.ids, batch.y.numpy())
 
     assert np.isnan(found["forgotten:cam"]).tolist() == [True, False, False]
 
@@ -295,7 +295,7 @@ def test_benign_maps_are_made_once(
 
     monkeypatch.setattr(Interpreter, "compute_maps", counted)
     measure, cramped = measurement(model, "cam"), measurement(model, "cam")
-    cramped._room = 0
+    cramped.benign.room = 0
 
     first, second, third = (measured(m, x, x_adv) for m in (measure, measure, cramped))
 
