@@ -102,8 +102,8 @@ class Measurement:
             Arrays ``(n,)`` by `name_columns`: mean absolute difference of the two maps and
             intersection over union of their highest cells; the former under noise of the same l2
             size, and between two seeds without any change; share of the squared change on edges,
-            and of the pixels that are on edges. And for pictures the maps themselves ``(n, h', w')``, as
-            ``benign:NAME`` and ``changed:NAME``.
+            and of the pixels that are on edges. And for pictures the maps themselves
+            ``(n, h', w')``, as ``benign:NAME`` and ``changed:NAME``.
         """
         seeds = sample_seeds(self.seed, ids ^ CHANGED)
         z = add_equal_noise_in_box(x_adv, x, sample_seeds(self.seed, ids ^ NOISE))
