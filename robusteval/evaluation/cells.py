@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,55 @@ from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.map_changes import QUALITY, Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import block_size
+from robusteval.models.classifier import Classifier, block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Outcome, Picture
+
+
+class Shrinking:
+    """What is done where memory runs out: the networks are called with fewer images at a time."""
+
+    def __init__(self, models: Sequence[Classifier]) -> None:
+        self.models = models
+        self.notes: list[str] = []
+
+    def shrink_blocks(self, half: int) -> None:
+        """Let no network be called with more than so many images at a time.
+
+        This can change a logit's last digits, so it is noted.
+        """
+        large = [model for model in self.models if half < (model.block or half + 1)]
+        for model in large:
+            model.block = half
+        if large:
+            self.notes.append(
+                f"memory ran out: the network was called with {half} images at a time"
+            )
+
+
+class BatchSizes(NamedTuple):
+    """How many images are worked on at a time."""
+
+    natural: int  # by their size and the device
+    asked: int | None  # by the user
+
+    @property
+    def usual(self) -> int:
+        """What was asked for, or the natural size."""
+        return self.asked or self.natural
+
+    def choose_size(self, attack: Attack) -> int:
+        """Choose the size for an attack: less of images that take seconds each.
+
+        So progress is seen. For foreign attacks batches are part of the result and never the
+        user's choice.
+        """
+        if attack.foreign:
+            return self.natural
+        slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
+        return self.natural // 4 if slow and self.asked is None else self.usual
 
 
 class Cells:
@@ -52,39 +96,18 @@ class Cells:
         self.store = store
         self.targets = targets
         self.batches = batches
-        batches.shrink = self.shrink_blocks
+        self.shrinking = Shrinking([target.model for target in targets])
+        batches.shrink = self.shrinking.shrink_blocks
         values = int(np.prod(plan.data.shape))
-        # several blocks, so that padding is little when most images of a batch are finished; for
-        # foreign attacks batches are part of the result and never the user's choice
-        self.natural = 4 * block_size(values, plan.classifier.device)
-        self.asked, self.batch_size = batch_size, batch_size or self.natural
+        # several blocks, so that padding is little when most images of a batch are finished
+        self.sizes = BatchSizes(4 * block_size(values, plan.classifier.device), batch_size)
         self.keys: list[str] = []  # of the cells that were finished or found, in their order
-        self.notes: list[str] = []  # on the attack that is under way
-
-    def shrink_blocks(self, half: int) -> None:
-        """Let no network be called with more than so many images at a time.
-
-        This can change a logit's last digits, so it is noted.
-        """
-        models = [target.model for target in self.targets]
-        large = [model for model in models if half < (model.block or half + 1)]
-        for model in large:
-            model.block = half
-        if large:
-            self.notes.append(
-                f"memory ran out: the network was called with {half} images at a time"
-            )
-
-    def basis(self) -> dict[str, Any]:
-        """What every cell's numbers depend on."""
-        names = ("model", "data", "samples", "seed", "versions", "device")
-        return {name: self.plan.config[name] for name in names}
 
     def compute_clean(self, target: Target) -> None:
         """Fill in `target.clean`: every image as it is."""
         plan, defended = self.plan, target.defended
         entry = {"role": "clean"} if defended is None else defended.to_record()
-        key = digest({"role": entry["role"], "basis": self.basis(), **target.key_facts})
+        key = digest({"role": entry["role"], "basis": select_basis(plan), **target.key_facts})
         columns = self.store.find_cell(key)
         if columns is None:
             known = self.targets[0].clean
@@ -92,7 +115,7 @@ class Cells:
             columns = self.batches.map(
                 f"Clean accuracy{target.suffix}",
                 key,
-                self._batches(rows, self.batch_size),
+                self._split(rows, self.sizes.usual),
                 partial(measure_clean, plan, target, known),
             )
             self.store.save_cell(key, columns, entry)
@@ -102,7 +125,7 @@ class Cells:
     def compute_quality(self, measurement: Measurement) -> Columns:
         """What maps of the first images that were right are worth, nan for the others."""
         facts = {"role": "quality", "maps": self.plan.config["maps"], "images": QUALITY}
-        key = digest({**facts, "basis": self.basis()})
+        key = digest({**facts, "basis": select_basis(self.plan)})
         columns = self.store.find_cell(key)
         if columns is None:
             clean = self.targets[0].clean
@@ -111,7 +134,7 @@ class Cells:
             found = self.batches.map(
                 "What the maps are worth",
                 key,
-                self._batches(rows, self.batch_size),
+                self._split(rows, self.sizes.usual),
                 partial(measure_quality, self.plan, measurement, clean),
             )
             columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
@@ -133,7 +156,7 @@ class Cells:
         plain = target.defense is None and shown
         defended = [each for each in self.targets[1:] if plain and each not in without]
         measurement = target.measurement if shown else None
-        keys = self._keys_of(attack, target, defended, measurement)
+        keys = hash_attack(self.plan, attack, target, defended, maps=measurement is not None)
         stored = [outcome for key in keys if (outcome := self.store.find_outcome(key)) is not None]
         if len(stored) == len(keys):
             self.keys += keys
@@ -143,7 +166,7 @@ class Cells:
         rows = rows if shown else rows[:PROBED]
         maps = measurement.name_columns() if measurement is not None else ()
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
-        self.notes = []
+        self.shrinking.notes = []
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
         outcomes = []
         for i, (key, each) in enumerate(zip(keys, (target, *defended), strict=True)):
@@ -156,7 +179,7 @@ class Cells:
                     each.clean, positions, rows, found[i], maps if i == 0 else ()
                 ),
                 role=attack.role,
-                notes=tuple(dict.fromkeys(self.notes)) if i == 0 else (),
+                notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
                 resolved=attack.resolved,
                 defense=each.spec,
                 adaptive=i == 0,
@@ -168,26 +191,6 @@ class Cells:
             outcomes.append(outcome)
         self.keys += keys
         return outcomes
-
-    def _keys_of(
-        self,
-        attack: Attack,
-        target: Target,
-        defended: Sequence[Target],
-        measurement: Measurement | None,
-    ) -> list[str]:
-        """Hash what the numbers of each cell of an attack depend on."""
-        facts = {
-            "role": attack.role,
-            "attack": attack.spec.name,
-            "resolved": attack.resolved,
-            "basis": self.basis(),
-            **target.key_facts,
-        }
-        if measurement is not None:
-            facts["maps"] = self.plan.config["maps"]
-        key = digest(facts)
-        return [key, *(digest({"oblivious": key, **each.key_facts}) for each in defended)]
 
     def _attack_rows(
         self,
@@ -207,29 +210,46 @@ class Cells:
 
         title = str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}"
         work = AttackedColumns(
-            self.plan, attack, target, defended, measurement, gallery, self.shrink_blocks
+            self.plan, attack, target, defended, measurement, gallery, self.batches.shrink
         )
         return self.batches.map_cells(
             f"{title}{target.suffix}",
             keys,
-            self._batches(rows, self._batch_size_for(attack)),
+            self._split(rows, self.sizes.choose_size(attack)),
             work.measure,
             whole=attack.foreign,
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,
         )
 
-    def _batch_size_for(self, attack: Attack) -> int:
-        """Images at a time: less of those that take seconds each, so that progress is seen."""
-        if attack.foreign:
-            return self.natural
-        slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
-        return self.natural // 4 if slow and self.asked is None else self.batch_size
-
-    def _batches(self, rows: Positions, size: int) -> list[Positions]:
+    def _split(self, rows: Positions, size: int) -> list[Positions]:
         """Split rows by content id, where that is known, so that no order of images matters."""
         ids = self.targets[0].clean.get("id", np.arange(len(self.plan.index)))
         return batch_by_id(rows, ids, size)
+
+
+def select_basis(plan: Plan) -> dict[str, Any]:
+    """Select what every cell's numbers depend on."""
+    names = ("model", "data", "samples", "seed", "versions", "device")
+    return {name: plan.config[name] for name in names}
+
+
+def hash_attack(
+    plan: Plan, attack: Attack, target: Target, defended: Sequence[Target], *, maps: bool
+) -> list[str]:
+    """Hash what the numbers of an attack's cells depend on: a key for the target, one for each
+    of `defended`; `maps` says whether these are measured."""
+    facts = {
+        "role": attack.role,
+        "attack": attack.spec.name,
+        "resolved": attack.resolved,
+        "basis": select_basis(plan),
+        **target.key_facts,
+    }
+    if maps:
+        facts["maps"] = plan.config["maps"]
+    key = digest(facts)
+    return [key, *(digest({"oblivious": key, **each.key_facts}) for each in defended)]
 
 
 def place_columns(

@@ -204,6 +204,8 @@ def check_defenses(ready: Sequence[Defense], data: Data, index: Positions) -> No
             f"two defenses go by the same name ({', '.join(names)}): name each once, and give files"
             " of the same name in two folders other names"
         )
+    if len({digest(defense.identity) for defense in ready}) < len(ready):
+        raise UsageError(f"the same defense is asked for twice: {', '.join(names)}")
     for defense in ready:
         check_images(data, index, defense.model)
 

@@ -41,6 +41,8 @@ class Target:
         None: the classifier as it is.
     measurement : Measurement, optional
         Measures the maps of the model, where that was asked for and it can have them.
+    detector : Detector, optional
+        Watches the model, which then answers like the undefended one.
     clean : Columns
         The images of the run as the model sees them, ``(n,)`` each; empty until it has seen them.
     """
@@ -48,12 +50,8 @@ class Target:
     model: Classifier
     defense: Defense | None = None
     measurement: Measurement | None = None
+    detector: Detector | None = None
     clean: Columns = field(default_factory=dict)
-
-    @property
-    def detector(self) -> Detector | None:
-        """What watches the model, which then answers like the undefended one."""
-        return None if self.defense is None else self.defense.detector
 
     @property
     def key_facts(self) -> dict[str, Any]:
@@ -101,17 +99,11 @@ class Target:
 
 def list_targets(plan: Plan) -> list[Target]:
     """List what a plan attacks: the classifier as it is, then behind each defense."""
-    return [
-        Target(plan.classifier, measurement=build_measurement(plan, plan.classifier)),
-        *(
-            Target(
-                each.model,
-                each,
-                build_measurement(plan, each.model) if each.detector is None else None,
-            )
-            for each in plan.defenses
-        ),
-    ]
+    targets = [Target(plan.classifier, measurement=build_measurement(plan, plan.classifier))]
+    for each in plan.defenses:
+        measurement = build_measurement(plan, each.model) if each.detector is None else None
+        targets.append(Target(each.model, each, measurement, each.detector))
+    return targets
 
 
 def build_measurement(plan: Plan, model: Classifier) -> Measurement | None:

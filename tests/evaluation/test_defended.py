@@ -45,7 +45,7 @@ def hardened(other_bands: Bands) -> Defense:
     return shield(other_bands, "other")
 
 
-def shield(network: Bands, name: str) -> Defense:
+def shield(network: Bands, name: str) -> ReadyDefense:
     """A network as a defense of this name."""
     model = Classifier(network, mean=(0.5,), std=(0.25,), num_classes=3).eval()
     return ReadyDefense(Spec(name, {}), model, {"is": name})
@@ -394,3 +394,13 @@ def test_anything_of_the_form_is_a_defense(bands: Classifier, data: Data, npz: P
     ]
     same = {str(outcome.defense): outcome.columns["pred_adv"] for outcome in run.outcomes}
     np.testing.assert_array_equal(same["None"], same["mine"])
+
+
+def test_the_same_defense_under_two_names_is_refused(
+    bands: Classifier, data: Data, other_bands: Bands
+) -> None:
+    """As where one spells out a default: its cells could not be told apart."""
+    one, other = (replace(shield(other_bands, name), identity={"is": "it"}) for name in "ab")
+
+    with pytest.raises(UsageError, match="the same defense is asked for twice: a, b"):
+        evaluate(bands, data, [NOISE], defenses=[one, other])
