@@ -26,7 +26,7 @@ from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
 
-from robusteval.reports import ci, compare
+from robusteval.reports import ci, compare, comparison, comparison_layout
 from robusteval.reports.formatting import name_file
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
 from robusteval.runs.folder import Store, load_run
@@ -132,11 +132,11 @@ def turned(outcome: Outcome) -> Outcome:
     return replace(outcome, columns={**c, "pred_adv": made})
 
 
-def compared(run: Run) -> compare.Comparison:
+def compared(run: Run) -> comparison.ComparisonRecord:
     """The run beside another, with one attack more in each."""
     before = replace(run, status="complete", outcomes=run.outcomes[:-1])
     after = replace(run, status="complete", outcomes=tuple(map(turned, run.outcomes[1:])))
-    return compare.compare(before, after)
+    return comparison.build_comparison(compare.compare(before, after))
 
 
 def on_terminal(print_it: Callable[[Console], None], width: int = 5_000) -> str:
@@ -396,7 +396,7 @@ FORMATS = {
     ),
     "compared on a terminal": Format(
         lambda run, _: on_terminal(
-            lambda console: compare.print_comparison(compared(run), console)
+            lambda console: comparison_layout.print_comparison(compared(run), console)
         ),
         read_terminal,
         lambda text: None,
@@ -404,14 +404,14 @@ FORMATS = {
         cuts=True,
     ),
     "compared in markdown": Format(
-        lambda run, _: compare.to_markdown(compared(run)),
+        lambda run, _: comparison_layout.render_comparison_markdown(compared(run)),
         read_markdown,
         lambda text: opened(rendered(text))[1],
         COMPARED,
         cuts=True,
     ),
     "compared in json": Format(
-        lambda run, _: compare.to_json(compared(run)),
+        lambda run, _: comparison.render_comparison_json(compared(run)),
         read_json,
         shape_of_json,
         COMPARED - {"class"},
@@ -530,4 +530,6 @@ def test_a_narrow_terminal_is_not_steered_either(kind: str, run_with: Callable[[
     run, check = run_with(HOSTILE[kind]), gates(HOSTILE[kind])
 
     read_terminal(on_terminal(lambda console: print_run(run, console, check), 80))
-    read_terminal(on_terminal(lambda console: compare.print_comparison(compared(run), console), 80))
+    read_terminal(
+        on_terminal(lambda console: comparison_layout.print_comparison(compared(run), console), 80)
+    )

@@ -21,6 +21,7 @@ LIGHT = (
     "testing",
     "runs.cache_folder",
     "runs.detector_record",
+    "runs.explanation_record",
     "runs.folder",
     "runs.metrics",
     "runs.plain",

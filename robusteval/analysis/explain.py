@@ -49,6 +49,7 @@ from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
+from robusteval.runs.explanation_record import ExplainedPanel
 from robusteval.runs.types import Spec
 from robusteval.search.balls import distances
 from robusteval.search.descent import prune
@@ -68,28 +69,12 @@ SPARSE = 0.1  # share of places up to which changes are looked at one by one
 Values = np.ndarray[Any, Any]
 
 
-class Panel(NamedTuple):
-    """One explained image as arrays; the maps share one scale."""
-
-    position: int  # in the data set
-    label: int
-    predicted: int
-    clean: Values  # (h, w, c) in [0, 1]
-    adversarial: Values  # (h, w, c) in [0, 1]
-    regions: Values  # (h, w) region of each pixel
-    kinds: Values  # (m,) index into promotion.KINDS
-    strength: Values  # (m,) what the region does for the attacker, in logits
-    interpreter: str  # whose maps they are; empty where the network has none
-    maps: dict[str, Values]  # "clean, label" -> (h, w)
-    portrait: dict[str, Values]  # Grad-CAM (h, w) and Guided Grad-CAM (h, w, c) before and after
-
-
 @dataclass(frozen=True)
 class Explanation:
     """What was measured, and what can be shown."""
 
     record: dict[str, Any]  # JSON-able, but for nan
-    panels: tuple[Panel, ...]
+    panels: tuple[ExplainedPanel, ...]
 
 
 class Case(NamedTuple):
@@ -569,14 +554,14 @@ def panel_of(
     maps: dict[str, dict[str, Tensor]],
     portraits: dict[str, Tensor],
     row: int,
-) -> Panel:
+) -> ExplainedPanel:
     """One image for a picture; maps on the scale of the largest among the four."""
     shown: dict[str, Values] = {}
     name = ""
     for name, views in maps.items():  # the last is shown
         largest = max(float(view[row].abs().max()) for view in views.values()) or 1.0
         shown = {name: (view[row, 0] / largest).cpu().numpy() for name, view in views.items()}
-    return Panel(
+    return ExplainedPanel(
         position=int(case.positions[row]),
         label=int(case.y[row]),
         predicted=int(case.made[row]),

@@ -10,6 +10,7 @@ import click
 from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import parse
+from robusteval.runs.explanation_record import read_explanation
 from robusteval.runs.storage import write_atomically
 
 from .running import data_options, device_option, model_options, spell_command
@@ -135,23 +136,23 @@ def explain(
             concepts=None if concepts is None else open_concepts(concepts, shape),
             progress=session.progress,
         )
-    found.record["provenance"]["command"] = spell_command()
+    from robusteval.reports.explanation import print_explanation, render_explanation_json
+    from robusteval.reports.explanation_picture import render_explained_image
 
-    from robusteval.reports.explanation import print_explanation, to_json, to_png
-
+    record = read_explanation(found.record, spell_command())
     if out is not None:
-        for panel, image in zip(found.panels, found.record["images"], strict=True):
-            picture = to_png(panel, found.record, image)
+        for panel, image in zip(found.panels, record.images, strict=True):
+            picture = render_explained_image(panel, record.attack, image)
             write_atomically(out / f"image-{panel.position:06d}.png", picture)
-        write_atomically(out / "explanation.json", to_json(found.record).encode())
+        write_atomically(out / "explanation.json", render_explanation_json(record).encode())
     if form == "json":
-        emit(to_json(found.record))
+        emit(render_explanation_json(record))
         return
     from rich.console import Console
 
     console = Console()
     with writing_stdout(), console.capture() as page:
-        print_explanation(found.record, console)
+        print_explanation(record, console)
         if out is not None:
             console.print()
             console.print(

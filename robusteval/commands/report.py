@@ -135,18 +135,20 @@ def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force:
     form = form_of(form, out, COMPARED)
     check_free(out, force)
     from robusteval.reports import compare as comparing
+    from robusteval.reports.comparison import build_comparison, render_comparison_json
+    from robusteval.reports.comparison_layout import print_comparison, render_comparison_markdown
 
-    found = comparing.compare(load_run(run_a), load_run(run_b))
+    record = build_comparison(comparing.compare(load_run(run_a), load_run(run_b)))
     if form == "json":
-        text = comparing.to_json(found) + "\n"
+        text = render_comparison_json(record) + "\n"
     elif form == "markdown":
-        text = comparing.to_markdown(found)
+        text = render_comparison_markdown(record)
     else:
         from robusteval.reports.rendering import render_console
 
         text = ""
         with writing_stdout():
             text = render_console(
-                lambda console: comparing.print_comparison(found, console), page=out is not None
+                lambda console: print_comparison(record, console), page=out is not None
             )
     deliver(text, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from robusteval.datasets.concepts import Generated
 from robusteval.datasets.sources import Data, open_data
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.models.classifier import Classifier
-from robusteval.reports.explanation import print_explanation, to_json, to_png, verdict
+from robusteval.reports.explanation import (
+    print_explanation,
+    render_explanation_json,
+    write_explanation_verdict,
+)
+from robusteval.reports.explanation_picture import render_explained_image
+from robusteval.runs.explanation_record import read_explanation
 
 FEW = Generated((3, 12, 12), count=12)
 
@@ -41,7 +48,7 @@ def found(bands: Classifier, data: Data) -> Explanation:
 def shown(record: dict[str, Any], width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, no_color=True)
     with console.capture() as page:
-        print_explanation(record, console)
+        print_explanation(read_explanation(record), console)
     return page.get()
 
 
@@ -85,11 +92,10 @@ def test_the_result_is_the_same_every_time(bands: Classifier, data: Data) -> Non
     records = []
     for _ in range(2):
         record = explain(bands, data, "noise:eps=.4", samples=4, concepts=FEW).record
-        record["provenance"].pop("seconds")
-        record["provenance"].pop("created")
+        record["provenance"] |= {"seconds": 0.0, "created": ""}
         for way in record["refinement"]:
-            way.pop("seconds")
-        records.append(to_json(record))
+            way["seconds"] = 0.0
+        records.append(render_explanation_json(read_explanation(record)))
 
     assert records[0] == records[1]
 
@@ -101,8 +107,11 @@ def test_an_attack_that_fools_nothing_leaves_nothing_to_explain(
 
     assert record["samples"]["fooled"] == 0
     assert record["units"] is None
-    assert verdict(record).endswith("There is nothing to explain.")
-    assert json.loads(to_json(record))["regions"]["types"]["promotion"]["value"] is None
+    typed = read_explanation(record)
+    assert write_explanation_verdict(typed).endswith("There is nothing to explain.")
+    assert (
+        json.loads(render_explanation_json(typed))["regions"]["types"]["promotion"]["value"] is None
+    )
     assert "nothing to explain" in shown(record)
 
 
@@ -200,7 +209,7 @@ def test_the_summary_fits_and_holds_the_figures(found: Explanation, width: int) 
 
 
 def test_json_is_ascii_and_finite(found: Explanation) -> None:
-    text = to_json(found.record)
+    text = render_explanation_json(read_explanation(found.record))
 
     assert text.isascii()
     record = json.loads(text, parse_constant=pytest.fail)
@@ -209,19 +218,19 @@ def test_json_is_ascii_and_finite(found: Explanation) -> None:
 
 def test_pictures_show_everything_and_survive_strange_names(found: Explanation) -> None:
     """Dollar signs are no formulas; the same picture, the same bytes."""
-    image = {
-        **found.record["images"][0],
-        "label_name": "$x^2",
-        "predicted_name": "\x1b[31m漢字" * 9,
-    }
+    record = read_explanation(found.record)
+    image = replace(record.images[0], label_name="$x^2", predicted_name="\x1b[31m漢字" * 9)
 
-    first, second = (to_png(found.panels[0], found.record, image) for _ in range(2))
+    first, second = (
+        render_explained_image(found.panels[0], record.attack, image) for _ in range(2)
+    )
 
     assert first == second
     picture = Image.open(io.BytesIO(first))
     assert picture.size[0] > 900
     without = found.panels[0]._replace(maps={}, portrait={})
-    assert Image.open(io.BytesIO(to_png(without, found.record, image))).size[1] < picture.size[1]
+    lower = Image.open(io.BytesIO(render_explained_image(without, record.attack, image)))
+    assert lower.size[1] < picture.size[1]
 
 
 def ran(*words: str) -> Result:

@@ -16,16 +16,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
-from robusteval.reports.compare import (
-    FLAGGED,
-    Comparison,
-    Pair,
-    as_dict,
-    compare,
-    print_comparison,
-    to_json,
-    to_markdown,
-)
+from robusteval.reports.compare import FLAGGED, Comparison, Pair, compare
+from robusteval.reports.comparison import build_comparison, render_comparison_json
+from robusteval.reports.comparison_layout import print_comparison, render_comparison_markdown
 from robusteval.runs import metrics, statistics
 from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run, Spec, Threat
 
@@ -40,7 +33,7 @@ SQUARE = Spec("square", {"eps": 8 / 255})
 def printed(comparison: Comparison, width: int = 80) -> str:
     """What the terminal shows without a terminal."""
     console = Console(file=io.StringIO(), width=width)
-    print_comparison(comparison, console)
+    print_comparison(build_comparison(comparison), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -105,7 +98,7 @@ def test_nothing_changed_where_nothing_did(before: Run) -> None:
     assert all(pair.before == pair.after and pair.difference == 0 for pair in comparison.pairs)
     assert comparison.unpaired == ()
     assert comparison.remarks == ("The weights are the same (by SHA-256).",)
-    assert as_dict(comparison)["verdict"] == (
+    assert build_comparison(comparison).verdict == (
         "Nothing changed: no image flipped in 4 comparisons over 500 images."
     )
 
@@ -115,7 +108,7 @@ def test_a_change_that_may_be_chance_is_called_that(
 ) -> None:
     runs = [make_run(make_outcome(N < 200 + k)) for k in (0, 3)]
 
-    assert as_dict(compare(*runs))["verdict"] == (
+    assert build_comparison(compare(*runs)).verdict == (
         "No change beyond chance in 2 comparisons over 500 images; the largest is"
         " pgd:eps=8/255,steps=20 at linf eps 8/255 (0.0314), -0.6 points (-1.7 to +0.2)."
     )
@@ -132,8 +125,8 @@ def test_the_interval_is_that_of_pairs_and_holds_the_difference(before: Run, aft
     pair = named(compare(before, after))["attack", "pgd:eps=8/255,steps=20"]
 
     low, high = statistics.Pairs(30, 5, 500).interval
-    assert pair.interval == (-high, -low)
-    assert pair.interval.low < -0.05 < pair.interval.high < 0
+    assert pair.difference_interval == (-high, -low)
+    assert pair.difference_interval.low < -0.05 < pair.difference_interval.high < 0
 
 
 def test_holm_corrects_for_all_pairs(before: Run, after: Run) -> None:
@@ -329,7 +322,9 @@ def test_what_only_one_run_did_is_named_with_its_nearest(
     )
     assert [pair.kind for pair in comparison.pairs] == ["clean", "attack"]
     assert "Only after: noise; nothing like it before." in flat(printed(comparison))
-    assert "Only after: noise; nothing like it before." in to_markdown(comparison)
+    assert "Only after: noise; nothing like it before." in render_comparison_markdown(
+        build_comparison(comparison)
+    )
 
 
 def test_what_differs_without_forbidding_it_is_remarked(before: Run) -> None:
@@ -354,7 +349,7 @@ def test_doubts_come_before_the_numbers(before: Run) -> None:
     weak = replace(before, findings=(Finding("zero-gradient", True, "Zero."),))
     misfed = replace(before, findings=(Finding("guessing", True, "Guesses."),))
 
-    verdict = as_dict(compare(weak, misfed))["verdict"]
+    verdict = build_comparison(compare(weak, misfed)).verdict
 
     assert verdict.startswith(
         "The evaluation before is weak (1 grave finding): its numbers are upper bounds. Not to be"
@@ -365,19 +360,19 @@ def test_doubts_come_before_the_numbers(before: Run) -> None:
 def test_the_verdict_says_what_changed_most(before: Run, after: Run) -> None:
     comparison = compare(before, after)
 
-    said = as_dict(comparison)["verdict"]
+    said = build_comparison(comparison).verdict
     assert said == (
         "Changed beyond chance: 1 of 4 comparisons over 500 images (1 fell); the largest is"
         " pgd:eps=8/255,steps=20 at linf eps 8/255 (0.0314), -5.0 points (-7.6 to -2.9)."
     )
     assert flat(printed(comparison)).startswith(said)
-    assert to_markdown(comparison).startswith(f"**{said}**\n")
+    assert render_comparison_markdown(build_comparison(comparison)).startswith(f"**{said}**\n")
 
 
 def test_the_record_has_every_number_and_every_image(before: Run, after: Run) -> None:
     comparison = compare(before, after)
 
-    record = json.loads(to_json(comparison))
+    record = json.loads(render_comparison_json(build_comparison(comparison)))
 
     assert record["images"] == 500
     assert (record["before"]["name"], record["after"]["name"]) == ("one", "two")
@@ -385,11 +380,11 @@ def test_the_record_has_every_number_and_every_image(before: Run, after: Run) ->
         assert (row["before"]["k"], row["after"]["k"]) == (pair.before.k, pair.after.k)
         assert (row["before"]["low"], row["before"]["high"]) == pair.before.interval
         assert (row["lost"], row["gained"]) == (pair.change.lost, pair.change.gained)
-        assert (row["low"], row["high"]) == pair.interval
+        assert (row["low"], row["high"]) == pair.difference_interval
         assert (row["p"], row["p_holm"]) == (pair.p, pair.p_holm)
         keys = ("id", "index", "label", "before", "after", "lost")
         assert row["flipped"] == [dict(zip(keys, flip, strict=True)) for flip in pair.flips]
-    assert "runs/" not in to_json(comparison)
+    assert "runs/" not in render_comparison_json(build_comparison(comparison))
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -406,7 +401,10 @@ def test_the_terminal_shows_every_number(width: int, before: Run, after: Run) ->
 def test_at_most_twenty_images_are_listed(before: Run, after: Run) -> None:
     comparison = compare(before, after)
 
-    for text in (flat(printed(comparison)), to_markdown(comparison)):
+    for text in (
+        flat(printed(comparison)),
+        render_comparison_markdown(build_comparison(comparison)),
+    ):
         assert len(re.findall("- (?:lost|gained): image", text)) == 20
         assert "and 15 more images: all are in the JSON form" in text
     assert printed(comparison).count("- lost: image 200 (80000000000000c8), class 0: 0") == 1
@@ -436,7 +434,11 @@ def test_classes_have_their_names(make_outcome: MakeOutcome, make_run: MakeRun) 
 
 
 def test_the_markdown_tables_are_tables(before: Run, after: Run) -> None:
-    page = MarkdownIt("commonmark").enable("table").render(to_markdown(compare(before, after)))
+    page = (
+        MarkdownIt("commonmark")
+        .enable("table")
+        .render(render_comparison_markdown(build_comparison(compare(before, after))))
+    )
 
     assert page.count("<table>") == 1
     assert page.count("<td>") + page.count('<td style="text-align:left">') >= 6

@@ -1,0 +1,255 @@
+"""What `robusteval explain` has measured: the one record of its report.
+
+``explanation.json`` is this record, key by key. Numbers that do not exist, such as the mean of
+nothing, are nan here and null there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .plain import from_plain
+
+Values = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class MeanOfImages:
+    """A mean over `n` images with its 95 % interval, the images resampled."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ExplainedThreat:
+    """What the attacker may do; `eps` in units of the [0, 1] pixel range."""
+
+    norm: str
+    eps: float | None
+    targeted: bool
+
+
+@dataclass(frozen=True)
+class ExplainedSamples:
+    """Images that were asked for, attacked, and fooled."""
+
+    asked: int
+    attacked: int
+    fooled: int
+
+
+@dataclass(frozen=True)
+class SizeCorrelations:
+    """Whether the size of a change tells its effect."""
+
+    pearson: MeanOfImages
+    kendall: MeanOfImages
+
+
+@dataclass(frozen=True)
+class RegionResidual:
+    """How far scores of single regions miss the whole effect, as a share of it; medians."""
+
+    suppression: float
+    promotion: float
+
+
+@dataclass(frozen=True)
+class RegionFigures:
+    """What kinds of regions there are."""
+
+    count: int
+    types: dict[str, MeanOfImages]  # shares by type of region
+    with_size: SizeCorrelations
+    with_gradient_mode: MeanOfImages  # Spearman, of effects and their first-order estimate
+    residual: RegionResidual
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """`k` of `n` images."""
+
+    k: int
+    n: int
+
+
+@dataclass(frozen=True)
+class FocusFigures:
+    """How much of the perturbations lies where one map of one image is highest."""
+
+    map: str
+    view: str
+    score: MeanOfImages
+    area: MeanOfImages
+    chance: MeanOfImages
+    elsewhere: MeanOfImages
+    shifted: MeanOfImages
+    focused: ImageCount  # above all three controls
+
+
+@dataclass(frozen=True)
+class PlaceFigures:
+    """Changed places in one kind of region."""
+
+    share: MeanOfImages
+    lift: MeanOfImages  # over chance
+
+
+@dataclass(frozen=True)
+class PlaceRoles:
+    """What changed places do, put back one by one; the last two in logits."""
+
+    obscuring: MeanOfImages
+    leading: MeanOfImages
+    fall: MeanOfImages
+    rise: MeanOfImages
+
+
+@dataclass(frozen=True)
+class SparseNoiseFigures:
+    """Whether sparse noise hides the true class or leads to another."""
+
+    top: float  # share of a map that counts as a region
+    places: dict[str, PlaceFigures]
+    roles: PlaceRoles
+
+
+@dataclass(frozen=True)
+class RefinementFigures:
+    """What one way of reducing the perturbations leaves: medians of sizes, and its cost."""
+
+    way: str
+    still_fooled: ImageCount
+    l0: float
+    l0_pixels: float
+    l1: float
+    l2: float
+    linf: float
+    forwards: float
+    backwards: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MovedUnit:
+    """A unit that the attack moves, and the concept that it matches best."""
+
+    unit: int
+    attack: float
+    noise: float  # moved by noise of equal norm
+    concept: str
+    category: str
+    overlap: float
+    matched: bool
+
+
+@dataclass(frozen=True)
+class UnitFigures:
+    """Whether units that are moved are units that stand for something."""
+
+    layer: str | None
+    concepts: str
+    probes: int
+    correlation: float
+    low: float
+    high: float
+    noise: float
+    matched: int
+    units: int
+    most_moved: tuple[MovedUnit, ...]
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """One image in figures; effects in logits, sizes of the perturbation by norm."""
+
+    index: int
+    id: str
+    label: int
+    label_name: str | None
+    predicted: int
+    predicted_name: str | None
+    fooled: bool
+    types: dict[str, int]  # regions by type
+    suppression: tuple[float, ...]  # region by region
+    promotion: tuple[float, ...]
+    residual: tuple[float, ...]
+    l0: float
+    l0_pixels: float
+    l1: float
+    l2: float
+    linf: float
+
+
+@dataclass(frozen=True)
+class ExplainedData:
+    """Where the images come from."""
+
+    name: str
+    total: int
+    shape: tuple[int, ...]  # of one image: channels, height, width
+
+
+@dataclass(frozen=True)
+class ExplanationSource:
+    """Where the numbers come from."""
+
+    model: dict[str, Any]
+    data: ExplainedData
+    environment: dict[str, Any]
+    resolved: dict[str, Any]  # parameters of the attack with all defaults
+    seed: int
+    side: int | None  # pixels along a region
+    layer: str | None
+    created: str
+    seconds: float
+    command: str | None
+
+
+@dataclass(frozen=True)
+class ExplanationRecord:
+    """Everything that is known of an attack on some images."""
+
+    schema: int
+    attack: str
+    threat: ExplainedThreat
+    samples: ExplainedSamples
+    regions: RegionFigures
+    focus: tuple[FocusFigures, ...]
+    noise: SparseNoiseFigures | None
+    refinement: tuple[RefinementFigures, ...]
+    units: UnitFigures | None
+    images: tuple[ExplainedImage, ...]
+    remarks: tuple[str, ...]
+    provenance: ExplanationSource
+
+
+class ExplainedPanel(NamedTuple):
+    """One explained image as arrays; the maps share one scale."""
+
+    position: int  # in the data set
+    label: int
+    predicted: int
+    clean: Values  # (h, w, c) in [0, 1]
+    adversarial: Values  # (h, w, c) in [0, 1]
+    regions: Values  # (h, w) region of each pixel
+    kinds: Values  # (m,) type of each region, as numbered by the analysis
+    strength: Values  # (m,) what the region does for the attacker, in logits
+    interpreter: str  # whose maps they are; empty where the network has none
+    maps: dict[str, Values]  # "clean, label" -> (h, w)
+    portrait: dict[str, Values]  # Grad-CAM (h, w) and Guided Grad-CAM (h, w, c) before and after
+
+
+def read_explanation(plain: dict[str, Any], command: str | None = None) -> ExplanationRecord:
+    """The record from the plain values of an analysis, and the command that asked for it.
+
+    ValueError with the path of the first key that does not fit.
+    """
+    source = {**plain["provenance"], "command": command}
+    return from_plain(ExplanationRecord, {**plain, "provenance": source})
