@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache

@@ -10,7 +10,7 @@ from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 
 from robusteval.art.to_art import AsSeen, checked_images
-from robusteval.datasets.sources import image_id
+from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.evaluation.batches import split_evenly
 from robusteval.models.classifier import Classifier, frozen

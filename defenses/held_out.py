@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robusteval.datasets.sources import Data, draw
+from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import UsageError
 from robusteval.models.classifier import frozen, predictions
 from robusteval.models.seeds import sample_seeds

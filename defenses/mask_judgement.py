@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from robusteval.datasets.sources import Data, from_arrays
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
 from robusteval.errors import RunError
 from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate

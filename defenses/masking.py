@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robusteval.datasets.sources import Batch, Data, draw
+from robusteval.datasets.dataset import Batch, Data, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Data, draw
+from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.batches import split_evenly
 from robusteval.models.admission import check_images, check_labels

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.perturbing import choose_goals
 from robusteval.evaluation.plan import Attack

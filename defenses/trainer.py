@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from robusteval.art.to_art import Array, AsSeen, checked_images, class_indices
-from robusteval.datasets.sources import from_arrays
+from robusteval.datasets.arrays import from_arrays
 
 from .training_loop import TrainingLoop
 from .training_settings import TrainingSettings

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.errors import RunError, UsageError
 from robusteval.models import checkpoint
 from robusteval.models.arithmetic import exact_arithmetic

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from robusteval.datasets.sources import Data, draw
+from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import Interrupted, RunError
 from robusteval.models.seeds import sample_seeds
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import observe_head
 from robusteval.models.architecture import build

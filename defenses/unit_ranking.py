@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Batch
+from robusteval.datasets.dataset import Batch
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.evaluation.batches import ResumableMap, split_rows
 from robusteval.evaluation.perturbing import choose_goals, perturb

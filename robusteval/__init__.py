@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__`
     from robusteval.analysis.explain import explain
     from robusteval.art.to_art import as_estimator
-    from robusteval.datasets.sources import from_arrays, open_data
+    from robusteval.datasets.arrays import from_arrays
+    from robusteval.datasets.sources import open_data
     from robusteval.evaluation.evaluate import evaluate
     from robusteval.models.checkpoint import load
     from robusteval.models.classifier import Classifier
@@ -48,7 +49,7 @@ _MODULES = {
     "as_estimator": "art.to_art",
     "evaluate": "evaluation.evaluate",
     "explain": "analysis.explain",
-    "from_arrays": "datasets.sources",
+    "from_arrays": "datasets.arrays",
     "load": "models.checkpoint",
     "load_run": "runs.folder",
     "open_data": "datasets.sources",

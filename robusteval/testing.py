@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
     from robusteval.reports.record import GateRow
 
     Array = np.ndarray[Any, Any] | Tensor
@@ -94,7 +94,8 @@ def opened(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
 
 def images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
     """Images and labels as the network takes them; UsageError if they are none."""
-    from robusteval.datasets.sources import Data, open_data
+    from robusteval.datasets.dataset import Data
+    from robusteval.datasets.sources import open_data
     from robusteval.models.classifier import Classifier
 
     if isinstance(data, Data):
@@ -118,7 +119,7 @@ def paired(x: Array, y: Array) -> Data:
     import numpy as np
     from torch import Tensor
 
-    from robusteval.datasets.sources import from_arrays
+    from robusteval.datasets.arrays import from_arrays
 
     pixels, labels = (
         part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from toys import Linear
 
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.models.classifier import Classifier
 from robusteval.testing import assert_robust, images

@@ -37,7 +37,7 @@ from robusteval.analysis.regions import (
 )
 from robusteval.analysis.sparse_noise import REGIONS, places, portrait, roles
 from robusteval.datasets.concepts import Concepts, Generated
-from robusteval.datasets.sources import Batch, Data, draw
+from robusteval.datasets.dataset import Batch, Data, draw
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack, prepare_attack

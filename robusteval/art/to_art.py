@@ -21,7 +21,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from robusteval.datasets.sources import image_id
+from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, frozen, predictions
 from robusteval.models.seeds import sample_seeds

@@ -24,7 +24,7 @@ from .session import Request, open_session
 from .shell import Command, Whole, emit, option
 
 if TYPE_CHECKING:
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
     from robusteval.defenses.mask_judgement import MaskJudgement
     from robusteval.defenses.masking import ChosenMasks
     from robusteval.reports.mask import MaskRecord

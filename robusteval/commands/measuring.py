@@ -10,7 +10,7 @@ from robusteval.errors import RobustevalError
 from robusteval.runs.types import format_value
 
 if TYPE_CHECKING:
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
 
 
 class Unseen(NamedTuple):

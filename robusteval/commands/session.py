@@ -13,7 +13,7 @@ from robusteval.errors import UsageError
 from .running import Stop, handle_stops, show_bars
 
 if TYPE_CHECKING:
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
     from robusteval.evaluation.work_cache import WorkCache
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars

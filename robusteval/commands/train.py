@@ -20,7 +20,7 @@ from .session import load_model, open_session
 from .shell import Command, Option, Whole, emit, option, read_factor, read_numbers, read_radius
 
 if TYPE_CHECKING:
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
     from robusteval.defenses.training import TrainingResult
     from robusteval.defenses.training_settings import TrainingSettings
     from robusteval.models.classifier import Classifier

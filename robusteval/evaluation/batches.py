@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from robusteval.datasets.sources import Positions
+from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.models.failures import is_out_of_memory
 from robusteval.progress import Progress, Silent

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval.datasets.sources import Positions
+from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import ResumableMap, batch_by_id
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Batch, Positions
+from robusteval.datasets.dataset import Batch, Positions
 from robusteval.errors import RobustevalError, RunError
 from robusteval.evaluation.batches import run_in_halves, sort_rows
 from robusteval.evaluation.gallery import Gallery, measure_hardness

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.batches import ResumableMap

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robusteval.datasets.sources import png_round_trip
+from robusteval.datasets.images import png_round_trip
 from robusteval.errors import RunError
 from robusteval.models.classifier import Classifier, predictions
 from robusteval.runs.metrics import find_right

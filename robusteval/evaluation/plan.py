@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Data, Positions, draw
+from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters

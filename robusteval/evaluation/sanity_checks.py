@@ -13,7 +13,7 @@ from robusteval.runs.types import Columns, Finding, Outcome, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robusteval.datasets.sources import Data
+    from robusteval.datasets.dataset import Data
     from robusteval.models.classifier import Classifier
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.datasets.sources import Data, draw
+from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.interpreters.meaningful_perturbation import LARGE, mix_images
 from robusteval.interpreters.resampling import blur

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Data, Positions
+from robusteval.datasets.dataset import Data, Positions
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error

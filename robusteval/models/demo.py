@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.datasets.sources import Batch, open_data
+from robusteval.datasets.dataset import Batch
+from robusteval.datasets.sources import open_data
 from robusteval.errors import RobustevalError, RunError, UsageError
 from robusteval.models import checkpoint, networks
 from robusteval.models.networks import digits_cnn

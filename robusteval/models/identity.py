@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robusteval.datasets.sources import Data, Positions
+from robusteval.datasets.dataset import Data, Positions
 from robusteval.models.classifier import MADE_FROM, Classifier, absorb, frozen
 from robusteval.models.failures import raise_as_run_error
 from robusteval.runs.storage import digest

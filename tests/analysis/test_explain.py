@@ -21,7 +21,8 @@ from toys import synthetic
 from robusteval.analysis.explain import Explanation, explain, mean_of
 from robusteval.cli import cli
 from robusteval.datasets.concepts import Generated
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.models.classifier import Classifier
 from robusteval.reports.explanation import (

@@ -32,7 +32,7 @@ from toys import Bands, asked, attackable, synthetic
 from robusteval.art.from_art import ArtFunction, art_attacks, from_art
 from robusteval.art.to_art import Array, ArtAttack, AsSeen, Float32Classifier, as_estimator
 from robusteval.attacks.pgd import FGSM, PGD
-from robusteval.datasets.sources import image_id
+from robusteval.datasets.dataset import image_id
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds

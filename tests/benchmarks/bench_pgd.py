@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from robusteval.art.to_art import as_estimator
 from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import read_numbers
-from robusteval.datasets.sources import draw, open_data
+from robusteval.datasets.dataset import draw
+from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.models.demo import demo

@@ -23,7 +23,8 @@ from scipy import stats
 from torch import Tensor, autograd
 
 from robusteval.commands.shell import read_numbers, read_radius
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.interpreters.cam import cam
 from robusteval.models.checkpoint import load

@@ -20,14 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from robusteval.datasets import sources as data
-from robusteval.datasets.sources import (
-    draw,
-    image_id,
-    list_kinds,
-    open_data,
-    png_round_trip,
-)
+from robusteval.datasets import checks, npz
+from robusteval.datasets.arrays import ArraySource
+from robusteval.datasets.dataset import Data, draw, image_id
+from robusteval.datasets.images import SUFFIXES, png_round_trip
+from robusteval.datasets.sources import list_kinds, open_data
+from robusteval.datasets.torchvision_sets import TORCHVISION
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.search.balls import quantise
 
@@ -187,9 +185,9 @@ def test_fingerprint_does_not_take_one_layout_or_type_for_another(tmp_path: Path
     assert open_data(wide).fingerprint([0]) != open_data(deep).fingerprint([0])
     bits = np.array([[[[1, 2, 3]]]], dtype=np.int32)
     sources = [
-        data.ArraySource("a", x, np.zeros(1, dtype=np.int64)) for x in (bits, bits.view(np.float32))
+        ArraySource("a", x, np.zeros(1, dtype=np.int64)) for x in (bits, bits.view(np.float32))
     ]
-    prints = [data.Data(source, (1, 1, 3)) for source in sources]
+    prints = [Data(source, (1, 1, 3)) for source in sources]
     assert prints[0].fingerprint([0]) != prints[1].fingerprint([0])
 
 
@@ -512,7 +510,7 @@ def test_missing_set_is_not_downloaded(
     def forbidden(self: object) -> NoReturn:
         raise AssertionError("a download was started")
 
-    monkeypatch.setattr(getattr(datasets, data.TORCHVISION[kind][0]), "download", forbidden)
+    monkeypatch.setattr(getattr(datasets, TORCHVISION[kind][0]), "download", forbidden)
     message = refusal(f"{kind}:{tmp_path}")
 
     assert str(tmp_path / place) in message
@@ -599,7 +597,7 @@ def test_folder_agrees_with_torchvision(folder: Path) -> None:
         np.testing.assert_array_equal(ours.source.image(k), expected)
 
 
-@pytest.mark.parametrize("suffix", sorted(data.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_listed_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     levels = np.full((6, 5), 128, dtype=np.uint8)
     save_image(tmp_path / "class" / f"a{suffix}", levels)
@@ -794,7 +792,7 @@ def at(value: float, dtype: type = np.float32) -> np.ndarray:
 def test_values_out_of_range_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: np.ndarray, said: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(data, "CHUNK", chunk)
+    monkeypatch.setattr(checks, "CHUNK", chunk)
 
     assert said in refusal(save_npz(tmp_path / "a.npz", x=x, y=range(4)))
 
@@ -898,7 +896,7 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 def test_archive_with_objects_is_refused_and_not_unpickled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(data, "MAX_IN_MEMORY", limit)
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", limit)
     mark = tmp_path / "mark"
     objects = np.array([Payload(mark)] * 2, dtype=object)
 
@@ -915,7 +913,7 @@ def test_bytes_posing_as_objects_are_not_mapped(
     with zipfile.ZipFile(spec, "w") as archive:
         archive.writestr("x.npy", entries["x.npy"].replace(b"'<f8'", b"'|O' "))
         archive.writestr("y.npy", entries["y.npy"])
-    monkeypatch.setattr(data, "MAX_IN_MEMORY", 0)
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 0)
 
     assert "it holds Python objects" in refusal(spec)
 
@@ -930,11 +928,11 @@ def test_large_arrays_are_mapped_and_leave_no_file(
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unpacked))
-    monkeypatch.setattr(data, "MAX_IN_MEMORY", 500)
-    monkeypatch.setattr(data, "CHUNK", 100)
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    monkeypatch.setattr(npz, "CHUNK", 100)
     large = open_data(spec)
 
-    assert isinstance(large.source, data.ArraySource)
+    assert isinstance(large.source, ArraySource)
     assert isinstance(large.source.images, np.memmap)
     assert list(unpacked.iterdir()) == []
     assert torch.equal(large.batch(range(9)).x, small.batch(range(9)).x)
@@ -950,7 +948,7 @@ def test_large_array_that_is_cut_short_is_refused(
     with zipfile.ZipFile(spec, "w") as archive:
         archive.writestr("x.npy", entries["x.npy"][:-1])
         archive.writestr("y.npy", entries["y.npy"])
-    monkeypatch.setattr(data, "MAX_IN_MEMORY", 500)
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
 
     assert "cannot be read" in refusal(spec)
 
@@ -960,7 +958,7 @@ def test_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     spec = save_npz(tmp_path / "a.npz", x=pixels(9, 6, 5, 3), y=range(9))
-    monkeypatch.setattr(data, "MAX_IN_MEMORY", 500)
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
     monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(RunError, match="TMPDIR"):
         open_data(spec)

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from toys import Bands, synthetic, trained
 
-from robusteval.datasets.sources import Data, from_arrays
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
 from robusteval.defenses import boosting, detector_fitting, image_variants, map_rows, splits
 from robusteval.defenses.boosting import choose_threshold
 from robusteval.defenses.detection import FittedDetector, fit_detector

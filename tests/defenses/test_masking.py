@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import Bands
 
-from robusteval.datasets.sources import Batch, Data, from_arrays
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Batch, Data
 from robusteval.defenses import mask_judgement, masking
 from robusteval.defenses.mask_judgement import BothAttacks, explain_mask_verdict, judge_masks
 from robusteval.defenses.masking import ChosenMasks, choose_masks, draw_random_masks, mask_lowest

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import Bands, synthetic
 
-from robusteval.datasets.sources import Data, from_arrays
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
 from robusteval.defenses.held_out import hold_out_images
 from robusteval.defenses.objectives import (
     NetworkOutput,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from robusteval.datasets.sources import Positions
+from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.evaluation import batches
 from robusteval.evaluation.batches import (

@@ -15,7 +15,8 @@ import torch
 from reportable import as_dict
 from toys import Bands, Watcher, trained
 
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation.defense import Defense, ReadyDefense, WithDetector
 from robusteval.evaluation.evaluate import evaluate, execute

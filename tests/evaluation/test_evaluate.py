@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from toys import Bands
 
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge

@@ -23,7 +23,8 @@ import robusteval.evaluation.cells as cells_module
 from robusteval.cli import cli
 from robusteval.commands.preset import read_preset
 from robusteval.commands.session import needs_rts
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.map_changes import (

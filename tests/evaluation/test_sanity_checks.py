@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from toys import Bands
 
-from robusteval.datasets.sources import Data, open_data
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier

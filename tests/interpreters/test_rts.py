@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, autograd, nn
 from toys import Bands
 
-from robusteval.datasets.sources import Data
+from robusteval.datasets.dataset import Data
 from robusteval.errors import RunError, UsageError
 from robusteval.interpreters import rts_training
 from robusteval.interpreters.rts import (

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusteval.datasets.sources import Data, from_arrays
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
 from robusteval.evaluation.defense import Detector, WithDetector
 from robusteval.models import checkpoint
 from robusteval.models.classifier import MADE_FROM, Classifier, absorb, derive_identity

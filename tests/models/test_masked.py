@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.datasets.sources import from_arrays
+from robusteval.datasets.arrays import from_arrays
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import cam, gradcam, observe_calls, observe_head
 from robusteval.models.checkpoint import contents, load, save

@@ -1,0 +1,233 @@
+"""Batches of labelled images with stable ids, whatever they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from robusteval.datasets.images import resize_image
+from robusteval.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Batch(NamedTuple):
+    """Images of one data set, in the order they were asked for.
+
+    Attributes
+    ----------
+    x : Tensor
+        Images, `(n, c, h, w)`, float32 in [0, 1], contiguous.
+    y : Tensor
+        Labels, `(n,)`, int64.
+    ids : ndarray
+        What `image_id` says of each image, `(n,)`, uint64.
+    index : ndarray
+        Positions in the data set, `(n,)`, int64.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides the method that every tuple has
+
+
+class Source(Protocol):
+    """What a kind of data must offer.
+
+    Attributes
+    ----------
+    name : str
+        What to call the data set.
+    class_names : tuple of str or None
+        Names in label order, where the data set has them.
+    labels : ndarray
+        `(n,)`, int64, known without decoding an image.
+    notes : tuple of str
+        Sentences about the data set that its user should read.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def where(self, index: int) -> str:
+        """Give what to call one image in a message."""
+        ...
+
+    def raw(self, index: int) -> bytes:
+        """Give the bytes that stand for one image in a fingerprint, undecoded."""
+        ...
+
+    def image(self, index: int) -> np.ndarray:
+        """Give one image, `(c, h, w)`, float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A source and how its images are brought to one shape.
+
+    Attributes
+    ----------
+    source : Source
+        Where the images come from.
+    shape : tuple of int
+        `(c, h, w)` of every image in a batch.
+    size : int or None
+        Side of the centre crop in pixels; None leaves images as stored.
+    resize : int or None
+        Length in pixels that the shorter side gets before the crop; None without a crop.
+    """
+
+    source: Source
+    shape: tuple[int, int, int]
+    size: int | None = None
+    resize: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def name(self) -> str:
+        """What to call the data set."""
+        return self.source.name
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names in label order, where the data set has them."""
+        return self.source.class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`(n,)`, int64."""
+        return self.source.labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the data set that its user should read."""
+        return self.source.notes
+
+    @property
+    def transform(self) -> str:
+        """How images are brought to one shape, in words."""
+        if self.size is None:
+            return "as stored"
+        kept = f"(unless already {self.size}x{self.size})"
+        return f"shorter side to {self.resize}, centre crop {self.size} {kept}"
+
+    def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
+        """Read the images at these positions.
+
+        Raises
+        ------
+        UsageError
+            A file cannot be decoded, or is not of the shape of the others.
+        """
+        import torch
+
+        positions = np.array(index, dtype=np.int64)
+        x = np.empty((len(positions), *self.shape), dtype=np.float32)
+        for row, position in enumerate(positions.tolist()):
+            x[row] = self._image(position)
+        ids = np.array([image_id(image) for image in x], dtype=np.uint64)
+        y = torch.from_numpy(self.labels[positions])
+        return Batch(torch.from_numpy(x), y, ids, positions)
+
+    def fingerprint(
+        self,
+        index: Sequence[int] | np.ndarray,
+        progress: Callable[[int], object] | None = None,
+    ) -> str:
+        """SHA-256, in hexadecimal, of these images and labels in this order.
+
+        It covers the undecoded bytes, the transform and the shape, so it says what was put in.
+        The ids of a batch say what came out of the decoder.
+
+        Parameters
+        ----------
+        index : sequence of int
+            Positions in the data set.
+        progress : callable, optional
+            Called with 1 after each image.
+        """
+        digest = hashlib.sha256(f"{self.transform} {self.shape}".encode())
+        positions = np.array(index, dtype=np.int64).tolist()
+        for position in positions:
+            raw = self.source.raw(position)
+            digest.update(struct.pack("<qq", len(raw), self.labels[position]))
+            digest.update(raw)
+            if progress is not None:
+                progress(1)
+        return digest.hexdigest()
+
+    def _image(self, position: int) -> np.ndarray:
+        image = self.source.image(position)
+        if self.size is not None and self.resize is not None:
+            image = resize_image(image, self.size, self.resize, self.source.where(position))
+        if image.shape != self.shape:
+            _, h, w = image.shape
+            raise UsageError(
+                f"{self.source.where(position)} is {w}x{h} pixels, the first image is "
+                f"{self.shape[2]}x{self.shape[1]}: pass --size to bring all to one shape"
+            )
+        return image
+
+
+def draw(n: int, samples: int | None, seed: int) -> np.ndarray:
+    """Choose the images of a run: the start of a seeded permutation.
+
+    A smaller draw with the same seed is the start of a larger one.
+
+    Parameters
+    ----------
+    n : int
+        Images in the data set.
+    samples : int or None
+        How many to choose; all if None or more than there are.
+    seed : int
+        Not negative.
+
+    Returns
+    -------
+    ndarray
+        Positions, `(min(n, samples),)`, int64, none twice.
+    """
+    if samples is not None and samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}")
+    # The raw bits are all that NumPy promises never to change; Generator.permutation may.
+    keys = np.random.PCG64(seed).random_raw(n)
+    return np.argsort(keys).astype(np.int64)[:samples]
+
+
+def image_id(x: np.ndarray) -> int:
+    """Name an image by its content.
+
+    Parameters
+    ----------
+    x : ndarray
+        Image, `(c, h, w)`, values in [0, 1].
+
+    Returns
+    -------
+    int
+        The first eight bytes of the SHA-256 of its shape and its float32 values.
+    """
+    digest = hashlib.sha256(str(x.shape).encode())
+    digest.update(x.astype("<f4").tobytes())
+    return int.from_bytes(digest.digest()[:8], "big")

@@ -1,0 +1,139 @@
+"""Images in one file each: folders of classes, ImageNet, and lists in CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from robusteval.datasets.checks import (
+    raise_as_unreadable,
+)
+from robusteval.datasets.images import SUFFIXES, decode_image
+from robusteval.errors import UsageError
+
+SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Images in one file each."""
+
+    name: str
+    files: tuple[Path, ...]
+    labels: np.ndarray
+    channels: int
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        """Name the file."""
+        return str(self.files[index])
+
+    def raw(self, index: int) -> bytes:
+        """Read the file as it is."""
+        with raise_as_unreadable(self.files[index], "replace it or leave it out"):
+            return self.files[index].read_bytes()
+
+    def image(self, index: int) -> np.ndarray:
+        """Decode the file to `(c, h, w)`, float32 in [0, 1]."""
+        with raise_as_unreadable(self.files[index], "replace it or leave it out"):
+            return decode_image(self.files[index], self.channels)
+
+
+def open_imagenet(root: Path, split: str, download: bool, channels: int) -> FileSource:
+    # Not through torchvision, which would unpack whatever archives it finds in the folder.
+    part = root / ("val" if split == "test" else "train")
+    advice = f"put its images into {part}, one sub-folder per WordNet id (n01440764 and so on)"
+    if not os.path.isdir(part):
+        reason = "cannot be downloaded" if download else f"is not below {root}"
+        raise UsageError(f"imagenet {reason}: {advice}")
+    source = build_folder_source(part, f"imagenet ({part.name})", channels)
+    classes = len(source.class_names or ())
+    if classes != 1000:
+        raise UsageError(f"{part} has {classes} classes, imagenet has 1000: {advice}")
+    return source
+
+
+def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
+    # Hidden entries are skipped: .ipynb_checkpoints as a class would shift every label.
+    with raise_as_unreadable(path, "check its permissions"):
+        classes = sorted(entry.name for entry in _list_visible(path) if entry.is_dir())
+        by_class = [list(_list_image_files(path / name)) for name in classes]
+    if not any(by_class):
+        listed = next(iter(sorted(path.glob("*.csv"))), None)
+        hint = f"; or name its list, {listed}" if listed else ""
+        raise UsageError(f"{path} needs one sub-folder of images per class and has none{hint}")
+    if SPLIT_FOLDERS.issuperset(classes):
+        raise UsageError(
+            f"{path} holds splits, not classes: name one of them, {path / classes[-1]}"
+        )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in by_class])
+    files = tuple(file for files in by_class for file in files)
+    return FileSource(
+        name, files, labels, channels, tuple(classes), _write_notes(classes, by_class)
+    )
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _list_image_files(folder: Path) -> Iterator[Path]:
+    for entry in _list_visible(folder):
+        if entry.is_dir() and not entry.is_symlink():  # a link may lead back up
+            yield from _list_image_files(entry)
+        elif entry.is_file() and entry.suffix.lower() in SUFFIXES:
+            yield entry
+
+
+def _write_notes(classes: list[str], by_class: list[list[Path]]) -> tuple[str, ...]:
+    notes = []
+    if all(name.isdecimal() for name in classes):
+        moved = [(name, label) for label, name in enumerate(classes) if int(name) != label]
+        if moved:
+            notes.append(
+                "class folders are numbered, but labels count them in the order of their names "
+                f"as text, as torchvision does: folder {moved[0][0]} is label {moved[0][1]}"
+            )
+    empty = [name for name, files in zip(classes, by_class, strict=True) if not files]
+    if empty:
+        notes.append(f"{len(empty)} class folders hold no images, the first is {empty[0]}")
+    return tuple(notes)
+
+
+def open_manifest(path: Path, channels: int) -> FileSource:
+    files, labels = [], []
+    with (
+        raise_as_unreadable(path, "save it as comma-separated text in UTF-8"),
+        path.open(newline="", encoding="utf-8-sig") as text,
+    ):
+        rows = csv.DictReader(text)
+        columns = [column.strip() for column in rows.fieldnames or ()]
+        if not {"file", "label"}.issubset(columns):
+            found = ", ".join(columns) or "nothing"
+            raise UsageError(
+                f"{path} needs a first line with the columns file,label; found {found}"
+            )
+        rows.fieldnames = columns
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            file, label = path.parent / (row["file"] or ""), (row["label"] or "").strip()
+            if not os.path.isfile(file):
+                raise UsageError(f"{where}: there is no file {file}; paths are relative to the CSV")
+            if not re.fullmatch("[0-9]{1,18}", label):
+                raise UsageError(
+                    f"{where}: the label '{label}' is not a non-negative integer; "
+                    "give class indices from 0 up, in the order of the model's outputs"
+                )
+            files.append(file)
+            labels.append(int(label))
+    return FileSource(path.name, tuple(files), np.array(labels, dtype=np.int64), channels)

@@ -1,0 +1,98 @@
+"""One image: decoding, resizing, and a PNG file in memory."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from robusteval.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+)
+# Left to choose, Pillow would open PostScript under any name, and that starts another program.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+
+
+def png_round_trip(x: Tensor) -> Tensor | None:
+    """Write each image to a PNG file in memory and read it back.
+
+    Parameters
+    ----------
+    x : Tensor
+        Images, `(n, c, h, w)`, float32 in [0, 1].
+
+    Returns
+    -------
+    Tensor or None
+        What the files hold, like `x`; None where c is neither 1 nor 3.
+    """
+    import torch
+
+    if x.shape[1] not in (1, 3):
+        return None
+    levels = (x.detach() * 255).round().to(torch.uint8).cpu().numpy()
+    read = np.empty_like(levels, order="C")
+    for row, image in enumerate(levels):
+        file = io.BytesIO()
+        # PNG loses nothing at any compression level; the first is the quickest.
+        Image.fromarray(to_hwc(image)).save(file, "PNG", compress_level=1)
+        with Image.open(file, formats=("PNG",)) as png:
+            read[row] = to_chw(np.asarray(png))
+    return torch.from_numpy(read).to(x) / x.new_tensor(255.0)
+
+
+def decode_image(path: Path, channels: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        # What Pillow thinks of metadata and palettes does not concern the pixels.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as file:
+            if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PPM"):
+                grey = np.asarray(file).astype(np.float32) / np.float32(65535)
+                return np.repeat(grey[None], channels, axis=0)
+            if file.mode in ("I", "F"):
+                raise ValueError("the range of its 32-bit pixels is not known")
+            levels = np.asarray(file.convert("L" if channels == 1 else "RGB"))
+    return to_chw(levels).astype(np.float32, order="C") / np.float32(255)
+
+
+def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.ndarray:
+    """Bring `(c, h, w)` to `(c, size, size)`: shorter side to `resize`, then the centre.
+
+    Values on the 8-bit lattice are resized as 8-bit files are, so the result is that of
+    torchvision's `Resize` and `CenterCrop` on the file, whatever type the image was stored in.
+    """
+    _, h, w = image.shape
+    if (h, w) == (size, size):
+        return image
+    h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
+    if h * w > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise UsageError(f"{where} is too long and narrow to be resized: leave it out")
+    levels = np.rint(image * 255)
+    eight_bit = np.array_equal(levels / np.float32(255), image)
+    planes = levels.astype(np.uint8) if eight_bit else image
+    resized = np.stack([resize_plane(plane, h, w) for plane in planes]).astype(np.float32)
+    top, left = round((h - size) / 2), round((w - size) / 2)
+    centre = resized[:, top : top + size, left : left + size]
+    return centre / np.float32(255) if eight_bit else centre
+
+
+def resize_plane(plane: np.ndarray, h: int, w: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(plane).resize((w, h), Image.Resampling.BILINEAR))
+
+
+def to_chw(levels: np.ndarray) -> np.ndarray:
+    return levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
+
+
+def to_hwc(levels: np.ndarray) -> np.ndarray:
+    return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)

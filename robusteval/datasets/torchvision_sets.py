@@ -1,0 +1,60 @@
+"""Data sets that torchvision knows, in its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robusteval.datasets.arrays import ArraySource, build_array_source
+from robusteval.datasets.checks import (
+    explain_cause,
+)
+from robusteval.errors import RunError, UsageError
+
+# (class in torchvision.datasets, where it keeps its files below the root)
+TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashionmnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+    "svhn": ("SVHN", "{split}_32x32.mat"),
+}
+
+
+def read_torchvision_set(kind: str, root: Path, split: str, download: bool) -> ArraySource:
+    class_name, place = TORCHVISION[kind]
+    part: dict[str, Any] = {"split": split} if kind == "svhn" else {"train": split == "train"}
+    constructor = getattr(_import_datasets(), class_name)
+    # The constructor compares the MD5 sums of CIFAR's and SVHN's files with the published ones
+    # before it opens them, so no other pickle than CIFAR's own is ever unpickled. MNIST's
+    # unpacked files have no published sums; they are parsed as plain numbers.
+    try:
+        dataset = constructor(root, download=download, **part)
+    except Exception as error:
+        if download:
+            raise RunError(
+                f"{kind} could not be fetched into {root}: {explain_cause(error)}"
+            ) from error
+        expected = root / place.format(split=split)
+        raise UsageError(
+            f"no complete {kind} below {root}: {expected} is missing or damaged; "
+            "name the folder that holds it, or pass --download to fetch it"
+        ) from error
+    labels = dataset.labels if kind == "svhn" else dataset.targets
+    names = tuple(getattr(dataset, "classes", "0123456789"))
+    return build_array_source(
+        f"{kind} ({split})", np.asarray(dataset.data), np.asarray(labels), names
+    )
+
+
+def _import_datasets() -> Any:
+    try:
+        from torchvision import datasets
+    except Exception as error:  # a build for another torch fails with whatever it meets first
+        raise UsageError(
+            f"torchvision cannot be imported ({explain_cause(error)}): "
+            "install the version that belongs to the installed torch"
+        ) from error
+    return datasets
