@@ -140,7 +140,7 @@ def fit_rows(
     main, thresholds, figures = judgement.judge_detector()
     study.progress.end()
     detector = assemble_fit(study, sources, parts, main, thresholds)
-    report = describe_fit(study, detector, sources, parts, rows) | figures
+    report = describe_study(study, detector, sources, parts, rows) | figures
     return FittedDetector(detector, {**report, "remarks": write_remarks(report)})
 
 
@@ -172,7 +172,7 @@ def assemble_fit(
     )
 
 
-def describe_fit(
+def describe_study(
     study: Study, detector: MapDetector, sources: Sources, parts: Parts, rows: Rows
 ) -> Record:
     """Describe what was done, before any figure."""

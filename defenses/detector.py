@@ -48,7 +48,7 @@ FORMAT = 1
 
 
 @DEFENSES.add("detector")
-def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classifier:
+def attach_detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classifier:
     """Flag images whose explanations are not like those of images as they are.
 
     The "adversarial detector" of arXiv:2211.15926, section VII: maps of several interpreters as
@@ -83,7 +83,7 @@ def detector(model: Classifier, *, file: str = "", fpr: float = 0.05) -> Classif
     if fpr not in FPRS:
         known = " or ".join(f"{each:g}" for each in FPRS)
         raise ValueError(f"fpr must be {known}, not {fpr:g}")
-    found = MapDetector.load(file)
+    found = MapDetector.load_file(file)
     found.check_model(model, Path(file).name)
     return WithDetector(model, replace(found, fpr=fpr).to(model.device))
 
@@ -121,7 +121,7 @@ class MapDetector:
     @property
     def explainers(self) -> tuple[Interpreter, ...]:
         """The interpreters whose maps it looks at."""
-        return self.view.explainers
+        return self.view.differentiable
 
     @property
     def threshold(self) -> float:
@@ -209,7 +209,7 @@ class MapDetector:
         write_atomically(Path(path), serialise_safetensors(tensors, notes))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> MapDetector:
+    def load_file(cls, path: str | os.PathLike[str]) -> MapDetector:
         """Load the detector in a file; nothing in it is executed.
 
         Raises
@@ -269,7 +269,7 @@ def assemble_detector(
     every = [*state.values(), found.center, found.spread]
     sound = (
         len(mean) == view.planes
-        and found.center.shape == found.spread.shape == (view.width,)
+        and found.center.shape == found.spread.shape == (view.feature_count,)
         and found.seen.ndim == 1
         and all(bool(value.isfinite().all()) for value in every)
         and bool((found.spread > 0).all())

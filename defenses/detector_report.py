@@ -21,6 +21,7 @@ from .detector_metrics import (
     measure_calibration,
 )
 from .detector_tasks import NEGATIVES, TaskMaker
+from .detector_view import View
 from .leak_tests import LeakTests
 from .map_features import list_statistics
 from .transforms import Array
@@ -48,7 +49,7 @@ class DetectorReport:
     def fits(self) -> int:
         """How often something is fitted."""
         matrix = len(self.attacks) if len(self.attacks) > 1 else 0
-        return 1 + matrix + 2 * len(self.parts.folds) + 1 + len(self.list_simpler_views())
+        return 1 + matrix + 2 * len(self.parts.folds) + 1 + len(list_simpler_views(self.view))
 
     def judge_detector(self) -> tuple[TreeFit, dict[str, float], Record]:
         """Fit the detector, choose its thresholds, and judge what it is worth."""
@@ -121,8 +122,8 @@ class DetectorReport:
         task = self.tasks.make_attack_task(self.attacks)
         x, train = self.rows.statistics, task.train
         label, weight = task.label[train], task.weight[train]
-        names = [n for n in self.view.names if "the class" not in n]
-        maps = [self.view.names.index(name) for name in names]
+        names = [n for n in self.view.statistic_names if "the class" not in n]
+        maps = [self.view.statistic_names.index(name) for name in names]
         logistic = Logistic.fit_rows(x[train][:, maps], label, weight)
         best = Rule.choose_best(x[train], label, maps)
         probability = self.rows.probability[:, None]
@@ -131,8 +132,8 @@ class DetectorReport:
             "logistic regression on the statistics": lambda some: logistic.predict_scores(
                 x[some][:, maps]
             ),
-            f"one statistic: {self.view.names[best.column]}": lambda some: best.predict_scores(
-                x[some]
+            f"one statistic: {self.view.statistic_names[best.column]}": lambda some: (
+                best.predict_scores(x[some])
             ),
             "probability of the predicted class": lambda some: certain.predict_scores(
                 probability[some]
@@ -167,25 +168,28 @@ class DetectorReport:
             cells.append({"auc": self.resampling.estimate_auc([test]), "tpr": caught})
         return {"fitted_on": fitted_on, "judged_on": cells}
 
-    def list_simpler_views(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """List what one could do with fewer channels: name, channels, statistics."""
-        names = [spec.name for spec in self.view.specs]
-        if self.view.channels == "pair_product":
-            return [(f"{'+'.join(names)} without product", (0, 1), self.tasks.columns)]
-        found = []
-        for some in combinations(range(len(names)), len(names) - 1):
-            kept = [names[i] for i in some]
-            wanted = list_statistics(kept, self.view.confidence)
-            columns = tuple(self.view.names.index(name) for name in wanted)
-            found.append(("+".join(kept), some, columns))
-        return found
-
     def judge_simpler_views(self, main: Scored) -> list[Record]:
         """Judge detectors that look at fewer channels."""
         found = []
-        for name, planes, columns in self.list_simpler_views():
+        for name, planes, columns in list_simpler_views(self.view):
             fit = self.fitter.fit_once(self.tasks.make_attack_task(self.attacks, planes, columns))
             test = self.score_test_images(self.make_scorer(fit), self.attacks)
             gain = self.resampling.estimate_gain(main, test)
             found.append({"name": name, "auc": self.resampling.estimate_auc([test]), "gain": gain})
         return found
+
+
+def list_simpler_views(view: View) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """List what one could do with fewer channels: name, channels, statistics."""
+    names = [spec.name for spec in view.specs]
+    if view.channels == "pair_product":
+        return [
+            (f"{'+'.join(names)} without product", (0, 1), tuple(range(len(view.statistic_names))))
+        ]
+    found = []
+    for some in combinations(range(len(names)), len(names) - 1):
+        kept = [names[i] for i in some]
+        wanted = list_statistics(kept, view.confidence)
+        columns = tuple(view.statistic_names.index(name) for name in wanted)
+        found.append(("+".join(kept), some, columns))
+    return found

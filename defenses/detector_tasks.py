@@ -26,7 +26,7 @@ class TaskMaker:
 
     def __post_init__(self) -> None:
         self.planes = tuple(range(self.view.planes))
-        self.columns = tuple(range(len(self.view.names)))
+        self.columns = tuple(range(len(self.view.statistic_names)))
         self.fooled = np.flatnonzero(self.rows.fooled)
 
     def select_within(self, rows: Array, groups: Array) -> Array:

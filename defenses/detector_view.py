@@ -48,7 +48,7 @@ class View:
         return tuple(INTERPRETERS.check(parse(text)) for text in self.interpreters)
 
     @cached_property
-    def explainers(self) -> tuple[Interpreter, ...]:
+    def differentiable(self) -> tuple[Interpreter, ...]:
         """The interpreters as attacks on a detector need them."""
         return tuple(
             Interpreter.build_differentiable(spec.name, spec.parameters) for spec in self.specs
@@ -60,14 +60,14 @@ class View:
         return 2 if self.channels == "pair" else 3
 
     @property
-    def names(self) -> list[str]:
-        """Of the statistics."""
+    def statistic_names(self) -> list[str]:
+        """The names of the statistics."""
         return list_statistics([spec.name for spec in self.specs], self.confidence)
 
     @property
-    def width(self) -> int:
+    def feature_count(self) -> int:
         """How many features there are."""
-        return count_features(self.extractor, self.planes) + len(self.names)
+        return count_features(self.extractor, self.planes) + len(self.statistic_names)
 
     def compute_maps(
         self, model: Classifier, x: Tensor, seeds: Tensor
@@ -79,7 +79,7 @@ class View:
         with torch.no_grad():
             logits = model(x)
             y = predictions(logits).clamp_min(0)
-            maps = [each.trace_maps(model, x, y, seeds)[0].detach() for each in self.explainers]
+            maps = [each.trace_maps(model, x, y, seeds)[0].detach() for each in self.differentiable]
         return maps, logits
 
     def measure_maps(self, maps: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class View:
         for spec in self.specs:
             Interpreter.build(spec, model, self.shape)
         with raise_as_usage_error():
-            list(self.explainers)
+            list(self.differentiable)
 
 
 def choose_view(
@@ -130,7 +130,7 @@ def parse_view(facts: dict[str, Any]) -> View:
         bool(facts["confidence"]),
         (c, h, w),
     )
-    list(view.explainers)
+    list(view.differentiable)
     return view
 
 

@@ -233,7 +233,7 @@ def fit_images(
     for part in (train, validation):
         zero, one = part[label[part] == 0], part[label[part] == 1]
         weight[part] = weigh_rows(rows, zero, one)[part]
-    planes, columns = tuple(range(view.planes)), tuple(range(len(view.names)))
+    planes, columns = tuple(range(view.planes)), tuple(range(len(view.statistic_names)))
     task = Task(label.astype(np.int64), weight, train, validation, planes, columns)
     made = fit_task(rows, task, view.extractor, seed, model.device, epochs=epochs)
     scores = made.predict_scores(rows, validation[label[validation] == 0])

@@ -98,7 +98,7 @@ class RowMaker:
         counts = [len(variant.rows) for variant in self.variants]
         return Rows(
             stacks=stacks,
-            statistics=np.empty((n, len(self.study.view.names)), dtype=np.float32),
+            statistics=np.empty((n, len(self.study.view.statistic_names)), dtype=np.float32),
             probability=np.empty(n),
             variant=np.repeat(np.arange(len(counts)), counts),
             image=image,

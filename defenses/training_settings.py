@@ -184,34 +184,7 @@ class TrainingSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UsageError(unknown("objective", self.objective, list(OBJECTIVES)))
-        if not 0 <= self.eps <= 1:
-            raise UsageError(
-                f"--eps must be from 0 to 1, in units of the [0, 1] pixel range (8/255 is eight"
-                f" grey levels), not {self.eps:g}"
-            )
-        for name in ("steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise UsageError(f"--batch-size must be at least 2, not {self.batch_size}")
-        for name in ("rate", "step"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name} must be positive, not {value:g}")
-        for name in ("gamma", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"--{name} must be 0 or more, not {getattr(self, name):g}")
-        if self.warmup is not None and not 0 <= self.warmup[0] <= self.warmup[1] < math.inf:
-            raise UsageError(
-                "--warmup must be two numbers of epochs, the second not smaller than the first,"
-                f" not {self.warmup[0]:g},{self.warmup[1]:g}"
-            )
-        for name, kind in (("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)):
-            if getattr(self, name) not in get_args(kind):
-                words = ", ".join(get_args(kind))
-                raise UsageError(f"--{name} must be one of {words}, not {getattr(self, name)!r}")
+        check_settings(self)
 
     @property
     def step_length(self) -> float:
@@ -261,3 +234,35 @@ def weigh_terms(objective: str, *, gamma: float, beta: float) -> tuple[Weights, 
 
     lowered, raised = OBJECTIVES[objective]
     return present(lowered), present(raised)
+
+
+def check_settings(settings: TrainingSettings) -> None:
+    """Raise UsageError if a value is out of range; the message names its option."""
+    if settings.objective not in OBJECTIVES:
+        raise UsageError(unknown("objective", settings.objective, list(OBJECTIVES)))
+    if not 0 <= settings.eps <= 1:
+        raise UsageError(
+            f"--eps must be from 0 to 1, in units of the [0, 1] pixel range (8/255 is eight"
+            f" grey levels), not {settings.eps:g}"
+        )
+    for name in ("steps", "epochs"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(settings, name)}")
+    if settings.batch_size < 2:
+        raise UsageError(f"--batch-size must be at least 2, not {settings.batch_size}")
+    for name in ("rate", "step"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name} must be positive, not {value:g}")
+    for name in ("gamma", "beta"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise UsageError(f"--{name} must be 0 or more, not {getattr(settings, name):g}")
+    if settings.warmup is not None and not 0 <= settings.warmup[0] <= settings.warmup[1] < math.inf:
+        raise UsageError(
+            "--warmup must be two numbers of epochs, the second not smaller than the first,"
+            f" not {settings.warmup[0]:g},{settings.warmup[1]:g}"
+        )
+    for name, kind in (("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)):
+        if getattr(settings, name) not in get_args(kind):
+            words = ", ".join(get_args(kind))
+            raise UsageError(f"--{name} must be one of {words}, not {getattr(settings, name)!r}")

@@ -24,7 +24,7 @@ from robusteval.defenses.detector import (
     BOOSTER,
     NOTES,
     MapDetector,
-    detector,
+    attach_detector,
 )
 from robusteval.defenses.detector_fitting import fit_task, weigh_rows
 from robusteval.defenses.detector_metrics import (
@@ -49,6 +49,7 @@ from robusteval.evaluation.perturbing import perturb
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.identity import hash_answers, hash_model
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.weights import CHECKSUM, compute_checksum, split_safetensors
 from robusteval.progress import Silent
@@ -272,7 +273,7 @@ def test_maps_are_those_of_images_of_8_bits_and_the_predicted_class(
 def test_scores_while_fitting_are_those_of_the_file(
     kept: tuple[FittedDetector, Kept], file: Path, model: Classifier
 ) -> None:
-    loaded = MapDetector.load(file)
+    loaded = MapDetector.load_file(file)
     clean = kept[1].rows.list_variants("clean")[:20]
     made = kept[1].judgement.fitter.fit_once(
         kept[1].judgement.tasks.make_attack_task(kept[1].judgement.attacks)
@@ -371,7 +372,7 @@ def test_fit_with_the_same_seed_is_the_same(
 
 
 def test_file_holds_all_that_the_detector_knows(found: FittedDetector, file: Path) -> None:
-    loaded = MapDetector.load(file)
+    loaded = MapDetector.load_file(file)
 
     assert is_detector(file)
     assert loaded.view == found.detector.view
@@ -390,9 +391,9 @@ def test_other_files_are_no_detectors(tmp_path: Path) -> None:
 
     assert not is_detector(weights)
     with pytest.raises(UsageError, match="is no detector"):
-        MapDetector.load(weights)
+        MapDetector.load_file(weights)
     with pytest.raises(UsageError, match="there is no file"):
-        MapDetector.load(tmp_path / "nothing.safetensors")
+        MapDetector.load_file(tmp_path / "nothing.safetensors")
 
 
 def test_every_changed_byte_is_noticed(file: Path) -> None:
@@ -400,10 +401,10 @@ def test_every_changed_byte_is_noticed(file: Path) -> None:
     for place in np.linspace(9, len(raw) - 1, 40).astype(int):
         file.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
         with pytest.raises(UsageError, match=r"damaged|no detector|version"):
-            MapDetector.load(file)
+            MapDetector.load_file(file)
     file.write_bytes(raw[: len(raw) // 2])
     with pytest.raises(UsageError, match=r"damaged|no detector"):
-        MapDetector.load(file)
+        MapDetector.load_file(file)
 
 
 def rewritten(raw: bytes, settings: Callable[[Any], None], tensors: Callable[[Any], None]) -> bytes:
@@ -454,7 +455,7 @@ def test_settings_that_make_no_sense_are_refused(file: Path, path: str, value: A
     file.write_bytes(rewritten(file.read_bytes(), partial(put, path, value), same))
 
     with pytest.raises(UsageError):
-        MapDetector.load(file)
+        MapDetector.load_file(file)
 
 
 TENSORS = [
@@ -473,38 +474,38 @@ def test_tensors_that_do_not_fit_are_refused(file: Path, name: str, value: torch
     file.write_bytes(rewritten(file.read_bytes(), same, partial(put, name, value)))
 
     with pytest.raises(UsageError, match="damaged"):
-        MapDetector.load(file)
+        MapDetector.load_file(file)
 
 
 def test_file_written_anew_with_the_same_contents_is_read(file: Path) -> None:
     """So the tests above fail for what they change alone."""
     file.write_bytes(rewritten(file.read_bytes(), same, same))
 
-    assert len(MapDetector.load(file).center) == 530
+    assert len(MapDetector.load_file(file).center) == 530
 
 
 def test_file_of_another_version_is_refused(file: Path) -> None:
     file.write_bytes(rewritten(file.read_bytes(), partial(put, "format", 99), same))
 
     with pytest.raises(UsageError, match="another version"):
-        MapDetector.load(file)
+        MapDetector.load_file(file)
 
 
 def test_detector_of_another_model_is_refused(file: Path, trained_bands: Bands) -> None:
     with pytest.raises(UsageError, match="for another model"):
-        detector(classifier(trained_bands, sha256="other"), file=str(file))
+        attach_detector(classifier(trained_bands, sha256="other"), file=str(file))
     renormalised = Classifier(
         trained_bands, mean=(0.4,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
     )
     with pytest.raises(UsageError, match="for another model"):
-        detector(renormalised, file=str(file))
+        attach_detector(renormalised, file=str(file))
 
 
 def test_detector_needs_a_file_and_a_known_rate(file: Path, model: Classifier) -> None:
     with pytest.raises(ValueError, match="say which file"):
-        detector(model)
+        attach_detector(model)
     with pytest.raises(ValueError, match=r"fpr must be 0\.05 or 0\.01, not 0\.2"):
-        detector(model, file=str(file), fpr=0.2)
+        attach_detector(model, file=str(file), fpr=0.2)
 
 
 def test_file_is_a_defense(file: Path, model: Classifier) -> None:
@@ -517,8 +518,17 @@ def test_file_is_a_defense(file: Path, model: Classifier) -> None:
     assert len(made.facts["sha256"]) == 64
 
 
+def test_detector_does_not_share_the_identity_of_its_model(file: Path, model: Classifier) -> None:
+    guarded = attach_detector(model, file=str(file))
+    strict = attach_detector(model, file=str(file), fpr=0.01)
+
+    assert len({hash_model(each) for each in (model, guarded, strict)}) == 3
+    assert hash_answers(guarded) == hash_answers(model)  # so its maps are still those of the fit
+    json.dumps(guarded.identity)
+
+
 def test_scores_do_not_depend_on_the_batch(file: Path, model: Classifier) -> None:
-    guarded = detector(model, file=str(file))
+    guarded = attach_detector(model, file=str(file))
     assert isinstance(guarded, WithDetector)
     batch = images(30, seed=3).batch(range(30))
     seeds = sample_seeds(0, batch.ids)
@@ -536,7 +546,7 @@ def test_scores_do_not_depend_on_the_batch(file: Path, model: Classifier) -> Non
 
 
 def test_scores_are_those_of_rounded_images(file: Path, model: Classifier) -> None:
-    guarded = detector(model, file=str(file))
+    guarded = attach_detector(model, file=str(file))
     assert isinstance(guarded, WithDetector)
     x = torch.rand(6, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     seeds = torch.zeros(6, dtype=torch.int64)
@@ -547,9 +557,9 @@ def test_scores_are_those_of_rounded_images(file: Path, model: Classifier) -> No
 
 
 def test_features_are_on_the_graph_and_decide_the_score(file: Path, model: Classifier) -> None:
-    guarded = detector(model, file=str(file))
+    guarded = attach_detector(model, file=str(file))
     assert isinstance(guarded, WithDetector)
-    found = MapDetector.load(file)
+    found = MapDetector.load_file(file)
     x = images(5, seed=4).batch(range(5)).x
     x, seeds = quantise(x).requires_grad_(), torch.zeros(5, dtype=torch.int64)
     logits = model(x)
@@ -579,8 +589,12 @@ def test_confidence_is_looked_at_only_when_asked_for(found: FittedDetector) -> N
     assert torch.equal(given[:, :-2], without)
     torch.testing.assert_close(given[:, -2], logits.softmax(1).amax(1))
     assert given[:, -1].tolist() == [0, 2, 9]
-    assert sure.names == [*view.names, "probability of the class", "margin of the class"]
-    assert sure.width == view.width + 2
+    assert sure.statistic_names == [
+        *view.statistic_names,
+        "probability of the class",
+        "margin of the class",
+    ]
+    assert sure.feature_count == view.feature_count + 2
 
 
 @pytest.mark.parametrize(

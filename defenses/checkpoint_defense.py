@@ -9,7 +9,9 @@ from robusteval.registry import DEFENSES
 
 
 @DEFENSES.add("checkpoint")
-def checkpoint(model: Classifier, *, file: str = "", arch: str | None = None) -> Classifier:
+def replace_by_checkpoint(
+    model: Classifier, *, file: str = "", arch: str | None = None
+) -> Classifier:
     """A hardened checkpoint, such as `robusteval train` and `robusteval defend mask` write.
 
     Parameters
@@ -37,16 +39,16 @@ def checkpoint(model: Classifier, *, file: str = "", arch: str | None = None) ->
     if not file:
         raise ValueError("say which: checkpoint:file=FILE")
     try:
-        found = load(file, arch=arch, device=model.device)
+        replacement = load(file, arch=arch, device=model.device)
     except UsageError as error:
         if arch is not None or model.arch is None:
             raise
         arch = model.arch
         try:
-            found = load(file, arch=arch, device=model.device)
+            replacement = load(file, arch=arch, device=model.device)
         except UsageError:
             raise error from None
-    if found.identity["normalisation"] != "none":
-        return found
+    if replacement.identity["normalisation"] != "none":
+        return replacement
     mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
     return load(file, arch=arch, mean=mean, std=std, device=model.device)

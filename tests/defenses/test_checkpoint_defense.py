@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from toys import Bands
 
+from robusteval.defenses.unit_ranking import list_layers
 from robusteval.errors import Refused, UsageError
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import hide_folder, is_detector, parse_defense
-from robusteval.models.checkpoint import load, save
+from robusteval.interpreters.rts import locate_mask_network
+from robusteval.models.checkpoint import contents, load, save
 from robusteval.models.classifier import Classifier
+from robusteval.models.identity import hash_model
+from robusteval.models.masked import masked
 from robusteval.runs.types import Spec
 
 SOURCE = "from toys import Bands\n\n\ndef bands():\n    return Bands()\n"
@@ -142,3 +147,32 @@ def test_folders_are_nobodys_business(tmp_path: Path) -> None:
     assert hide_folder(f"{tmp_path}/own.py:build") == "own.py:build"
     assert hide_folder("grad+cam") == "grad+cam"
     assert hide_folder(0.05) == 0.05
+
+
+def test_no_defense_shares_the_identity_of_its_model(
+    tmp_path: Path, trained_bands: Bands, model: Classifier, arch: str
+) -> None:
+    """Or caches, and mask networks of rts among them, would take one for the other."""
+    layer = list_layers(model, torch.rand(2, 3, 12, 12))
+    units = next(shape[0] for shape in layer.values())
+    keep = torch.ones(units)
+    keep[0] = 0
+    masks = {
+        name: masked(model, next(iter(layer)), k) for name, k in (("", keep), (" 2", 1 - keep))
+    }
+    for name, made in masks.items():
+        state, facts = contents(made.network)
+        known: dict[str, Any] = {"arch": arch, "num_classes": 3, "input_shape": (3, 12, 12)}
+        save(tmp_path / f"mask{name}.safetensors", state, mean=[0.5], std=[0.25], **known, **facts)
+    retrained = {key: 1.5 * value for key, value in trained_bands.state_dict().items()}
+    torch.save(retrained, tmp_path / "hard.pt")
+    files = ("mask.safetensors", "mask 2.safetensors", "hard.pt")
+
+    from_files = [
+        prepare_defense(Spec("checkpoint", {"file": str(tmp_path / name)}), model) for name in files
+    ]
+
+    models = [model, *masks.values(), *(defense.model for defense in from_files)]
+    assert len({hash_model(each) for each in models}) == len(models)
+    assert len({locate_mask_network(each) for each in models}) == len(models)
+    assert len({json.dumps(defense.identity) for defense in from_files}) == len(files)
