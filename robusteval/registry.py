@@ -103,6 +103,7 @@ class Facts(TypedDict, total=False):
     alike: tuple[str, ...]
     suffix: str | tuple[str, ...]
     written: str
+    recognises: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Entry:
     # of a report format or a data source
     suffix: str | tuple[str, ...] = ()  # of its files: ".tex", or several
     written: str = ""  # how a user names a data source: "FILE.npz"
+    # name of a function (path) -> bool of its module: whether a path is one that this source reads
+    recognises: str = ""
 
     @property
     def suffixes(self) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ class ArraySource:
 def build_array_source(
     name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...] | None = None
 ) -> ArraySource:
+    """Arrays of any known layout as a source; UsageError if they are not images and labels."""
     images = arrange_nchw(name, images)
     if len(images) == 0:
         raise NothingEvaluated(f"{name} holds no images: there is nothing to evaluate")

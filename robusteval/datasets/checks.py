@@ -14,6 +14,7 @@ CHUNK = 16 * 2**20  # bytes looked at or copied at a time
 
 
 def arrange_nchw(name: str, images: np.ndarray) -> np.ndarray:
+    """View images of any known layout as ``(n, c, h, w)``; UsageError if it cannot be told."""
     shape = images.shape
     if images.ndim == 3 and min(shape[1:]) > 0:
         return images[:, None]
@@ -34,7 +35,11 @@ def arrange_nchw(name: str, images: np.ndarray) -> np.ndarray:
     )
 
 
-def check_values(name: str, images: np.ndarray) -> None:
+def check_values(name: str, images: np.ndarray, *, part: bool = False) -> None:
+    """Refuse images ``(n, ...)`` that are not integers from 0 to 255 or floats in [0, 1].
+
+    Of a part of the images there may be nothing but black, of all there may not.
+    """
     if images.dtype.kind not in "iuf":
         raise UsageError(
             f"{name} holds {images.dtype}: convert it to uint8, or to floats in [0, 1]"
@@ -44,24 +49,24 @@ def check_values(name: str, images: np.ndarray) -> None:
     low = float(np.min([part.min() for part in parts]))
     high = float(np.max([part.max() for part in parts]))
     if images.dtype.kind in "iu":
-        _check_integers(name, low, high)
+        _check_integers(name, low, high, part)
     else:
-        _check_floats(name, low, high)
+        _check_floats(name, low, high, part)
 
 
-def _check_integers(name: str, low: float, high: float) -> None:
+def _check_integers(name: str, low: float, high: float, part: bool) -> None:
     if low < 0 or high > 255:
         raise UsageError(
             f"{name} holds integers from {low:g} to {high:g}, not 0 to 255: convert it to uint8"
         )
-    if high <= 1:
+    if high <= 1 and not part:
         raise UsageError(
             f"{name} holds integers no larger than {high:g}, which is black: "
             "if 1 means white, convert it to floats"
         )
 
 
-def _check_floats(name: str, low: float, high: float) -> None:
+def _check_floats(name: str, low: float, high: float, part: bool) -> None:
     if not np.isfinite([low, high]).all():
         raise UsageError(f"{name} holds NaN or infinite values: remove those images")
     if low < 0:
@@ -78,7 +83,7 @@ def _check_floats(name: str, low: float, high: float) -> None:
         )
     if high > 1:
         raise UsageError(f"{name} holds floats up to {high:.9g}: clip them to [0, 1]")
-    if high < 1.5 / 255:
+    if high < 1.5 / 255 and not part:
         raise UsageError(
             f"{name} holds nothing brighter than {high:g}, which is black: "
             "was it divided by 255 twice?"
@@ -86,6 +91,7 @@ def _check_floats(name: str, low: float, high: float) -> None:
 
 
 def convert_labels(name: str, labels: np.ndarray, n: int) -> np.ndarray:
+    """Labels of `n` images, one number each or one-hot, as ``(n,)`` int64; UsageError otherwise."""
     if labels.shape[:1] != (n,):
         raise UsageError(f"{name} has {n} images but labels of shape {labels.shape}: give one each")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -107,7 +113,7 @@ def convert_labels(name: str, labels: np.ndarray, n: int) -> np.ndarray:
 
 
 @contextmanager
-def raise_as_unreadable(path: Path, advice: str) -> Iterator[None]:
+def raise_as_unreadable(path: Path | str, advice: str) -> Iterator[None]:
     """Turn what a decoder raises on a damaged file into a sentence that names the file."""
     try:
         yield
@@ -118,4 +124,5 @@ def raise_as_unreadable(path: Path, advice: str) -> Iterator[None]:
 
 
 def explain_cause(error: Exception) -> str:
+    """The message of an exception on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from robusteval.datasets.images import resize_image
-from robusteval.errors import UsageError
+from robusteval.errors import NothingEvaluated, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,6 +187,57 @@ class Data:
                 f"{self.shape[2]}x{self.shape[1]}: pass --size to bring all to one shape"
             )
         return image
+
+
+def check_shape_options(channels: int | None, size: int | None, resize: int | None) -> None:
+    """Refuse options that no images could meet; see `build_data`."""
+    if channels not in (None, 1, 3):
+        raise UsageError(f"the model takes {channels} channels: only images of 1 or 3 can be read")
+    if size is not None and size < 1:
+        raise UsageError(f"--size must be at least 1 pixel, not {size}")
+    if resize is not None and (size is None or resize < size):
+        raise UsageError("--resize needs --size, and cannot be smaller than it")
+
+
+def build_data(
+    source: Source,
+    *,
+    channels: int | None = None,
+    size: int | None = None,
+    resize: int | None = None,
+    even: bool = False,
+) -> Data:
+    """A source with its images brought to one shape, which its first image decides.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images come from.
+    channels : int, optional
+        Channels that the model takes, 1 or 3.
+    size, resize : int, optional
+        As in `robusteval.datasets.sources.open_data`, in pixels.
+    even : bool
+        Whether all images are known to have the shape of the first.
+
+    Raises
+    ------
+    UsageError
+        The images have other channels.
+    NothingEvaluated
+        There are no images.
+    """
+    if len(source) == 0:
+        raise NothingEvaluated(f"{source.name} holds no images: there is nothing to evaluate")
+    c, h, w = source.image(0).shape
+    if channels not in (None, c):
+        raise UsageError(
+            f"the model takes {channels} channels, the images of {source.name} have {c}: "
+            "convert the images, or wrap the model so that it takes them"
+        )
+    if size is None or (even and (h, w) == (size, size)):
+        return Data(source, (c, h, w))
+    return Data(source, (c, size, size), size, resize or size)
 
 
 def draw(n: int, samples: int | None, seed: int) -> np.ndarray:

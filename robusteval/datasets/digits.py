@@ -6,9 +6,12 @@ import numpy as np
 
 from robusteval.datasets.arrays import ArraySource
 from robusteval.datasets.images import resize_plane
+from robusteval.registry import DATA_SOURCES
 
 
+@DATA_SOURCES.add("digits", written="digits")
 def open_digits(split: str) -> ArraySource:
+    """scikit-learn's handwritten digits, 32x32 grey, 500 held out; needs no files."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -16,6 +16,7 @@ from robusteval.datasets.checks import (
 )
 from robusteval.datasets.images import SUFFIXES, decode_image
 from robusteval.errors import UsageError
+from robusteval.registry import DATA_SOURCES
 
 SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
 
@@ -49,7 +50,9 @@ class FileSource:
             return decode_image(self.files[index], self.channels)
 
 
+@DATA_SOURCES.add("imagenet", written="imagenet:DIR")
 def open_imagenet(root: Path, split: str, download: bool, channels: int) -> FileSource:
+    """ImageNet validation images, DIR/val with one folder per WordNet id."""
     # Not through torchvision, which would unpack whatever archives it finds in the folder.
     part = root / ("val" if split == "test" else "train")
     advice = f"put its images into {part}, one sub-folder per WordNet id (n01440764 and so on)"
@@ -63,7 +66,19 @@ def open_imagenet(root: Path, split: str, download: bool, channels: int) -> File
     return source
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder of whatever kind."""
+    return path.is_dir()
+
+
+@DATA_SOURCES.add("folder", written="FOLDER", recognises="is_folder")
+def open_folder(path: Path, channels: int) -> FileSource:
+    """image files, one sub-folder per class, classes in sorted order."""
+    return build_folder_source(path, path.resolve().name, channels)
+
+
 def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
+    """Images of a folder of classes; UsageError if it is none."""
     # Hidden entries are skipped: .ipynb_checkpoints as a class would shift every label.
     with raise_as_unreadable(path, "check its permissions"):
         classes = sorted(entry.name for entry in _list_visible(path) if entry.is_dir())
@@ -110,7 +125,9 @@ def _write_notes(classes: list[str], by_class: list[list[Path]]) -> tuple[str, .
     return tuple(notes)
 
 
+@DATA_SOURCES.add("csv", suffix=".csv", written="FILE.csv")
 def open_manifest(path: Path, channels: int) -> FileSource:
+    """image files listed with the columns file,label; paths relative to the CSV."""
     files, labels = [], []
     with (
         raise_as_unreadable(path, "save it as comma-separated text in UTF-8"),

@@ -51,18 +51,29 @@ def png_round_trip(x: Tensor) -> Tensor | None:
 
 
 def decode_image(path: Path, channels: int) -> np.ndarray:
+    """Decode a file to ``(c, h, w)``, float32 in [0, 1]."""
     with warnings.catch_warnings():
         # What Pillow thinks of metadata and palettes does not concern the pixels.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as file:
-            if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PPM"):
-                grey = np.asarray(file).astype(np.float32) / np.float32(65535)
-                return np.repeat(grey[None], channels, axis=0)
-            if file.mode in ("I", "F"):
-                raise ValueError("the range of its 32-bit pixels is not known")
-            levels = np.asarray(file.convert("L" if channels == 1 else "RGB"))
-    return to_chw(levels).astype(np.float32, order="C") / np.float32(255)
+            pixels = read_pixels(file, channels)
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32, order="C") / np.float32(255)
+    return pixels
+
+
+def read_pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """A Pillow image as ``(c, h, w)``: uint8, or float32 in [0, 1] where it has 16 bits.
+
+    ValueError if the range of its values is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        grey = np.asarray(image).astype(np.float32) / np.float32(65535)
+        return np.repeat(grey[None], channels, axis=0)
+    if image.mode in ("I", "F"):
+        raise ValueError("the range of its 32-bit pixels is not known")
+    return to_chw(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
 def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.ndarray:
@@ -87,12 +98,15 @@ def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.nd
 
 
 def resize_plane(plane: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Resize one channel to ``(h, w)`` pixels, bilinear and antialiased."""
     return np.asarray(Image.fromarray(plane).resize((w, h), Image.Resampling.BILINEAR))
 
 
 def to_chw(levels: np.ndarray) -> np.ndarray:
+    """View an image ``(h, w)`` or ``(h, w, c)`` as ``(c, h, w)``."""
     return levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
 
 
 def to_hwc(levels: np.ndarray) -> np.ndarray:
+    """View an image ``(c, h, w)`` as ``(h, w)`` or ``(h, w, c)``, which Pillow takes."""
     return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)

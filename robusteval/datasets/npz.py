@@ -18,6 +18,7 @@ from robusteval.datasets.checks import (
     raise_as_unreadable,
 )
 from robusteval.errors import RunError, UsageError
+from robusteval.registry import DATA_SOURCES
 
 NPZ_KEYS = {
     "test": (("x_test", "y_test"), ("x", "y"), ("images", "labels")),
@@ -26,7 +27,9 @@ NPZ_KEYS = {
 MAX_IN_MEMORY = 256 * 2**20  # bytes; larger arrays are memory-mapped
 
 
+@DATA_SOURCES.add("npz", suffix=".npz", written="FILE.npz")
 def open_npz(path: Path, split: str) -> ArraySource:
+    """arrays x and y; NHWC, NCHW or NHW; uint8, or floats in [0, 1]."""
     with (
         raise_as_unreadable(path, "write it again with numpy.savez, plain numbers only"),
         zipfile.ZipFile(path) as archive,

@@ -6,28 +6,32 @@ Importing this module imports neither torch nor torchvision nor scikit-learn.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from robusteval.datasets.arrays import ArraySource
-from robusteval.datasets.dataset import Data, Source
-from robusteval.datasets.digits import open_digits
-from robusteval.datasets.image_files import build_folder_source, open_imagenet, open_manifest
-from robusteval.datasets.npz import NPZ_KEYS, open_npz
-from robusteval.datasets.torchvision_sets import TORCHVISION, read_torchvision_set
-from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.dataset import Data, Source, build_data, check_shape_options
+from robusteval.errors import UsageError
+from robusteval.registry import DATA_SOURCES, Entry
 
-KINDS = (
-    ("digits", "scikit-learn's handwritten digits, 32x32 grey, 500 held out; needs no files"),
-    ("mnist:DIR", "MNIST, 28x28 grey, in torchvision's layout below DIR"),
-    ("fashionmnist:DIR", "FashionMNIST, 28x28 grey, in torchvision's layout below DIR"),
-    ("cifar10:DIR", "CIFAR-10, 32x32 colour, in torchvision's layout below DIR"),
-    ("cifar100:DIR", "CIFAR-100, 32x32 colour, in torchvision's layout below DIR"),
-    ("svhn:DIR", "SVHN, 32x32 colour, in torchvision's layout below DIR"),
-    ("imagenet:DIR", "ImageNet validation images, DIR/val with one folder per WordNet id"),
-    ("FOLDER", "image files, one sub-folder per class, classes in sorted order"),
-    ("FILE.csv", "image files listed with the columns file,label; paths relative to the CSV"),
-    ("FILE.npz", "arrays x and y; NHWC, NCHW or NHW; uint8, or floats in [0, 1]"),
+SPLITS = ("test", "train")
+# of the sources that come with the suite, in lists and messages
+ORDER = (
+    "digits",
+    "mnist",
+    "fashionmnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "imagenet",
+    "folder",
+    "csv",
+    "npz",
 )
 
 
@@ -72,58 +76,77 @@ def open_data(
     NothingEvaluated
         The data set has no images.
     """
-    if split not in NPZ_KEYS:
+    if split not in SPLITS:
         raise UsageError(f"there is no split '{split}': choose test or train")
-    if channels not in (None, 1, 3):
-        raise UsageError(f"the model takes {channels} channels: only images of 1 or 3 can be read")
-    if size is not None and size < 1:
-        raise UsageError(f"--size must be at least 1 pixel, not {size}")
-    if resize is not None and (size is None or resize < size):
-        raise UsageError("--resize needs --size, and cannot be smaller than it")
-    source = _source(spec, split, download, channels or 3)
-    if len(source) == 0:
-        raise NothingEvaluated(f"{source.name} holds no images: there is nothing to evaluate")
-    c, h, w = source.image(0).shape
-    if channels not in (None, c):
-        raise UsageError(
-            f"the model takes {channels} channels, the images of {source.name} have {c}: "
-            "convert the images, or wrap the model so that it takes them"
-        )
-    if size is None or (isinstance(source, ArraySource) and (h, w) == (size, size)):
-        return Data(source, (c, h, w))
-    return Data(source, (c, size, size), size, resize or size)
+    check_shape_options(channels, size, resize)
+    options = {"split": split, "download": download, "channels": channels or 3}
+    source = _open_source(spec, options)
+    return build_data(
+        source, channels=channels, size=size, resize=resize, even=isinstance(source, ArraySource)
+    )
 
 
 def list_kinds() -> list[tuple[str, str]]:
     """Every kind of data: the form of its spec, and one line on it."""
-    return list(KINDS)
+    return [(entry.written, entry.summary.removesuffix(".")) for entry in _list_entries()]
 
 
-def _source(spec: str, split: str, download: bool, channels: int) -> Source:
+def _list_entries() -> list[Entry]:
+    """The data sources, ours in their usual order, then those of other packages by name."""
+    entries = DATA_SOURCES.entries.values()
+    return sorted(entries, key=lambda e: ORDER.index(e.name) if e.name in ORDER else len(ORDER))
+
+
+def _open_source(spec: str, options: dict[str, Any]) -> Source:
     kind, colon, root = spec.partition(":")
-    if spec == "digits":
-        return open_digits(split)
-    if kind in TORCHVISION or kind == "imagenet":
+    entries = _list_entries()
+    forms = {entry.name: entry.written for entry in entries}
+    named = [name for name, form in forms.items() if form.partition(":")[0] == name]
+    if spec in named and forms[spec] == spec:
+        return _call_source(spec, None, options)
+    if kind in named and forms[kind] != kind:
         if not root:
             raise UsageError(f"{kind} needs the folder it is kept in: {kind}:DIR")
-        folder = Path(os.path.expanduser(root))
-        if kind == "imagenet":
-            return open_imagenet(folder, split, download, channels)
-        return read_torchvision_set(kind, folder, split, download)
+        return _call_source(kind, Path(os.path.expanduser(root)), options)
     path = Path(os.path.expanduser(spec))
-    if spec and os.path.isdir(path):
-        return build_folder_source(path, path.resolve().name, channels)
-    if os.path.isfile(path):
-        if path.suffix.lower() == ".csv":
-            return open_manifest(path, channels)
-        if path.suffix.lower() == ".npz":
-            return open_npz(path, split)
+    if spec and os.path.exists(path):
+        entry = _find_entry(path, entries)
+        if entry is not None:
+            return _call_source(entry.name, path, options)
+        *some, last = [suffix for entry in entries for suffix in entry.suffixes]
         raise UsageError(
-            f"{path} is neither a folder nor a .csv or .npz file, the forms understood"
+            f"{path} is neither a folder nor a {', '.join(some)} or {last} file, the forms"
+            " understood"
         )
     if not colon and (path.suffix or len(path.parts) > 1):
         raise UsageError(f"there is no file or folder {path}: check the path")
-    near = difflib.get_close_matches(kind.lower(), ("digits", *TORCHVISION, "imagenet"), n=1)
+    near = difflib.get_close_matches(kind.lower(), named, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    forms = ", ".join(form for form, _ in KINDS)
-    raise UsageError(f"'{spec}' is neither a data set nor a path{hint}; known are {forms}")
+    known = ", ".join(forms.values())
+    raise UsageError(f"'{spec}' is neither a data set nor a path{hint}; known are {known}")
+
+
+def _find_entry(path: Path, entries: Sequence[Entry]) -> Entry | None:
+    """The source that reads a path: by its suffix, then by what sources recognise, ours last."""
+    if os.path.isfile(path) and (entry := DATA_SOURCES.find_suffix(path.suffix)):
+        return entry
+    for entry in sorted(entries, key=lambda e: e.name in ORDER):
+        if entry.recognises:
+            recognises = getattr(import_module(entry.module), entry.recognises)
+            if recognises(path):
+                return entry
+    return None
+
+
+def _call_source(name: str, path: Path | None, options: dict[str, Any]) -> Source:
+    """What a registered function makes of a path, given the options that it has parameters for."""
+    function = DATA_SOURCES.load(name)
+    wanted = inspect.signature(function).parameters
+    known = {key: value for key, value in options.items() if key in wanted}
+    places = () if path is None else (path,)
+    if name in ORDER:
+        opened = function(*places, **known)
+    else:
+        with raise_as_unreadable(path or name, f"the data source {name} broke"):
+            opened = function(*places, **known)
+    return opened.source if isinstance(opened, Data) else opened

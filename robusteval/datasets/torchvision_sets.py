@@ -12,6 +12,7 @@ from robusteval.datasets.checks import (
     explain_cause,
 )
 from robusteval.errors import RunError, UsageError
+from robusteval.registry import DATA_SOURCES
 
 # (class in torchvision.datasets, where it keeps its files below the root)
 TORCHVISION = {
@@ -23,7 +24,38 @@ TORCHVISION = {
 }
 
 
+@DATA_SOURCES.add("mnist", written="mnist:DIR")
+def open_mnist(path: Path, split: str, download: bool) -> ArraySource:
+    """MNIST, 28x28 grey, in torchvision's layout below DIR."""
+    return read_torchvision_set("mnist", path, split, download)
+
+
+@DATA_SOURCES.add("fashionmnist", written="fashionmnist:DIR")
+def open_fashionmnist(path: Path, split: str, download: bool) -> ArraySource:
+    """FashionMNIST, 28x28 grey, in torchvision's layout below DIR."""
+    return read_torchvision_set("fashionmnist", path, split, download)
+
+
+@DATA_SOURCES.add("cifar10", written="cifar10:DIR")
+def open_cifar10(path: Path, split: str, download: bool) -> ArraySource:
+    """CIFAR-10, 32x32 colour, in torchvision's layout below DIR."""
+    return read_torchvision_set("cifar10", path, split, download)
+
+
+@DATA_SOURCES.add("cifar100", written="cifar100:DIR")
+def open_cifar100(path: Path, split: str, download: bool) -> ArraySource:
+    """CIFAR-100, 32x32 colour, in torchvision's layout below DIR."""
+    return read_torchvision_set("cifar100", path, split, download)
+
+
+@DATA_SOURCES.add("svhn", written="svhn:DIR")
+def open_svhn(path: Path, split: str, download: bool) -> ArraySource:
+    """SVHN, 32x32 colour, in torchvision's layout below DIR."""
+    return read_torchvision_set("svhn", path, split, download)
+
+
 def read_torchvision_set(kind: str, root: Path, split: str, download: bool) -> ArraySource:
+    """A split of one of `TORCHVISION`; RunError if it cannot be fetched, UsageError if missing."""
     class_name, place = TORCHVISION[kind]
     part: dict[str, Any] = {"split": split} if kind == "svhn" else {"train": split == "train"}
     constructor = getattr(_import_datasets(), class_name)
