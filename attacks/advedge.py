@@ -17,16 +17,14 @@ from robusteval.search.edges import Edges, Variant, edge_weights
 from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
 
 from .dual_objective import (
-    Best,
-    Dual,
-    Plan,
-    Settings,
-    Smoothing,
+    BestImages,
+    DualObjective,
     Target,
-    checked,
-    chosen,
-    in_parts,
+    attack_in_parts,
+    check_goals,
+    choose_classes,
 )
+from .dual_plan import DualPlan, Settings, Smoothing
 
 Stage = Literal["preset", "warmup", "all"]
 MapClass = Literal["predicted", "target"]
@@ -38,7 +36,7 @@ MapClass = Literal["predicted", "target"]
     knowledge="white-box",
     unbounded={"search": {"cw": "l2", "stadv": "none"}},
 )
-@in_parts
+@attack_in_parts
 def advedge(
     model: nn.Module,
     x: Tensor,
@@ -156,9 +154,9 @@ def advedge(
     """
     if step is not None and not 0 < step < math.inf:
         raise ValueError(f"step must be positive, not {step:g}")
-    plan = Plan.made(
+    plan = DualPlan.from_preset(
         interpreter.split("+"), settings, search, variant, smoothing, min(x.shape[2:])
-    ).changed(warmup=warmup, steps=steps, weight=weight, confidence=confidence, every=every)
+    ).override(warmup=warmup, steps=steps, weight=weight, confidence=confidence, every=every)
 
     # where the image may change, and how far each step goes there
     edge = edge_weights(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
@@ -180,19 +178,19 @@ def advedge(
         return x.clone()
     with torch.no_grad():
         logits = model(x)
-    goal = checked(y, logits) if targeted else chosen(logits, y, target, seeds)
+    goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
     shown = logits.argmax(1) if map_class == "predicted" else goal
-    dual = Dual(model, x, goal, shown, plan, seeds)
-    best = Best(dual.judged, moves.settle, x, stop)
+    dual = DualObjective(model, x, goal, shown, plan, seeds)
+    best = BestImages(dual.judge_images, moves.settle, x, stop)
 
     here: Tensor | None = None
     for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
-        if plan.begins(i):
+        if plan.begins_phase(i):
             moves.restart()
         here = edge if throughout or i < 0 else None
         point = moves.point.detach().requires_grad_()
         x_adv = moves.images(point, here)
-        loss, hit = dual.loss(x_adv, i)
+        loss, hit = dual.compute_loss(x_adv, i)
         cost = moves.penalty(point, x_adv)
         grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
         if i >= 0 and i % plan.every == 0:
@@ -205,7 +203,7 @@ def advedge(
     with torch.no_grad():
         hit = predictions(model(x_adv)) == goal
     best.take(x_adv[hit], hit.nonzero().flatten())
-    return best.otherwise(x_adv)
+    return best.fill_with(x_adv)
 
 
 class AdvEdge(ArtAttack):

@@ -19,13 +19,13 @@ from robusteval.search.descent import Found, Stop
 from robusteval.search.moves import Signed
 
 from .dual_objective import (
-    Best,
-    Chased,
+    BestImages,
     Target,
-    checked,
-    chosen,
-    explained,
-    in_parts,
+    TrackedMask,
+    attack_in_parts,
+    check_goals,
+    choose_classes,
+    explain_images,
 )
 
 Along = Literal["maps", "features", "both"]
@@ -36,7 +36,7 @@ WEIGHTS = (1.0, 0.1, 10.0, 0.01, 100.0)
 
 
 @ATTACKS.add("evade", norms=("linf",), knowledge="white-box", detector=True)
-@in_parts
+@attack_in_parts
 def evade(
     model: nn.Module,
     x: Tensor,
@@ -127,7 +127,7 @@ def evade(
         If a parameter is out of range, the model has no detector or one with an interpreter that
         has no derivative, or a target is no class.
     """
-    guarded = guarded_in(model)
+    watched = find_detector(model)
     if min(steps, restarts, every) < 1 or warmup < 0:
         raise ValueError(
             "steps, restarts and every must be at least 1 and warmup at least 0,"
@@ -142,13 +142,13 @@ def evade(
         return x.clone()
 
     with torch.no_grad():
-        logits = guarded(x)
-        if guarded is not model and not torch.equal(logits, model(x)):
+        logits = watched(x)
+        if watched is not model and not torch.equal(logits, model(x)):
             raise ValueError("evade cannot see what is done to images before the detector's model")
-    goal = checked(y, logits) if targeted else chosen(logits, y, target, seeds)
-    suspicion = Suspicion(guarded, x, goal, logits.argmax(1), seeds, along, choice)
+    goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
+    suspicion = Suspicion(watched, x, goal, logits.argmax(1), seeds, along, choice)
     length = eps / 4 if step is None else step
-    best = Best(suspicion.judged, Signed(ball, length).settle, x, stop)
+    best = BestImages(suspicion.judge_images, Signed(ball, length).settle, x, stop)
     ends = x.clone()
     for restart in range(restarts):
         left = (~best.found.finished).nonzero().flatten()  # rows still searched
@@ -161,9 +161,9 @@ def evade(
         for i in range(-warmup, steps + 1):  # below zero: towards the class alone
             last = i == steps
             if i == restart == 0:
-                suspicion.measure(x_adv)
+                suspicion.set_scales(x_adv)
             x_adv = x_adv.detach().requires_grad_(not last)
-            loss, hit = suspicion.loss(x_adv, left, factor if 0 <= i < steps else 0.0)
+            loss, hit = suspicion.compute_loss(x_adv, left, factor if 0 <= i < steps else 0.0)
             # rows that turn out finished waste this one backward pass
             grad = None if last else autograd.grad(loss.sum(), x_adv)[0]
             x_adv = x_adv.detach()
@@ -178,10 +178,10 @@ def evade(
                 suspicion.keep(going)
             shrink = 1 - max(i, 0) / steps
             x_adv = here.project(x_adv - shrink * length * here.step(grad))
-    return ends if stop == "never" else best.otherwise(ends)
+    return ends if stop == "never" else best.fill_with(ends)
 
 
-def guarded_in(model: nn.Module) -> WithDetector:
+def find_detector(model: nn.Module) -> WithDetector:
     """The classifier with its detector; ValueError if it cannot be attacked."""
     found = [part for part in model.modules() if isinstance(part, WithDetector)]
     if len(found) != 1:
@@ -230,29 +230,31 @@ class Suspicion:
         self.explainers = model.detector.explainers
         self.seeds = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
         with torch.no_grad():
-            self.benign, logits = explained(self.explainers, model, x, shown, self.seeds)
+            self.benign, logits = explain_images(self.explainers, model, x, shown, self.seeds)
             self.features = model.detector.features(model, self.benign, logits)
         self.scales: list[Tensor] = []  # by which distances are divided, once measured
 
-    def measure(self, x_adv: Tensor) -> None:
+    def set_scales(self, x_adv: Tensor) -> None:
         """Let the distances of these images ``(n, c, h, w)`` count one each."""
         everyone = torch.arange(len(x_adv), device=x_adv.device)
         with torch.no_grad(), rows(everyone):
-            maps, logits = explained(self.explainers, self.model, x_adv, self.goal, self.seeds)
+            maps, logits = explain_images(self.explainers, self.model, x_adv, self.goal, self.seeds)
             # what hardly moves is not blown up
-            far = [d.clamp_min(1e-6) for d in self.distances(maps, logits, everyone)]
+            far = [d.clamp_min(1e-6) for d in self.measure_terms(maps, logits, everyone)]
         self.scales = far
 
     def begin(self, left: Tensor, steps: int) -> None:
         """Start a search of so many steps on rows `left` ``(m,)``."""
-        chased = Chased.made(self.explainers, self.x, self.seeds, steps, rate=0.1)
-        self.chased = None if chased is None else chased.of(left)
+        tracked = TrackedMask.from_interpreters(
+            self.explainers, self.x, self.seeds, steps, rate=0.1
+        )
+        self.tracked = None if tracked is None else tracked.select(left)
 
     def keep(self, going: Tensor) -> None:
         """Go on with these of the images that are searched."""
-        self.chased = None if self.chased is None else self.chased.of(going)
+        self.tracked = None if self.tracked is None else self.tracked.select(going)
 
-    def loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def compute_loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """What the rows `left` ``(m,)`` lower ``(m,)``, and whether they reach the class.
 
         A weight of zero spares maps and features.
@@ -260,10 +262,10 @@ class Suspicion:
         goal, terms = self.goal[left], []
         with rows(left):
             if weight:
-                maps, logits = explained(
-                    self.explainers, self.model, x_adv, goal, self.seeds[left.cpu()], self.chased
+                maps, logits = explain_images(
+                    self.explainers, self.model, x_adv, goal, self.seeds[left.cpu()], self.tracked
                 )
-                terms = self.distances(maps, logits, left)
+                terms = self.measure_terms(maps, logits, left)
             else:
                 logits = self.model(x_adv)
         loss = F.cross_entropy(logits, goal, reduction="none")
@@ -271,7 +273,7 @@ class Suspicion:
             loss = loss + weight * term
         return loss, predictions(logits.detach()) == goal
 
-    def distances(self, maps: list[Tensor], logits: Tensor, left: Tensor) -> list[Tensor]:
+    def measure_terms(self, maps: list[Tensor], logits: Tensor, left: Tensor) -> list[Tensor]:
         """Squared distances ``(m,)`` of maps and features of rows `left` that are minded."""
         found = []
         if self.along != "features":
@@ -283,7 +285,7 @@ class Suspicion:
         scales = self.scales or [torch.ones_like(self.goal)] * len(found)
         return [d / scale[left] for d, scale in zip(found, scales, strict=True)]
 
-    def judged(self, x_adv: Tensor, index: Tensor) -> Found:
+    def judge_images(self, x_adv: Tensor, index: Tensor) -> Found:
         """Images for rows `index` ``(m,)`` with the detector's score, or the sum of distances.
 
         Finished: in the class and not flagged.
@@ -295,8 +297,8 @@ class Suspicion:
                 hit = predictions(self.model(x_adv)) == goal
                 score = detector.score(self.model, x_adv, seeds).to(x_adv.device)
                 return Found(x_adv, score.to(x_adv), hit, hit & (score <= detector.threshold))
-            maps, logits = explained(self.explainers, self.model, x_adv, goal, seeds)
-            far = torch.stack(self.distances(maps, logits, index)).sum(0)
+            maps, logits = explain_images(self.explainers, self.model, x_adv, goal, seeds)
+            far = torch.stack(self.measure_terms(maps, logits, index)).sum(0)
         hit = predictions(logits) == goal
         return Found(x_adv, far, hit, torch.zeros_like(hit))
 

@@ -147,11 +147,11 @@ def isi(
         raise ValueError(f"steps and values must be at least 1, not {steps} and {values}")
     if not 0 < step <= 1:
         raise ValueError(f"step must be above 0 and at most 1, not {step:g}")
-    zero = zero_of(model, centre)
+    zero = find_zero(model, centre)
     objective = (
         descent.class_objective(model, y, targeted=targeted, loss="margin")
         if loss == "margin"
-        else logit_objective(model, y, targeted=targeted)
+        else build_logit_objective(model, y, targeted=targeted)
     )
 
     x_adv = x.detach().clone()
@@ -201,12 +201,12 @@ def isi(
 
         # change the most significant values
         across = zero if indicator == "relevance" and norm != "linf" else None
-        goal = goals(z, grad, here, step, across)
+        goal = find_goals(z, grad, here, step, across)
         if norm == "linf":
             z = goal
         else:
-            rank = significance(indicator, z, grad, goal, zero)
-            chosen = top(rank, free, values, together=norm == "l0_pixels")
+            rank = rank_values(indicator, z, grad, goal, zero)
+            chosen = choose_highest(rank, free, values, together=norm == "l0_pixels")
             z = torch.where(chosen, goal, z)
             if norm == "l2":
                 z = here.project(z)
@@ -219,7 +219,7 @@ def isi(
     return x_adv
 
 
-def goals(
+def find_goals(
     z: Tensor, grad: Tensor, ball: Ball, step: float, across: Tensor | float | None
 ) -> Tensor:
     """Where each value would go: against the gradient or, if given, `across` a centre."""
@@ -230,7 +230,7 @@ def goals(
     return torch.clamp(z + step * way, ball.lower, ball.upper)
 
 
-def significance(
+def rank_values(
     indicator: Indicator, z: Tensor, grad: Tensor, goal: Tensor, zero: Tensor | float
 ) -> Tensor:
     """How much each value ``(n, c, h, w)`` speaks for what has this gradient."""
@@ -241,7 +241,7 @@ def significance(
     return grad.abs() * (goal - z).abs()
 
 
-def top(rank: Tensor, free: Tensor, number: int, *, together: bool) -> Tensor:
+def choose_highest(rank: Tensor, free: Tensor, number: int, *, together: bool) -> Tensor:
     """Where the highest ranks are among the free values: ``(n, c, h, w)`` bool.
 
     With `together` the channels of a place share one rank, ``(n, 1, h, w)``.
@@ -258,7 +258,7 @@ def top(rank: Tensor, free: Tensor, number: int, *, together: bool) -> Tensor:
     return chosen.scatter(1, index, highest > -torch.inf).view_as(rank)
 
 
-def logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> descent.Objective:
+def build_logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> descent.Objective:
     """Lower the logit of class `y` ``(n,)`` or, `targeted`, raise it."""
 
     def objective(x_adv: Tensor, index: Tensor) -> descent.Score:
@@ -271,7 +271,7 @@ def logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> descent.O
     return objective
 
 
-def zero_of(model: nn.Module, centre: Centre) -> Tensor | float:
+def find_zero(model: nn.Module, centre: Centre) -> Tensor | float:
     """The value without relevance, in units of the [0, 1] pixel range."""
     if centre != "model":
         return 0.5 if centre == "grey" else 0.0

@@ -101,7 +101,7 @@ def sigma_zero(
             break
         # nothing but the count pulls at a success
         grad = autograd.grad(loss.clamp_min(0).sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0)
-        grad = (grad + count_gradient(delta, norm)) * free
+        grad = (grad + differentiate_count(delta, norm)) * free
         grad = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
 
         # a step of Adam, back into the box
@@ -127,7 +127,7 @@ def sigma_zero(
     return prune(model, x, best.x_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
-def count_gradient(delta: Tensor, count: Count) -> Tensor:
+def differentiate_count(delta: Tensor, count: Count) -> Tensor:
     """Gradient ``(n, c, h, w)`` of the mean of ``d**2 / (d**2 + sigma)``, Eq. 5.
 
     Over all values d, or over all places with d the l2 norm of their channels.

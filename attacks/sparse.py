@@ -112,7 +112,7 @@ def sparse(
         if seeds is None:
             seeds = torch.zeros(len(x), dtype=torch.int64)
         step = 1000.0 if step is None else step
-        published(
+        search_as_published(
             model,
             y,
             best,
@@ -127,7 +127,7 @@ def sparse(
         )
     else:
         step = 1.0 if step is None else step
-        portable(
+        search_at_any_scale(
             model, y, best, free, targeted=targeted, steps=steps, tau=tau, unit=unit, step=step
         )
     if polish is None:
@@ -135,7 +135,7 @@ def sparse(
     return prune(model, x, best.x_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
-def published(
+def search_as_published(
     model: nn.Module,
     y: Tensor,
     best: Sparsest,
@@ -152,7 +152,7 @@ def published(
     """The search of the authors' code; fills `best`."""
     left, origin = torch.arange(len(y), device=y.device), best.x
 
-    def judged(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(m, k)`` of images for rows `index`, and which of them succeed ``(m,)``."""
         with rows(index):
             logits: Tensor = model(x_adv)
@@ -164,7 +164,7 @@ def published(
         if len(left) == 0:
             return
         x_adv = x_adv.detach().requires_grad_()
-        logits, success = judged(x_adv, left)
+        logits, success = judge(x_adv, left)
         loss = attacker_loss(logits, y[left], targeted=targeted, loss="ce")
         total = total + autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0)
         if i == 0:  # what succeeds unchanged is done
@@ -175,7 +175,7 @@ def published(
     if not targeted:
         # its class is the goal from here on, be it the label
         with torch.no_grad():
-            target = predictions(judged(x_adv, left)[0]).clamp_min(0)
+            target = predictions(judge(x_adv, left)[0]).clamp_min(0)
 
     # weights of the dense start; above 1 they go beyond it
     weight = per_image(seeds[left.cpu()], origin.shape[1:], normal=True).to(origin)
@@ -186,7 +186,7 @@ def published(
         last = i == steps
         x_adv = (origin + weight * dense).clamp(0, 1).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            logits, success = judged(x_adv, left)
+            logits, success = judge(x_adv, left)
         if i > 0:  # the random weights change everything, and against the sign
             best.take(left, x_adv.detach(), success)
         if last:
@@ -207,11 +207,11 @@ def published(
     if len(found):
         rounded = in_levels(best.x_adv[found], best.x[found])
         with torch.no_grad():
-            success = judged(rounded, found)[1]
+            success = judge(rounded, found)[1]
         best.x_adv[found[success]] = rounded[success]
 
 
-def portable(
+def search_at_any_scale(
     model: nn.Module,
     y: Tensor,
     best: Sparsest,
@@ -242,12 +242,12 @@ def portable(
         grad = autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0) * free
         grad = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         if best.count == "l0_pixels":  # only now, as squares of tiny gradients would underflow
-            grad = grad / channel_norm(grad).amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+            grad = grad / measure_places(grad).amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
 
         least = least * torch.where(success, PACE, 1 / PACE).view(-1, 1, 1, 1)
         least = least.clamp_max(1)
         weight = delta - step * grad
-        above = beyond(weight, least, best.count)
+        above = shrink_values(weight, least, best.count)
         delta = torch.where(weight > 0, 1 - origin, -origin) * torch.tanh(above / unit)
 
         going = best.size[left] > 1
@@ -257,15 +257,15 @@ def portable(
             )
 
 
-def beyond(weight: Tensor, least: Tensor, count: Count) -> Tensor:
+def shrink_values(weight: Tensor, least: Tensor, count: Count) -> Tensor:
     """Sizes of values beyond a soft threshold, or of places, shared out among the channels."""
     size = weight.abs()
     if count == "l0":
         return (size - least).clamp_min(0)
-    return size * (1 - least / channel_norm(weight).clamp_min(1e-12)).clamp_min(0)
+    return size * (1 - least / measure_places(weight).clamp_min(1e-12)).clamp_min(0)
 
 
-def channel_norm(weight: Tensor) -> Tensor:
+def measure_places(weight: Tensor) -> Tensor:
     """Norm of each place's channels ``(n, 1, h, w)``."""
     return weight.square().sum(1, keepdim=True).sqrt()
 

@@ -9,7 +9,7 @@ import torch
 from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 
-from robusteval.art.to_art import AsSeen, checked_images
+from robusteval.art.to_art import AsSeen, to_images
 from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.evaluation.batches import split_evenly
@@ -150,7 +150,7 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
         """
         if kwargs:
             raise TypeError(f"unknown arguments of fit: {', '.join(kwargs)}")
-        images, label = checked_images(x), np.asarray(y)
+        images, label = to_images(x), np.asarray(y)
         if label.shape != (len(images),) or not np.isin(label, (0, 1)).all():
             raise ValueError(f"y must be 0 or 1 for each of the {len(images)} images")
         sources = group_images(images, label, groups)
@@ -193,7 +193,7 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
             raise TypeError(f"unknown arguments of detect: {', '.join(kwargs)}")
         if self.detector is None:
             raise ValueError("the detector must be fitted before it can detect")
-        images = checked_images(x)
+        images = to_images(x)
         found = [np.empty(0)]
         with frozen(self.model):
             for start in range(0, len(images), batch_size):

@@ -13,7 +13,7 @@ from art.defences.trainer.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from robusteval.art.to_art import Array, AsSeen, checked_images, class_indices
+from robusteval.art.to_art import Array, AsSeen, to_class_indices, to_images
 from robusteval.datasets.arrays import from_arrays
 
 from .training_loop import TrainingLoop
@@ -87,8 +87,8 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
             raise TypeError(f"unknown argument of fit {name!r}: known are {', '.join(known)}")
         changed = {known[name]: value for name, value in kwargs.items()}
         settings = replace(self.settings, **changed)
-        images = checked_images(x)
-        labels = class_indices(y, len(images), self._classifier.nb_classes)
+        images = to_images(x)
+        labels = to_class_indices(y, len(images), self._classifier.nb_classes)
         data = from_arrays(images, labels)
         model = AsSeen(self._classifier)
         loop = TrainingLoop(model, data, np.arange(len(data)), settings, self._classifier.device)

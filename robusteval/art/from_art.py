@@ -26,7 +26,7 @@ from art.estimators.classification.classifier import ClassGradientsMixin
 from art.estimators.estimator import LossGradientsMixin
 from torch import Tensor, nn
 
-from robusteval.art.to_art import as_estimator, current
+from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.registry import read_number, unknown
@@ -78,28 +78,28 @@ MINIMISED = {
 SUPPLIED = ("batch_size", "verbose", "summary_writer", "parallel_pool_size", "estimator_orig")
 
 
-def art_attacks() -> list[tuple[str, str]]:
+def list_art_attacks() -> list[tuple[str, str]]:
     """Name and first sentence of every ART attack that `from_art` takes."""
     return [
-        (name, summary(attack))
-        for name, attack in sorted(evasion_classes().items())
-        if objection(attack) is None
+        (name, summarise(attack))
+        for name, attack in sorted(list_evasion_classes().items())
+        if explain_refusal(attack) is None
     ]
 
 
-def evasion_classes() -> dict[str, type[EvasionAttack]]:
+def list_evasion_classes() -> dict[str, type[EvasionAttack]]:
     """The evasion attacks of the installed ART, by name."""
     found = vars(evasion).items()
     return {n: c for n, c in found if isinstance(c, type) and issubclass(c, EvasionAttack)}
 
 
-def summary(attack: type[EvasionAttack]) -> str:
+def summarise(attack: type[EvasionAttack]) -> str:
     """First sentence of the docstring."""
     text = " ".join((inspect.getdoc(attack) or "").split()).partition(" | ")[0]
     return re.split(r"(?<=\.)\s+(?=[A-Z])", text)[0].replace("`", "")
 
 
-def objection(attack: type[EvasionAttack]) -> str | None:
+def explain_refusal(attack: type[EvasionAttack]) -> str | None:
     """Why an attack cannot be run here; None if it can."""
     _, *rest = inspect.signature(attack).parameters.values()
     needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
@@ -110,13 +110,13 @@ def objection(attack: type[EvasionAttack]) -> str | None:
     package = PACKAGES.get(attack.__name__)
     if package is not None and find_spec(package) is None:
         return f"needs a package that is not installed: pip install {package}"
-    if not attack.is_estimator_valid(stand_in(), attack._estimator_requirements or ()):
+    if not attack.is_estimator_valid(build_stand_in(), attack._estimator_requirements or ()):
         return "is not for image classifiers in torch"
     return None
 
 
 @cache
-def stand_in() -> PyTorchClassifier:
+def build_stand_in() -> PyTorchClassifier:
     """An estimator on which parameters can be tried before there is a model."""
     network = nn.Sequential(nn.Flatten(), nn.PReLU())  # some ask a parameter for its device
     return as_estimator(Classifier(network, num_classes=192), input_shape=(3, 8, 8))
@@ -158,13 +158,13 @@ class ArtFunction:
     """
 
     def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
-        known = evasion_classes()
-        if name not in known or objection(known[name]) is not None:
-            why = f"art:{name} {objection(known[name])}" if name in known else None
-            available = [attack for attack, _ in art_attacks()]
+        known = list_evasion_classes()
+        if name not in known or explain_refusal(known[name]) is not None:
+            why = f"art:{name} {explain_refusal(known[name])}" if name in known else None
+            available = [attack for attack, _ in list_art_attacks()]
             raise UsageError(why or unknown("ART attack", name, available))
         self.name = name
-        self.summary = summary(known[name])
+        self.summary = summarise(known[name])
         self._make: Callable[..., EvasionAttack] = known[name]
         self._masks = ":param mask:" in (known[name].generate.__doc__ or "")
         _, *arguments = inspect.signature(self._make).parameters.values()
@@ -175,10 +175,12 @@ class ArtFunction:
         self._flagged = "targeted" in defaults and name != "AutoAttack"  # there: try those as well
         if self._flagged:
             self._given.setdefault("targeted", False)
-        self.resolved: dict[str, Any] = {n: plain(v) for n, v in (defaults | self._given).items()}
+        self.resolved: dict[str, Any] = {
+            n: to_json_value(v) for n, v in (defaults | self._given).items()
+        }
         goal = name in ALWAYS_TARGETED or bool(self._flagged and self._given["targeted"])
         self._check_goal(goal)
-        self.threat = threat_of(self._built(stand_in(), 1, goal), goal)
+        self.threat = derive_threat(self._build(build_stand_in(), 1, goal), goal)
         if self.threat.norm == "linf" and name in STUCK_UNDER_LINF:
             raise UsageError(
                 f"art:{name} hardly moves an image under linf in this version of ART: use norm=2,"
@@ -196,7 +198,7 @@ class ArtFunction:
             try:
                 if isinstance(value, str):
                     given[name] = read_argument(value, self._arguments[name])
-                plain(given[name])
+                to_json_value(given[name])
             except ValueError as error:
                 raise UsageError(
                     f"art:{self.name}: {name} must be {error}, not {value!r}"
@@ -208,17 +210,17 @@ class ArtFunction:
         if targeted != always and (not self._flagged or never):
             raise UsageError(f"art:{self.name} is for {'' if always else 'un'}targeted runs only")
 
-    def _built(self, estimator: PyTorchClassifier, n: int, targeted: bool) -> EvasionAttack:
+    def _build(self, estimator: PyTorchClassifier, n: int, targeted: bool) -> EvasionAttack:
         """The ART object for batches of `n`; UsageError if ART refuses the parameters."""
         ours = {"batch_size": n, "verbose": False}
         given = self._given | {k: v for k, v in ours.items() if k in self._arguments}
         if self._flagged:
             given["targeted"] = targeted
         try:
-            with contained(0, estimator.device):
+            with isolate_art(0, estimator.device):
                 return self._make(estimator, **given)
         except Exception as error:  # also what ART stumbles over instead of checking it
-            raise UsageError(f"art:{self.name}: {one_line(error)}") from None
+            raise UsageError(f"art:{self.name}: {shorten_error(error)}") from None
 
     def validate(self, classifier: Classifier, shape: tuple[int, int, int]) -> None:
         """UsageError if the attack cannot be run on this classifier of images ``(c, h, w)``."""
@@ -228,7 +230,7 @@ class ArtFunction:
                 f"art:{self.name}: the difference_logits_ratio loss needs at least 3 classes"
             )
         with frozen(classifier):
-            self._built(as_estimator(classifier, input_shape=shape), 1, self.threat.targeted)
+            self._build(as_estimator(classifier, input_shape=shape), 1, self.threat.targeted)
 
     def __call__(
         self,
@@ -281,9 +283,9 @@ class ArtFunction:
         _, c, h, w = x.shape
         estimator = as_estimator(model, input_shape=(c, h, w))
         with frozen(model):
-            attack = self._built(estimator, size, targeted)
+            attack = self._build(estimator, size, targeted)
             try:
-                with contained(joint_seed(seeds, len(x)), x.device):
+                with isolate_art(join_seeds(seeds, len(x)), x.device):
                     parts = [
                         attack.generate(**{n: a[i : i + size] for n, a in arrays.items()})
                         for i in range(0, len(x), size)
@@ -293,7 +295,7 @@ class ArtFunction:
             except Exception as error:
                 if isinstance(error, MemoryError) or "memory" in str(error):
                     raise  # a smaller batch may do
-                raise RunError(f"art:{self.name} failed: {one_line(error)}") from error
+                raise RunError(f"art:{self.name} failed: {shorten_error(error)}") from error
         return torch.from_numpy(x_adv).to(x.device)
 
 
@@ -329,10 +331,10 @@ def argument_kinds(argument: inspect.Parameter) -> set[str]:
     return found | ({"None"} if argument.default is None else set())
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A parameter as JSON can hold it; ValueError if it cannot."""
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, Real) and not np.isfinite(float(value)):
         return str(float(value))
     if value is None or isinstance(value, bool | int | float | str):
@@ -340,7 +342,7 @@ def plain(value: Any) -> Any:
     raise ValueError("a number, a word, true, false or a list of these")
 
 
-def threat_of(attack: EvasionAttack, targeted: bool) -> Threat:
+def derive_threat(attack: EvasionAttack, targeted: bool) -> Threat:
     """Norm, budget and goal of an ART attack."""
     norms = {"inf": "linf", "2": "l2", "1": "l1", "0": "l0"}
     norm = getattr(attack, "norm", None)
@@ -362,14 +364,14 @@ def uses_gradients(attack: type[EvasionAttack]) -> bool:
     return gradients or attack.__name__ in GRADIENT_USERS
 
 
-def one_line(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """The first line of an error's message; with its kind, unless it was raised on purpose."""
     message = " ".join((str(error).strip().splitlines() or [""])[0].split())
     on_purpose = isinstance(error, ValueError | TypeError | AssertionError | NotImplementedError)
     return message if message and on_purpose else f"{type(error).__name__}: {message}".rstrip(": ")
 
 
-def joint_seed(seeds: Tensor | None, n: int) -> int:
+def join_seeds(seeds: Tensor | None, n: int) -> int:
     """One seed for a batch, from those of its images."""
     seeds = torch.zeros(n, dtype=torch.int64) if seeds is None else seeds
     digest = hashlib.sha256(seeds.cpu().numpy().astype("<i8").tobytes()).digest()
@@ -387,12 +389,12 @@ class SeededState(np.random.RandomState):
 
 
 @contextmanager
-def contained(seed: int, device: torch.device) -> Iterator[None]:
+def isolate_art(seed: int, device: torch.device) -> Iterator[None]:
     """Run ART inside: seeded, silent, and without a trace in any global random state."""
     logger = logging.getLogger("art")
     level, python, numpy = logger.level, random.getstate(), np.random.get_state()  # noqa: NPY002
     with (
-        current(device),
+        select_device(device),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),
         redirect_stdout(io.StringIO()),

@@ -123,19 +123,13 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
             check_kind(name, getattr(self, name), self._kinds[name])
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        clip = self.estimator.clip_values
-        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
-            shown = "None" if clip is None else f"({np.min(clip[0]):g}, {np.max(clip[1]):g})"
-            raise ValueError(
-                f"the estimator's clip_values must be (0, 1), not {shown}: eps and all else is in"
-                " units of the [0, 1] pixel range; put the scaling into the model"
-            )
+        check_clip_values(self.estimator.clip_values)
         nothing = torch.zeros(0, *self.estimator.input_shape, device=self.estimator.device)
         with frozen(AsSeen(self.estimator)) as model:
             # the function knows the ranges of its parameters
-            self._perturbed(model, nothing, torch.zeros(0, dtype=torch.int64), {})
+            self._perturb(model, nothing, torch.zeros(0, dtype=torch.int64), {})
 
-    def _perturbed(self, model: nn.Module, x: Tensor, y: Tensor, given: dict[str, Any]) -> Tensor:
+    def _perturb(self, model: nn.Module, x: Tensor, y: Tensor, given: dict[str, Any]) -> Tensor:
         settings = {name: getattr(self, name) for name in self._defaults}
         return type(self).perturb(model, x, y.to(x.device), **settings, **given)
 
@@ -172,11 +166,11 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         """
         for name in kwargs.keys() - {"x_init", "x_adv_init"}:
             raise TypeError(unknown("argument of generate", name, ["x", "y", "mask"]))
-        images = checked_images(x)
-        labels = None if y is None else class_indices(y, len(images), self.estimator.nb_classes)
+        images = to_images(x)
+        labels = None if y is None else to_class_indices(y, len(images), self.estimator.nb_classes)
         if labels is None and self.targeted:
             raise ValueError("a targeted attack needs the classes to reach: give y")
-        masks = None if mask is None else checked_mask(mask, images.shape)
+        masks = None if mask is None else to_mask(mask, images.shape)
         if masks is not None and "mask" not in inspect.signature(self.perturb).parameters:
             raise ValueError(f"{type(self).__name__} cannot keep to a mask")
 
@@ -187,10 +181,10 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
                 part = slice(start, start + self.batch_size)
                 some_labels = None if labels is None else labels[part]
                 some_masks = None if masks is None else masks[part]
-                x_adv[part] = self._batch(model, images[part], some_labels, some_masks)
+                x_adv[part] = self._attack_batch(model, images[part], some_labels, some_masks)
         return x_adv
 
-    def _batch(
+    def _attack_batch(
         self, model: nn.Module, images: Array, labels: Array | None, masks: Array | None
     ) -> Array:
         device = self.estimator.device
@@ -210,8 +204,18 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         if len(rows):
             some = rows.to(device)
             given["seeds"] = seeds[rows.cpu()]
-            x[some] = self._perturbed(model, x[some], y[some], given).detach()
+            x[some] = self._perturb(model, x[some], y[some], given).detach()
         return x.cpu().numpy()
+
+
+def check_clip_values(clip: tuple[Any, Any] | None) -> None:
+    """ValueError for a pixel range of an estimator other than (0, 1)."""
+    if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
+        shown = "None" if clip is None else f"({np.min(clip[0]):g}, {np.max(clip[1]):g})"
+        raise ValueError(
+            f"the estimator's clip_values must be (0, 1), not {shown}: eps and all else is in"
+            " units of the [0, 1] pixel range; put the scaling into the model"
+        )
 
 
 def check_kind(name: str, value: Any, kind: Any) -> None:
@@ -231,7 +235,7 @@ def check_kind(name: str, value: Any, kind: Any) -> None:
     raise wrong(f"{name} must be {wanted}, not {value!r}")
 
 
-def checked_images(x: Array) -> Array:
+def to_images(x: Array) -> Array:
     """Images ``(n, c, h, w)`` as float32, not a copy if they were; ValueError if not in [0, 1]."""
     x = np.asarray(x)
     if x.ndim != 4 or x.dtype.kind not in "fui":
@@ -242,7 +246,7 @@ def checked_images(x: Array) -> Array:
     return x
 
 
-def class_indices(y: Array, n: int, classes: int) -> Array:
+def to_class_indices(y: Array, n: int, classes: int) -> Array:
     """Indices ``(n,)`` int64 of labels ``(n,)``, ``(n, 1)`` or one-hot ``(n, classes)``."""
     y = np.asarray(y)
     if len(y) != n or y.shape[1:] not in ((), (1,), (classes,)):
@@ -259,7 +263,7 @@ def class_indices(y: Array, n: int, classes: int) -> Array:
     return index
 
 
-def checked_mask(mask: Array, shape: tuple[int, ...]) -> Array:
+def to_mask(mask: Array, shape: tuple[int, ...]) -> Array:
     """A mask of the images' shape; ValueError if it is none or cannot be made one."""
     mask = np.asarray(mask)
     if mask.dtype.kind not in "fb" or not np.all(mask >= 0):
@@ -331,7 +335,7 @@ def as_estimator(classifier: Classifier, *, input_shape: tuple[int, int, int]) -
     """
     if classifier.device.type not in ("cpu", "cuda"):
         raise UsageError(f"ART runs on cpu and cuda only, not on {classifier.device.type}")
-    with current(classifier.device):
+    with select_device(classifier.device):
         return Float32Classifier(
             model=classifier,
             loss=nn.CrossEntropyLoss(),
@@ -343,6 +347,6 @@ def as_estimator(classifier: Classifier, *, input_shape: tuple[int, int, int]) -
         )
 
 
-def current(device: torch.device) -> Any:
+def select_device(device: torch.device) -> Any:
     """Context in which ART's "gpu" means this device and not just any."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -29,7 +29,7 @@ from art.exceptions import EstimatorError
 from torch import Tensor, nn
 from toys import Bands, asked, attackable, synthetic
 
-from robusteval.art.from_art import ArtFunction, art_attacks, from_art
+from robusteval.art.from_art import ArtFunction, from_art, list_art_attacks
 from robusteval.art.to_art import Array, ArtAttack, AsSeen, Float32Classifier, as_estimator
 from robusteval.attacks.pgd import FGSM, PGD
 from robusteval.datasets.dataset import image_id
@@ -843,7 +843,7 @@ def test_what_breaks_inside_art_becomes_one_sentence(
 
 
 def test_the_list_holds_what_can_be_run() -> None:
-    listed = dict(art_attacks())
+    listed = dict(list_art_attacks())
 
     assert {"HopSkipJump", "SquareAttack", "DeepFool"} <= listed.keys()
     assert not {"AdversarialPatch", "EvasionAttack", "CarliniWagnerASR"} & listed.keys()

@@ -14,12 +14,11 @@ from torch.nn import functional as F
 import robusteval.attacks.advedge as attack_module
 from robusteval.attacks.advedge import advedge
 from robusteval.attacks.dual_objective import (
-    RELEASED,
-    Chased,
-    chosen,
-    recipe_for,
+    TrackedMask,
+    choose_classes,
     smoothed_cross_entropy,
 )
+from robusteval.attacks.dual_plan import RELEASED, choose_recipe
 from robusteval.attacks.pgd import pgd
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import (
@@ -246,7 +245,7 @@ def test_the_class_to_reach_is_chosen_for_each_image(bands: Classifier) -> None:
     y = torch.tensor([0, 3, 0])
 
     def classes(target: Any) -> list[int]:
-        found: list[int] = chosen(logits, y, target, SEEDS[:3] + 1).tolist()
+        found: list[int] = choose_classes(logits, y, target, SEEDS[:3] + 1).tolist()
         return found
 
     assert classes("runner_up") == [1, 2, 3]
@@ -341,15 +340,15 @@ def test_smoothed_targets_sum_to_one_and_the_published_do_not() -> None:
 def test_recipes_count_as_published() -> None:
     """Three searches by four interpreters; budgets that depend on the variant as published."""
     assert set(RELEASED) == set(product(SEARCHES, INTERPRETERS))
-    budgets = {v: recipe_for("grad", "released", "pgd", v) for v in VARIANTS}
+    budgets = {v: choose_recipe("grad", "released", "pgd", v) for v in VARIANTS}
     counts = {variant: (recipe.warmup, recipe.steps) for variant, recipe in budgets.items()}
     assert counts == {"adv2": (300, 704), "advedge": (300, 754), "advedge_plus": (200, 805)}
-    assert len({recipe_for("cam", "paper", "pgd", variant) for variant in VARIANTS}) == 1
-    rising = recipe_for("cam", "released", "cw", "advedge")
+    assert len({choose_recipe("cam", "paper", "pgd", variant) for variant in VARIANTS}) == 1
+    rising = choose_recipe("cam", "released", "cw", "advedge")
     assert [rising.weight(p)[0] for p in (0, 0.5, 1)] == [5, 7.5, 10]
-    phases = recipe_for("grad", "released", "cw", "advedge")
+    phases = choose_recipe("grad", "released", "cw", "advedge")
     assert [phases.weight(p) for p in (0, 0.5, 0.99)] == [(0.003, 0), (0.01, 1), (0.2, 3)]
-    assert recipe_for("smoothgrad", "fast", "pgd", "adv2") == recipe_for(
+    assert choose_recipe("smoothgrad", "fast", "pgd", "adv2") == choose_recipe(
         "cam", "fast", "pgd", "adv2"
     )
 
@@ -375,22 +374,22 @@ def test_an_interpreter_that_breaks_leaves_no_hook(bands: Classifier) -> None:
 
 def test_a_mask_is_followed_along(bands: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """The distance has a derivative, the state carries none, and is made anew now and then."""
-    monkeypatch.setattr(Chased, "REFRESH", 3)
+    monkeypatch.setattr(TrackedMask, "REFRESH", 3)
     x = images(2).requires_grad_()
     deletion = build_deletion(x)
-    chased = Chased(deletion, x.detach(), SEEDS[:2], 4, 0.1)
+    tracked = TrackedMask(deletion, x.detach(), SEEDS[:2], 4, 0.1)
     goal = goals(bands, x.detach())
     benign = torch.zeros(2, 1, deletion.grid, deletion.grid)
 
-    distance = chased.distance(bands, x, goal, benign)
+    distance = tracked.measure_distance(bands, x, goal, benign)
     (grad,) = autograd.grad(distance.sum(), x)
 
     assert grad.abs().sum() > 0
-    assert not chased.state.mask.requires_grad
-    steps = [chased.state.step]
+    assert not tracked.state.mask.requires_grad
+    steps = [tracked.state.step]
     for _ in range(3):
-        chased.distance(bands, x, goal, benign)
-        steps.append(chased.state.step)
+        tracked.measure_distance(bands, x, goal, benign)
+        steps.append(tracked.state.step)
     assert steps == [108, 116, 124, 108]
 
 

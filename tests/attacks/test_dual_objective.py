@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from toys import Bands, attackable
 
-from robusteval.attacks.dual_objective import Chased
+from robusteval.attacks.dual_objective import TrackedMask
 from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.models.classifier import Classifier, counting
 from robusteval.registry import ATTACKS
@@ -119,11 +119,11 @@ def test_masks_of_some_images_are_theirs(bands: Classifier) -> None:
     benign = torch.zeros(4, 1, deletion.grid, deletion.grid)
     some = torch.tensor([3, 1])
 
-    whole = Chased(deletion, x, SEEDS[:4], 3, 0.1)
-    whole.distance(bands, x, goal, benign)
-    part = whole.of(some)
+    whole = TrackedMask(deletion, x, SEEDS[:4], 3, 0.1)
+    whole.measure_distance(bands, x, goal, benign)
+    part = whole.select(some)
 
     assert torch.equal(
-        part.distance(bands, x[some], goal[some], benign[some]),
-        whole.distance(bands, x, goal, benign)[some],
+        part.measure_distance(bands, x[some], goal[some], benign[some]),
+        whole.measure_distance(bands, x, goal, benign)[some],
     )

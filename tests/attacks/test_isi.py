@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from toys import Linear
 
-from robusteval.attacks.isi import PATIENCE, isi, significance
+from robusteval.attacks.isi import PATIENCE, isi, rank_values
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import distances, quantise
@@ -145,7 +145,7 @@ def test_relevance_is_layer_wise_propagation_on_a_relu_network(bias: bool) -> No
     output = forward(network, (z - mean) / std)[-1][1]
     grad, logit = torch.autograd.grad(output, z)[0], float(output.detach())
 
-    found = significance("relevance", x, grad, x, mean)
+    found = rank_values("relevance", x, grad, x, mean)
 
     expected, absorbed = propagated(network, (x - mean) / std, 1)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
@@ -172,7 +172,7 @@ def test_relevance_is_what_zennit_propagates() -> None:
     z = x.clone().requires_grad_()
     grad = torch.autograd.grad((network(z) * chosen).sum(), z)[0]
 
-    found = significance("relevance", x, grad, x, 0.0)
+    found = rank_values("relevance", x, grad, x, 0.0)
 
     torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
 

@@ -14,7 +14,7 @@ from toys import Linear
 
 from robusteval.art.to_art import AsSeen
 from robusteval.attacks import sigma_zero as sigma_zero_module
-from robusteval.attacks.sigma_zero import count_gradient, sigma_zero
+from robusteval.attacks.sigma_zero import differentiate_count, sigma_zero
 from robusteval.attacks.sparse import Sparse, sparse
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.registry import ATTACKS, parse
@@ -295,7 +295,7 @@ def test_the_gradient_of_the_smooth_count_is_that_of_its_formula() -> None:
     for count, size in (("l0", square), ("l0_pixels", square.sum(1))):
         smooth = (size / (size + 1e-3)).flatten(1).mean(1)
         expected = torch.autograd.grad(smooth.sum(), delta, retain_graph=True)[0]
-        actual = count_gradient(delta.detach(), count)  # type: ignore[arg-type]
+        actual = differentiate_count(delta.detach(), count)  # type: ignore[arg-type]
         torch.testing.assert_close(actual, expected)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, autograd
 from torch.nn import functional as F
 
 from robusteval.attacks.advedge import advedge
-from robusteval.attacks.dual_objective import Settings, map_settings, recipe_for
+from robusteval.attacks.dual_plan import Settings, choose_map_settings, choose_recipe
 from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import read_numbers
 from robusteval.datasets.sources import open_data
@@ -94,7 +94,7 @@ def print_figures(
     """Baseline and the three variants."""
     seeds = torch.arange(len(x))
     goal = random_targets(y, seeds, model.num_classes)
-    attacked = map_settings(interpreter, settings, search, min(x.shape[2:]))
+    attacked = choose_map_settings(interpreter, settings, search, min(x.shape[2:]))
     table = Compared(model, x, y, goal, Interpreter.build_differentiable(interpreter, attacked))
     click.echo(
         f"\n{search + ' ' + interpreter + ' ' + settings:34}{'reached':>8}{'map':>8}{'SSIM':>8}"
@@ -108,7 +108,7 @@ def print_figures(
         "settings": settings,
         "eps": eps,
     }
-    recipe = recipe_for(interpreter, settings, search, "advedge")
+    recipe = choose_recipe(interpreter, settings, search, "advedge")
     steps = recipe.warmup + recipe.steps
     if search == "pgd":
         plain: dict[str, Any] = {
