@@ -13,7 +13,7 @@ from robusteval.models.classifier import predictions
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop
-from robusteval.search.edges import Edges, Variant, edge_weights
+from robusteval.search.edges import Edges, Variant, weigh_edges
 from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
 
 from .dual_objective import (
@@ -91,7 +91,7 @@ def advedge(
         Broadcastable to `x`; zero where a pixel may not change.
     variant : {"adv2", "advedge", "advedge_plus"}
         Where the image may change: anywhere alike, in proportion to the strength of its edges, or
-        only where that exceeds `alpha`; see `robusteval.search.edges.edge_weights`.
+        only where that exceeds `alpha`; see `robusteval.search.edges.weigh_edges`.
     search : {"pgd", "cw", "stadv"}
         Signed steps in the linf ball of radius `eps`; or, without a radius, at a cost of the
         squared l2 distance (C&W, arXiv:1608.04644) or of moving neighbouring pixels differently
@@ -159,7 +159,7 @@ def advedge(
     ).override(warmup=warmup, steps=steps, weight=weight, confidence=confidence, every=every)
 
     # where the image may change, and how far each step goes there
-    edge = edge_weights(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
+    edge = weigh_edges(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
     throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
     if throughout and variant == "advedge_plus":
@@ -181,7 +181,7 @@ def advedge(
     goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
     shown = logits.argmax(1) if map_class == "predicted" else goal
     dual = DualObjective(model, x, goal, shown, plan, seeds)
-    best = BestImages(dual.judge_images, moves.settle, x, stop)
+    best = BestImages(dual.judge_images, moves.round_images, x, stop)
 
     here: Tensor | None = None
     for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
@@ -189,15 +189,15 @@ def advedge(
             moves.restart()
         here = edge if throughout or i < 0 else None
         point = moves.point.detach().requires_grad_()
-        x_adv = moves.images(point, here)
-        loss, hit = dual.compute_loss(x_adv, i)
-        cost = moves.penalty(point, x_adv)
+        x_adv = moves.make_images(point, here)
+        loss, hit = dual.measure_loss(x_adv, i)
+        cost = moves.price_change(point, x_adv)
         grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
         if i >= 0 and i % plan.every == 0:
             best.take(x_adv.detach()[hit], hit.nonzero().flatten())
         moves.step(grad, here)
 
-    x_adv = moves.images(moves.point, here).detach()
+    x_adv = moves.make_images(moves.point, here).detach()
     if stop == "never":
         return x_adv
     with torch.no_grad():

@@ -160,7 +160,7 @@ class TrackedMask:
         self.state = state.detach()
         return found
 
-    def select(self, index: Tensor) -> TrackedMask:
+    def restrict(self, index: Tensor) -> TrackedMask:
         """The masks of some of the images."""
         part = copy(self)
         part.seeds, part.shifts = self.seeds[index.cpu()], self.shifts[index.to(self.shifts.device)]
@@ -211,7 +211,7 @@ class DualObjective:
             plan.explainers, x, self.seeds, plan.steps, plan.mask_rate
         )
 
-    def compute_loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def measure_loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Classification and map terms ``(n,)`` of images, and whether they reach the class.
 
         Eq. 7 of arXiv:2211.15926. A weight of zero spares the map.

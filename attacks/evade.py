@@ -148,13 +148,13 @@ def evade(
     goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
     suspicion = Suspicion(watched, x, goal, logits.argmax(1), seeds, along, choice)
     length = eps / 4 if step is None else step
-    best = BestImages(suspicion.judge_images, Signed(ball, length).settle, x, stop)
+    best = BestImages(suspicion.judge_images, Signed(ball, length).round_images, x, stop)
     ends = x.clone()
     for restart in range(restarts):
         left = (~best.found.finished).nonzero().flatten()  # rows still searched
         if len(left) == 0:
             break
-        here = ball.of(left)
+        here = ball.pick(left)
         x_adv = here.x if restart == 0 else here.sample(suspicion.seeds[left.cpu()] + restart)
         suspicion.begin(left, steps)
         factor = weight * WEIGHTS[restart % len(WEIGHTS)]
@@ -163,7 +163,7 @@ def evade(
             if i == restart == 0:
                 suspicion.set_scales(x_adv)
             x_adv = x_adv.detach().requires_grad_(not last)
-            loss, hit = suspicion.compute_loss(x_adv, left, factor if 0 <= i < steps else 0.0)
+            loss, hit = suspicion.measure_loss(x_adv, left, factor if 0 <= i < steps else 0.0)
             # rows that turn out finished waste this one backward pass
             grad = None if last else autograd.grad(loss.sum(), x_adv)[0]
             x_adv = x_adv.detach()
@@ -174,10 +174,10 @@ def evade(
             if grad is None or not bool(going.any()):
                 break
             if not bool(going.all()):
-                left, x_adv, grad, here = left[going], x_adv[going], grad[going], here.of(going)
+                left, x_adv, grad, here = left[going], x_adv[going], grad[going], here.pick(going)
                 suspicion.keep(going)
             shrink = 1 - max(i, 0) / steps
-            x_adv = here.project(x_adv - shrink * length * here.step(grad))
+            x_adv = here.project(x_adv - shrink * length * here.find_direction(grad))
     return ends if stop == "never" else best.fill_with(ends)
 
 
@@ -248,13 +248,13 @@ class Suspicion:
         tracked = TrackedMask.from_interpreters(
             self.explainers, self.x, self.seeds, steps, rate=0.1
         )
-        self.tracked = None if tracked is None else tracked.select(left)
+        self.tracked = None if tracked is None else tracked.restrict(left)
 
     def keep(self, going: Tensor) -> None:
         """Go on with these of the images that are searched."""
-        self.tracked = None if self.tracked is None else self.tracked.select(going)
+        self.tracked = None if self.tracked is None else self.tracked.restrict(going)
 
-    def compute_loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def measure_loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """What the rows `left` ``(m,)`` lower ``(m,)``, and whether they reach the class.
 
         A weight of zero spares maps and features.

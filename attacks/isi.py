@@ -149,7 +149,7 @@ def isi(
         raise ValueError(f"step must be above 0 and at most 1, not {step:g}")
     zero = find_zero(model, centre)
     objective = (
-        descent.class_objective(model, y, targeted=targeted, loss="margin")
+        descent.build_class_objective(model, y, targeted=targeted, loss="margin")
         if loss == "margin"
         else build_logit_objective(model, y, targeted=targeted)
     )
@@ -190,13 +190,13 @@ def isi(
         finished = success
         if stop == "8bit" and norm in STEP and bool(success.any()):
             hit = left[success]
-            found = descent.as_8bit(objective, here.of(success), hit, z[success])
+            found = descent.round_successes(objective, here.pick(success), hit, z[success])
             x_adv[hit[found.success]] = found.x_adv[found.success]
             finished = success.index_put((success,), found.success)
         if last:
             break
         if bool(finished.any()):
-            left, here, free = left[~finished], here.of(~finished), free[~finished]
+            left, here, free = left[~finished], here.pick(~finished), free[~finished]
             z, grad = z[~finished], grad[~finished]
 
         # change the most significant values

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
-from robusteval.search.descent import class_objective, restarted
+from robusteval.search.descent import build_class_objective, descend_from_starts
 
 
 @ATTACKS.add("noise", norms=("linf", "l2"), knowledge="none")
@@ -62,8 +62,8 @@ def noise(
     ball = Ball.around(x, norm, eps, mask)
     if tries < 1:
         raise ValueError(f"tries must be at least 1, not {tries}")
-    found = restarted(
-        class_objective(model, y, targeted=targeted, loss="margin"),
+    found = descend_from_starts(
+        build_class_objective(model, y, targeted=targeted, loss="margin"),
         ball,
         seeds,
         restarts=tries,

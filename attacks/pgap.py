@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
-from robusteval.search.descent import Found, Objective, Score, Stop, class_objective, descend
+from robusteval.search.descent import Found, Objective, Score, Stop, build_class_objective, descend
 from robusteval.search.ssim_ball import StructureBall
 
 Solver = Literal["box", "closed"]
@@ -220,7 +220,7 @@ def search(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if not kappa >= 0:
         raise ValueError(f"kappa must be 0 or more, not {kappa:g}")
-    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
 
     def bounded(x_adv: Tensor, index: Tensor) -> Score:
         score = objective(x_adv, index)
@@ -262,10 +262,10 @@ class StructureMoves(NamedTuple):
         )
         rise = self.to_windows(-grad.nan_to_num(0.0, 0.0, 0.0))
         if self.origin is None:
-            z = ball.top(rise)
+            z = ball.maximise(rise)
         else:
-            step = 2.5 / self.steps * ball.radius * ball.step(rise)
-            z = ball.nearest(self.to_windows(x_adv) + step)
+            step = 2.5 / self.steps * ball.radius * ball.find_direction(rise)
+            z = ball.project(self.to_windows(x_adv) + step)
         return z.to(x_adv).view_as(x_adv)
 
     def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:

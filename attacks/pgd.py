@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
-from robusteval.search.descent import Stop, class_objective, restarted
+from robusteval.search.descent import Stop, build_class_objective, descend_from_starts
 from robusteval.search.losses import Loss, attacker_loss
 
 
@@ -83,8 +83,8 @@ def pgd(
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if step is not None and not step > 0:
         raise ValueError(f"step must be positive, not {step:g}")
-    found = restarted(
-        class_objective(model, y, targeted=targeted, loss=loss),
+    found = descend_from_starts(
+        build_class_objective(model, y, targeted=targeted, loss=loss),
         ball,
         seeds,
         restarts=restarts,
@@ -146,7 +146,7 @@ def fgsm(
     z = x.detach().requires_grad_()
     loss = attacker_loss(model(z), y, targeted=targeted, loss="ce")
     grad = torch.autograd.grad(loss.sum(), z)[0]
-    return ball.project(x - eps * ball.step(grad))
+    return ball.project(x - eps * ball.find_direction(grad))
 
 
 class PGD(ArtAttack):

@@ -9,7 +9,7 @@ from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Count, Sparsest, class_objective, in_levels, prune
+from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
 
 SIGMA = 1e-3  # a change far above its root counts as one
 DECAY = (0.9, 0.999)  # of Adam's two averages
@@ -82,7 +82,7 @@ def sigma_zero(
             "rate and threshold must be from 0 to 1, in units of the [0, 1] pixel range, not"
             f" {rate:g} and {threshold:g}"
         )
-    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
     best = Sparsest(x, norm)
     left = torch.arange(len(x), device=x.device)  # rows still searched
     origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
@@ -93,7 +93,7 @@ def sigma_zero(
         if len(left) == 0:
             break
         last = i == steps
-        x_adv = in_levels(origin + delta, origin).requires_grad_(not last)
+        x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
             loss, success = objective(x_adv, left)
         best.take(left, x_adv.detach(), success)

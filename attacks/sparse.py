@@ -11,7 +11,7 @@ from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import predictions, rows
 from robusteval.models.seeds import per_image
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Count, Sparsest, class_objective, in_levels, prune
+from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
 from robusteval.search.losses import attacker_loss
 
 Variant = Literal["scaled", "paper"]
@@ -205,7 +205,7 @@ def search_as_published(
 
     found = ((best.size > 0) & best.size.isfinite()).nonzero().flatten()
     if len(found):
-        rounded = in_levels(best.x_adv[found], best.x[found])
+        rounded = round_changes(best.x_adv[found], best.x[found])
         with torch.no_grad():
             success = judge(rounded, found)[1]
         best.x_adv[found[success]] = rounded[success]
@@ -224,7 +224,7 @@ def search_at_any_scale(
     step: float,
 ) -> None:
     """The search with a threshold that fits every model; fills `best`."""
-    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
     left, origin = torch.arange(len(y), device=y.device), best.x
     delta = torch.zeros_like(origin)
     least = torch.full((len(y), 1, 1, 1), tau, device=y.device)
@@ -233,7 +233,7 @@ def search_at_any_scale(
         if len(left) == 0:
             break
         last = i == steps
-        x_adv = in_levels(origin + delta, origin).requires_grad_(not last)
+        x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
             loss, success = objective(x_adv, left)
         best.take(left, x_adv.detach(), success)

@@ -45,7 +45,7 @@ class View:
     @cached_property
     def specs(self) -> tuple[Spec, ...]:
         """The interpreters, their parameters read."""
-        return tuple(INTERPRETERS.check(parse(text)) for text in self.interpreters)
+        return tuple(INTERPRETERS.check_spec(parse(text)) for text in self.interpreters)
 
     @cached_property
     def differentiable(self) -> tuple[Interpreter, ...]:

@@ -14,7 +14,7 @@ from robusteval.models.classifier import frozen, predictions
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.statistics import Rate
 from robusteval.search.balls import Ball
-from robusteval.search.descent import class_objective, restarted
+from robusteval.search.descent import build_class_objective, descend_from_starts
 
 from .objectives import measure_map_bound
 from .training_settings import TrainingSettings
@@ -96,8 +96,8 @@ def judge_held_out(
             clean += len(x)
             if len(x) == 0:
                 continue
-            found = restarted(
-                class_objective(model, y, targeted=False, loss="ce"),
+            found = descend_from_starts(
+                build_class_objective(model, y, targeted=False, loss="ce"),
                 Ball.around(x, "linf", settings.eps),
                 seeds[right.cpu()],
                 restarts=1,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models.classifier import frozen
 from robusteval.search.balls import Ball
-from robusteval.search.descent import Score, restarted
+from robusteval.search.descent import Score, descend_from_starts
 
 from .training_settings import OF_BOTH, OF_MAPS, Term, Weighting, Weights
 
@@ -203,7 +203,7 @@ def find_worst_images(
             # nothing is finished before the last step: `index` is always the whole batch
             return Score(-value, torch.zeros_like(y, dtype=torch.bool))
 
-        found = restarted(
+        found = descend_from_starts(
             objective,
             Ball.around(x, "linf", eps),
             seeds,

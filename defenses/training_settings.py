@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from robusteval.errors import UsageError
-from robusteval.registry import unknown
+from robusteval.registry import explain_unknown
 
 Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
 Weighting = Literal["softmax", "runner_up"]
@@ -239,7 +239,7 @@ def weigh_terms(objective: str, *, gamma: float, beta: float) -> tuple[Weights, 
 def check_settings(settings: TrainingSettings) -> None:
     """Raise UsageError if a value is out of range; the message names its option."""
     if settings.objective not in OBJECTIVES:
-        raise UsageError(unknown("objective", settings.objective, list(OBJECTIVES)))
+        raise UsageError(explain_unknown("objective", settings.objective, list(OBJECTIVES)))
     if not 0 <= settings.eps <= 1:
         raise UsageError(
             f"--eps must be from 0 to 1, in units of the [0, 1] pixel range (8/255 is eight"

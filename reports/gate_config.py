@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
-from robusteval.registry import ATTACKS, parse, read_number, unknown
+from robusteval.registry import ATTACKS, explain_unknown, parse, read_number
 from robusteval.runs.types import Spec, Threat
 
 WORST, CLEAN = "worst-case", "clean"
@@ -233,7 +233,7 @@ def check_keys(table: dict[str, Any], known: tuple[str, ...], place: str) -> Non
     """UsageError if there is a key that means nothing."""
     for key in table:
         if key not in known:
-            raise UsageError(f"{place}: {unknown('key', key, list(known))}")
+            raise UsageError(f"{place}: {explain_unknown('key', key, list(known))}")
 
 
 def check_numbers(table: dict[str, Any], place: str) -> None:
@@ -294,8 +294,8 @@ def read_on(text: str) -> str | Spec:
         return spec
     if spec.name not in ATTACKS.entries:
         known = [WORST, CLEAN, *ATTACKS.entries]
-        raise UsageError(unknown("attack", spec.name, known))
-    return ATTACKS.check(spec)
+        raise UsageError(explain_unknown("attack", spec.name, known))
+    return ATTACKS.check_spec(spec)
 
 
 def read_threat(text: str) -> Wanted:

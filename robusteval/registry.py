@@ -55,7 +55,7 @@ class Parameter:
     default: Any
     choices: tuple[str, ...] = ()  # when the annotation is a set of words
 
-    def read(self, text: str) -> Any:
+    def read_value(self, text: str) -> Any:
         """The value a user wrote; ValueError if it is not of this kind."""
         if text.lower() == "none" and "None" in self.kind:
             return None
@@ -238,7 +238,7 @@ class Registry:
     def entry(self, name: str) -> Entry:
         """What is known of `name`; UsageError with a suggestion if nothing is."""
         if name not in self.entries:
-            raise UsageError(unknown(self.noun, name, self.entries))
+            raise UsageError(explain_unknown(self.noun, name, self.entries))
         return self.entries[name]
 
     def find_suffix(self, suffix: str) -> Entry | None:
@@ -252,7 +252,7 @@ class Registry:
         import_module(entry.module)
         return self._functions[name]
 
-    def check(self, spec: Spec) -> Spec:
+    def check_spec(self, spec: Spec) -> Spec:
         """The spec with its values read as what the signature says.
 
         UsageError for an unknown name or parameter, or a value of the wrong kind.
@@ -261,10 +261,12 @@ class Registry:
         values: dict[str, Any] = {}
         for key, value in spec.parameters.items():
             if key not in entry.parameters:
-                raise UsageError(unknown(f"parameter of {spec.name}", key, entry.parameters))
+                raise UsageError(
+                    explain_unknown(f"parameter of {spec.name}", key, entry.parameters)
+                )
             parameter = entry.parameters[key]
             try:
-                values[key] = parameter.read(value) if isinstance(value, str) else value
+                values[key] = parameter.read_value(value) if isinstance(value, str) else value
                 if parameter.choices and values[key] not in (None, *parameter.choices):
                     raise ValueError(f"one of {', '.join(parameter.choices)}")
             except ValueError as error:
@@ -272,7 +274,7 @@ class Registry:
         return Spec(spec.name, values)
 
 
-def unknown(noun: str, name: str, known: dict[str, Any] | list[str]) -> str:
+def explain_unknown(noun: str, name: str, known: dict[str, Any] | list[str]) -> str:
     """A sentence for a name that does not exist, with what does."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -331,7 +333,7 @@ def read_parameters(node: ast.FunctionDef, module: str) -> Iterator[Parameter]:
         assert default is not None, f"{argument.arg} needs a default"
         kind = ast.unparse(argument.annotation)
         choices = read_words(argument.annotation, module)
-        yield Parameter(argument.arg, kind, constant(default), choices)
+        yield Parameter(argument.arg, kind, read_constant(default), choices)
 
 
 def read_words(annotation: ast.expr, module: str) -> tuple[str, ...]:
@@ -428,7 +430,7 @@ def explain_words(name: str, words: tuple[Any, ...], value: Any) -> str:
     return f"{name} must be one of {shown}, not {value!r}"
 
 
-def constant(node: ast.expr) -> Any:
+def read_constant(node: ast.expr) -> Any:
     """The value of a default: a literal, or a fraction of two."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         return ast.literal_eval(node.left) / ast.literal_eval(node.right)

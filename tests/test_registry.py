@@ -68,7 +68,7 @@ def test_an_attack_of_another_package_is_like_our_own(fresh: Registry) -> None:
     assert entry.parameters["way"].choices == ("up", "down")
     assert entry.threat(Spec("shift", {})) == Threat("linf", 4 / 255, False)
     with pytest.raises(UsageError, match="one of up, down"):
-        fresh.check(parse("shift:way=left"))
+        fresh.check_spec(parse("shift:way=left"))
     assert fresh.load("shift").__name__ == "shift"
 
 
@@ -130,11 +130,11 @@ def test_names_of_types_are_followed_in_source() -> None:
         "free": (),
         "number": (),
     }
-    assert ATTACKS.check(parse("push:away=none")).parameters == {"away": None}
+    assert ATTACKS.check_spec(parse("push:away=none")).parameters == {"away": None}
     with pytest.raises(UsageError, match="push: far must be one of a, b, not 'c'"):
-        ATTACKS.check(parse("push:far=c"))
+        ATTACKS.check_spec(parse("push:far=c"))
     with pytest.raises(UsageError, match="push: way must be one of up, down, not 3"):
-        ATTACKS.check(Spec("push", {"way": 3}))
+        ATTACKS.check_spec(Spec("push", {"way": 3}))
 
 
 @pytest.mark.usefixtures("brought")

@@ -51,7 +51,7 @@ from robusteval.models.seeds import random_targets, sample_seeds
 from robusteval.progress import Progress, Silent
 from robusteval.runs.explanation_record import ExplainedPanel
 from robusteval.runs.types import Spec
-from robusteval.search.balls import distances
+from robusteval.search.balls import measure_distances
 from robusteval.search.descent import prune
 
 SCHEMA = 1
@@ -460,7 +460,7 @@ def of_refinement(
             {
                 "way": name,
                 "still_fooled": {"k": int(still.sum()), "n": len(x)},
-                **{norm: median_of(sizes) for norm, sizes in distances(z, x).items()},
+                **{norm: median_of(sizes) for norm, sizes in measure_distances(z, x).items()},
                 "forwards": float(passes.forwards.mean()),
                 "backwards": float(passes.backwards.mean()),
                 "seconds": seconds,
@@ -530,7 +530,7 @@ def image_of(
         return names[number] if names and 0 <= number < len(names) else None
 
     label, predicted = int(case.y[row]), int(case.made[row])
-    sizes = distances(case.x_adv[row : row + 1], case.x[row : row + 1])
+    sizes = measure_distances(case.x_adv[row : row + 1], case.x[row : row + 1])
     return {
         "index": int(case.positions[row]),
         "id": f"{int(case.ids[row]):016x}",

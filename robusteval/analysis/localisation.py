@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robusteval.errors import UsageError
-from robusteval.search.balls import bell, in_double, ssim_map
+from robusteval.search.balls import bell, ssim_map, to_double
 
 Window = Literal["gaussian", "block"]
 
@@ -67,7 +67,7 @@ def noise_map(x_adv: Tensor, x: Tensor, window: Window = "gaussian") -> Tensor:
     if window not in get_args(Window):
         raise ValueError(f"window must be gaussian or block, not {window!r}")
     # in float32 variances are known to 1e-7, which of the smallest perturbations is too much
-    x, x_adv = in_double(x), in_double(x_adv)
+    x, x_adv = to_double(x), to_double(x_adv)
     weights = bell(11, x) if window == "gaussian" else x.new_full((8,), 1 / 8)
     size = len(weights)
     h, w = x.shape[2:]
@@ -120,7 +120,7 @@ def overlap_at(
 
 def energy(x_adv: Tensor, x: Tensor, relevance: Tensor, *, relevant: float = RELEVANCE) -> Energy:
     """Where the squared change from `x` to `x_adv` ``(n, c, h, w)`` lies; no threshold on it."""
-    square = (in_double(x_adv) - in_double(x)).square().sum(1, keepdim=True)
+    square = (to_double(x_adv) - to_double(x)).square().sum(1, keepdim=True)
     mask = _relevant(relevance, square, relevant).to(square)
     inside = (square * mask).flatten(1).sum(1) / square.flatten(1).sum(1)
     area = mask.flatten(1).mean(1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.models.classifier import predictions, rows
-from robusteval.search.balls import in_double
+from robusteval.search.balls import to_double
 
 Mode = Literal["removal", "insertion", "average", "gradient"]
 
@@ -251,7 +251,7 @@ def focus(delta: Tensor, inside: Tensor) -> Focus:
         Discriminative region of each image ``(n, 1, h, w)`` bool, see `top`.
     """
     n = len(delta)
-    energy = in_double(delta).square().sum(1)  # (n, h, w)
+    energy = to_double(delta).square().sum(1)  # (n, h, w)
     region = inside[:, 0].to(energy)
     total = energy.flatten(1).sum(1)
     # (n, n): of image i in the region of image j

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.registry import read_number, unknown
+from robusteval.registry import explain_unknown, read_number
 from robusteval.runs.types import Threat
 
 # attacks on something else, by what their constructor does not tell
@@ -162,7 +162,7 @@ class ArtFunction:
         if name not in known or explain_refusal(known[name]) is not None:
             why = f"art:{name} {explain_refusal(known[name])}" if name in known else None
             available = [attack for attack, _ in list_art_attacks()]
-            raise UsageError(why or unknown("ART attack", name, available))
+            raise UsageError(why or explain_unknown("ART attack", name, available))
         self.name = name
         self.summary = summarise(known[name])
         self._make: Callable[..., EvasionAttack] = known[name]
@@ -194,7 +194,7 @@ class ArtFunction:
         settable = [name for name in self._arguments if name not in SUPPLIED]
         for name, value in given.items():
             if name not in settable:
-                raise UsageError(unknown(f"parameter of art:{self.name}", name, settable))
+                raise UsageError(explain_unknown(f"parameter of art:{self.name}", name, settable))
             try:
                 if isinstance(value, str):
                     given[name] = read_argument(value, self._arguments[name])

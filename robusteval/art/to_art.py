@@ -25,7 +25,7 @@ from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, frozen, predictions
 from robusteval.models.seeds import sample_seeds
-from robusteval.registry import PROTOCOL, unknown
+from robusteval.registry import PROTOCOL, explain_unknown
 
 Array = np.ndarray[Any, Any]
 
@@ -101,7 +101,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
             raise ValueError("summary_writer must be False: there are no single steps to report")
         for name in parameters:
             if name not in self._defaults:
-                raise TypeError(unknown("parameter", name, self.attack_params))
+                raise TypeError(explain_unknown("parameter", name, self.attack_params))
         given = {"batch_size": batch_size, "verbose": verbose, "seed": seed, **parameters}
         for name, value in (self._defaults | given).items():
             setattr(self, name, value)
@@ -165,7 +165,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
             For an unknown argument.
         """
         for name in kwargs.keys() - {"x_init", "x_adv_init"}:
-            raise TypeError(unknown("argument of generate", name, ["x", "y", "mask"]))
+            raise TypeError(explain_unknown("argument of generate", name, ["x", "y", "mask"]))
         images = to_images(x)
         labels = None if y is None else to_class_indices(y, len(images), self.estimator.nb_classes)
         if labels is None and self.targeted:

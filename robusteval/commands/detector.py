@@ -46,7 +46,7 @@ def split_interpreters(ctx: click.Context, param: click.Parameter, value: str) -
             texts[-1] += f",{piece}"
         else:
             texts.append(piece)
-    return [INTERPRETERS.check(parse(text)) for text in texts]
+    return [INTERPRETERS.check_spec(parse(text)) for text in texts]
 
 
 @click.command(cls=Command, short_help="Fit a detector of attacked images.")

@@ -160,7 +160,7 @@ def evaluate(
     specs, settings = choose_attacks(preset, attacks, eps)
     explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
-    defended = [DEFENSES.check(parse_defense(text)) for text in defenses]
+    defended = [DEFENSES.check_spec(parse_defense(text)) for text in defenses]
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     request = Request(checkpoint, **given)
@@ -235,7 +235,7 @@ def choose_attacks(
 
 def choose_interpreters(interpreters: tuple[str, ...], settings: Preset) -> list[Spec]:
     """The interpreters asked for, names and parameters checked, after those of the preset."""
-    asked = [INTERPRETERS.check(parse(text)) for text in interpreters]
+    asked = [INTERPRETERS.check_spec(parse(text)) for text in interpreters]
     return [*settings.interpreter, *(spec for spec in asked if spec not in settings.interpreter)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
-from robusteval.registry import ATTACKS, INTERPRETERS, parse, unknown
+from robusteval.registry import ATTACKS, INTERPRETERS, explain_unknown, parse
 from robusteval.runs.types import Spec
 
 
@@ -54,7 +54,9 @@ def read_preset(name: str) -> Preset:
     if path.suffix != ".toml":
         known = dict(list_presets())
         if name not in known:
-            raise UsageError(unknown("preset", name, known) + "; or give the path of a .toml file")
+            raise UsageError(
+                explain_unknown("preset", name, known) + "; or give the path of a .toml file"
+            )
         return known[name]
     try:
         values = tomllib.loads(path.read_text("utf-8"))
@@ -69,7 +71,7 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
     """The values of a preset, each of its kind; UsageError that names the preset otherwise."""
     for key, value in values.items():
         if key not in KINDS:
-            raise UsageError(f"{name}: {unknown('key', key, dict(KINDS))}")
+            raise UsageError(f"{name}: {explain_unknown('key', key, dict(KINDS))}")
         kind, words = KINDS[key]
         fits = type(value) is kind  # in TOML true is no number
         if not fits or (key in LEAST and value < LEAST[key]):
@@ -82,7 +84,7 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
         raise UsageError(f"{name}: interpreter must be {KINDS['interpreter'][1]}, not {names!r}")
     try:
         specs = tuple(check_attack(parse(text)) for text in texts)
-        interpreters = tuple(INTERPRETERS.check(parse(text)) for text in names)
+        interpreters = tuple(INTERPRETERS.check_spec(parse(text)) for text in names)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return Preset(**{**values, "attack": specs, "interpreter": interpreters})
@@ -90,7 +92,7 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
 
 def check_attack(spec: Spec) -> Spec:
     """The attack with its parameters read; ART's are not known before ART is imported."""
-    return spec if spec.name.startswith("art:") else ATTACKS.check(spec)
+    return spec if spec.name.startswith("art:") else ATTACKS.check_spec(spec)
 
 
 def change_radius(spec: Spec, eps: float) -> Spec:

@@ -186,7 +186,7 @@ def prepare_defense(spec: str | Spec, classifier: Classifier) -> ReadyDefense:
 
     UsageError if it is wrong or does not fit the classifier.
     """
-    spec = DEFENSES.check(parse_defense(spec) if isinstance(spec, str) else spec)
+    spec = DEFENSES.check_spec(parse_defense(spec) if isinstance(spec, str) else spec)
     entry = DEFENSES.entry(spec.name)
     with raise_as_usage_error(spec.name):
         model = partial(DEFENSES.load(spec.name), **spec.parameters)(classifier)

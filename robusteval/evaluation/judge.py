@@ -11,7 +11,7 @@ from robusteval.errors import RunError
 from robusteval.models.classifier import Classifier, predictions
 from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Threat
-from robusteval.search.balls import TOLERANCE, Ball, distances, psnr, quantise, ssim
+from robusteval.search.balls import TOLERANCE, Ball, measure_distances, psnr, quantise, ssim
 from robusteval.search.losses import margin
 
 LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
@@ -49,7 +49,7 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
         "pred_adv": pred,
         "pred_8bit": pred_8bit,
         "pred_png": pred_png,
-        **distances(x_adv, x),
+        **measure_distances(x_adv, x),
         "ssim": ssim(x_adv, x).double(),
         "psnr": psnr(x_adv, x),
         "margin_adv": margin(logits, y).double(),
@@ -81,7 +81,7 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
 
     if threat.eps is None:
         return x_adv, fault
-    reach = distances(x_adv, x).get(threat.norm)
+    reach = measure_distances(x_adv, x).get(threat.norm)
     if reach is None:
         return x_adv, fault
     far = (reach > threat.eps * (1 + TOLERANCE) + TOLERANCE).to(x.device)

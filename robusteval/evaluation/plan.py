@@ -287,7 +287,7 @@ def prepare_attack(spec: str | Spec, classifier: Classifier, shape: tuple[int, i
                 f" (8/255 is eight grey levels), not {theirs.threat.eps:g}"
             )
         return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
-    spec = ATTACKS.check(spec)
+    spec = ATTACKS.check_spec(spec)
     entry = ATTACKS.entry(spec.name)
     given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
     perturb = partial(ATTACKS.load(spec.name), **given)

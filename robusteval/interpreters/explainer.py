@@ -84,7 +84,7 @@ class Interpreter:
         UsageError
             If the spec is wrong or the network cannot have such maps.
         """
-        checked = INTERPRETERS.check(parse(spec) if isinstance(spec, str) else spec)
+        checked = INTERPRETERS.check_spec(parse(spec) if isinstance(spec, str) else spec)
         interpreter = cls._bind(checked)
         nothing = torch.empty(0, *shape, device=classifier.device)
         no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)

@@ -18,13 +18,13 @@ Norm = Literal["linf", "l2"]
 TOLERANCE = 1e-6
 
 
-def distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
+def measure_distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
     """Distances of each image ``(n, c, h, w)`` from its original, float64 ``(n,)``.
 
     `l0` counts values, `l0_pixels` places where any channel changed; l1, l2 and linf are in
     units of the [0, 1] pixel range.
     """
-    delta = in_double(x_adv) - in_double(x)
+    delta = to_double(x_adv) - to_double(x)
     flat = delta.flatten(1)
     return {
         "l0": flat.ne(0).sum(1).double(),
@@ -35,7 +35,7 @@ def distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def in_double(x: Tensor) -> Tensor:
+def to_double(x: Tensor) -> Tensor:
     """The tensor in float64, on the CPU where the device has no such type."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
@@ -72,11 +72,11 @@ class Ball(NamedTuple):
             )
         if norm == "linf":
             # x + eps in float32 can lie a last bit beyond eps: round the bounds towards x
-            exact, lower, upper = in_double(x), in_double(x) - eps, in_double(x) + eps
+            exact, lower, upper = to_double(x), to_double(x) - eps, to_double(x) + eps
             lower, upper = lower.to(x), upper.to(x)
-            far = (in_double(upper) - exact > eps).to(x.device)
+            far = (to_double(upper) - exact > eps).to(x.device)
             upper = torch.where(far, torch.nextafter(upper, x), upper)
-            far = (exact - in_double(lower) > eps).to(x.device)
+            far = (exact - to_double(lower) > eps).to(x.device)
             lower = torch.where(far, torch.nextafter(lower, x), lower)
             lower, upper = lower.clamp(0, 1), upper.clamp(0, 1)
         else:
@@ -85,7 +85,7 @@ class Ball(NamedTuple):
             lower, upper = torch.where(mask != 0, lower, x), torch.where(mask != 0, upper, x)
         return cls(x, norm, eps, lower, upper)
 
-    def of(self, index: Tensor) -> Ball:
+    def pick(self, index: Tensor) -> Ball:
         """The balls around some of the images."""
         lower, upper = self.lower[index], self.upper[index]
         return self._replace(x=self.x[index], lower=lower, upper=upper)
@@ -121,7 +121,7 @@ class Ball(NamedTuple):
             near = torch.where(_column(self.holds(near)), near, towards)
         return torch.where(self.upper > self.lower, near, self.x)
 
-    def step(self, grad: Tensor) -> Tensor:
+    def find_direction(self, grad: Tensor) -> Tensor:
         """The direction of unit length along which a function with this gradient rises most."""
         grad = grad.nan_to_num(0.0, 0.0, 0.0)
         if self.norm == "linf":
@@ -190,5 +190,5 @@ def ssim_map(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
 
 def psnr(x_adv: Tensor, x: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in decibels ``(n,)``, infinite for equal images."""
-    error = (in_double(x_adv) - in_double(x)).flatten(1).square().mean(1)
+    error = (to_double(x_adv) - to_double(x)).flatten(1).square().mean(1)
     return -10 * error.log10()

@@ -36,7 +36,7 @@ class Found(NamedTuple):
     finished: Tensor  # (n,) bool, there is nothing to gain from searching on
 
 
-def class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: Loss) -> Objective:
+def build_class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: Loss) -> Objective:
     """The objective of a prediction other than `y` ``(n,)`` or, `targeted`, of just that."""
 
     def objective(x_adv: Tensor, index: Tensor) -> Score:
@@ -49,7 +49,7 @@ def class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: Loss) 
     return objective
 
 
-def of_rows(objective: Objective, some: Tensor) -> Objective:
+def restrict_objective(objective: Objective, some: Tensor) -> Objective:
     """The same objective for a part of the batch, rows `some` ``(m,)``."""
     return lambda x_adv, index: objective(x_adv, some[index])
 
@@ -78,16 +78,16 @@ class BallMoves(NamedTuple):
 
     def select(self, index: Tensor) -> BallMoves:
         """Steps in the balls around some of the images."""
-        return self._replace(ball=self.ball.of(index))
+        return self._replace(ball=self.ball.pick(index))
 
     def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
         """The way of steepest descent, then the nearest point of the ball."""
-        return self.ball.project(x_adv - self.length * self.ball.step(grad))
+        return self.ball.project(x_adv - self.length * self.ball.find_direction(grad))
 
     def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:
         """8-bit images inside the ball, with a loss of their own."""
         del loss
-        return as_8bit(objective, self.ball, index, x_adv)
+        return round_successes(objective, self.ball, index, x_adv)
 
 
 def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, stop: Stop) -> Found:
@@ -151,7 +151,7 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
     return best if stop != "never" else best._replace(finished=best.success)
 
 
-def restarted(
+def descend_from_starts(
     objective: Objective,
     ball: Ball,
     seeds: Tensor | None,
@@ -172,11 +172,11 @@ def restarted(
     best: Found | None = None
     left = torch.arange(len(seeds), device=ball.x.device)  # survivors
     for restart in range(restarts):
-        here = ball.of(left)
+        here = ball.pick(left)
         random = random_start or restart > 0
         start = here.sample(seeds[left.cpu()] + restart) if random else here.x
         moves = BallMoves(here, step)
-        found = descend(of_rows(objective, left), moves, start, steps=steps, stop=stop)
+        found = descend(restrict_objective(objective, left), moves, start, steps=steps, stop=stop)
         if best is None:
             best = found
         else:
@@ -203,7 +203,7 @@ def keep_best(best: Found, index: Tensor, found: Found) -> None:
         column[index[better]] = values[better]
 
 
-def as_8bit(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:
+def round_successes(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:
     """The images ``(m, …)`` for rows `index` as 8-bit images, and whether they still succeed."""
     rounded = ball.quantise(x_adv)
     with torch.no_grad():
@@ -213,7 +213,7 @@ def as_8bit(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> F
     return Found(rounded, score.loss, holds, holds)
 
 
-def changes(x_adv: Tensor, x: Tensor, count: Count) -> Tensor:
+def count_changes(x_adv: Tensor, x: Tensor, count: Count) -> Tensor:
     """How many values of each image differ, or at how many places any channel does: ``(n,)``."""
     changed = x_adv != x
     if count == "l0_pixels":
@@ -221,7 +221,7 @@ def changes(x_adv: Tensor, x: Tensor, count: Count) -> Tensor:
     return changed.flatten(1).sum(1)
 
 
-def in_levels(z: Tensor, x: Tensor) -> Tensor:
+def round_changes(z: Tensor, x: Tensor) -> Tensor:
     """`z` with the values that differ from `x` rounded to 8 bits, the others as they are."""
     return torch.where(z != x, quantise(z), x)
 
@@ -239,7 +239,7 @@ class Sparsest:
     def take(self, index: Tensor, x_adv: Tensor, success: Tensor) -> None:
         """Take over images ``(m, c, h, w)`` for rows `index` where they succeed with less."""
         index, x_adv = index[success], x_adv[success]
-        size = changes(x_adv, self.x[index], self.count).to(self.size)
+        size = count_changes(x_adv, self.x[index], self.count).to(self.size)
         better = size < self.size[index]
         self.x_adv[index[better]] = x_adv[better]
         self.size[index[better]] = size[better]
@@ -293,7 +293,7 @@ def prune(
         raise ValueError(f"rounds must be 0 or more, not {rounds}")
     if count not in get_args(Count):
         raise ValueError(f"count must be l0 or l0_pixels, not {count!r}")
-    objective = class_objective(model, y, targeted=targeted, loss="margin")
+    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
     best, z, origin = x_adv.clone(), x_adv, x
     left = torch.arange(len(x), device=x.device)  # rows that may still lose values
     places = torch.zeros_like(x if count == "l0" else x[:, :1])
@@ -332,12 +332,12 @@ def prune(
         left, origin, cost, needed, share, spare = (
             column[going] for column in (left, origin, cost, needed, share, spare)
         )
-        tried = cheapest(cost, (share * spare).long().clamp_min(1))
+        tried = find_cheapest(cost, (share * spare).long().clamp_min(1))
         z = torch.where(tried, origin, best[left])
     return best
 
 
-def cheapest(cost: Tensor, number: Tensor) -> Tensor:
+def find_cheapest(cost: Tensor, number: Tensor) -> Tensor:
     """Where the `number` ``(n,)`` lowest costs of each image are, of the shape of `cost`."""
     order = cost.flatten(1).argsort(dim=1, stable=True)
     chosen = torch.arange(order.shape[1], device=cost.device) < number.unsqueeze(1)

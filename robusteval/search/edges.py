@@ -29,7 +29,7 @@ def sobel(x: Tensor) -> Tensor:
     return ((right.square() + down.square()) / 2).sqrt()
 
 
-def edge_weights(
+def weigh_edges(
     x: Tensor,
     variant: Variant,
     *,
@@ -80,21 +80,21 @@ def edge_weights(
     if variant == "adv2":
         return torch.ones_like(strength)
     if normalise:
-        strength = strength / largest(strength).clamp_min(1e-12)
+        strength = strength / find_strongest(strength).clamp_min(1e-12)
     if edges == "random":
-        strength = shuffled(strength, seeds)
+        strength = shuffle_places(strength, seeds)
     if variant == "advedge_plus":
         on_edges = strength > alpha
         return (on_edges if edges != "inverse" else ~on_edges).to(x)
-    return strength if edges != "inverse" else largest(strength) - strength
+    return strength if edges != "inverse" else find_strongest(strength) - strength
 
 
-def largest(strength: Tensor) -> Tensor:
+def find_strongest(strength: Tensor) -> Tensor:
     """The greatest value of each image, ``(n, 1, 1, 1)``."""
     return strength.amax((1, 2, 3), keepdim=True)
 
 
-def shuffled(strength: Tensor, seeds: Tensor | None) -> Tensor:
+def shuffle_places(strength: Tensor, seeds: Tensor | None) -> Tensor:
     """The values of each image at other places, drawn from its own seed ``(n,)``."""
     drawn = torch.zeros(len(strength), dtype=torch.int64) if seeds is None else seeds
     order = per_image(drawn, strength.shape[1:]).flatten(1).argsort(dim=1, stable=True)

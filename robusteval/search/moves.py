@@ -24,11 +24,11 @@ class Search(Protocol):
 
     point: Tensor  # what is searched
 
-    def images(self, point: Tensor, weight: Tensor | None) -> Tensor:
+    def make_images(self, point: Tensor, weight: Tensor | None) -> Tensor:
         """Images ``(n, c, h, w)`` in [0, 1] of a point; differentiable."""
         ...
 
-    def penalty(self, point: Tensor, x_adv: Tensor) -> Tensor | None:
+    def price_change(self, point: Tensor, x_adv: Tensor) -> Tensor | None:
         """What a change costs by itself ``(n,)``, None if nothing."""
         ...
 
@@ -36,7 +36,7 @@ class Search(Protocol):
         """Move `point` down the gradient of the loss's sum."""
         ...
 
-    def settle(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def round_images(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images for rows `index` ``(m,)`` as 8-bit images, and whether those are allowed."""
         ...
 
@@ -60,23 +60,23 @@ class Signed:
         self.ball, self.length = ball, length
         self.point = ball.x.clone()
 
-    def images(self, point: Tensor, weight: Tensor | None) -> Tensor:
+    def make_images(self, point: Tensor, weight: Tensor | None) -> Tensor:
         """The point itself."""
         return point
 
-    def penalty(self, point: Tensor, x_adv: Tensor) -> None:
+    def price_change(self, point: Tensor, x_adv: Tensor) -> None:
         """Nothing: the ball bounds the change."""
 
     def step(self, grad: Tensor, weight: Tensor | None) -> None:
         """Move by `length` times the weight, then back into the ball."""
-        direction = self.ball.step(grad)
+        direction = self.ball.find_direction(grad)
         if weight is not None:
             direction = weight * direction
         self.point = self.ball.project(self.point.detach() - self.length * direction)
 
-    def settle(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def round_images(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """8-bit images near the ball, and which of them are inside."""
-        ball = self.ball.of(index)
+        ball = self.ball.pick(index)
         rounded = ball.quantise(x_adv)
         return rounded, ball.holds(rounded)
 
@@ -114,7 +114,7 @@ class Adaptive:
         self.optimiser.step()
         self.point.grad = None
 
-    def settle(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def round_images(self, x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest 8-bit images, all of them allowed."""
         rounded = torch.where(self.free[index], quantise(x_adv), self.x[index])
         return rounded, torch.ones(len(index), dtype=torch.bool, device=x_adv.device)
@@ -136,11 +136,11 @@ class Tanh(Adaptive):
     def __init__(self, x: Tensor, free: Tensor, rate: float) -> None:
         super().__init__(x, torch.atanh(2 * x.clamp(1e-6, 1 - 1e-6) - 1), free, rate)
 
-    def images(self, point: Tensor, weight: Tensor | None) -> Tensor:
+    def make_images(self, point: Tensor, weight: Tensor | None) -> Tensor:
         """AdvEdge, arXiv:2211.15926, Eq. 14 with weights."""
         return self.blend((torch.tanh(point) + 1) / 2, weight)
 
-    def penalty(self, point: Tensor, x_adv: Tensor) -> Tensor:
+    def price_change(self, point: Tensor, x_adv: Tensor) -> Tensor:
         """Squared l2 distance."""
         return (x_adv - self.x).square().flatten(1).sum(1)
 
@@ -183,16 +183,16 @@ class Flow(Adaptive):
         self.tau = tau
         self.neighbours: Neighbours = neighbours
 
-    def images(self, point: Tensor, weight: Tensor | None) -> Tensor:
+    def make_images(self, point: Tensor, weight: Tensor | None) -> Tensor:
         """AdvEdge, arXiv:2211.15926, Eq. 15 with weights."""
-        return self.blend(warped(self.x, point), weight)
+        return self.blend(warp(self.x, point), weight)
 
-    def penalty(self, point: Tensor, x_adv: Tensor) -> Tensor:
-        """`tau` times `roughness`."""
-        return self.tau * roughness(point, self.neighbours)
+    def price_change(self, point: Tensor, x_adv: Tensor) -> Tensor:
+        """`tau` times `measure_roughness`."""
+        return self.tau * measure_roughness(point, self.neighbours)
 
 
-def warped(x: Tensor, flow: Tensor) -> Tensor:
+def warp(x: Tensor, flow: Tensor) -> Tensor:
     """Images whose pixel at (row, column) is taken from there plus the flow, bilinear.
 
     arXiv:1801.02612, Eq. 2. Places outside the image are those at its border. A flow of zero
@@ -230,7 +230,7 @@ def warped(x: Tensor, flow: Tensor) -> Tensor:
     return (upper * (1 - down) + lower * down).clamp(0, 1)
 
 
-def roughness(flow: Tensor, neighbours: Neighbours = "direct") -> Tensor:
+def measure_roughness(flow: Tensor, neighbours: Neighbours = "direct") -> Tensor:
     """How differently neighbouring pixels move ``(n,)``, summed over all pixels.
 
     arXiv:1801.02612, Eq. 4: zero for a constant flow. Borders are repeated.

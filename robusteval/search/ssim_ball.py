@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robusteval.search.balls import in_double
+from robusteval.search.balls import to_double
 
 C1, C2 = 0.01**2, 0.03**2  # stabilisers of means and of variances
 
@@ -29,13 +29,13 @@ LONGEST = 1e6  # pixel ranges along a direction: beyond this the ball is not wha
 
 def mean_distance(x: Tensor, y: Tensor) -> Tensor:
     """The metric sqrt(1 - S1) between rows ``(n, N)``, float64 ``(n,)``."""
-    mx, my = in_double(x).mean(1), in_double(y).mean(1)
+    mx, my = to_double(x).mean(1), to_double(y).mean(1)
     return (mx - my).abs() / (mx.square() + my.square() + C1).sqrt()
 
 
 def structure_distance(x: Tensor, y: Tensor) -> Tensor:
     """The metric sqrt(1 - S2) between rows ``(n, N)``, float64 ``(n,)``."""
-    x, y = in_double(x), in_double(y)
+    x, y = to_double(x), to_double(y)
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     # the stabiliser of a variance, once per value as these are sums
     scale = x.square().sum(1) + y.square().sum(1) + x.shape[1] * C2
@@ -72,7 +72,7 @@ class StructureBall(NamedTuple):
         `printed` takes the radius as it stands there, whose square is too large by
         ``|x - mean|**2``. To be `exact` takes `keep_mean`.
         """
-        x = in_double(x)
+        x = to_double(x)
         mean = _sum(x) / x.shape[1]
         rest = x - mean
         power = _sum(rest.square())
@@ -83,12 +83,12 @@ class StructureBall(NamedTuple):
         centre = rest.mul_(eta).add_(mean)
         return cls(x, centre, square.sqrt(), free, keep_mean, exact and keep_mean)
 
-    def step(self, grad: Tensor) -> Tensor:
+    def find_direction(self, grad: Tensor) -> Tensor:
         """The direction of unit length ``(n, N)`` along which the function rises most."""
         w = self._allowed(grad)
         return w / _sum(w.square()).sqrt().clamp_min(1e-300)
 
-    def top(self, grad: Tensor) -> Tensor:
+    def maximise(self, grad: Tensor) -> Tensor:
         """Where a linear function of this gradient ``(n, N)`` is largest; `x` if it is constant.
 
         arXiv:2106.12731, Eq. 9 solved in closed form or, exact, within [0, 1]; Eq. 10 without
@@ -96,13 +96,13 @@ class StructureBall(NamedTuple):
         """
         return self._along(self._allowed(grad), math.inf)
 
-    def nearest(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         """The nearest row to `z` ``(n, N)``."""
-        return self._along(self._allowed(in_double(z) - self.centre), 1.0)
+        return self._along(self._allowed(to_double(z) - self.centre), 1.0)
 
     def _allowed(self, w: Tensor) -> Tensor:
         """The part of a direction ``(n, N)`` that may be taken."""
-        w = in_double(w)
+        w = to_double(w)
         if self.free is None:
             return w - _sum(w) / w.shape[1] if self.keep_mean else w
         w = w * self.free

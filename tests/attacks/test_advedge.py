@@ -34,7 +34,7 @@ from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
 from robusteval.search.balls import Ball, quantise
-from robusteval.search.edges import edge_weights, sobel
+from robusteval.search.edges import sobel, weigh_edges
 
 SEARCHES = ("pgd", "cw", "stadv")
 VARIANTS = ("adv2", "advedge", "advedge_plus")
@@ -111,7 +111,7 @@ def test_edges_of_strength_one_everywhere_are_adv2(
     assert torch.equal(plain, attack(bands, x, goal, variant="advedge_plus", alpha=0.0, **given))
     assert not torch.equal(plain, attack(bands, x, goal, variant="advedge", **given))
     monkeypatch.setattr(
-        attack_module, "edge_weights", lambda x, *_, **__: torch.ones_like(x[:, :1])
+        attack_module, "weigh_edges", lambda x, *_, **__: torch.ones_like(x[:, :1])
     )
     assert torch.equal(plain, attack(bands, x, goal, variant="advedge", **given))
 
@@ -147,7 +147,7 @@ def test_edges_in_the_warmup_alone_do_not_restrict_the_result(bands: Classifier)
 def test_no_pixel_goes_further_than_its_weight_lets_it(bands: Classifier, edges: Any) -> None:
     """Ten steps of the weight times their length; the controls run through the same code."""
     x = images()
-    weight = edge_weights(x, "advedge", edges=edges, seeds=SEEDS)
+    weight = weigh_edges(x, "advedge", edges=edges, seeds=SEEDS)
 
     x_adv = attack(
         bands,

@@ -14,7 +14,7 @@ from toys import Linear, asked, attackable
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.registry import ATTACKS, PROTOCOL, list_choices, parse
-from robusteval.search.balls import distances, quantise
+from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import Stop
 
 NAMES = list(ATTACKS.entries)
@@ -85,7 +85,7 @@ def test_results_lie_in_ball_and_box(
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
     assert not x_adv.requires_grad
     assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
-    assert bool((distances(x_adv, x)[norm] <= eps).all())
+    assert bool((measure_distances(x_adv, x)[norm] <= eps).all())
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -241,7 +241,7 @@ def test_a_wrong_word_is_refused_before_anything_is_computed(name: str) -> None:
             with pytest.raises(ValueError, match=f"{key} must be one of {parameter.choices[0]}"):
                 ATTACKS.load(name)(None, None, None, **{key: "sideways"})
             with pytest.raises(UsageError, match=f"{name}: {key} must be one of"):
-                ATTACKS.check(parse(f"{name}:{key}=sideways"))
+                ATTACKS.check_spec(parse(f"{name}:{key}=sideways"))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_parameters_out_of_range_are_refused_on_an_empty_batch(
     bands: Classifier, text: str
 ) -> None:
     """One sentence that names the parameter."""
-    spec = ATTACKS.check(parse(text))
+    spec = ATTACKS.check_spec(parse(text))
     x, y = torch.empty(0, 3, 12, 12), torch.empty(0, dtype=torch.int64)
 
     with pytest.raises(ValueError, match=next(iter(spec.parameters))):
@@ -278,12 +278,12 @@ def test_parameters_out_of_range_are_refused_on_an_empty_batch(
 def test_mistyped_attacks_are_refused_with_what_is_known(text: str, message: str) -> None:
     """Before anything heavy is imported."""
     with pytest.raises(UsageError, match=message):
-        ATTACKS.check(parse(text))
+        ATTACKS.check_spec(parse(text))
 
 
 def test_values_are_read_as_the_signature_says() -> None:
     """Fractions, words, and none."""
-    spec = ATTACKS.check(parse("pgd:eps=8/255,steps=20,step=none,random_start=False,norm=l2"))
+    spec = ATTACKS.check_spec(parse("pgd:eps=8/255,steps=20,step=none,random_start=False,norm=l2"))
 
     assert spec.parameters == {
         "eps": 8 / 255,
@@ -293,7 +293,7 @@ def test_values_are_read_as_the_signature_says() -> None:
         "norm": "l2",
     }
     assert str(spec) == "pgd:eps=8/255,steps=20,step=none,random_start=false,norm=l2"
-    assert ATTACKS.check(parse(str(spec))) == spec
+    assert ATTACKS.check_spec(parse(str(spec))) == spec
 
 
 def pgd(*args: object, **options: object) -> Tensor:

@@ -121,7 +121,7 @@ def test_masks_of_some_images_are_theirs(bands: Classifier) -> None:
 
     whole = TrackedMask(deletion, x, SEEDS[:4], 3, 0.1)
     whole.measure_distance(bands, x, goal, benign)
-    part = whole.select(some)
+    part = whole.restrict(some)
 
     assert torch.equal(
         part.measure_distance(bands, x[some], goal[some], benign[some]),

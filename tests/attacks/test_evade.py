@@ -17,7 +17,7 @@ from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.runs.types import Spec
-from robusteval.search.balls import distances, quantise
+from robusteval.search.balls import measure_distances, quantise
 
 EPS = 0.12
 SEEDS = torch.arange(24) * 1000
@@ -168,7 +168,7 @@ def test_the_result_is_the_best_of_what_was_looked_at(watched: WithDetector, cho
     for x_adv in (often, seldom):
         assert classes_of(model, x_adv).ne(y).all()
         assert torch.equal(quantise(x_adv), x_adv)
-        assert (distances(x_adv, x)["linf"] <= EPS + 1e-6).all()
+        assert (measure_distances(x_adv, x)["linf"] <= EPS + 1e-6).all()
     if choice == "score":
         assert (scores(model, often) <= scores(model, seldom)).all()
         assert (scores(model, often) < scores(model, seldom)).any()

@@ -12,8 +12,8 @@ from toys import Linear
 from robusteval.attacks.isi import PATIENCE, isi, rank_values
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.registry import ATTACKS, parse
-from robusteval.search.balls import distances, quantise
-from robusteval.search.descent import changes
+from robusteval.search.balls import measure_distances, quantise
+from robusteval.search.descent import count_changes
 
 GREEDY: dict[str, Any] = {"values": 1, "undo": False, "prune": False}
 
@@ -92,7 +92,7 @@ def test_a_linear_model_falls_to_the_least_number_of_changes(
 
     assert labels_of(linear, x_adv).ne(y).all()
     needed = flips_needed(network, grey_images, y)
-    assert changes(x_adv, grey_images, "l0").tolist() == needed.tolist()
+    assert count_changes(x_adv, grey_images, "l0").tolist() == needed.tolist()
 
 
 def layers(bias: bool) -> list[tuple[Tensor, Tensor]]:
@@ -287,7 +287,7 @@ def test_after_some_steps_taken_back_one_stays() -> None:
     x = torch.full((1, 1, 3, 4), 0.5)
 
     changed = [
-        int(changes(isi(Deceptive(), x, zeros(), steps=steps, values=1), x, "l0"))
+        int(count_changes(isi(Deceptive(), x, zeros(), steps=steps, values=1), x, "l0"))
         for steps in (PATIENCE, PATIENCE + 1, PATIENCE + 2)
     ]
 
@@ -305,7 +305,7 @@ def test_few_values_change_and_go_to_a_bound(
 
     x_adv = isi(bands, x, y, variant=variant, norm=norm, values=values, steps=5)
 
-    assert int(changes(x_adv, x, norm).max()) <= 5 * values
+    assert int(count_changes(x_adv, x, norm).max()) <= 5 * values
     changed = x_adv[x_adv != x]
     assert len(changed) > 0
     assert bool(((changed == 0) | (changed == 1)).all())
@@ -320,7 +320,7 @@ def test_all_channels_of_a_place_move_together(bands: Classifier) -> None:
     x_adv = isi(bands, x, y, norm="l0_pixels", steps=3, **GREEDY)
 
     assert torch.equal((x_adv != x).any(1), (x_adv != x).all(1))
-    assert changes(x_adv, x, "l0_pixels").max() > 0
+    assert count_changes(x_adv, x, "l0_pixels").max() > 0
 
 
 def test_under_l2_few_values_move_and_stay_in_the_box(bands: Classifier) -> None:
@@ -329,9 +329,9 @@ def test_under_l2_few_values_move_and_stay_in_the_box(bands: Classifier) -> None
 
     x_adv = isi(bands, x, y, norm="l2", values=7, steps=1, step=0.2, stop="float")
 
-    assert int(changes(x_adv, x, "l0").max()) == 7
+    assert int(count_changes(x_adv, x, "l0").max()) == 7
     assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
-    assert distances(x_adv, x)["linf"].max() <= 0.2 + 1e-6
+    assert measure_distances(x_adv, x)["linf"].max() <= 0.2 + 1e-6
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -345,16 +345,16 @@ def test_a_radius_is_kept(bands: Classifier, norm: Any, variant: Any) -> None:
     bounded = isi(bands, x, target, eps=0.05, **settings)
     unbounded = isi(bands, x, target, **settings)
 
-    assert bool((distances(bounded, x)[norm] <= 0.05).all())
-    assert distances(bounded, x)[norm].max() > 0.049
-    assert distances(unbounded, x)[norm].max() > 0.06
+    assert bool((measure_distances(bounded, x)[norm] <= 0.05).all())
+    assert measure_distances(bounded, x)[norm].max() > 0.049
+    assert measure_distances(unbounded, x)[norm].max() > 0.06
 
 
 def test_the_threat_has_a_radius_only_if_one_was_given() -> None:
     """As published there is none."""
     entry = ATTACKS.entry("isi")
     threats = [
-        entry.threat(ATTACKS.check(parse(text)))
+        entry.threat(ATTACKS.check_spec(parse(text)))
         for text in ("isi", "isi:norm=linf,variant=paper", "isi:norm=l2,eps=.5")
     ]
 
@@ -494,7 +494,7 @@ def test_the_improved_variant_needs_fewer_changes(bands: Classifier) -> None:
     paper, improved = isi(bands, x, y, variant="paper", steps=100), isi(bands, x, y)
 
     both = (labels_of(bands, paper) != y) & (labels_of(bands, improved) != y)
-    count = [changes(x_adv, x, "l0")[both].double().mean() for x_adv in (paper, improved)]
+    count = [count_changes(x_adv, x, "l0")[both].double().mean() for x_adv in (paper, improved)]
     assert bool((labels_of(bands, improved) != y).all())
     assert count[1] < 0.9 * count[0]
 

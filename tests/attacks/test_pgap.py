@@ -276,6 +276,6 @@ def test_the_threat_is_ssim_without_a_radius(name: str) -> None:
     from robusteval.registry import parse
     from robusteval.runs.types import Threat
 
-    spec = ATTACKS.check(parse(f"{name}:eps2=.01,reference=original,stats=channel"))
+    spec = ATTACKS.check_spec(parse(f"{name}:eps2=.01,reference=original,stats=channel"))
 
     assert ATTACKS.entry(name).threat(spec) == Threat("ssim", None, False)

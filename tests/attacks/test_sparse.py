@@ -18,8 +18,8 @@ from robusteval.attacks.sigma_zero import differentiate_count, sigma_zero
 from robusteval.attacks.sparse import Sparse, sparse
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.registry import ATTACKS, parse
-from robusteval.search.balls import distances, quantise
-from robusteval.search.descent import changes
+from robusteval.search.balls import measure_distances, quantise
+from robusteval.search.descent import count_changes
 
 SPECS = ("sigma_zero", "sparse", "sparse:variant=paper")
 UNIT, TAU, STEP = 6 / 255, 0.45, 1000.0  # as published
@@ -43,7 +43,7 @@ def labels_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def run(text: str, model: nn.Module, x: Tensor, y: Tensor, **more: Any) -> Tensor:
-    spec = ATTACKS.check(parse(text))
+    spec = ATTACKS.check_spec(parse(text))
     found = ATTACKS.load(spec.name)(model, x, y, **spec.parameters, **more)
     assert isinstance(found, Tensor)
     return found
@@ -79,7 +79,7 @@ def test_of_a_linear_model_the_fewest_possible_values_change(
 
     assert labels_of(linear, x_adv).ne(y).all()
     optimum = [fewest(linear.network, x) for x in grey_images]
-    assert changes(x_adv, grey_images, "l0").tolist() == optimum
+    assert count_changes(x_adv, grey_images, "l0").tolist() == optimum
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -113,8 +113,8 @@ def test_places_instead_of_values_may_be_counted(text: str) -> None:
 
     by_value, by_place = (run(text, model, x, y, norm=norm) for norm in ("l0", "l0_pixels"))
 
-    assert [changes(by_value, x, c).item() for c in ("l0", "l0_pixels")] == [2, 2]
-    assert [changes(by_place, x, c).item() for c in ("l0", "l0_pixels")] == [3, 1]
+    assert [count_changes(by_value, x, c).item() for c in ("l0", "l0_pixels")] == [2, 2]
+    assert [count_changes(by_place, x, c).item() for c in ("l0", "l0_pixels")] == [3, 1]
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -122,7 +122,7 @@ def test_counts_are_those_of_the_result(bands: Classifier, text: str) -> None:
     """Not of some weights: no more places than values, no more values than channels allow."""
     x, y = images_of(bands)
 
-    measured = distances(run(text, bands, x, y, steps=60), x)
+    measured = measure_distances(run(text, bands, x, y, steps=60), x)
 
     values, places = measured["l0"], measured["l0_pixels"]
     assert bool(((places <= values) & (values <= 3 * places)).all())
@@ -209,7 +209,7 @@ def test_longer_searches_never_end_with_more_changes(bands: Classifier, text: st
     before = torch.full((8,), torch.inf)
 
     for steps in (10, 40, 160):
-        size = changes(run(text, bands, x, y, steps=steps), x, "l0").float()
+        size = count_changes(run(text, bands, x, y, steps=steps), x, "l0").float()
         size = size.masked_fill(size == 0, torch.inf)
         assert bool((size <= before).all())
         before = size
@@ -280,7 +280,7 @@ def test_words_that_mean_nothing_are_refused(bands: Classifier, name: str) -> No
 def test_minimum_distance_attacks_have_no_radius() -> None:
     """Though the published method has an epsilon: it is a unit, not a budget."""
     for text in SPECS:
-        spec = ATTACKS.check(parse(text))
+        spec = ATTACKS.check_spec(parse(text))
         assert ATTACKS.entry(spec.name).threat(spec) == ("l0", None, False)
 
 
@@ -358,7 +358,7 @@ def test_the_threshold_has_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = sigma_zero(model, x, y)
 
     assert labels_of(model, moving).ne(y).all()
-    assert changes(moving, x, "l0").item() == 6
+    assert count_changes(moving, x, "l0").item() == 6
     assert torch.equal(frozen, x)
 
 
@@ -369,8 +369,8 @@ def test_polishing_only_helps(bands: Classifier) -> None:
     rough, polished = (sigma_zero(bands, x, y, steps=40, polish=p) for p in (0, 30))
 
     assert labels_of(bands, polished).ne(y).all()
-    assert bool((changes(polished, x, "l0") <= changes(rough, x, "l0")).all())
-    assert changes(polished, x, "l0").sum() < changes(rough, x, "l0").sum()
+    assert bool((count_changes(polished, x, "l0") <= count_changes(rough, x, "l0")).all())
+    assert count_changes(polished, x, "l0").sum() < count_changes(rough, x, "l0").sum()
 
 
 # the published sparse attack
@@ -476,7 +476,7 @@ def test_an_image_whose_dense_start_keeps_the_label_cannot_succeed_as_published(
     published, portable = (sparse(model, x, y, variant=v) for v in ("paper", "scaled"))
 
     assert torch.equal(published, x)
-    assert changes(portable, x, "l0").item() == 1
+    assert count_changes(portable, x, "l0").item() == 1
 
 
 def test_the_dense_start_is_never_returned() -> None:
@@ -545,7 +545,7 @@ def test_a_low_threshold_is_dense_and_a_high_one_changes_nothing(bands: Classifi
 
     def sizes(tau: float) -> Tensor:
         found = sparse(bands, x, y, variant="paper", tau=tau, steps=40)
-        return changes(found, x, "l0").float()
+        return count_changes(found, x, "l0").float()
 
     dense, usual = sizes(0.0), sizes(TAU)
     both = (dense > 0) & (usual > 0)

@@ -28,7 +28,7 @@ from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
-from robusteval.search.balls import distances
+from robusteval.search.balls import measure_distances
 from robusteval.search.losses import margin
 
 Attack = Callable[..., Tensor]
@@ -67,7 +67,7 @@ def print_sparsity(model: Classifier, x: Tensor, y: Tensor, steps: int) -> None:
         taken = time.perf_counter() - started
         with torch.no_grad():
             fooled = predictions(model(x_adv)) != y
-        size = distances(x_adv, x)["l0_pixels" if name == "pixels" else "l0"]
+        size = measure_distances(x_adv, x)["l0_pixels" if name == "pixels" else "l0"]
         median = torch.where(fooled, size, torch.inf).median()
         click.echo(
             f"{name:30}{fooled.double().mean():8.3f}{size[fooled].mean():7.2f}{median:8g}"

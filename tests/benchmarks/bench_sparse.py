@@ -25,7 +25,7 @@ from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.models.demo import demo
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import quantise
-from robusteval.search.descent import changes
+from robusteval.search.descent import count_changes
 
 SPECS = (
     "sigma_zero",
@@ -85,7 +85,7 @@ def main(
     x, y = correct_images(model, data, images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     for text in specs:
-        spec = ATTACKS.check(parse(text))
+        spec = ATTACKS.check_spec(parse(text))
         function = ATTACKS.load(spec.name)
 
         def attack() -> Tensor:
@@ -96,7 +96,7 @@ def main(
             x_adv, calls = watched(model, attack)
         with torch.no_grad():
             fooled = predictions(model(quantise(x_adv))) != y
-        values, places = (changes(x_adv, x, count).float() for count in ("l0", "l0_pixels"))
+        values, places = (count_changes(x_adv, x, count).float() for count in ("l0", "l0_pixels"))
         reached = [np.where(fooled, size, np.inf) for size in (values, places)]
         click.echo(
             f"{text}: success {fooled.float().mean():.3f};"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robusteval.search.balls import TOLERANCE, Ball, Norm, distances, psnr, quantise, ssim
+from robusteval.search.balls import TOLERANCE, Ball, Norm, measure_distances, psnr, quantise, ssim
 
 SEEDS = torch.arange(8)
 
@@ -23,7 +23,7 @@ def test_distances_are_those_of_the_definition() -> None:
     x_adv = x.clone()
     x_adv[0, 0, 1, 2], x_adv[0, 2, 1, 2] = 0.25, 0.5
 
-    found = distances(x_adv, x)
+    found = measure_distances(x_adv, x)
 
     assert [2, 0] == found["l0"].tolist()
     assert [1, 0] == found["l0_pixels"].tolist()
@@ -42,7 +42,7 @@ def test_projection_never_leaves_ball_or_box(norm: Norm, eps: float, seed: int) 
 
     z = ball.project(x + 3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
 
-    reach = distances(z, x)[norm]
+    reach = measure_distances(z, x)[norm]
     assert bool((reach <= eps * (1 + 1e-9)).all())
     assert bool(((z >= 0) & (z <= 1)).all())
 
@@ -114,8 +114,8 @@ def test_steps_have_unit_length_and_rise_most() -> None:
     x = images()
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
 
-    sign = Ball.around(x, "linf", 0.1).step(grad)
-    unit = Ball.around(x, "l2", 0.1).step(grad * 1e-30)
+    sign = Ball.around(x, "linf", 0.1).find_direction(grad)
+    unit = Ball.around(x, "l2", 0.1).find_direction(grad * 1e-30)
 
     assert torch.equal(sign, grad.sign())
     torch.testing.assert_close(unit, grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
@@ -125,7 +125,7 @@ def test_a_gradient_that_is_not_finite_gives_no_direction() -> None:
     """NaN must not spread into the image."""
     x = images(1)
     for norm in ("linf", "l2"):
-        step = Ball.around(x, norm, 0.1).step(torch.full_like(x, torch.nan))
+        step = Ball.around(x, norm, 0.1).find_direction(torch.full_like(x, torch.nan))
         assert torch.equal(step, torch.zeros_like(x))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusteval.search.edges import edge_weights, sobel
+from robusteval.search.edges import sobel, weigh_edges
 
 SEEDS = torch.arange(4) * 7
 
@@ -82,46 +82,45 @@ def test_the_variants_are_one_the_strength_and_a_threshold() -> None:
     x = images()
     strength = sobel(x)
 
-    assert torch.equal(edge_weights(x, "adv2"), torch.ones(4, 1, 9, 11))
-    assert torch.equal(edge_weights(x, "advedge"), strength)
-    assert torch.equal(edge_weights(x, "advedge_plus"), (strength > 0.1).float())
-    assert torch.equal(edge_weights(x, "advedge_plus", alpha=0.2), (strength > 0.2).float())
+    assert torch.equal(weigh_edges(x, "adv2"), torch.ones(4, 1, 9, 11))
+    assert torch.equal(weigh_edges(x, "advedge"), strength)
+    assert torch.equal(weigh_edges(x, "advedge_plus"), (strength > 0.1).float())
+    assert torch.equal(weigh_edges(x, "advedge_plus", alpha=0.2), (strength > 0.2).float())
 
 
 def test_normalised_edges_reach_one() -> None:
     x = images()
 
-    weights = edge_weights(x, "advedge", normalise=True)
+    weights = weigh_edges(x, "advedge", normalise=True)
 
     torch.testing.assert_close(weights.amax((1, 2, 3)), torch.ones(4))
     flat = torch.full((1, 3, 5, 5), 0.5)
-    assert not edge_weights(flat, "advedge", normalise=True).any()
+    assert not weigh_edges(flat, "advedge", normalise=True).any()
 
 
 @pytest.mark.parametrize("variant", ["advedge", "advedge_plus"])
 def test_random_weights_are_the_same_ones_elsewhere(variant: Any) -> None:
     """Equal density exactly, places from each image's own seed."""
     x = images()
-    plain = edge_weights(x, variant)
+    plain = weigh_edges(x, variant)
 
-    drawn = edge_weights(x, variant, edges="random", seeds=SEEDS)
+    drawn = weigh_edges(x, variant, edges="random", seeds=SEEDS)
 
     assert torch.equal(plain.flatten(1).sort(1).values, drawn.flatten(1).sort(1).values)
     assert not torch.equal(plain, drawn)
     alone = [
-        edge_weights(x[i : i + 1], variant, edges="random", seeds=SEEDS[i : i + 1])
-        for i in range(4)
+        weigh_edges(x[i : i + 1], variant, edges="random", seeds=SEEDS[i : i + 1]) for i in range(4)
     ]
     assert torch.equal(torch.cat(alone), drawn)
-    other = edge_weights(x, variant, edges="random", seeds=SEEDS + 1)
+    other = weigh_edges(x, variant, edges="random", seeds=SEEDS + 1)
     assert not torch.equal(other, drawn)
 
 
 def test_inverse_weights_lie_where_there_are_no_edges() -> None:
     x = images()
 
-    plus = edge_weights(x, "advedge_plus"), edge_weights(x, "advedge_plus", edges="inverse")
-    soft = edge_weights(x, "advedge"), edge_weights(x, "advedge", edges="inverse")
+    plus = weigh_edges(x, "advedge_plus"), weigh_edges(x, "advedge_plus", edges="inverse")
+    soft = weigh_edges(x, "advedge"), weigh_edges(x, "advedge", edges="inverse")
 
     assert torch.equal(plus[0] + plus[1], torch.ones(4, 1, 9, 11))
     torch.testing.assert_close(
@@ -140,4 +139,4 @@ def test_inverse_weights_lie_where_there_are_no_edges() -> None:
 )
 def test_odd_settings_are_refused(variant: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        edge_weights(images(), variant, **settings)
+        weigh_edges(images(), variant, **settings)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, autograd
 
 from robusteval.search.balls import Ball, quantise
-from robusteval.search.moves import Flow, Search, Signed, Tanh, roughness, warped
+from robusteval.search.moves import Flow, Search, Signed, Tanh, measure_roughness, warp
 
 SEEDS = torch.arange(3) * 5
 
@@ -38,14 +38,14 @@ def made(name: str, x: Tensor, free: Tensor | None = None) -> Search:
 def test_a_flow_of_zero_changes_no_bit() -> None:
     x = images()
 
-    assert torch.equal(warped(x, flow_of(0, 0)), x)
+    assert torch.equal(warp(x, flow_of(0, 0)), x)
 
 
 def test_a_constant_flow_of_whole_pixels_is_a_shift() -> None:
     """And at the border the border is repeated."""
     x = images()
 
-    moved = warped(x, flow_of(1, -2))
+    moved = warp(x, flow_of(1, -2))
 
     assert torch.equal(moved[:, :, :-1, 2:], x[:, :, 1:, :-2])
     assert torch.equal(moved[:, :, -1, 2:], x[:, :, -1, :-2])
@@ -55,7 +55,7 @@ def test_a_constant_flow_of_whole_pixels_is_a_shift() -> None:
 def test_half_a_pixel_is_the_mean_of_two() -> None:
     x = images()
 
-    moved = warped(x, flow_of(0.5, 0))
+    moved = warp(x, flow_of(0.5, 0))
 
     torch.testing.assert_close(moved[:, :, :-1], (x[:, :, :-1] + x[:, :, 1:]) / 2)
 
@@ -73,19 +73,19 @@ def test_a_flow_is_that_of_grid_sample() -> None:
         x, grid, mode="bilinear", padding_mode="border", align_corners=True
     )
 
-    torch.testing.assert_close(warped(x, flow), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(warp(x, flow), expected, atol=1e-5, rtol=0)
 
 
 def test_the_derivative_of_a_flow_is_right() -> None:
     x = images().double()
     flow = torch.randn(3, 2, 6, 7, generator=torch.Generator().manual_seed(1)).double()
 
-    assert autograd.gradcheck(lambda f: warped(x, f), flow.requires_grad_())
+    assert autograd.gradcheck(lambda f: warp(x, f), flow.requires_grad_())
 
 
 @pytest.mark.parametrize("neighbours", ["direct", "diagonal"])
 def test_a_constant_flow_costs_nothing(neighbours: str) -> None:
-    assert roughness(flow_of(0.3, -1), neighbours).abs().max() < 1e-6  # type: ignore[arg-type]
+    assert measure_roughness(flow_of(0.3, -1), neighbours).abs().max() < 1e-6  # type: ignore[arg-type]
 
 
 def test_the_price_of_one_pixel_that_moves_alone() -> None:
@@ -93,15 +93,15 @@ def test_the_price_of_one_pixel_that_moves_alone() -> None:
     flow = torch.zeros(1, 2, 6, 7)
     flow[0, :, 2, 3] = torch.tensor([0.6, 0.8])
 
-    assert roughness(flow).item() == pytest.approx(8, abs=2e-3)
-    assert roughness(flow, "diagonal").item() == pytest.approx(8, abs=2e-3)
+    assert measure_roughness(flow).item() == pytest.approx(8, abs=2e-3)
+    assert measure_roughness(flow, "diagonal").item() == pytest.approx(8, abs=2e-3)
 
 
 def test_diagonal_neighbours_do_not_see_a_chessboard() -> None:
     """Which is why the default compares those next to each other."""
     board = (torch.arange(6).view(-1, 1) + torch.arange(7)) % 2
     flow = board.float().expand(1, 2, 6, 7)[:, :, 1:-1, 1:-1]
-    inner = roughness(flow, "diagonal") - roughness(flow)
+    inner = measure_roughness(flow, "diagonal") - measure_roughness(flow)
 
     assert inner.item() < 0
 
@@ -114,8 +114,8 @@ def test_a_change_of_variable_starts_at_the_image() -> None:
     search = made("cw", x)
 
     assert search.point.isfinite().all()
-    assert (search.images(search.point, None) - x).abs().max() < 2e-6
-    cost = search.penalty(search.point, x + 0.5)
+    assert (search.make_images(search.point, None) - x).abs().max() < 2e-6
+    cost = search.price_change(search.point, x + 0.5)
     assert cost is not None
     torch.testing.assert_close(cost, torch.full((3,), 0.25 * 84))
 
@@ -132,9 +132,9 @@ def test_every_search_lowers_what_it_is_given(name: str) -> None:
     before = far(x)
     for _ in range(30):
         point = search.point.detach().requires_grad_()
-        search.step(autograd.grad(far(search.images(point, None)).sum(), point)[0], None)
+        search.step(autograd.grad(far(search.make_images(point, None)).sum(), point)[0], None)
 
-    found = search.images(search.point, None)
+    found = search.make_images(search.point, None)
     assert bool((far(found) < before).all())
     assert bool(((found >= 0) & (found <= 1)).all())
     if name == "pgd":
@@ -153,11 +153,11 @@ def test_no_search_changes_what_it_may_not(name: str) -> None:
     ):
         for _ in range(5):
             search.step(draw(search.point), weight)
-        found = search.images(search.point, weight)
+        found = search.make_images(search.point, weight)
 
         assert torch.equal(found[~free], x[~free])
         assert not torch.equal(found[free], x[free])
-    rounded, _ = made(name, x, free).settle(x, torch.arange(3))
+    rounded, _ = made(name, x, free).round_images(x, torch.arange(3))
     assert torch.equal(rounded[~free], x[~free])
 
 
@@ -168,10 +168,10 @@ def test_weights_of_one_change_nothing_that_matters(name: str) -> None:
     search = made(name, x)
     search.step(draw(search.point), None)
 
-    whole = search.images(search.point, None)
-    torch.testing.assert_close(search.images(search.point, torch.ones(3, 1, 6, 7)), whole)
+    whole = search.make_images(search.point, None)
+    torch.testing.assert_close(search.make_images(search.point, torch.ones(3, 1, 6, 7)), whole)
     if name != "pgd":
-        half = search.images(search.point, torch.full((3, 1, 6, 7), 0.5))
+        half = search.make_images(search.point, torch.full((3, 1, 6, 7), 0.5))
         torch.testing.assert_close(half, (x + whole) / 2)
 
 
@@ -203,6 +203,6 @@ def test_rounded_images_know_whether_they_left_the_ball() -> None:
     x[1] = 100 / 255
     search = Signed(Ball.around(x, "linf", 0.3 / 255), 0.1 / 255)
 
-    _, inside = search.settle(x, torch.arange(2))
+    _, inside = search.round_images(x, torch.arange(2))
 
     assert inside.tolist() == [False, True]

@@ -12,7 +12,7 @@ from toys import Linear
 from robusteval.attacks.pgd import pgd
 from robusteval.models.classifier import Classifier, counting, predictions
 from robusteval.search.balls import quantise
-from robusteval.search.descent import Count, changes, cheapest, in_levels, prune
+from robusteval.search.descent import Count, count_changes, find_cheapest, prune, round_changes
 
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def test_no_success_is_lost_and_no_count_grows(bands: Classifier, count: Count) 
     """Round by round; what succeeds after some rounds is kept by all further ones."""
     x, y, x_adv = dense(bands)
     fooled = labels_of(bands, x_adv) != y
-    given = before = changes(x_adv, x, count)
+    given = before = count_changes(x_adv, x, count)
     assert fooled.sum() >= 6
 
     for rounds in (0, 1, 2, 5, 10, 30, 100):
         pruned = prune(bands, x, x_adv, y, rounds=rounds, count=count)
-        after = changes(pruned, x, count)
+        after = count_changes(pruned, x, count)
         assert torch.equal(labels_of(bands, pruned) != y, fooled)
         assert bool((after <= before).all())
         before = after
@@ -119,7 +119,7 @@ def test_targets_stay_reached(bands: Classifier) -> None:
     pruned = prune(bands, x, x_adv, target, targeted=True)
 
     assert torch.equal(labels_of(bands, pruned) == target, reached)
-    assert bool((changes(pruned, x, "l0") < changes(x_adv, x, "l0"))[reached].all())
+    assert bool((count_changes(pruned, x, "l0") < count_changes(x_adv, x, "l0"))[reached].all())
 
 
 def test_one_forward_and_one_backward_pass_a_round(bands: Classifier) -> None:
@@ -172,7 +172,7 @@ def test_the_cheapest_are_picked_image_by_image() -> None:
     """Infinite costs come last, equal ones in their order."""
     cost = torch.tensor([[3.0, 1, torch.inf, 2], [0, 0, 0, 0]]).view(2, 1, 2, 2)
 
-    picked = cheapest(cost, torch.tensor([2, 1]))
+    picked = find_cheapest(cost, torch.tensor([2, 1]))
 
     assert picked.flatten(1).tolist() == [[False, True, False, True], [True, False, False, False]]
 
@@ -182,7 +182,7 @@ def test_only_changed_values_are_rounded() -> None:
     x = torch.tensor([0.1234, 0.5, 0.75])
     z = torch.tensor([0.1234, 0.9, 0.75])
 
-    assert in_levels(z, x).tolist() == [x[0].item(), quantise(z)[1].item(), 0.75]
+    assert round_changes(z, x).tolist() == [x[0].item(), quantise(z)[1].item(), 0.75]
 
 
 def test_values_and_places_are_counted_as_they_differ() -> None:
@@ -192,7 +192,7 @@ def test_values_and_places_are_counted_as_they_differ() -> None:
     for i, channel in itertools.product(range(1, 4), range(3)):
         z[i, channel, 0, : min(i, 2)] = float(channel < i)
 
-    values, places = changes(z, x, "l0"), changes(z, x, "l0_pixels")
+    values, places = count_changes(z, x, "l0"), count_changes(z, x, "l0_pixels")
 
     assert values.tolist() == [0, 1, 4, 6]
     assert places.tolist() == [0, 1, 2, 2]

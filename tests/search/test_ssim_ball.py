@@ -61,7 +61,7 @@ def test_the_top_lies_on_the_rim_at_the_same_mean(eps2: float) -> None:
     """In closed form: equality in both constraints."""
     x = rows()
 
-    y = StructureBall.around(x, eps2, exact=False).top(1e-3 * gradients(x))
+    y = StructureBall.around(x, eps2, exact=False).maximise(1e-3 * gradients(x))
 
     torch.testing.assert_close(structure_distance(x, y), torch.full((6,), eps2).double())
     assert mean_drift(x, y) < 1e-12
@@ -73,7 +73,7 @@ def test_no_feasible_point_lies_above_the_top(exact: bool) -> None:
     x = rows(1)
     grad = gradients(x)
     ball = StructureBall.around(x, EPS2, exact=exact)
-    best = gain(grad, x, ball.top(grad))
+    best = gain(grad, x, ball.maximise(grad))
     z = torch.randn(1000, 60, generator=torch.Generator().manual_seed(2)).double()
     z = z - z.mean(1, keepdim=True)
     points = ball.centre + ball.radius * z / z.norm(dim=1, keepdim=True)
@@ -92,7 +92,7 @@ def test_within_the_box_mean_ball_and_box_are_kept(eps2: float, size: int) -> No
     x = rows(20, size, saturated=True)
     grad = gradients(x)
 
-    y = StructureBall.around(x, eps2).top(grad)
+    y = StructureBall.around(x, eps2).maximise(grad)
 
     assert bool(((y >= 0) & (y <= 1)).all())
     assert mean_drift(x, y) < 1e-9
@@ -106,7 +106,7 @@ def test_within_the_box_the_optimum_is_that_of_nested_bisection() -> None:
     grad = gradients(x)
     ball = StructureBall.around(x, 0.1)
 
-    y = ball.top(grad)
+    y = ball.maximise(grad)
 
     torch.testing.assert_close(y, bisected(ball, grad), atol=1e-7, rtol=0)
 
@@ -148,7 +148,7 @@ def test_the_optimum_is_that_of_a_solver_of_convex_programmes(saturated: bool) -
         cvxpy.Problem(cvxpy.Maximize(grad[i].numpy() @ y), constraints).solve(solver="CLARABEL")
         expected.append(torch.from_numpy(y.value))
 
-    found = ball.top(grad)
+    found = ball.maximise(grad)
 
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
     torch.testing.assert_close(
@@ -161,7 +161,7 @@ def test_away_from_the_box_both_solutions_are_the_same() -> None:
     x = rows()
     grad = gradients(x)
 
-    inside, closed = (StructureBall.around(x, 0.01, exact=e).top(grad) for e in (True, False))
+    inside, closed = (StructureBall.around(x, 0.01, exact=e).maximise(grad) for e in (True, False))
 
     torch.testing.assert_close(inside, closed, atol=1e-12, rtol=0)
 
@@ -171,7 +171,7 @@ def test_clipping_the_closed_form_moves_the_mean_and_leaves_the_ball() -> None:
     x = rows(40, saturated=True)
     grad = (gradients(x) - 0.7 - 2 * (x - x.mean(1, keepdim=True))) * ((x > 0) & (x < 1))
 
-    clipped, solved = (StructureBall.around(x, 0.3, exact=e).top(grad) for e in (False, True))
+    clipped, solved = (StructureBall.around(x, 0.3, exact=e).maximise(grad) for e in (False, True))
 
     assert mean_drift(x, clipped) > 0.01
     assert float(structure_distance(x, clipped).square().max()) > 0.3**2 + 1e-3
@@ -184,7 +184,7 @@ def test_the_radius_as_printed_leaves_the_ball() -> None:
     x = rows()
     ball = StructureBall.around(x, 0.01, exact=False, printed=True)
 
-    s2 = 1 - structure_distance(x, ball.top(gradients(x))).square()
+    s2 = 1 - structure_distance(x, ball.maximise(gradients(x))).square()
 
     assert bool((s2 < 0.9).all())  # 0.9999 was asked for
     assert bool((ball.radius.squeeze(1) > (x - x.mean(1, keepdim=True)).norm(dim=1)).all())
@@ -196,7 +196,7 @@ def test_the_plain_gradient_moves_the_mean_and_not_s2() -> None:
     grad = gradients(x)
     ball = StructureBall.around(x, EPS2, keep_mean=False)
 
-    y = ball.top(grad)
+    y = ball.maximise(grad)
 
     expected = ball.radius.squeeze(1) * grad.sum(1) / (60 * grad.norm(dim=1))
     torch.testing.assert_close(y.mean(1) - x.mean(1), expected)
@@ -211,7 +211,7 @@ def test_a_gradient_without_a_mean_makes_both_forms_equal() -> None:
     grad = grad - grad.mean(1, keepdim=True)
 
     exact, fast = (
-        StructureBall.around(x, EPS2, keep_mean=keep, exact=False).top(grad)
+        StructureBall.around(x, EPS2, keep_mean=keep, exact=False).maximise(grad)
         for keep in (True, False)
     )
 
@@ -224,14 +224,14 @@ def test_a_constant_gradient_changes_nothing(exact: bool) -> None:
     x = rows()
     ball = StructureBall.around(x, EPS2, exact=exact)
     for value in (0.0, 0.3):
-        assert torch.equal(ball.top(torch.full_like(x, value)), x)
+        assert torch.equal(ball.maximise(torch.full_like(x, value)), x)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_small_radius_changes_little(exact: bool) -> None:
     """To first order sqrt(2) eps2 times the length of what is not mean, and stabiliser."""
     x = rows()
-    y = StructureBall.around(x, 1e-6, exact=exact).top(gradients(x))
+    y = StructureBall.around(x, 1e-6, exact=exact).maximise(gradients(x))
     length = ((x - x.mean(1, keepdim=True)).square().sum(1) + 60 * C2 / 2).sqrt()
 
     torch.testing.assert_close((y - x).norm(dim=1), math.sqrt(2) * 1e-6 * length, rtol=1e-4, atol=0)
@@ -244,7 +244,7 @@ def test_flat_rows_move_by_the_stabiliser_alone(exact: bool) -> None:
     x[1] = 0
     expected = math.sqrt(50 * C2 * EPS2**2 / (1 - EPS2**2))
 
-    y = StructureBall.around(x, EPS2, exact=exact).top(gradients(x))
+    y = StructureBall.around(x, EPS2, exact=exact).maximise(gradients(x))
 
     assert float((y - x)[0].norm()) == pytest.approx(expected)
     assert not exact or torch.equal(y[1], x[1])
@@ -259,7 +259,7 @@ def test_what_may_not_change_stays_and_the_constraints_hold(keep_mean: bool, exa
     ball = StructureBall.around(x, 0.1, free, keep_mean=keep_mean, exact=exact)
     grad = gradients(x)
 
-    y = ball.top(grad)
+    y = ball.maximise(grad)
 
     assert torch.equal(y[~free], x[~free])
     assert bool((structure_distance(x, y) <= 0.1 + 1e-9).all())
@@ -274,8 +274,8 @@ def test_rows_without_anything_free_stay() -> None:
     x = rows(saturated=True)
     for exact in (True, False):
         ball = StructureBall.around(x, 0.1, torch.zeros_like(x, dtype=torch.bool), exact=exact)
-        assert torch.equal(ball.top(gradients(x)), x)
-        assert torch.equal(ball.nearest(gradients(x)), x)
+        assert torch.equal(ball.maximise(gradients(x)), x)
+        assert torch.equal(ball.project(gradients(x)), x)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -283,10 +283,10 @@ def test_the_nearest_point_is_a_projection(exact: bool) -> None:
     """Inner points stay; for others the way there makes an obtuse angle with every way on."""
     x = rows(saturated=exact)
     ball = StructureBall.around(x, EPS2, exact=exact)
-    other = ball.top(gradients(x, seed=5))
+    other = ball.maximise(gradients(x, seed=5))
     z = (x + 0.2 * gradients(x, seed=7)).clamp(0, 1)
 
-    near, inner = ball.nearest(z), ball.nearest((x + other) / 2)
+    near, inner = ball.project(z), ball.project((x + other) / 2)
 
     torch.testing.assert_close(inner, (x + other) / 2, atol=1e-9, rtol=0)
     assert bool((structure_distance(x, near) <= EPS2 + 1e-9).all())
@@ -300,11 +300,11 @@ def test_steps_are_unit_vectors_that_keep_the_mean() -> None:
     x = rows()
     ball = StructureBall.around(x, EPS2)
 
-    step = ball.step(1e-30 * gradients(x))
+    step = ball.find_direction(1e-30 * gradients(x))
 
     torch.testing.assert_close(step.norm(dim=1), torch.ones(6).double())
     assert float(step.mean(1).abs().max()) < 1e-12
-    assert not bool(ball.step(torch.ones_like(x)).any())
+    assert not bool(ball.find_direction(torch.ones_like(x)).any())
 
 
 @pytest.mark.parametrize("size", [60, 50_000])
@@ -313,9 +313,9 @@ def test_a_row_does_not_depend_on_its_company(size: int) -> None:
     x = rows(3, size, saturated=True)
     grad = gradients(x)
 
-    together = StructureBall.around(x, EPS2).top(grad)
+    together = StructureBall.around(x, EPS2).maximise(grad)
 
-    alone = [StructureBall.around(x[i : i + 1], EPS2).top(grad[i : i + 1]) for i in range(3)]
+    alone = [StructureBall.around(x[i : i + 1], EPS2).maximise(grad[i : i + 1]) for i in range(3)]
     assert torch.equal(torch.cat(alone), together)
 
 
@@ -324,4 +324,4 @@ def test_no_rows_are_no_problem() -> None:
     x = torch.empty(0, 10)
     ball = StructureBall.around(x, EPS2)
 
-    assert ball.top(x).shape == ball.nearest(x).shape == x.shape
+    assert ball.maximise(x).shape == ball.project(x).shape == x.shape
