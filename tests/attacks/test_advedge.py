@@ -110,9 +110,7 @@ def test_edges_of_strength_one_everywhere_are_adv2(
 
     assert torch.equal(plain, attack(bands, x, goal, variant="advedge_plus", alpha=0.0, **given))
     assert not torch.equal(plain, attack(bands, x, goal, variant="advedge", **given))
-    monkeypatch.setattr(
-        attack_module, "weigh_edges", lambda x, *_, **__: torch.ones_like(x[:, :1])
-    )
+    monkeypatch.setattr(attack_module, "weigh_edges", lambda x, *_, **__: torch.ones_like(x[:, :1]))
     assert torch.equal(plain, attack(bands, x, goal, variant="advedge", **given))
 
 
