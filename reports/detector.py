@@ -43,7 +43,7 @@ def print_detector(record: DetectorRecord, console: Console) -> None:
     print_simpler_rules(record, console)
     print_transfer(record, console)
     print_leak_checks(record, console)
-    facts(console, describe_fit(record))
+    facts(console, describe_detector_fit(record))
     marks = [f"{'!' if remark.grave else '-'} {remark.text}" for remark in record.remarks]
     listed(console, "Remarks", marks)
 
@@ -129,7 +129,7 @@ def print_leak_checks(record: DetectorRecord, console: Console) -> None:
     print_section(console, "Is there a leak?", ["what is told apart", "AUC", "should be"], rows)
 
 
-def describe_fit(record: DetectorRecord) -> list[tuple[str, str]]:
+def describe_detector_fit(record: DetectorRecord) -> list[tuple[str, str]]:
     """What else is known of a detector: names, and what they are."""
     head, counts, cost = record.headline, record.images, record.cost
     at = head.at["0.05"]

@@ -33,7 +33,6 @@ from .gate_measures import (
 )
 from .gate_scope import Scene
 from .gate_tests import ChangeEvidence, Evidence, Level
-from .measures import to_json_types
 from .record import FlippedImage, GateKind, GateOutcome, GateRow, GatesRecord
 
 SHOWN = 20  # flipped images
@@ -63,14 +62,9 @@ class Check:
         """0 passed, 1 failed, 5 inconclusive."""
         return EXIT_CODES[self.outcome]
 
-    def to_record(self) -> GatesRecord:
+    def to_gates(self) -> GatesRecord:
         """The check as it stands in a report."""
         return GatesRecord(self.outcome, self.config, self.baseline, self.alpha, self.gates)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same in JSON types."""
-        made: dict[str, Any] = to_json_types(self.to_record())
-        return made
 
 
 def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Check:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Checked(Protocol):
     """What the gates said of a run."""
 
-    def to_record(self) -> GatesRecord:
+    def to_gates(self) -> GatesRecord:
         """Their outcome, and each gate with its numbers."""
         ...
 
@@ -60,7 +60,7 @@ def render_runs(
 ) -> str | bytes:
     """The report of some runs; as a `page` without the width and colours of this terminal."""
     records = [
-        build_record(run, None if check is None else check.to_record())
+        build_record(run, None if check is None else check.to_gates())
         for run, check in zip(runs, checks, strict=True)
     ]
     return render_records(records, form, page=page)

@@ -10,8 +10,8 @@ from typing import Any
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from .ci import names
 from .measures import MeanRecord, RateRecord
+from .problems import name_runs
 from .record import AttackRow, MapAttackRow, RunRecord, WorstCaseRow
 
 # what a spreadsheet takes for a formula, also as a full-width character; tab and carriage
@@ -43,7 +43,7 @@ def to_csv(records: Sequence[RunRecord]) -> str:
     page = io.StringIO(newline="")
     writer = csv.DictWriter(page, COLUMNS, restval="", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
-    for record, name in zip(records, names(records), strict=True):
+    for record, name in zip(records, name_runs(records), strict=True):
         for row in list_rows(record):
             made = {"run": name, **row}
             writer.writerow({key: build_entry(value) for key, value in made.items()})

@@ -43,7 +43,7 @@ class Check:
 
     gates: GatesRecord
 
-    def to_record(self) -> GatesRecord:
+    def to_gates(self) -> GatesRecord:
         """The record."""
         return self.gates
 
@@ -138,7 +138,7 @@ def print_run(run: Run, console: Console, checked: Check | None = None) -> None:
 
 def record_of(run: Run, checked: Check | None = None) -> RunRecord:
     """The record of a run, with what gates said of it."""
-    return build_record(run, None if checked is None else checked.to_record())
+    return build_record(run, None if checked is None else checked.to_gates())
 
 
 def behind(outcome: Outcome, defense: Spec, *, adaptive: bool, **columns: Any) -> Outcome:

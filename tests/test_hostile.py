@@ -26,7 +26,15 @@ from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
 
-from robusteval.reports import ci, compare, comparison, comparison_layout
+from robusteval.reports import (
+    badge,
+    compare,
+    comparison,
+    comparison_layout,
+    github,
+    junit,
+    sarif,
+)
 from robusteval.reports.formatting import name_file
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
 from robusteval.runs.folder import Store, load_run
@@ -120,7 +128,7 @@ def hostile(run: Run, text: str) -> Run:
 
 def gates(text: str) -> Check:
     """A check with the text in its gates."""
-    record = reportable.check(f"{text}~gate").to_record()
+    record = reportable.check(f"{text}~gate").to_gates()
     told = tuple(replace(gate, reason=f"{text}~told") for gate in record.gates)
     return Check(replace(record, config=f"{text}~config", gates=told))
 
@@ -360,13 +368,13 @@ FORMATS = {
     "json": Format(lambda run, check: json_of([run], [check]), read_json, shape_of_json, RECORD),
     "html": Format(html, read_html, shape_of_html, REPORT | {"class"}),
     "junit": Format(
-        lambda run, check: ci.to_junit([record_of(run, check)]),
+        lambda run, check: junit.render_junit([record_of(run, check)]),
         read_xml,
         shape_of_xml,
         REPORT - {"arch", "file", "data", "device", "command"},
     ),
     "sarif": Format(
-        lambda run, check: ci.to_sarif([record_of(run, check)]),
+        lambda run, check: sarif.render_sarif([record_of(run, check)]),
         read_sarif,
         shape_of_json,
         PROBLEMS,
@@ -379,20 +387,23 @@ FORMATS = {
         frozenset(("attack", "value", "defense")),
     ),
     "annotations": Format(
-        lambda run, check: "\n".join(ci.annotations(record_of(run, check))),
+        lambda run, check: "\n".join(github.list_annotations(record_of(run, check))),
         read_commands,
         lambda text: len(text.splitlines()),
         PROBLEMS,
         cuts=True,
     ),
     "summary": Format(
-        lambda run, check: ci.step_summary([record_of(run, check)]),
+        lambda run, check: github.write_step_summary([record_of(run, check)]),
         read_markdown,
         lambda text: opened(rendered(text))[1],
         REPORT,
     ),
     "badge": Format(
-        lambda run, check: ci.badge(record_of(run, check)), read_json, shape_of_json, frozenset()
+        lambda run, check: badge.build_badge(record_of(run, check)),
+        read_json,
+        shape_of_json,
+        frozenset(),
     ),
     "compared on a terminal": Format(
         lambda run, _: on_terminal(

@@ -68,13 +68,11 @@ def read_gates(baseline: Path | None, config: Path | None) -> tuple[Settings, Ba
 def judge_runs(runs: Sequence[Run], settings: Settings, baseline: Baseline | None) -> list[Check]:
     """The verdicts on some runs; inside a GitHub workflow also a summary and annotations."""
     from robusteval.reports.build import build_record
-    from robusteval.reports.ci import write_github
     from robusteval.reports.gate import check
+    from robusteval.reports.github import write_github
 
     checks = [check(run, settings, baseline) for run in runs]
-    records = [
-        build_record(run, found.to_record()) for run, found in zip(runs, checks, strict=True)
-    ]
+    records = [build_record(run, found.to_gates()) for run, found in zip(runs, checks, strict=True)]
     for line in write_github(records, os.environ):
         tell(line)
     return checks

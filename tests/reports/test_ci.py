@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from robusteval import __version__
-from robusteval.reports import ci
+from robusteval.reports import badge, github, junit
 from robusteval.reports.build import build_record
 from robusteval.reports.record import GateOutcome, GateRow, GatesRecord, RunRecord
+from robusteval.reports.sarif import render_sarif
 from robusteval.runs.types import Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
@@ -71,7 +72,7 @@ def record(run: Run) -> RunRecord:
 
 
 def test_junit_has_a_case_for_each_gate_and_each_attack(record: RunRecord) -> None:
-    root = ET.fromstring(ci.to_junit([record]))
+    root = ET.fromstring(junit.render_junit([record]))
     (suite,) = root
 
     cases = {case.get("name"): case for case in suite.iter("testcase")}
@@ -95,7 +96,7 @@ def test_junit_has_a_case_for_each_gate_and_each_attack(record: RunRecord) -> No
 
 
 def test_an_inconclusive_gate_is_a_failure_in_junit(record: RunRecord) -> None:
-    cases = list(ET.fromstring(ci.to_junit([record])).iter("testcase"))
+    cases = list(ET.fromstring(junit.render_junit([record])).iter("testcase"))
 
     kinds = [[(part.tag, part.get("type")) for part in case if part.get("type")] for case in cases]
     assert kinds == [[("failure", "failed")], [("failure", "inconclusive")], [], [], []]
@@ -106,7 +107,7 @@ def test_an_inconclusive_gate_is_a_failure_in_junit(record: RunRecord) -> None:
 
 
 def test_junit_tells_the_numbers_of_an_attack_in_words(record: RunRecord) -> None:
-    suite = ET.fromstring(ci.to_junit([record]))[0]
+    suite = ET.fromstring(junit.render_junit([record]))[0]
 
     told = suite.findall("testcase")[3].findtext("system-out") or ""
     assert "robust accuracy 20.8 % (17.5–24.6) under linf eps 8/255 (0.0314)" in told
@@ -127,7 +128,7 @@ def test_an_attack_without_a_result_is_an_error_in_junit(
         failures={"art:Broken": "out of memory: it does not fit"},
     )
 
-    suite = ET.fromstring(ci.to_junit([build_record(run)]))[0]
+    suite = ET.fromstring(junit.render_junit([build_record(run)]))[0]
 
     errors = {
         case.get("name"): case.find("error") for case in suite.iter("testcase") if len(case) == 1
@@ -145,13 +146,13 @@ def test_an_evaluation_of_nothing_is_no_green_suite(
 ) -> None:
     run = make_run(make_outcome(right, right=right))
 
-    suite = ET.fromstring(ci.to_junit([build_record(run)]))[0]
+    suite = ET.fromstring(junit.render_junit([build_record(run)]))[0]
 
     assert suite.get("tests") == suite.get("errors") == "2"
 
 
 def test_runs_of_one_name_are_told_apart(record: RunRecord) -> None:
-    root = ET.fromstring(ci.to_junit([record, record, record]))
+    root = ET.fromstring(junit.render_junit([record, record, record]))
 
     assert [suite.get("name") for suite in root] == ["one", "one (2)", "one (3)"]
     cases = [(case.get("classname"), case.get("name")) for case in root.iter("testcase")]
@@ -162,7 +163,7 @@ def test_runs_of_one_name_are_told_apart(record: RunRecord) -> None:
 
 def sarif(*records: RunRecord) -> dict[str, Any]:
     """The log of these records, which has the form that SARIF 2.1.0 asks for."""
-    log: dict[str, Any] = json.loads(ci.to_sarif(records))
+    log: dict[str, Any] = json.loads(render_sarif(records))
     # the schema that OASIS published with the errata of 2.1.0, as this package carries it
     jsonschema = pytest.importorskip("jsonschema", exc_type=ImportError, reason="needs jsonschema")
     pytest.importorskip(
@@ -254,7 +255,7 @@ def test_the_worst_5000_results_are_kept_and_the_rest_is_counted(record: RunReco
     many = [gate("inconclusive", name=f"gate {i}") for i in range(5001)]
     record = replace(record, gates=check(*many, gate()))
 
-    (made,) = json.loads(ci.to_sarif([record]))["runs"]
+    (made,) = json.loads(render_sarif([record]))["runs"]
 
     assert len(made["results"]) == 5000
     assert made["results"][0]["level"] == "error"
@@ -288,7 +289,7 @@ def test_places_are_relative_and_say_nothing_of_the_machine(
     assert unquote(uri) == shown
     assert ":" not in uri
     assert not uri.startswith("/")
-    command = ci.annotations(record)[0]
+    command = github.list_annotations(record)[0]
     told = shown.replace("%", "%25").replace(":", "%3A")
     assert command.startswith(f"::error file={told},line=12,")
 
@@ -307,7 +308,7 @@ def test_annotations_are_the_ten_worst(record: RunRecord) -> None:
     last = (gate("passed"), gate(reason="Bad, 1 %\nof all."))
     record = replace(record, gates=check(*many, *last))
 
-    made = ci.annotations(record)
+    made = github.list_annotations(record)
 
     assert len(made) == 10
     assert made[0].startswith(
@@ -322,7 +323,7 @@ def test_grave_findings_are_warnings(make_outcome: MakeOutcome, make_run: MakeRu
     findings = (Finding("note", False, "Small."), Finding("guessing", True, "It guesses."))
     run = make_run(make_outcome([True, False]), findings=findings)
 
-    (made,) = ci.annotations(build_record(run))
+    (made,) = github.list_annotations(build_record(run))
 
     assert made == (
         "::warning file=runs/one/run.json,line=1,title=robusteval%3A finding%3A guessing::"
@@ -331,16 +332,16 @@ def test_grave_findings_are_warnings(make_outcome: MakeOutcome, make_run: MakeRu
 
 
 def test_the_step_summary_is_the_markdown_report(record: RunRecord) -> None:
-    assert ci.step_summary([record]).startswith(f"**{record.verdict}**\n")
-    assert ci.step_summary([record, record]).count(f"**{record.verdict}**") == 2
+    assert github.write_step_summary([record]).startswith(f"**{record.verdict}**\n")
+    assert github.write_step_summary([record, record]).count(f"**{record.verdict}**") == 2
 
 
 def test_the_step_summary_is_cut_below_the_limit_and_says_so(record: RunRecord) -> None:
-    whole = ci.step_summary([record] * 600)
+    whole = github.write_step_summary([record] * 600)
 
     assert len(whole.encode()) <= 2**20
     assert len(whole.encode()) > 2**20 - 2000
-    assert "Cut here" not in ci.step_summary([record])
+    assert "Cut here" not in github.write_step_summary([record])
     assert "Cut here" in whole.rstrip().splitlines()[-1]
 
 
@@ -348,16 +349,18 @@ def test_github_gets_its_summary_and_annotations(record: RunRecord, tmp_path: Pa
     path = tmp_path / "summary.md"
     path.write_text("From a step before.\n")
 
-    made = ci.write_github([record], {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(path)})
+    made = github.write_github(
+        [record], {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(path)}
+    )
 
-    assert made == ci.annotations(record)
-    assert path.read_text() == "From a step before.\n" + ci.step_summary([record])
+    assert made == github.list_annotations(record)
+    assert path.read_text() == "From a step before.\n" + github.write_step_summary([record])
 
 
 def test_outside_of_github_nothing_is_written(record: RunRecord, tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
 
-    assert ci.write_github([record], {"GITHUB_STEP_SUMMARY": str(path)}) == []
+    assert github.write_github([record], {"GITHUB_STEP_SUMMARY": str(path)}) == []
     assert not path.exists()
 
 
@@ -368,7 +371,7 @@ def test_what_the_step_wrote_before_counts_towards_the_limit(
     for room in (0, 100, 600):
         path.write_bytes(b"x" * (2**20 - room))
 
-        ci.write_github([record], {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(path)})
+        github.write_github([record], {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(path)})
 
         assert path.stat().st_size <= 2**20
     assert "Cut here" in path.read_text()
@@ -379,21 +382,21 @@ def test_a_summary_that_cannot_be_written_is_said_and_changes_nothing(
 ) -> None:
     environ = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path)}
 
-    made = ci.write_github([record], environ)
+    made = github.write_github([record], environ)
 
-    assert made[:-1] == ci.annotations(record)
+    assert made[:-1] == github.list_annotations(record)
     assert made[-1].startswith("::warning title=robusteval::the step summary could not be written")
 
 
 def test_ten_annotations_for_all_runs_together(record: RunRecord) -> None:
-    made = ci.write_github([record] * 9, {"GITHUB_ACTIONS": "true"})
+    made = github.write_github([record] * 9, {"GITHUB_ACTIONS": "true"})
 
     assert len(made) == 10
     assert sum(line.startswith("::error") for line in made) == 9
 
 
 def test_the_badge_has_the_number_with_its_interval(run: Run) -> None:
-    assert json.loads(ci.badge(build_record(run))) == {
+    assert json.loads(badge.build_badge(build_record(run))) == {
         "schemaVersion": 1,
         "label": "robust accuracy linf eps 8/255 (0.0314)",
         "message": "12.4 % (9.8–15.6), n = 500",
@@ -428,12 +431,16 @@ def test_a_badge_is_green_only_for_what_can_be_believed(
     gates = check(gate(outcome), outcome=outcome) if outcome else None
     record = build_record(make_run(make_outcome([True, False]), **changed), gates)
 
-    assert json.loads(ci.badge(record))["color"] == color
+    assert json.loads(badge.build_badge(record))["color"] == color
 
 
 def test_doubt_is_on_the_badge(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     messages = [
-        json.loads(ci.badge(build_record(make_run(make_outcome([True, False]), findings=findings))))
+        json.loads(
+            badge.build_badge(
+                build_record(make_run(make_outcome([True, False]), findings=findings))
+            )
+        )
         for findings in (WEAK, MISFED)
     ]
 
@@ -446,7 +453,7 @@ def test_doubt_is_on_the_badge(make_outcome: MakeOutcome, make_run: MakeRun) -> 
 def test_a_badge_without_a_number_says_so(make_run: MakeRun) -> None:
     record = build_record(make_run(), check(gate("passed"), outcome="passed"))
 
-    made = json.loads(ci.badge(record))
+    made = json.loads(badge.build_badge(record))
 
     assert (made["message"], made["color"]) == ("nothing evaluated", "lightgrey")
 
@@ -456,6 +463,6 @@ def test_without_a_radius_the_badge_has_the_distance(
 ) -> None:
     outcome = make_outcome([True, True, False], threat=Threat("l2", None, False))
 
-    made = json.loads(ci.badge(build_record(make_run(outcome))))
+    made = json.loads(badge.build_badge(build_record(make_run(outcome))))
 
     assert (made["label"], made["message"]) == ("median l2 distance", "0.0105, n = 3")

@@ -25,6 +25,7 @@ from robusteval.reports.gate_config import (
     read_settings,
     read_threat,
 )
+from robusteval.reports.measures import to_json_types
 from robusteval.reports.record import FlippedImage, GateRow
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Pairs
@@ -557,7 +558,7 @@ def test_a_detector_that_saw_no_success_is_not_judged(
 
     assert made.exit_code == 5
     assert "no successful attack" in made.gates[0].reason
-    json.dumps(made.as_dict(), allow_nan=False)
+    json.dumps(to_json_types(made.to_gates()), allow_nan=False)
 
 
 def test_a_gate_behind_a_defense_looks_there_only(
@@ -778,7 +779,7 @@ def test_the_record_has_the_agreed_keys(make_pair: MakePair, tmp_path: Path) -> 
         baseline=tmp_path / "baseline.json",
     )
 
-    record = check(run, settings, baseline).as_dict()
+    record = to_json_types(check(run, settings, baseline).to_gates())
 
     assert list(record) == ["outcome", "config", "baseline", "alpha", "gates"]
     assert (record["outcome"], record["config"]) == ("failed", "robusteval.toml")

@@ -310,7 +310,7 @@ def test_numbers_of_curves_are_counted_in_the_columns(
 
 
 def test_gates_show_their_margin(page: Element) -> None:
-    record = reportable.check().to_record()
+    record = reportable.check().to_gates()
 
     rows = section(page, "Gates").all("tbody")[0].all("tr")
 

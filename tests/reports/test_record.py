@@ -850,7 +850,7 @@ def test_the_outcome_of_gates_needs_no_colour(
     outcome: GateOutcome, shielded: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    gates = replace(check().to_record(), outcome=outcome, gates=(gate(outcome),))
+    gates = replace(check().to_gates(), outcome=outcome, gates=(gate(outcome),))
     checked = Check(gates)
     word = {"passed": "✓ passed", "failed": "✗ FAILED", "inconclusive": "? inconclusive"}[outcome]
 
@@ -1048,7 +1048,7 @@ def test_hostile_defenses_and_gates_are_text(
     assert f"against {visible(name)}." in shown
     assert f"jpeg{visible(name)}:quality=75" in shown
     record = json.loads(json_of(run, [check(name)]))
-    assert record["gates"] == to_json_types(check(name).to_record())
+    assert record["gates"] == to_json_types(check(name).to_gates())
     assert record["defenses"][0]["spec"] == f"jpeg{name}:quality=75"
 
 
