@@ -9,7 +9,7 @@ one here is reconstructed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,20 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval.analysis.case import Case
 from robusteval.datasets.concepts import Concepts, Probe
+from robusteval.errors import UsageError
 from robusteval.interpreters.cam import observe_calls
+from robusteval.models.classifier import Classifier
+from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.seeds import per_image
+from robusteval.progress import Progress
 from robusteval.search.noise import add_equal_noise
 
+LISTED = 10  # units named one by one
+
 FIRES = 0.005  # share of places at which a unit counts as firing, as in arXiv:1704.05796
-MATCH = 0.04  # least overlap of a unit and its concept, the same
+MATCH = 0.04  # least overlap of a unit and its concept, as there
 PLACES = 2**16  # activations per unit from which its threshold is taken, at most
 FINEST = 56  # pixels along which maps and masks are compared, at most
 
@@ -76,30 +83,30 @@ def dissect(
         index = np.sort(np.random.default_rng(seed).choice(index, limit, replace=False))
     device = next(model.parameters()).device
 
-    def features(rows: list[int]) -> tuple[list[Probe], Tensor]:
+    def read_units(rows: list[int]) -> tuple[list[Probe], Tensor]:
         probes = [concepts.probe(int(row)) for row in rows]
-        maps = unit_maps(model, torch.stack([p.image for p in probes]).to(device), layer)
+        maps = compute_unit_maps(model, torch.stack([p.image for p in probes]).to(device), layer)
         progress(len(probes))
         return probes, maps
 
     kept: list[Tensor] = []
-    for rows in chunks(index.tolist(), batch):
-        _, maps = features(rows)  # (b, K, h', w')
+    for rows in iterate_chunks(index.tolist(), batch):
+        _, maps = read_units(rows)  # (b, K, h', w')
         places = maps.transpose(0, 1).flatten(1)  # (K, places)
         share = max(1, PLACES * len(rows) // len(index))
         if share < places.shape[1]:
             draw = per_image(torch.tensor([seed + rows[0]]), torch.Size((places.shape[1],)))
             places = places[:, draw[0].argsort()[:share].to(device)]
         kept.append(places.cpu())
-    threshold = firing(torch.cat(kept, 1)).to(device)
+    threshold = choose_thresholds(torch.cat(kept, 1)).to(device)
 
     units, k = len(threshold), len(concepts.concepts)
     category = [concept.category for concept in concepts.concepts]
     shared = torch.zeros(units, k, dtype=torch.float64)
     fired = torch.zeros(units, k, dtype=torch.float64)
     shown = torch.zeros(k, dtype=torch.float64)
-    for rows in chunks(index.tolist(), batch):
-        probes, maps = features(rows)
+    for rows in iterate_chunks(index.tolist(), batch):
+        probes, maps = read_units(rows)
         for probe, narrow in zip(probes, maps, strict=True):
             # one image at a time: (K, h, w) of a whole batch would be gigabytes
             size = [min(edge, FINEST) for edge in probe.image.shape[1:]]
@@ -116,12 +123,12 @@ def dissect(
     return Dissection(overlap, best, score)
 
 
-def chunks(rows: list[int], size: int) -> Iterator[list[int]]:
-    """The rows, `size` at a time."""
+def iterate_chunks(rows: list[int], size: int) -> Iterator[list[int]]:
+    """Yield the rows, `size` at a time."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def firing(places: Tensor) -> Tensor:
+def choose_thresholds(places: Tensor) -> Tensor:
     """The activation ``(K,)`` from which on each unit fires, given some of its ``(K, places)``.
 
     Reached at `FIRES` of the places, or more where many are equal; infinite for a unit that is the
@@ -132,7 +139,7 @@ def firing(places: Tensor) -> Tensor:
     return torch.where(least > places.amin(1), least, torch.inf)
 
 
-def unit_maps(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
+def compute_unit_maps(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
     """Feature maps ``(n, K, h', w')`` of a layer, the last ones if none is named.
 
     ValueError if there are none.
@@ -150,11 +157,11 @@ class Sensitivity(NamedTuple):
     """How far K units are moved, in standard deviations of what they do on unchanged images."""
 
     attack: Tensor  # (K,) mean over images
-    noise: Tensor  # (K,) the same for noise of the same norm
+    noise: Tensor  # (K,) mean over images, under noise of the same norm
 
 
 @torch.no_grad()
-def sensitivity(
+def measure_sensitivity(
     model: nn.Module, x: Tensor, x_adv: Tensor, seeds: Tensor, *, layer: str | None = None
 ) -> Sensitivity:
     """How far an attack moves the mean activation of each unit, and how far noise does.
@@ -164,7 +171,7 @@ def sensitivity(
     """
     noisy = add_equal_noise(x_adv, x, seeds).clamp(0, 1)
     before, after, control = (
-        unit_maps(model, z, layer).double().mean((2, 3)) for z in (x, x_adv, noisy)
+        compute_unit_maps(model, z, layer).double().mean((2, 3)) for z in (x, x_adv, noisy)
     )
     natural = before.std(0) if len(x) > 1 else torch.ones_like(before[0])
     natural = torch.where(natural > 0, natural, torch.inf)  # a unit that never moves
@@ -183,21 +190,75 @@ class Link(NamedTuple):
     units: int
 
 
-def link(found: Sensitivity, concepts: Dissection) -> Link:
+def correlate_concepts(found: Sensitivity, concepts: Dissection) -> Link:
     """Correlate sensitivity and interpretability over the units of a layer."""
     n = len(found.attack)
-    rho = spearman(found.attack, concepts.score)
+    rho = correlate_units(found.attack, concepts.score)
     low = high = float("nan")
     if n > 3 and abs(rho) < 1:
         half = 1.96 * 1.03 / (n - 3) ** 0.5  # ranks vary a little more than normal values
         low, high = (float(np.tanh(np.arctanh(rho) + side * half)) for side in (-1, 1))
-    control = spearman(found.noise, concepts.score)
+    control = correlate_units(found.noise, concepts.score)
     return Link(rho, low, high, control, int(concepts.matched.sum()), n)
 
 
-def spearman(one: Tensor, other: Tensor) -> float:
+def correlate_units(one: Tensor, other: Tensor) -> float:
     """Correlation of ranks; nan if either side is constant."""
     sides = one.double().cpu().numpy(), other.double().cpu().numpy()
     if any(np.ptp(side) == 0 for side in sides):
         return float("nan")
     return float(np.asarray(stats.spearmanr(*sides)[0]))
+
+
+def measure_units(
+    model: Classifier,
+    case: Case,
+    layer: str | None,
+    concepts: Concepts,
+    fooled: Tensor,
+    remarks: list[str],
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """Measure whether the units that the attack moves are units that stand for something.
+
+    None without an image that is fooled, or for a network without units, with a remark.
+    """
+    if not bool(fooled.any()):
+        return None
+    try:
+        with raise_as_usage_error():
+            moved = measure_sensitivity(
+                model,
+                case.x[fooled],
+                case.x_adv[fooled],
+                case.seeds[fooled.cpu()],
+                layer=layer,
+            )
+    except UsageError as error:
+        if layer is not None:
+            raise
+        remarks.append(f"No units: {error}.")
+        return None
+    progress.begin("Dissecting units", 2 * len(concepts))
+    known = dissect(model, concepts, layer=layer, progress=progress.advance)
+    progress.end()
+    tie: Link = correlate_concepts(moved, known)
+    order = moved.attack.argsort(descending=True)[:LISTED].tolist()
+    return {
+        "layer": layer,
+        "concepts": concepts.name,
+        "probes": len(concepts),
+        **tie._asdict(),
+        "most_moved": [
+            {
+                "unit": unit,
+                "attack": float(moved.attack[unit]),
+                "noise": float(moved.noise[unit]),
+                "concept": concepts.concepts[int(known.best[unit])].name,
+                "category": concepts.concepts[int(known.best[unit])].category,
+                "overlap": float(known.score[unit]),
+                "matched": bool(known.matched[unit]),
+            }
+            for unit in order
+        ],
+    }

@@ -53,7 +53,7 @@ class Mean(NamedTuple):
     empty: int  # images without
 
 
-def noise_map(x_adv: Tensor, x: Tensor, window: Window = "gaussian") -> Tensor:
+def map_noise(x_adv: Tensor, x: Tensor, window: Window = "gaussian") -> Tensor:
     """One minus the local SSIM of images ``(n, c, h, w)``, mean over channels, ``(n, 1, h, w)``.
 
     `gaussian`: window of 11 pixels; `block`: mean of 8x8 pixels, moved pixel by pixel. At the
@@ -82,7 +82,7 @@ def noise_map(x_adv: Tensor, x: Tensor, window: Window = "gaussian") -> Tensor:
     return found
 
 
-def overlap(
+def measure_overlap(
     noise: Tensor, relevance: Tensor, *, changed: float = NOISE, relevant: float = RELEVANCE
 ) -> Overlap:
     """Changed against relevant pixels.
@@ -90,7 +90,7 @@ def overlap(
     Parameters
     ----------
     noise : Tensor
-        Of `noise_map`, ``(n, 1, h, w)``.
+        Of `map_noise`, ``(n, 1, h, w)``.
     relevance : Tensor
         ``(n, 1, h, w)``, scaled to [0, 1].
     changed, relevant : float
@@ -99,7 +99,7 @@ def overlap(
     return _overlap(noise > changed, _relevant(relevance, noise, relevant))
 
 
-def overlap_at(
+def measure_overlap_at(
     noise: Tensor, relevance: Tensor, share: float, *, relevant: float = RELEVANCE
 ) -> Overlap:
     """The same with the `share` of the pixels counted as changed where the noise is largest.
@@ -118,7 +118,9 @@ def overlap_at(
     return _overlap(marked.view_as(noise), _relevant(relevance, noise, relevant))
 
 
-def energy(x_adv: Tensor, x: Tensor, relevance: Tensor, *, relevant: float = RELEVANCE) -> Energy:
+def measure_energy(
+    x_adv: Tensor, x: Tensor, relevance: Tensor, *, relevant: float = RELEVANCE
+) -> Energy:
     """Where the squared change from `x` to `x_adv` ``(n, c, h, w)`` lies; no threshold on it."""
     square = (to_double(x_adv) - to_double(x)).square().sum(1, keepdim=True)
     mask = _relevant(relevance, square, relevant).to(square)
@@ -127,7 +129,7 @@ def energy(x_adv: Tensor, x: Tensor, relevance: Tensor, *, relevant: float = REL
     return Energy(inside, area, (inside / area).where(area > 0, torch.nan))
 
 
-def mean_of(column: Tensor) -> Mean:
+def average_known(column: Tensor) -> Mean:
     """The mean of a column ``(n,)``, images without a value left out and counted."""
     known = column[~column.isnan()]
     value = float(known.mean()) if len(known) else torch.nan

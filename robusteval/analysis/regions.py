@@ -11,22 +11,28 @@ would seem to promote all others.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, autograd, nn
 
-from robusteval.models.classifier import predictions, rows
-from robusteval.search.balls import to_double
+from robusteval.analysis.case import Case, Work
+from robusteval.analysis.summaries import average_images, correlate_columns, take_median
+from robusteval.datasets.dataset import Positions
+from robusteval.evaluation.batches import split_rows
+from robusteval.models.classifier import Classifier, predictions, rows
+from robusteval.runs.types import Columns
 
 Mode = Literal["removal", "insertion", "average", "gradient"]
 
 KINDS = ("inactive", "suppression", "balanced", "promotion", "counter-productive")
 INACTIVE, SUPPRESSION, BALANCED, PROMOTION, COUNTER = range(len(KINDS))
 
+SCORED = 4  # images at a time
 # a clipped score below this share of the image's largest is none
 NEGLIGIBLE = 1e-6
-HALVINGS = 10
 
 
 class Effects(NamedTuple):
@@ -46,7 +52,7 @@ class Effects(NamedTuple):
         return self.suppression.clamp_min(0) + self.promotion.clamp_min(0)
 
 
-def grid(height: int, width: int, side: int | None = None) -> Tensor:
+def build_grid(height: int, width: int, side: int | None = None) -> Tensor:
     """Square regions as an integer map ``(height, width)``, counted from zero row by row.
 
     `side` pixels each, about a twenty-third of the height but at least 2 if not given (529 regions
@@ -65,7 +71,7 @@ def grid(height: int, width: int, side: int | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def effects(
+def measure_effects(
     model: nn.Module,
     x: Tensor,
     x_adv: Tensor,
@@ -86,7 +92,7 @@ def effects(
     y : Tensor
         True classes ``(n,)``.
     regions : Tensor
-        Integer map ``(h, w)`` from 0 to m - 1, see `grid`.
+        Integer map ``(h, w)`` from 0 to m - 1, see `build_grid`.
     mode : {"removal", "insertion", "average", "gradient"}
         `removal`: the region is put back to the original. `insertion`: it alone is changed.
         `average`: the mean of both. `gradient`: to first order, two backward passes for all
@@ -115,20 +121,20 @@ def effects(
     other = after.scatter(1, y[:, None], -torch.inf).argmax(1)
     classes = torch.stack([y, other], 1)  # (n, 2)
     if mode == "gradient":
-        scores = gradients(model, x, x_adv, classes, regions)
+        scores = score_by_gradient(model, x, x_adv, classes, regions)
     elif mode == "removal":
-        scores = -ablated(model, x_adv, x, classes, regions, after, chunk)
+        scores = -score_by_ablation(model, x_adv, x, classes, regions, after, chunk)
     elif mode == "insertion":
-        scores = ablated(model, x, x_adv, classes, regions, before, chunk)
+        scores = score_by_ablation(model, x, x_adv, classes, regions, before, chunk)
     elif mode == "average":
-        scores = ablated(model, x, x_adv, classes, regions, before, chunk)
-        scores = (scores - ablated(model, x_adv, x, classes, regions, after, chunk)) / 2
+        scores = score_by_ablation(model, x, x_adv, classes, regions, before, chunk)
+        scores = (scores - score_by_ablation(model, x_adv, x, classes, regions, after, chunk)) / 2
     else:
         raise ValueError(f"mode must be removal, insertion, average or gradient, not {mode!r}")
     # from what a region adds to either logit to what it does for the attacker
     scores = scores * scores.new_tensor([-1.0, 1.0])  # (n, m, 2)
     whole = (after.double() - before.double()).gather(1, classes)
-    kinds, ratio = typed(scores[..., 0], scores[..., 1], failed)
+    kinds, ratio = classify_regions(scores[..., 0], scores[..., 1], failed)
     return Effects(
         suppression=scores[..., 0],
         promotion=scores[..., 1],
@@ -140,7 +146,7 @@ def effects(
     )
 
 
-def ablated(
+def score_by_ablation(
     model: nn.Module,
     x: Tensor,
     z: Tensor,
@@ -165,7 +171,7 @@ def ablated(
     return scores
 
 
-def gradients(
+def score_by_gradient(
     model: nn.Module, x: Tensor, x_adv: Tensor, classes: Tensor, regions: Tensor
 ) -> Tensor:
     """What each region adds to two logits to first order, float64 ``(n, m, 2)``."""
@@ -182,7 +188,9 @@ def gradients(
     return scores
 
 
-def typed(suppression: Tensor, promotion: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+def classify_regions(
+    suppression: Tensor, promotion: Tensor, failed: Tensor
+) -> tuple[Tensor, Tensor]:
     """Index into `KINDS` and log2 ratio of every region ``(n, m)``.
 
     Dominated by one side where it is more than twice the other: beyond -1 or +1.
@@ -205,133 +213,76 @@ def typed(suppression: Tensor, promotion: Tensor, failed: Tensor) -> tuple[Tenso
     return kinds, ratio
 
 
-def top(maps: Tensor, share: float) -> Tensor:
-    """The most important `share` of each map ``(n, 1, h, w)``, bool; ties by position."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be from 0 to 1, not {share:g}")
-    return ranks(maps) >= 1 - share
-
-
-def ranks(maps: Tensor) -> Tensor:
-    """Each pixel's rank in its map ``(n, 1, h, w)``, from 0 to just below 1.
-
-    A pixel of rank q is among the top 1 - q of the map.
-    """
-    flat = maps.flatten(1)
-    order = flat.argsort(dim=1, stable=True)
-    place = torch.empty_like(order)
-    place.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    return (place / flat.shape[1]).view_as(maps)
-
-
-class Focus(NamedTuple):
-    """How much of a perturbation lies in the discriminative region, and what that is worth."""
-
-    score: Tensor  # (n,), interpretability score: norm inside over norm; nan without a change
-    area: Tensor  # (n,), share of the image the region covers
-    chance: Tensor  # (n,), root of the area: what noise scores
-    elsewhere: Tensor  # (n,), mean score against the regions of the other images
-    shifted: Tensor  # (n,), 95 % of what the same perturbation scores elsewhere in the image
-
-    @property
-    def focused(self) -> Tensor:
-        """Whether the score beats all three controls ``(n,)``."""
-        beats = (self.score > self.chance) & (self.score > self.shifted)
-        return beats & ((self.score > self.elsewhere) | self.elsewhere.isnan())
-
-
-def focus(delta: Tensor, inside: Tensor) -> Focus:
-    """The interpretability score of perturbations (arXiv:1904.02057), beside its controls.
-
-    Parameters
-    ----------
-    delta : Tensor
-        Perturbations ``(n, c, h, w)``.
-    inside : Tensor
-        Discriminative region of each image ``(n, 1, h, w)`` bool, see `top`.
-    """
-    n = len(delta)
-    energy = to_double(delta).square().sum(1)  # (n, h, w)
-    region = inside[:, 0].to(energy)
-    total = energy.flatten(1).sum(1)
-    # (n, n): of image i in the region of image j
-    share = energy.flatten(1) @ region.flatten(1).T / total[:, None]
-    off = 1 - torch.eye(n).to(share)
-    elsewhere = (share.sqrt() * off).sum(1) / (n - 1) if n > 1 else total * torch.nan
-
-    # the perturbation at every other place, around the edges: one correlation
-    spectrum = torch.fft.rfft2(energy).conj() * torch.fft.rfft2(region)
-    moved = torch.fft.irfft2(spectrum, s=energy.shape[1:]).clamp_min(0) / total[:, None, None]
-    area = region.flatten(1).mean(1)
-    return Focus(
-        score=share.diagonal().sqrt(),
-        area=area,
-        chance=area.sqrt(),
-        elsewhere=elsewhere,
-        shifted=torch.quantile(moved.flatten(1).sqrt(), 0.95, dim=1),
-    )
-
-
-class Refined(NamedTuple):
-    """A perturbation reduced to where it counts."""
-
-    x_adv: Tensor  # (n, c, h, w), as given where nothing smaller fools
-    kept: Tensor  # (n,), share of the changed values that is left
-
-
-@torch.no_grad()
-def refine(
-    model: nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
-    y: Tensor,
-    importance: Tensor,
-    *,
-    targeted: bool = False,
-    steps: int = HALVINGS,
-) -> Refined:
-    """Keep a perturbation only where a map says it matters, as little as still fools.
-
-    Bisects on the share of the map that is kept, one forward pass per step and one before. Success
-    need not be monotone in it, so the smallest result that was seen to fool is returned. The idea
-    is that of arXiv:1904.02057; the procedure is ours, as its details could not be checked.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Maps images in [0, 1] to logits ``(n, k)``.
-    x, x_adv : Tensor
-        Images ``(n, c, h, w)`` before and after an attack; where it failed, nothing is refined.
-    y : Tensor
-        True classes ``(n,)``, or the classes reached when `targeted`.
-    importance : Tensor
-        Maps ``(n, 1, h, w)``; only the order of their values counts.
-    targeted : bool
-        Keep class `y` instead of keeping away from it.
-    steps : int
-        Halvings of the share.
-    """
-
-    def fools(z: Tensor) -> Tensor:
-        made = predictions(model(z))
-        return made == y if targeted else made != y
-
-    rank, fooled = ranks(importance), fools(x_adv)
-    low = torch.zeros(len(x), device=x.device)  # a rank from which on it is known to fool
-    high = torch.ones(len(x), device=x.device)
-    best = x_adv.clone()
-    whole = (x_adv != x).flatten(1).sum(1)
-    fewest = whole.clone()
-    for _ in range(steps):
-        middle = (low + high) / 2
-        z = torch.where(rank >= middle.view(-1, 1, 1, 1), x_adv, x)
-        still, left = fools(z), (z != x).flatten(1).sum(1)
-        better = fooled & still & (left < fewest)
-        best[better], fewest[better] = z[better], left[better]
-        low, high = torch.where(still, middle, low), torch.where(still, high, middle)
-    return Refined(best, fewest / whole.clamp_min(1))
-
-
-def by_region(scores: Tensor, regions: Tensor) -> Tensor:
+def spread_over_pixels(scores: Tensor, regions: Tensor) -> Tensor:
     """Scores of regions ``(n, m)`` as maps ``(n, 1, h, w)``."""
     return scores[:, regions.to(scores.device).flatten()].view(len(scores), 1, *regions.shape)
+
+
+def score_regions(model: Classifier, case: Case, regions: Tensor, work: Work) -> Effects:
+    """Score the regions ``(h, w)`` of every image, a few images at a time."""
+
+    def score_rows(positions: Positions) -> Columns:
+        some = torch.from_numpy(positions).to(case.x.device)
+        found = measure_effects(model, case.x[some], case.x_adv[some], case.y[some], regions)
+        return {name: column.cpu().numpy() for name, column in found._asdict().items()}
+
+    x, x_adv, y = (each.cpu().numpy() for each in (case.x, case.x_adv, case.y))
+    columns = work.map(
+        "Scoring regions",
+        ["regions"],
+        (x, x_adv, y, regions.numpy()),
+        split_rows(np.arange(len(x)), SCORED),
+        score_rows,
+    )
+    return Effects(**{k: torch.from_numpy(v).to(case.x.device) for k, v in columns.items()})
+
+
+def measure_regions(
+    model: Classifier, case: Case, found: Effects, regions: Tensor, fooled: Tensor, seed: int
+) -> dict[str, Any]:
+    """Measure what kinds of regions there are, and whether their size tells what they do."""
+    kinds = found.kinds[fooled].cpu().numpy()  # (n, m)
+    active = (kinds != INACTIVE) & (kinds != COUNTER)
+    m = kinds.shape[1]
+    shares = {}
+    for kind in (SUPPRESSION, BALANCED, PROMOTION):
+        each = (kinds == kind).sum(1) / np.where(active.sum(1), active.sum(1), np.nan)
+        shares[KINDS[kind]] = average_images(each, seed)
+    for kind in (INACTIVE, COUNTER):
+        shares[KINDS[kind]] = average_images((kinds == kind).mean(1), seed)
+
+    quick = measure_effects(model, case.x, case.x_adv, case.y, regions, mode="gradient").strength
+    size = measure_region_norms(case.x_adv - case.x, regions)
+    pearson, kendall, order = [], [], []
+    for row in torch.nonzero(fooled).flatten().tolist():
+        moved = (size[row] > 0).cpu().numpy()
+        strength, norm, fast = (
+            column[row].double().cpu().numpy()[moved] for column in (found.strength, size, quick)
+        )
+        pearson.append(correlate_columns(stats.pearsonr, strength, norm))
+        kendall.append(correlate_columns(stats.kendalltau, strength, norm))
+        order.append(correlate_columns(stats.spearmanr, strength, fast))
+    whole = (found.suppression.sum(1) - found.residual[:, 0]).abs()
+    rest = found.residual.abs() / torch.stack(
+        [whole, (found.promotion.sum(1) - found.residual[:, 1]).abs()], 1
+    )
+    return {
+        "count": m,
+        "types": shares,
+        "with_size": {
+            "pearson": average_images(np.array(pearson), seed),
+            "kendall": average_images(np.array(kendall), seed),
+        },
+        "with_gradient_mode": average_images(np.array(order), seed),
+        "residual": {
+            name: take_median(rest[fooled, side])
+            for side, name in enumerate(("suppression", "promotion"))
+        },
+    }
+
+
+def measure_region_norms(delta: Tensor, regions: Tensor) -> Tensor:
+    """l2 norm of each region of perturbations ``(n, c, h, w)``, ``(n, m)``."""
+    flat = delta.double().square().sum(1).flatten(1).cpu()
+    norms = torch.zeros(len(delta), int(regions.max()) + 1, dtype=torch.float64)
+    return norms.index_add_(1, regions.flatten(), flat).sqrt().to(delta.device)

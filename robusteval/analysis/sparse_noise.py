@@ -2,25 +2,35 @@
 
 Towards Interpretable Adversarial Examples via Sparse Adversarial Attack, arXiv:2506.17250, tells
 the two apart by looking at pictures: Grad-CAM and Guided Grad-CAM of the clean image for its label
-beside those of the adversarial image for its prediction (`portrait`). Neither paper nor code puts
-a number to it; the numbers here are ours. `places` counts how much of the noise lies in either map
-and sets it against chance. `roles` asks the network instead of a map: put a place back and see
-which logit moves.
+beside those of the adversarial image for its prediction (`draw_portrait`). Neither paper nor code
+puts a number to it; the numbers here are ours. `count_places` counts how much of the noise lies in
+either map and sets it against chance. `measure_roles` asks the network instead of a map: put a
+place back and see which logit moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.analysis.regions import PROMOTION, SUPPRESSION, effects, grid, top
+from robusteval.analysis.case import Case
+from robusteval.analysis.focus import DISCRIMINATIVE, choose_top
+from robusteval.analysis.regions import (
+    PROMOTION,
+    SUPPRESSION,
+    build_grid,
+    measure_effects,
+)
+from robusteval.analysis.summaries import average_images
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
-from robusteval.models.classifier import predictions
+from robusteval.models.classifier import Classifier, predictions
+
+SPARSE = 0.1  # share of places up to which changes are looked at one by one
 
 REGIONS = ("obscuring", "leading", "both", "neither")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -38,7 +48,7 @@ class Places(NamedTuple):
         return self.share / self.area
 
 
-def places(
+def count_places(
     x: Tensor,
     x_adv: Tensor,
     map_true: Tensor,
@@ -55,7 +65,7 @@ def places(
     map_true : Tensor
         Map ``(n, 1, h', w')`` of the clean image for its label; resized if it has another size.
     map_wrong : Tensor
-        The same of the adversarial image for the class it is predicted as.
+        Map ``(n, 1, h', w')`` of the adversarial image for the class it is predicted as.
     shares : sequence of float
         Sizes of the regions, as shares of the image: the top of each map, equal values together,
         values of zero and below never. The spread of the result over these is how much it
@@ -77,21 +87,21 @@ def places(
     area_of: list[Tensor] = []
     maps = [resize(each, (x.shape[2], x.shape[3])) for each in (map_true, map_wrong)]
     for share in shares:
-        hidden, led = (highest(each, share) for each in maps)
+        hidden, led = (choose_top_positive(each, share) for each in maps)
         for inside in (hidden, led, hidden & led, ~(hidden | led)):
-            share_in.append(of(inside & changed) / of(changed))
-            area_of.append(of(inside) / (x.shape[2] * x.shape[3]))
+            share_in.append(count_flags(inside & changed) / count_flags(changed))
+            area_of.append(count_flags(inside) / (x.shape[2] * x.shape[3]))
     form = (len(x), len(shares), len(REGIONS))
     return Places(torch.stack(share_in, 1).view(form), torch.stack(area_of, 1).view(form))
 
 
-def highest(maps: Tensor, share: float) -> Tensor:
+def choose_top_positive(maps: Tensor, share: float) -> Tensor:
     """The top `share` of each map ``(n, 1, h, w)`` with all ties, as far as it is positive."""
-    line = maps.masked_fill(~top(maps, share), torch.inf).amin((1, 2, 3), keepdim=True)
+    line = maps.masked_fill(~choose_top(maps, share), torch.inf).amin((1, 2, 3), keepdim=True)
     return (maps >= line) & (maps > 0)
 
 
-def of(flags: Tensor) -> Tensor:
+def count_flags(flags: Tensor) -> Tensor:
     """How many places of each image are flagged ``(n,)``."""
     return flags.flatten(1).sum(1).double()
 
@@ -110,15 +120,15 @@ class Roles(NamedTuple):
     failed: Tensor  # (n,) bool, the true class is still predicted: nothing obscures or leads
 
 
-def roles(
+def measure_roles(
     model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, groups: int = 256, chunk: int = 128
 ) -> Roles:
     """Tell obscuring from leading noise by what the network does without it.
 
     Places are put back one by one or, where more than `groups` changed, in squares of the smallest
     side (1, 2, 4, … pixels) that leaves no more. The scores and types are those of
-    `robusteval.analysis.regions.effects`: a place obscures if it mostly suppresses, and leads if it
-    mostly promotes.
+    `robusteval.analysis.regions.measure_effects`: a place obscures if it mostly suppresses, and
+    leads if it mostly promotes.
 
     Parameters
     ----------
@@ -142,14 +152,14 @@ def roles(
         raise ValueError(f"groups must be at least 1, not {groups}")
     n, _, h, w = x.shape
     changed = (x != x_adv).any(1)  # (n, h, w)
-    side = torch.tensor([side_for(each, groups) for each in changed], device=x.device)
+    side = torch.tensor([choose_side(each, groups) for each in changed], device=x.device)
     maps = torch.zeros(2, n, h, w, dtype=torch.float64, device=x.device)
     kinds = torch.zeros(n, h, w, dtype=torch.int64, device=x.device)
     whole = torch.zeros(n, 2, dtype=torch.float64, device=x.device)
     failed = torch.zeros(n, dtype=torch.bool, device=x.device)
     for size in sorted(set(side.tolist())):
-        some, regions = (side == size).nonzero().flatten(), grid(h, w, size).to(x.device)
-        found = effects(model, x[some], x_adv[some], y[some], regions, chunk=chunk)
+        some, regions = (side == size).nonzero().flatten(), build_grid(h, w, size).to(x.device)
+        found = measure_effects(model, x[some], x_adv[some], y[some], regions, chunk=chunk)
         scores = torch.stack([found.suppression, found.promotion])  # (2, m, regions)
         maps[:, some] = scores[:, :, regions] * changed[some]
         kinds[some] = found.kinds[:, regions] * changed[some]
@@ -159,8 +169,8 @@ def roles(
         suppression=maps[0],
         promotion=maps[1],
         kinds=kinds,
-        obscuring=of(kinds == SUPPRESSION) / of(changed),
-        leading=of(kinds == PROMOTION) / of(changed),
+        obscuring=count_flags(kinds == SUPPRESSION) / count_flags(changed),
+        leading=count_flags(kinds == PROMOTION) / count_flags(changed),
         fall=whole[:, 0],
         rise=whole[:, 1],
         side=side,
@@ -168,12 +178,12 @@ def roles(
     )
 
 
-def side_for(changed: Tensor, groups: int) -> int:
+def choose_side(changed: Tensor, groups: int) -> int:
     """Side of the smallest squares of which at most `groups` hold a change ``(h, w)``."""
     h, w = changed.shape
     side = 1
     while side < min(h, w):
-        regions = grid(h, w, side).to(changed.device)
+        regions = build_grid(h, w, side).to(changed.device)
         if len(set(regions[changed].tolist())) <= groups:
             return side
         side *= 2
@@ -189,7 +199,7 @@ class Portrait(NamedTuple):
     adversarial_guided: Tensor  # (n, c, h, w)
 
 
-def portrait(
+def draw_portrait(
     model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, layer: str | None = None
 ) -> Portrait:
     """Clean and adversarial Grad-CAM and Guided Grad-CAM, as the authors of the paper draw them.
@@ -224,3 +234,66 @@ def portrait(
         clean * compute_guided_gradient(model, x, seen),
         adversarial * compute_guided_gradient(model, x_adv, fooled),
     )
+
+
+def measure_noise(
+    model: Classifier,
+    case: Case,
+    maps: dict[str, dict[str, Tensor]],
+    fooled: Tensor,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Measure whether sparse noise obscures the true class or leads to the wrong one.
+
+    See arXiv:2506.17250. None where changes are not sparse: then every place is one of them.
+    """
+    x, x_adv, y = case.x[fooled], case.x_adv[fooled], case.y[fooled]
+    changed = (x != x_adv).any(1).flatten(1).double().mean(1)
+    if "gradcam" not in maps or not len(x) or float(changed.median()) > SPARSE:
+        return None
+    views = maps["gradcam"]
+    lying = count_places(
+        x,
+        x_adv,
+        views["clean, label"][fooled],
+        views["adversarial, predicted"][fooled],
+        shares=[DISCRIMINATIVE],
+    )
+    acting = measure_roles(model, x, x_adv, y)
+
+    def average(values: Tensor) -> dict[str, Any]:
+        return average_images(values.cpu().numpy(), seed)
+
+    return {
+        "top": DISCRIMINATIVE,
+        "places": {
+            name: {
+                "share": average(lying.share[:, 0, column]),
+                "lift": average(lying.lift[:, 0, column]),
+            }
+            for column, name in enumerate(REGIONS)
+        },
+        "roles": {
+            name: average(getattr(acting, name))
+            for name in ("obscuring", "leading", "fall", "rise")
+        },
+    }
+
+
+def draw_portraits(
+    model: Classifier, case: Case, maps: dict[str, dict[str, Tensor]], layer: str | None
+) -> dict[str, Tensor]:
+    """Draw Grad-CAM and Guided Grad-CAM before and after, each on the scale of both.
+
+    Empty for a network without such maps.
+    """
+    if "gradcam" not in maps:
+        return {}
+    drawn = draw_portrait(model, case.x, case.x_adv, case.y, layer=layer)
+    found = {}
+    for one, other in (("clean", "adversarial"), ("clean_guided", "adversarial_guided")):
+        pair = [getattr(drawn, name) for name in (one, other)]
+        largest = torch.maximum(*(z.abs().amax((1, 2, 3), keepdim=True) for z in pair))
+        for name, z in zip((one, other), pair, strict=True):
+            found[name] = z / largest.clamp_min(1e-12)
+    return found

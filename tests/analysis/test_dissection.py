@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from robusteval.analysis.dissection import (
     Dissection,
     Sensitivity,
+    choose_thresholds,
+    compute_unit_maps,
+    correlate_concepts,
     dissect,
-    firing,
-    link,
-    sensitivity,
-    unit_maps,
+    measure_sensitivity,
 )
 from robusteval.datasets.concepts import Concept, Generated, Probe
 from robusteval.models.classifier import Classifier
@@ -106,15 +106,15 @@ def test_a_limit_draws_some_probes(colours: Classifier) -> None:
 def test_thresholds_are_exceeded_by_half_a_percent() -> None:
     places = torch.arange(1000.0).flip(0)[None]
 
-    assert firing(places).tolist() == [995]
-    assert firing(torch.ones(1, 1000)).tolist() == [math.inf]
+    assert choose_thresholds(places).tolist() == [995]
+    assert choose_thresholds(torch.ones(1, 1000)).tolist() == [math.inf]
 
 
 def test_a_network_without_feature_maps_is_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
 
     with pytest.raises(ValueError, match="name a layer"):
-        unit_maps(flat, torch.rand(1, 3, 2, 2))
+        compute_unit_maps(flat, torch.rand(1, 3, 2, 2))
 
 
 def test_sensitivity_counts_natural_deviations(colours: Classifier) -> None:
@@ -123,7 +123,7 @@ def test_sensitivity_counts_natural_deviations(colours: Classifier) -> None:
     x_adv = x.clone()
     x_adv[:, 1] += 0.1
 
-    found = sensitivity(colours, x, x_adv, torch.arange(6))
+    found = measure_sensitivity(colours, x, x_adv, torch.arange(6))
 
     deviation = x.double().mean((2, 3)).std(0)
     assert found.attack.tolist() == pytest.approx([0, 0.1 / deviation[1].item(), 0], rel=1e-5)
@@ -134,7 +134,7 @@ def test_sensitivity_counts_natural_deviations(colours: Classifier) -> None:
 def test_a_unit_that_never_moves_is_not_sensitive(colours: Classifier) -> None:
     x = torch.zeros(3, 3, 4, 4)
 
-    found = sensitivity(colours, x, x + 0.1, torch.arange(3))
+    found = measure_sensitivity(colours, x, x + 0.1, torch.arange(3))
 
     assert found.attack.tolist() == [0, 0, 0]
 
@@ -144,11 +144,11 @@ def test_the_link_is_the_correlation_of_ranks() -> None:
     concepts = Dissection(score[:, None], torch.zeros(5).long(), score)
     up = Sensitivity(torch.tensor([1.0, 2, 3, 4, 9]), torch.tensor([5.0, 4, 3, 2, 1]))
 
-    found = link(up, concepts)
+    found = correlate_concepts(up, concepts)
 
     assert [found.correlation, found.noise] == pytest.approx([1, -1])
     assert (found.matched, found.units) == (3, 5)
-    mixed = link(Sensitivity(torch.tensor([2.0, 1, 3, 5, 4]), up.noise), concepts)
+    mixed = correlate_concepts(Sensitivity(torch.tensor([2.0, 1, 3, 5, 4]), up.noise), concepts)
     assert mixed.low < mixed.correlation < mixed.high
-    flat = link(Sensitivity(torch.ones(5), up.noise), concepts)
+    flat = correlate_concepts(Sensitivity(torch.ones(5), up.noise), concepts)
     assert math.isnan(flat.correlation)

@@ -18,13 +18,17 @@ from rich.console import Console
 from torch import Tensor, nn
 from toys import synthetic
 
-from robusteval.analysis.explain import Explanation, explain, mean_of
+from robusteval.analysis import case
+from robusteval.analysis.explain import Explanation, explain
+from robusteval.analysis.summaries import average_images
 from robusteval.cli import cli
 from robusteval.datasets.concepts import Generated
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier
+from robusteval.progress import Silent
 from robusteval.reports.explanation import (
     print_explanation,
     render_explanation_json,
@@ -99,6 +103,40 @@ def test_the_result_is_the_same_every_time(bands: Classifier, data: Data) -> Non
         records.append(render_explanation_json(read_explanation(record)))
 
     assert records[0] == records[1]
+
+
+def test_a_call_after_a_stop_goes_on_from_there_and_finds_the_same(
+    bands: Classifier, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the attack nor the scores of regions are computed again."""
+    stops = [True]
+
+    class Stopping(Silent):
+        def begin(self, title: str, total: int) -> None:
+            if title == "Drawing maps" and stops:
+                raise KeyboardInterrupt
+
+    def explain_some(cache: WorkCache | None) -> dict[str, Any]:
+        attack = "pgd:eps=24/255,steps=10"
+        options: dict[str, Any] = {"samples": 5, "concepts": FEW, "progress": Stopping()}
+        return explain(bands, data, attack, cache=cache, **options).record
+
+    cache = WorkCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        explain_some(cache)
+    stops.clear()
+    whole = explain_some(None)
+    kept = sorted(tmp_path.rglob("*.npz"))
+    monkeypatch.setattr(case, "perturb", None)
+
+    rest = explain_some(cache)
+
+    assert rest["images"] == whole["images"]
+    assert repr(rest["regions"]) == repr(whole["regions"])
+    assert sorted(tmp_path.rglob("*.npz")) == kept
+    assert len(kept) == 2
+    cache.clear()
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_an_attack_that_fools_nothing_leaves_nothing_to_explain(
@@ -192,11 +230,11 @@ def test_mistakes_are_named(bands: Classifier, data: Data, tmp_path: Path) -> No
 
 
 def test_intervals_of_means_are_over_images() -> None:
-    found = mean_of(np.array([0.0, 1.0, np.nan, 1.0, 0.0] * 40), seed=0)
+    found = average_images(np.array([0.0, 1.0, np.nan, 1.0, 0.0] * 40), seed=0)
 
     assert (found["value"], found["n"]) == (0.5, 160)
     assert found["high"] - found["low"] == pytest.approx(4 * math.sqrt(0.25 / 160), rel=0.15)
-    assert mean_of(np.array([np.nan]), seed=0)["n"] == 0
+    assert average_images(np.array([np.nan]), seed=0)["n"] == 0
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

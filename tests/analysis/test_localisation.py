@@ -11,11 +11,11 @@ from torch import Tensor
 
 from robusteval.analysis.localisation import (
     Window,
-    energy,
-    mean_of,
-    noise_map,
-    overlap,
-    overlap_at,
+    average_known,
+    map_noise,
+    measure_energy,
+    measure_overlap,
+    measure_overlap_at,
 )
 from robusteval.errors import UsageError
 from robusteval.search.noise import add_equal_noise
@@ -44,7 +44,7 @@ def test_the_noise_map_is_that_of_a_second_implementation(window: Window) -> Non
     ssim = (2 * ma * mb + 1e-4) * (2 * vab + 9e-4)
     ssim /= (ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)
 
-    found = noise_map(x_adv, x, window)
+    found = map_noise(x_adv, x, window)
 
     assert found.shape == (2, 1, 20, 20)
     np.testing.assert_allclose(found, 1 - ssim.mean(1, keepdims=True), atol=1e-4)
@@ -52,7 +52,7 @@ def test_the_noise_map_is_that_of_a_second_implementation(window: Window) -> Non
 
 def test_equal_images_have_no_noise() -> None:
     """To the bit, so that no pixel is marked by rounding."""
-    assert not bool(noise_map(images(), images()).any())
+    assert not bool(map_noise(images(), images()).any())
 
 
 @pytest.mark.parametrize(("window", "size"), [("gaussian", 10), ("block", 7)])
@@ -61,13 +61,13 @@ def test_images_smaller_than_the_window_are_refused(window: Window, size: int) -
     x = images(size=size)
 
     with pytest.raises(UsageError, match=f"images of {size}x{size} pixels are smaller than"):
-        noise_map(x, x, window)
+        map_noise(x, x, window)
 
 
 def test_an_unknown_window_is_refused() -> None:
     """The message names the known ones."""
     with pytest.raises(ValueError, match="gaussian or block"):
-        noise_map(images(), images(), "hann")  # type: ignore[arg-type]
+        map_noise(images(), images(), "hann")  # type: ignore[arg-type]
 
 
 def maps(*rows: list[float]) -> Tensor:
@@ -78,7 +78,7 @@ def test_overlap_counts_pixels() -> None:
     """Five pixels: two hits, one false alarm, one miss, one neither."""
     noise, relevance = maps([0.2, 0.3, 0.2, 0.1, 0.0]), maps([0.8, 1.0, 0.7, 0.9, 0.1])
 
-    found = overlap(noise, relevance)
+    found = measure_overlap(noise, relevance)
 
     expected = {"precision": 2 / 3, "perturbed": 3 / 5, "recall": 2 / 3, "iou": 2 / 4}
     expected["iou_outside"] = 1 / 4
@@ -89,7 +89,7 @@ def test_thresholds_are_those_asked_for() -> None:
     """Larger than, not equal to."""
     noise, relevance = maps([0.5, 0.6]), maps([0.5, 0.6])
 
-    found = overlap(noise, relevance, changed=0.5, relevant=0.5)
+    found = measure_overlap(noise, relevance, changed=0.5, relevant=0.5)
 
     assert found.perturbed.item() == 0.5
     assert found.iou.item() == 1
@@ -102,12 +102,12 @@ def test_empty_maps_have_no_precision_and_are_counted() -> None:
         maps([1.0, 0.0], [1.0, 0.0], [0.0, 0.0]),
     )
 
-    found = overlap(noise, relevance)
+    found = measure_overlap(noise, relevance)
 
-    precision, recall = mean_of(found.precision), mean_of(found.recall)
+    precision, recall = average_known(found.precision), average_known(found.recall)
     assert (precision.value, precision.empty) == (0.5, 1)
     assert (recall.value, recall.empty) == (0.5, 1)
-    assert math.isnan(mean_of(found.precision[:1]).value)
+    assert math.isnan(average_known(found.precision[:1]).value)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.2, 1.0])
@@ -117,7 +117,7 @@ def test_at_equal_area_the_share_of_marked_pixels_is_the_same(share: float) -> N
     noise[1] *= 1e-6
     noise[2] = (noise[2] > 0.5).float()
 
-    found = overlap_at(noise, torch.ones_like(noise), share)
+    found = measure_overlap_at(noise, torch.ones_like(noise), share)
 
     assert [pytest.approx(share)] * 3 == found.perturbed.tolist()
 
@@ -129,7 +129,7 @@ def test_at_equal_area_the_largest_noise_is_marked() -> None:
         maps(*[[0.0, 1.0, 0.0, 1.0]] * 2),
     )
 
-    found = overlap_at(noise, relevance, 0.5)
+    found = measure_overlap_at(noise, relevance, 0.5)
 
     assert found.precision[0].item() == 0.5
     assert found.perturbed.tolist() == [0.5, 0]
@@ -140,7 +140,7 @@ def test_at_equal_area_the_largest_noise_is_marked() -> None:
 def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
     """It is a share of the pixels."""
     with pytest.raises(ValueError, match="share must be above 0"):
-        overlap_at(maps([0.1]), maps([1.0]), share)
+        measure_overlap_at(maps([0.1]), maps([1.0]), share)
 
 
 def test_energy_is_the_share_of_the_squared_change() -> None:
@@ -150,7 +150,7 @@ def test_energy_is_the_share_of_the_squared_change() -> None:
     x_adv[0, 1, 0, 0] = 0.3
     x_adv[0, 2, 1, 1] = 0.1
 
-    found = energy(x_adv, x, relevance)
+    found = measure_energy(x_adv, x, relevance)
 
     assert [found.inside.item(), found.area.item(), found.ratio.item()] == pytest.approx(
         [0.9, 0.25, 3.6]
@@ -164,7 +164,7 @@ def test_energy_of_nothing_has_no_value() -> None:
     relevance[0, 0, 0, 0] = 1
     x_adv[1] += 0.1
 
-    found = energy(x_adv, x, relevance)
+    found = measure_energy(x_adv, x, relevance)
 
     assert bool(found.ratio.isnan().all())
 
@@ -180,7 +180,9 @@ def test_the_control_has_the_length_of_the_perturbation_and_no_aim() -> None:
 
     lengths = [(z - x).flatten(1).norm(dim=1) for z in (control, x_adv)]
     torch.testing.assert_close(*lengths)
-    assert mean_of(energy(control, x, relevance).ratio).value == pytest.approx(1, abs=0.1)
+    assert average_known(measure_energy(control, x, relevance).ratio).value == pytest.approx(
+        1, abs=0.1
+    )
     alone = add_equal_noise(x_adv[3:4], x[3:4], seeds[3:4])
     torch.testing.assert_close(alone, control[3:4])
 
@@ -193,6 +195,6 @@ def test_noise_looks_as_if_it_avoided_what_is_textured() -> None:
     relevance = torch.zeros_like(x)
     relevance[..., 16:] = 1
 
-    found = overlap_at(noise_map(x_adv, x), relevance, 0.2)
+    found = measure_overlap_at(map_noise(x_adv, x), relevance, 0.2)
 
-    assert found.precision.item() < 0.1 < energy(x_adv, x, relevance).area.item()
+    assert found.precision.item() < 0.1 < measure_energy(x_adv, x, relevance).area.item()

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robusteval.analysis.focus import choose_top, rank_pixels, score_focus
+from robusteval.analysis.refinement import refine
 from robusteval.analysis.regions import (
     BALANCED,
     COUNTER,
@@ -16,14 +18,10 @@ from robusteval.analysis.regions import (
     SUPPRESSION,
     Effects,
     Mode,
-    by_region,
-    effects,
-    focus,
-    grid,
-    ranks,
-    refine,
-    top,
-    typed,
+    build_grid,
+    classify_regions,
+    measure_effects,
+    spread_over_pixels,
 )
 from robusteval.models.classifier import Classifier, predictions
 
@@ -48,7 +46,7 @@ def affine() -> Affine:
     return Affine(drawn(3, 2, 6, 6) - 0.5)
 
 
-def attacked(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def attack_images(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Images, results of a strong random change, and their first predictions."""
     x = drawn(n, 3, 12, 12, seed=3)
     y = predictions(bands(x)).detach()
@@ -56,25 +54,25 @@ def attacked(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_a_grid_counts_row_by_row_and_its_edge_takes_the_rest() -> None:
-    regions = grid(5, 7, 2)
+    regions = build_grid(5, 7, 2)
 
     assert regions.shape == (5, 7)
     assert regions[0].tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert regions[:, 0].tolist() == [0, 0, 3, 3, 3]
-    assert int(grid(299, 299).max()) + 1 == 529
-    assert int(grid(32, 32).max()) + 1 == 256
+    assert int(build_grid(299, 299).max()) + 1 == 529
+    assert int(build_grid(32, 32).max()) + 1 == 256
     for side in (0, 6):
         with pytest.raises(ValueError, match="from 1 to 5"):
-            grid(5, 7, side)
+            build_grid(5, 7, side)
 
 
 @pytest.mark.parametrize("mode", ["removal", "insertion", "average", "gradient"])
 def test_scores_of_a_linear_model_are_known(affine: Affine, mode: Mode) -> None:
     """Every mode agrees, and regions do not interact."""
     x, x_adv, y = drawn(4, 2, 6, 6), drawn(4, 2, 6, 6, seed=1), torch.tensor([0, 1, 2, 0])
-    regions = grid(6, 6, 2)
+    regions = build_grid(6, 6, 2)
 
-    found = effects(affine, x, x_adv, y, regions, mode=mode)
+    found = measure_effects(affine, x, x_adv, y, regions, mode=mode)
 
     delta = (x_adv - x).double()
     for i in range(4):
@@ -91,9 +89,9 @@ def test_scores_of_a_linear_model_are_known(affine: Affine, mode: Mode) -> None:
 
 
 def test_one_region_is_the_whole_perturbation(bands: Classifier) -> None:
-    x, x_adv, y = attacked(bands)
+    x, x_adv, y = attack_images(bands)
 
-    found = effects(bands, x, x_adv, y, torch.zeros(12, 12, dtype=torch.int64))
+    found = measure_effects(bands, x, x_adv, y, torch.zeros(12, 12, dtype=torch.int64))
 
     before, after = bands(x).double(), bands(x_adv).double()
     rise = (after - before).gather(1, found.other[:, None])
@@ -104,10 +102,10 @@ def test_one_region_is_the_whole_perturbation(bands: Classifier) -> None:
 
 
 def test_removal_equals_a_loop_to_the_bit_for_any_chunk(bands: Classifier) -> None:
-    x, x_adv, y = attacked(bands)
-    regions = grid(12, 12, 5)
+    x, x_adv, y = attack_images(bands)
+    regions = build_grid(12, 12, 5)
 
-    found = effects(bands, x, x_adv, y, regions)
+    found = measure_effects(bands, x, x_adv, y, regions)
 
     after = bands(x_adv).double()
     for g in range(int(regions.max()) + 1):
@@ -116,7 +114,7 @@ def test_removal_equals_a_loop_to_the_bit_for_any_chunk(bands: Classifier) -> No
         assert torch.equal(found.suppression[:, g], change.detach())
     for chunk in (1, 7):
         assert torch.equal(
-            found.promotion, effects(bands, x, x_adv, y, regions, chunk=chunk).promotion
+            found.promotion, measure_effects(bands, x, x_adv, y, regions, chunk=chunk).promotion
         )
 
 
@@ -124,10 +122,10 @@ def test_removal_equals_captum(bands: Classifier) -> None:
     captum = pytest.importorskip(
         "captum.attr", exc_type=ImportError, reason="captum is not installed"
     )
-    x, x_adv, y = attacked(bands)
-    regions = grid(12, 12, 4)
+    x, x_adv, y = attack_images(bands)
+    regions = build_grid(12, 12, 4)
 
-    found = effects(bands, x, x_adv, y, regions)
+    found = measure_effects(bands, x, x_adv, y, regions)
 
     ablation = captum.FeatureAblation(bands)
     for target, scores, sign in ((y, found.suppression, -1), (found.other, found.promotion, 1)):
@@ -135,7 +133,10 @@ def test_removal_equals_captum(bands: Classifier) -> None:
             x_adv, baselines=x, target=target, feature_mask=regions[None, None]
         )
         torch.testing.assert_close(
-            by_region(scores, regions)[:, 0].float(), sign * theirs[:, 0], atol=1e-5, rtol=0
+            spread_over_pixels(scores, regions)[:, 0].float(),
+            sign * theirs[:, 0],
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -147,7 +148,7 @@ def test_regions_without_a_change_cost_no_call(bands: Classifier) -> None:
     calls: list[int] = []
     handle = bands.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
 
-    found = effects(bands, x, x_adv, predictions(bands(x)).detach(), grid(12, 12, 2))
+    found = measure_effects(bands, x, x_adv, predictions(bands(x)).detach(), build_grid(12, 12, 2))
     handle.remove()
 
     assert calls == [2, 2, 2, 2]  # ours, before, after, one region of each image
@@ -156,7 +157,7 @@ def test_regions_without_a_change_cost_no_call(bands: Classifier) -> None:
 
 def kinds_of(pairs: list[tuple[float, float]], failed: bool = False) -> tuple[list[int], Tensor]:
     scores = torch.tensor(pairs, dtype=torch.float64)
-    kinds, ratio = typed(scores[None, :, 0], scores[None, :, 1], torch.tensor([failed]))
+    kinds, ratio = classify_regions(scores[None, :, 0], scores[None, :, 1], torch.tensor([failed]))
     return kinds[0].tolist(), ratio[0]
 
 
@@ -191,7 +192,7 @@ def test_nothing_is_typed_where_the_attack_failed_or_changed_nothing(bands: Clas
     x = drawn(3, 3, 12, 12)
     y = predictions(bands(x)).detach()
 
-    found = effects(bands, x, x.clone(), y, grid(12, 12))
+    found = measure_effects(bands, x, x.clone(), y, build_grid(12, 12))
 
     assert bool(found.failed.all())
     assert bool((found.kinds == INACTIVE).all())
@@ -202,30 +203,32 @@ def test_nothing_is_typed_where_the_attack_failed_or_changed_nothing(bands: Clas
 
 
 def test_permuting_images_and_regions_permutes_the_scores(bands: Classifier) -> None:
-    x, x_adv, y = attacked(bands)
-    regions, order = grid(12, 12, 4), torch.tensor([3, 0, 5, 1, 4, 2])
+    x, x_adv, y = attack_images(bands)
+    regions, order = build_grid(12, 12, 4), torch.tensor([3, 0, 5, 1, 4, 2])
     shuffle = torch.tensor([4, 2, 7, 0, 8, 1, 3, 6, 5])
 
-    found = effects(bands, x, x_adv, y, regions)
-    moved = effects(bands, x[order], x_adv[order], y[order], shuffle[regions])
+    found = measure_effects(bands, x, x_adv, y, regions)
+    moved = measure_effects(bands, x[order], x_adv[order], y[order], shuffle[regions])
 
     assert torch.equal(moved.promotion[:, shuffle], found.promotion[order])
 
 
 def test_unfitting_shapes_and_modes_are_refused(bands: Classifier) -> None:
-    x, x_adv, y = attacked(bands)
-    for bad in ((x, x_adv[:2], grid(12, 12)), (x, x_adv, grid(12, 11))):
+    x, x_adv, y = attack_images(bands)
+    for bad in ((x, x_adv[:2], build_grid(12, 12)), (x, x_adv, build_grid(12, 11))):
         with pytest.raises(ValueError, match="do not fit together"):
-            effects(bands, bad[0], bad[1], y, bad[2])
+            measure_effects(bands, bad[0], bad[1], y, bad[2])
     with pytest.raises(ValueError, match="mode must be"):
-        effects(bands, x, x_adv, y, grid(12, 12), mode="both")  # type: ignore[arg-type]
+        measure_effects(bands, x, x_adv, y, build_grid(12, 12), mode="both")  # type: ignore[arg-type]
 
 
 def test_gradient_mode_ranks_regions_like_removal(bands: Classifier) -> None:
     """To first order, for a small change."""
-    x, _, y = attacked(bands)
+    x, _, y = attack_images(bands)
     x_adv = (x + 0.02 * (drawn(6, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1)
-    quick, slow = (effects(bands, x, x_adv, y, grid(12, 12, 3), mode=mode) for mode in modes())
+    quick, slow = (
+        measure_effects(bands, x, x_adv, y, build_grid(12, 12, 3), mode=mode) for mode in modes()
+    )
 
     both = torch.stack([quick.promotion.flatten(), slow.promotion.flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.95
@@ -238,35 +241,35 @@ def modes() -> tuple[Mode, Mode]:
 def test_ranks_and_tops_do_not_depend_on_scale() -> None:
     maps = drawn(2, 1, 10, 10)
 
-    assert ranks(maps).amax() < 1
-    assert torch.equal(ranks(maps), ranks(5 * maps - 3))
+    assert rank_pixels(maps).amax() < 1
+    assert torch.equal(rank_pixels(maps), rank_pixels(5 * maps - 3))
     for share in (0.0, 0.2, 1.0):
-        assert top(maps, share).flatten(1).sum(1).tolist() == [100 * share] * 2
+        assert choose_top(maps, share).flatten(1).sum(1).tolist() == [100 * share] * 2
     with pytest.raises(ValueError, match="from 0 to 1"):
-        top(maps, 1.1)
+        choose_top(maps, 1.1)
 
 
 def test_focus_of_whole_no_and_half_regions_is_known() -> None:
     delta = drawn(2, 3, 8, 8) - 0.5
     full = torch.ones(2, 1, 8, 8, dtype=torch.bool)
 
-    assert focus(delta, full).score.tolist() == pytest.approx([1, 1])
-    assert focus(delta, ~full).score.tolist() == [0, 0]
+    assert score_focus(delta, full).score.tolist() == pytest.approx([1, 1])
+    assert score_focus(delta, ~full).score.tolist() == [0, 0]
     half = full.clone()
     half[..., :4] = False
-    found = focus(delta, half)
+    found = score_focus(delta, half)
     expected = delta[..., 4:].flatten(1).norm(dim=1) / delta.flatten(1).norm(dim=1)
     torch.testing.assert_close(found.score, expected.double())
-    torch.testing.assert_close(focus(7 * delta, half).score, found.score)
+    torch.testing.assert_close(score_focus(7 * delta, half).score, found.score)
     assert found.area.tolist() == [0.5, 0.5]
 
 
 def test_noise_scores_the_root_of_the_area_and_is_not_focused() -> None:
     n = 40
     delta = torch.randn(n, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    inside = top(drawn(n, 1, 24, 24), 0.2)
+    inside = choose_top(drawn(n, 1, 24, 24), 0.2)
 
-    found = focus(delta, inside)
+    found = score_focus(delta, inside)
 
     assert found.chance[0] == pytest.approx(math.sqrt(0.2), abs=2e-3)
     assert float(found.score.mean()) == pytest.approx(math.sqrt(0.2), abs=0.01)
@@ -280,7 +283,7 @@ def test_a_perturbation_inside_its_own_region_is_focused() -> None:
         inside[i, :, 3 * i : 3 * i + 3, 4:7] = True
     delta = drawn(n, 3, 12, 12) * inside
 
-    found = focus(delta, inside)
+    found = score_focus(delta, inside)
 
     assert found.score.tolist() == pytest.approx([1] * n)
     assert found.elsewhere.tolist() == [0] * n
@@ -290,7 +293,7 @@ def test_a_perturbation_inside_its_own_region_is_focused() -> None:
 def test_focus_of_no_change_is_undefined_without_a_warning() -> None:
     nothing = torch.zeros(1, 3, 8, 8)
 
-    found = focus(nothing, top(drawn(1, 1, 8, 8), 0.2))
+    found = score_focus(nothing, choose_top(drawn(1, 1, 8, 8), 0.2))
 
     assert bool(found.score.isnan().all())
     assert not bool(found.focused.any())
@@ -299,7 +302,7 @@ def test_focus_of_no_change_is_undefined_without_a_warning() -> None:
 
 def test_refinement_keeps_what_fools_and_only_that(bands: Classifier) -> None:
     """Verified anew, smaller in every norm, never outside of the original change."""
-    x, x_adv, y = attacked(bands, 20)
+    x, x_adv, y = attack_images(bands, 20)
     fooled = predictions(bands(x_adv)) != y
     assert int(fooled.sum()) > 5
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.analysis.regions import BALANCED, INACTIVE, PROMOTION, SUPPRESSION
-from robusteval.analysis.sparse_noise import REGIONS, places, portrait, roles
+from robusteval.analysis.sparse_noise import REGIONS, count_places, draw_portrait, measure_roles
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
@@ -26,7 +26,7 @@ def corners() -> Classifier:
     return Classifier(Corners(), num_classes=2).eval()
 
 
-def attacked(*changed: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def attack_images(*changed: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A black 1x4x4 image, and the same with some places white."""
     x = torch.zeros(1, 1, 4, 4)
     x_adv = x.clone()
@@ -44,9 +44,9 @@ def halves() -> tuple[Tensor, Tensor]:
 
 def test_changed_places_are_counted_by_region_and_set_against_its_area() -> None:
     """One in the true class's region, one in the wrong one's, one in both, one in neither."""
-    x, x_adv = attacked((0, 3), (3, 0), (0, 0), (3, 3))
+    x, x_adv = attack_images((0, 3), (3, 0), (0, 0), (3, 3))
 
-    found = places(x, x_adv, *halves(), shares=(0.25,))
+    found = count_places(x, x_adv, *halves(), shares=(0.25,))
 
     assert REGIONS == ("obscuring", "leading", "both", "neither")
     assert found.share[0, 0].tolist() == [0.5, 0.5, 0.25, 0.25]
@@ -61,7 +61,12 @@ def test_a_change_of_one_channel_is_a_changed_place() -> None:
     x_adv[0, 1, 0, 0] = 1
     x_adv[0, :, 3, 3] = 1
 
-    assert places(x, x_adv, *halves(), shares=(0.25,)).share[0, 0].tolist() == [0.5, 0.5, 0.5, 0.5]
+    assert count_places(x, x_adv, *halves(), shares=(0.25,)).share[0, 0].tolist() == [
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+    ]
 
 
 def test_noise_everywhere_has_a_lift_of_one() -> None:
@@ -69,7 +74,7 @@ def test_noise_everywhere_has_a_lift_of_one() -> None:
     x = torch.zeros(2, 1, 8, 8)
     maps = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
-    found = places(x, x + 0.5, maps, maps.flip(3))
+    found = count_places(x, x + 0.5, maps, maps.flip(3))
 
     torch.testing.assert_close(found.share, found.area)
     torch.testing.assert_close(found.lift[:, -1], torch.ones(2, 4).double())
@@ -82,7 +87,7 @@ def test_larger_regions_hold_more_and_areas_are_as_asked() -> None:
     x_adv = (torch.rand(3, 1, 10, 10, generator=generator) < 0.2).float()
     maps = 0.1 + torch.rand(2, 3, 1, 10, 10, generator=generator)
 
-    found = places(x, x_adv, *maps, shares=(0.05, 0.2, 0.5))
+    found = count_places(x, x_adv, *maps, shares=(0.05, 0.2, 0.5))
 
     torch.testing.assert_close(
         found.area[..., :2], torch.tensor([0.05, 0.2, 0.5]).double()[None, :, None].expand(3, 3, 2)
@@ -92,19 +97,19 @@ def test_larger_regions_hold_more_and_areas_are_as_asked() -> None:
 
 
 def test_coarse_maps_are_brought_to_the_size_of_the_image() -> None:
-    x, x_adv = attacked((0, 0))
+    x, x_adv = attack_images((0, 0))
     coarse = torch.tensor([[1.0, 0], [0, 0]]).view(1, 1, 2, 2)
 
-    assert places(x, x_adv, coarse, coarse, shares=(0.25,)).share[0, 0, 2] == 1
+    assert count_places(x, x_adv, coarse, coarse, shares=(0.25,)).share[0, 0, 2] == 1
 
 
 def test_a_map_of_zeros_points_nowhere() -> None:
     """An empty region has no lift; and an image without a change no share."""
-    x, x_adv = attacked((0, 0))
+    x, x_adv = attack_images((0, 0))
     zero = torch.zeros(1, 1, 4, 4)
 
-    empty = places(x, x_adv, zero, zero, shares=(0.2,))
-    unchanged = places(x, x, *halves(), shares=(0.2,))
+    empty = count_places(x, x_adv, zero, zero, shares=(0.2,))
+    unchanged = count_places(x, x, *halves(), shares=(0.2,))
 
     assert empty.area[0, 0].tolist() == [0, 0, 0, 1]
     assert bool(empty.lift[0, 0, :3].isnan().all())
@@ -113,9 +118,9 @@ def test_a_map_of_zeros_points_nowhere() -> None:
 
 def test_what_moves_the_true_logit_obscures_and_what_moves_the_other_leads() -> None:
     """Each place alone; one that does both in equal parts is neither."""
-    x, x_adv = attacked((0, 0), (0, 3), (3, 0), (2, 2))
+    x, x_adv = attack_images((0, 0), (0, 3), (3, 0), (2, 2))
 
-    found = roles(corners(), x, x_adv, torch.tensor([0]))
+    found = measure_roles(corners(), x, x_adv, torch.tensor([0]))
 
     expected = torch.full((4, 4), INACTIVE)
     expected[0, 0], expected[0, 3], expected[3, 0] = SUPPRESSION, PROMOTION, BALANCED
@@ -129,11 +134,11 @@ def test_what_moves_the_true_logit_obscures_and_what_moves_the_other_leads() -> 
 
 def test_more_changes_than_groups_are_put_back_in_squares() -> None:
     """Three changed places in two corners: two squares of two pixels."""
-    x, x_adv = attacked((0, 0), (1, 1), (0, 3))
+    x, x_adv = attack_images((0, 0), (1, 1), (0, 3))
     model = corners()
 
     with counting(model, 1, x.device) as passes:
-        found = roles(model, x, x_adv, torch.tensor([0]), groups=2)
+        found = measure_roles(model, x, x_adv, torch.tensor([0]), groups=2)
 
     assert found.side.item() == 2
     assert found.kinds[0].flatten().nonzero().flatten().tolist() == [0, 3, 5]
@@ -145,9 +150,9 @@ def test_more_changes_than_groups_are_put_back_in_squares() -> None:
 
 def test_where_the_attack_failed_nothing_obscures_or_leads() -> None:
     """And that is said."""
-    x, x_adv = attacked((3, 0))
+    x, x_adv = attack_images((3, 0))
 
-    found = roles(corners(), x, x_adv * 0.5, torch.tensor([0]))
+    found = measure_roles(corners(), x, x_adv * 0.5, torch.tensor([0]))
 
     assert found.failed.tolist() == [True]
     assert (found.obscuring.item(), found.leading.item()) == (0, 0)
@@ -162,21 +167,21 @@ def test_roles_do_not_depend_on_the_batch(bands: Classifier) -> None:
     x_adv[1, :, :2, :2] = 0
     y = predictions(bands(x)).detach()
 
-    together = roles(bands, x, x_adv, y, groups=10)
+    together = measure_roles(bands, x, x_adv, y, groups=10)
 
     assert together.side.tolist() == [4, 1, 1]
     assert together.leading[2].isnan()
     for i in range(3):
-        alone = roles(bands, x[i : i + 1], x_adv[i : i + 1], y[i : i + 1], groups=10)
+        alone = measure_roles(bands, x[i : i + 1], x_adv[i : i + 1], y[i : i + 1], groups=10)
         for one, all_of_them in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], all_of_them[i], rtol=0, atol=0, equal_nan=True)
 
 
 def test_groups_must_be_some() -> None:
-    x, x_adv = attacked((0, 0))
+    x, x_adv = attack_images((0, 0))
 
     with pytest.raises(ValueError, match="groups must be at least 1"):
-        roles(corners(), x, x_adv, torch.tensor([0]), groups=0)
+        measure_roles(corners(), x, x_adv, torch.tensor([0]), groups=0)
 
 
 def test_the_picture_is_that_of_the_authors(bands: Classifier) -> None:
@@ -186,7 +191,7 @@ def test_the_picture_is_that_of_the_authors(bands: Classifier) -> None:
     seen, fooled = (predictions(bands(each)).detach() for each in (x, x_adv))
     y = (seen + 1) % 3
 
-    found = portrait(bands, x, x_adv, y)
+    found = draw_portrait(bands, x, x_adv, y)
 
     clean = resize(gradcam(bands, x, y), (12, 12))
     adversarial = resize(gradcam(bands, x_adv, fooled), (12, 12))

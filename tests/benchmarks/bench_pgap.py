@@ -26,11 +26,11 @@ from bench_pgd import correct_images
 from torch import Tensor
 
 from robusteval.analysis.localisation import (
-    energy,
-    mean_of,
-    noise_map,
-    overlap,
-    overlap_at,
+    average_known,
+    map_noise,
+    measure_energy,
+    measure_overlap,
+    measure_overlap_at,
 )
 from robusteval.attacks.pgap import fpgap, pgap
 from robusteval.attacks.pgd import fgsm, pgd
@@ -122,13 +122,16 @@ def print_localisation(model: Classifier, x: Tensor, y: Tensor) -> None:
             (name, x_adv),
             ("  noise of equal length", add_equal_noise(x_adv, x, seeds)),
         ):
-            noise, sent = noise_map(z, x), energy(z, x, relevance)
-            fixed = mean_of(overlap(noise, relevance).precision)
-            equal = [mean_of(overlap_at(noise, relevance, s).precision).value for s in SHARES]
+            noise, sent = map_noise(z, x), measure_energy(z, x, relevance)
+            fixed = average_known(measure_overlap(noise, relevance).precision)
+            equal = [
+                average_known(measure_overlap_at(noise, relevance, s).precision).value
+                for s in SHARES
+            ]
             click.echo(
                 f"{label:28}{fixed.value:12.3f}{fixed.empty:7}"
                 + "".join(f"{value:8.3f}" for value in equal)
-                + f"{mean_of(sent.inside).value:8.3f}{mean_of(sent.ratio).value:8.2f}"
+                + f"{average_known(sent.inside).value:8.3f}{average_known(sent.ratio).value:8.2f}"
             )
 
 

@@ -1,0 +1,107 @@
+"""How much of a perturbation lies where the network looks (arXiv:1904.02057), beside controls."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robusteval.analysis.case import Case
+from robusteval.analysis.summaries import average_images
+from robusteval.search.balls import to_double
+
+DISCRIMINATIVE = 0.2  # share of a map that counts as the discriminative region
+
+
+def choose_top(maps: Tensor, share: float) -> Tensor:
+    """The most important `share` of each map ``(n, 1, h, w)``, bool; ties by position."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be from 0 to 1, not {share:g}")
+    return rank_pixels(maps) >= 1 - share
+
+
+def rank_pixels(maps: Tensor) -> Tensor:
+    """Each pixel's rank in its map ``(n, 1, h, w)``, from 0 to just below 1.
+
+    A pixel of rank q is among the top 1 - q of the map.
+    """
+    flat = maps.flatten(1)
+    order = flat.argsort(dim=1, stable=True)
+    place = torch.empty_like(order)
+    place.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
+    return (place / flat.shape[1]).view_as(maps)
+
+
+class Focus(NamedTuple):
+    """How much of a perturbation lies in the discriminative region, and what that is worth."""
+
+    score: Tensor  # (n,), interpretability score: norm inside over norm; nan without a change
+    area: Tensor  # (n,), share of the image the region covers
+    chance: Tensor  # (n,), root of the area: what noise scores
+    elsewhere: Tensor  # (n,), mean score against the regions of the other images
+    shifted: Tensor  # (n,), 95 % of what the same perturbation scores elsewhere in the image
+
+    @property
+    def focused(self) -> Tensor:
+        """Whether the score beats all three controls ``(n,)``."""
+        beats = (self.score > self.chance) & (self.score > self.shifted)
+        return beats & ((self.score > self.elsewhere) | self.elsewhere.isnan())
+
+
+def score_focus(delta: Tensor, inside: Tensor) -> Focus:
+    """The interpretability score of perturbations (arXiv:1904.02057), beside its controls.
+
+    Parameters
+    ----------
+    delta : Tensor
+        Perturbations ``(n, c, h, w)``.
+    inside : Tensor
+        Discriminative region of each image ``(n, 1, h, w)`` bool, see `choose_top`.
+    """
+    n = len(delta)
+    energy = to_double(delta).square().sum(1)  # (n, h, w)
+    region = inside[:, 0].to(energy)
+    total = energy.flatten(1).sum(1)
+    # (n, n): of image i in the region of image j
+    share = energy.flatten(1) @ region.flatten(1).T / total[:, None]
+    off = 1 - torch.eye(n).to(share)
+    elsewhere = (share.sqrt() * off).sum(1) / (n - 1) if n > 1 else total * torch.nan
+
+    # the perturbation at every other place, around the edges: one correlation
+    spectrum = torch.fft.rfft2(energy).conj() * torch.fft.rfft2(region)
+    moved = torch.fft.irfft2(spectrum, s=energy.shape[1:]).clamp_min(0) / total[:, None, None]
+    area = region.flatten(1).mean(1)
+    return Focus(
+        score=share.diagonal().sqrt(),
+        area=area,
+        chance=area.sqrt(),
+        elsewhere=elsewhere,
+        shifted=torch.quantile(moved.flatten(1).sqrt(), 0.95, dim=1),
+    )
+
+
+def measure_focus(
+    case: Case, maps: dict[str, dict[str, Tensor]], fooled: Tensor, seed: int
+) -> list[dict[str, Any]]:
+    """Measure how much of the perturbations lies where the network looks, and what chance gives."""
+    rows = []
+    delta = (case.x_adv - case.x)[fooled]
+    for name, views in maps.items():
+        for view in ("clean, label", "adversarial, predicted"):
+            if not len(delta):
+                continue
+            found = score_focus(delta, choose_top(views[view][fooled], DISCRIMINATIVE))
+            columns = {
+                field: average_images(getattr(found, field).cpu().numpy(), seed)
+                for field in ("score", "area", "chance", "elsewhere", "shifted")
+            }
+            rows.append(
+                {
+                    "map": name,
+                    "view": view,
+                    **columns,
+                    "focused": {"k": int(found.focused.sum()), "n": len(delta)},
+                }
+            )
+    return rows
