@@ -78,7 +78,7 @@ def load(
         ``identity`` holds sha256, file, arch, arch_sha256, mean, std, normalisation (where it came
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
         (pixels of the preset's crop and of the short side before it) and parameters (count); of a
-        file with masks also mask, see `robusteval.models.masked.Masked.facts`.
+        file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def load(
         "parameters": sum(p.numel() for p in built.network.parameters()),
     }
     if isinstance(built.network, Masked):
-        identity["mask"] = built.network.facts
+        identity["mask"] = built.network.mask_facts
     classifier = Classifier(
         built.network,
         mean=normalisation.mean,

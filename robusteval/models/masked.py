@@ -88,7 +88,7 @@ class Masked(nn.Module):
         return 2.0 if self.per_class else 1.0
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def mask_facts(self) -> dict[str, Any]:
         """JSON-able: layer, per_class, units, and how many are masked (of each class, a mean)."""
         masked = float((self.masks == 0).float().sum(-1).mean())
         return {
@@ -141,7 +141,7 @@ def masked(
 ) -> Classifier:
     """The classifier with masks in it, see `Masked`; the network is shared."""
     network = Masked(classifier.network, layer, masks, seen)
-    return fed_alike(classifier, network, derive_identity(classifier, mask=network.facts))
+    return fed_alike(classifier, network, derive_identity(classifier, mask=network.mask_facts))
 
 
 class Units(nn.Module):
