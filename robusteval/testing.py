@@ -73,17 +73,17 @@ def assert_robust(
 
     if not SHARE.holds(floor):
         raise UsageError(f"floor must be {SHARE} (0.4 is 40 %), not {floor!r}")
-    network = opened(model)
+    network = load_network(model)
     attacks = [attack] if isinstance(attack, str | Spec) else list(attack)
-    run = evaluate(network, images(network, data), attacks, samples=samples, seed=seed)
+    run = evaluate(network, prepare_images(network, data), attacks, samples=samples, seed=seed)
     made = check(run, Settings(rules=(Rule(floor=floor),), allow=tuple(allow)))
     tolerated = ("passed", "inconclusive") if allow_inconclusive else ("passed",)
     unkept = [gate for gate in made.gates if gate.outcome not in tolerated]
     if unkept:
-        raise AssertionError("\n".join(message(run, unkept, floor)))
+        raise AssertionError("\n".join(explain_failure(run, unkept, floor)))
 
 
-def opened(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
+def load_network(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The model itself, or the one in a checkpoint."""
     if isinstance(model, str | os.PathLike):
         from robusteval.models.checkpoint import load
@@ -92,7 +92,7 @@ def opened(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     return model
 
 
-def images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
+def prepare_images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
     """Images and labels as the network takes them; UsageError if they are none."""
     from robusteval.datasets.dataset import Data
     from robusteval.datasets.sources import open_data
@@ -111,10 +111,10 @@ def images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
             "data must be a Data, a text as for --data, or a pair of images and labels, not"
             f" {type(data).__name__}"
         )
-    return paired(*data)
+    return pair_up(*data)
 
 
-def paired(x: Array, y: Array) -> Data:
+def pair_up(x: Array, y: Array) -> Data:
     """Arrays or tensors as data, checked as those of a file are."""
     import numpy as np
     from torch import Tensor
@@ -128,7 +128,7 @@ def paired(x: Array, y: Array) -> Data:
     return from_arrays(pixels, labels, name="the pair (x, y)")
 
 
-def message(run: Run, gates: Sequence[GateRow], floor: float) -> Iterator[str]:
+def explain_failure(run: Run, gates: Sequence[GateRow], floor: float) -> Iterator[str]:
     """The verdict, what was not kept, and what to do."""
     from robusteval.reports.build import build_record
 

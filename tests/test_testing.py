@@ -16,7 +16,7 @@ from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.models.classifier import Classifier
-from robusteval.testing import assert_robust, images
+from robusteval.testing import assert_robust, prepare_images
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 SHAPE = (1, 6, 5)
@@ -120,8 +120,8 @@ def test_a_classifier_and_data_of_a_file_are_taken_as_they_are(
 ) -> None:
     data = open_data(str(npz))
 
-    assert images(bands, data) is data
-    assert isinstance(images(bands, str(npz)), Data)
+    assert prepare_images(bands, data) is data
+    assert isinstance(prepare_images(bands, str(npz)), Data)
     assert_robust(bands, str(npz), attack="pgd:eps=0.001,steps=10", floor=0.5)
 
 
@@ -140,7 +140,7 @@ def test_arrays_are_read_as_those_of_files(form: str) -> None:
         "float64": x.astype(np.float64),
     }
 
-    data = images(Linear((3, 8, 8)), (forms[form], np.array([0, 1, 0, 1])))
+    data = prepare_images(Linear((3, 8, 8)), (forms[form], np.array([0, 1, 0, 1])))
 
     batch = data.batch([0, 1, 2, 3])
     assert batch.y.tolist() == [0, 1, 0, 1]

@@ -15,7 +15,7 @@ from robusteval.runs.folder import load_run
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
 
-from .report import RUN, check_free, form_of, output_options, show
+from .report import RUN, choose_format, output_options, print_report, refuse_existing
 from .shell import F, emit, tell
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def check(
       robusteval check runs/demo-0123abcd --out gates.xml \\
         --baseline robustness-baseline.json
     """
-    form = form_of(form, out)
-    check_free(out, force)
+    form = choose_format(form, out)
+    refuse_existing(out, force)
     settings, before = read_gates(baseline, config)
     read = [load_run(run) for run in runs]
     checks = judge_runs(read, settings, before)
-    show(read, form, checks, out=out)
+    print_report(read, form, checks, out=out)
     exit_by_verdicts(checks)
 
 

@@ -15,7 +15,7 @@ from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.types import Run, Spec
 
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
-from .report import FORMATS, show
+from .report import FormatName, FormatOption, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, option, read_batch_size, read_radius
@@ -115,15 +115,16 @@ from .shell import Command, Whole, option, read_batch_size, read_radius
     help="Hold the run against the gates, see `robusteval check`.",
 )
 @gate_options(partial(option, "Report"))
-@option(
-    "Report",
+@click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    cls=FormatOption,
+    heading="Report",
+    type=FormatName(),
     default="table",
     show_default=True,
     metavar="FORMAT",
-    help=f"How to print the report on stdout: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+    help="How to print the report on stdout: FORMATS.",
 )
 def evaluate(
     checkpoint: str,
@@ -207,11 +208,11 @@ def evaluate(
             command=spell_command(),
         )
     if gates is None or run.status != "complete" or is_all_wrong(run):
-        show([run], form)
+        print_report([run], form)
         exit_by_run(run)
         return
     verdicts = judge_runs([run], *gates)
-    show([run], form, verdicts)
+    print_report([run], form, verdicts)
     exit_by_verdicts(verdicts)
 
 

@@ -4,26 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from robusteval.errors import UsageError
+from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.folder import load_run
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
 
-from .shell import F, emit, writing_stdout
+from .shell import F, Option, emit, writing_stdout
 
 if TYPE_CHECKING:
     from robusteval.reports.gate import Check
 
-FORMATS = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
+# the formats that come with the package, as the help lists them; others come behind them
+SHIPPED = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
 COMPARED = ("table", "markdown", "json")
 RUN = click.Path(path_type=Path)
 
 
-def output_options(formats: Sequence[str] = FORMATS) -> Callable[[F], F]:
+def list_formats() -> tuple[str, ...]:
+    """The names of all registered formats."""
+    return tuple(dict.fromkeys([*SHIPPED, *REPORT_FORMATS.entries]))
+
+
+class FormatName(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not in all Clicks
+    """The name of a report format; of all that are registered unless some are named."""
+
+    name = "format"
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = tuple(names)
+
+    def list_names(self) -> tuple[str, ...]:
+        """The names to choose from."""
+        return self.names or list_formats()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name itself, if it is one."""
+        if value in (self.names or SHIPPED):  # no need to look what else there is
+            return value
+        return click.Choice(self.list_names()).convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin like this."""
+        return click.Choice(self.list_names()).shell_complete(ctx, param, incomplete)
+
+
+class FormatOption(Option):
+    """An option whose help lists the formats: what is registered is only looked up to show it."""
+
+    _help = ""
+
+    @property
+    def help(self) -> str:
+        """What the option says, with the names put in."""
+        assert isinstance(self.type, FormatName)
+        *names, last = self.type.list_names()
+        return self._help.replace("FORMATS", f"{', '.join(names)} or {last}")
+
+    @help.setter
+    def help(self, text: str) -> None:
+        self._help = text
+
+
+def output_options(formats: Sequence[str] = ()) -> Callable[[F], F]:
     """The options that say where a report goes, and in which form."""
 
     def decorate(function: F) -> F:
@@ -41,9 +91,11 @@ def output_options(formats: Sequence[str] = FORMATS) -> Callable[[F], F]:
             click.option(
                 "--format",
                 "form",
-                type=click.Choice(formats),
+                cls=FormatOption,
+                heading="Report",
+                type=FormatName(formats),
                 metavar="FORMAT",
-                help=f"{', '.join(formats[:-1])} or {formats[-1]}. [default: table]",
+                help="FORMATS. [default: table]",
             ),
         ):
             function = option(function)
@@ -52,7 +104,7 @@ def output_options(formats: Sequence[str] = FORMATS) -> Callable[[F], F]:
     return decorate
 
 
-def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS) -> str:
+def choose_format(form: str | None, out: Path | None, formats: Sequence[str] = ()) -> str:
     """The format asked for, by name or by the file's suffix; UsageError if neither tells."""
     if form is not None:
         return form
@@ -61,6 +113,7 @@ def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS
     from robusteval.reports.rendering import find_format
 
     named = find_format(out)
+    formats = formats or list_formats()
     if named is None or named not in formats:
         raise UsageError(
             f"the suffix of {out} does not say a format: add --format {', '.join(formats)}"
@@ -68,13 +121,13 @@ def form_of(form: str | None, out: Path | None, formats: Sequence[str] = FORMATS
     return named
 
 
-def check_free(out: Path | None, force: bool) -> None:
+def refuse_existing(out: Path | None, force: bool) -> None:
     """UsageError if the file is there and may not be written over."""
     if out is not None and out.exists() and not force:
         raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
 
 
-def show(
+def print_report(
     runs: Sequence[Run],
     form: str,
     checks: Sequence[Check | None] = (),
@@ -114,9 +167,9 @@ def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bo
       robusteval report runs/demo-0123abcd --out report.html
       robusteval report runs/old runs/new --format csv
     """
-    form = form_of(form, out)
-    check_free(out, force)
-    show([load_run(run) for run in runs], form, out=out)
+    form = choose_format(form, out)
+    refuse_existing(out, force)
+    print_report([load_run(run) for run in runs], form, out=out)
 
 
 @click.command(short_help="Compare two runs image by image.")
@@ -132,8 +185,8 @@ def compare(run_a: Path, run_b: Path, form: str | None, out: Path | None, force:
     Example:
       robusteval compare runs/before runs/after
     """
-    form = form_of(form, out, COMPARED)
-    check_free(out, force)
+    form = choose_format(form, out, COMPARED)
+    refuse_existing(out, force)
     from robusteval.reports import compare as comparing
     from robusteval.reports.comparison import build_comparison, render_comparison_json
     from robusteval.reports.comparison_layout import print_comparison, render_comparison_markdown

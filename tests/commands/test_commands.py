@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robusteval.cli import cli
-from robusteval.commands.report import FORMATS
+from robusteval.commands.report import list_formats
 from robusteval.runs.types import Outcome, Run, Spec
 
 N = 400
@@ -61,7 +61,7 @@ def parsed(form: str, text: str) -> object:
     return text
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", list_formats())
 def test_every_format_is_printed_and_written(desk: Desk, form: str) -> None:
     """A file holds what is printed, but for the width and colours of the terminal."""
     desk("run", 100)
@@ -124,7 +124,7 @@ def test_a_suffix_that_says_nothing_is_asked_about(desk: Desk) -> None:
     assert ran("compare", "run", "run", "--out", "a.html").exit_code == 2
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", list_formats())
 def test_several_runs_are_one_report(desk: Desk, form: str) -> None:
     """But a badge, which has room for one number."""
     desk("one", 100)

@@ -32,7 +32,7 @@ from robusteval.interpreters.rts_training import (
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import hash_model
-from robusteval.testing import paired
+from robusteval.testing import pair_up
 
 STEPS = 90
 
@@ -82,7 +82,7 @@ def classifier(network: nn.Module) -> Classifier:
 @pytest.fixture(scope="module")
 def data() -> Data:
     """Three hundred synthetic images."""
-    return paired(*images(300, seed=3))
+    return pair_up(*images(300, seed=3))
 
 
 class Told:
@@ -346,14 +346,14 @@ def test_a_network_without_feature_maps_is_refused(empty: Path, data: Data) -> N
 
 def test_too_few_images_are_refused(empty: Path, network: Bands) -> None:
     with pytest.raises(UsageError, match="at least 100"):
-        train_rts(classifier(network), paired(*images(99, seed=3)))
+        train_rts(classifier(network), pair_up(*images(99, seed=3)))
 
 
 def test_labels_that_the_model_lacks_are_refused(empty: Path, network: Bands) -> None:
     x, y = images(120, seed=3)
 
     with pytest.raises(UsageError, match="labels"):
-        train_rts(classifier(network), paired(x, y + 1))
+        train_rts(classifier(network), pair_up(x, y + 1))
 
 
 def test_feature_maps_are_the_last_of_each_resolution(network: Bands) -> None:
