@@ -51,10 +51,10 @@ class Work:
     circumstances: list[Any]  # what results depend on, besides what is given to `map`
 
     @classmethod
-    def build(
+    def begin(
         cls, model: Classifier, seed: int, cache: WorkCache | None, progress: Progress
     ) -> Work:
-        """Work on one model that is kept in a cache, where there is one."""
+        """Work on one model, whose results are kept in the cache, if there is one."""
         if cache is None or cache.folder is None:
             return cls(ResumableMap(WorkCache().parts, progress), [])
         return cls(ResumableMap(cache.parts, progress), describe_circumstances(model, seed))
@@ -88,7 +88,7 @@ class Work:
         return cells[0]
 
 
-def attack_images(
+def build_case(
     model: Classifier,
     data: Data,
     attack: Attack,

@@ -203,7 +203,7 @@ def correlate_concepts(found: Sensitivity, concepts: Dissection) -> Link:
 
 
 def correlate_units(one: Tensor, other: Tensor) -> float:
-    """Correlation of ranks; nan if either side is constant."""
+    """Correlation of the ranks of units ``(K,)``; nan if either side is constant."""
     sides = one.double().cpu().numpy(), other.double().cpu().numpy()
     if any(np.ptp(side) == 0 for side in sides):
         return float("nan")

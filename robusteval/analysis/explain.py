@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from robusteval.analysis.case import Case, Work, attack_images
+from robusteval.analysis.case import Case, Work, build_case
 from robusteval.analysis.dissection import measure_units
 from robusteval.analysis.focus import measure_focus
 from robusteval.analysis.refinement import measure_refinement
@@ -120,8 +120,8 @@ def explain(
         regions = build_grid(*data.shape[1:], side)
     began = time.monotonic()
     with frozen(classifier):
-        work = Work.build(classifier, seed, cache, progress)
-        case = attack_images(classifier, data, ready, samples, seed, work, progress)
+        work = Work.begin(classifier, seed, cache, progress)
+        case = build_case(classifier, data, ready, samples, seed, work, progress)
         fooled = case.made != case.y
         if ready.threat.targeted:
             fooled = case.made == case.goal

@@ -85,7 +85,7 @@ def map_noise(x_adv: Tensor, x: Tensor, window: Window = "gaussian") -> Tensor:
 def measure_overlap(
     noise: Tensor, relevance: Tensor, *, changed: float = NOISE, relevant: float = RELEVANCE
 ) -> Overlap:
-    """Changed against relevant pixels.
+    """Compare changed with relevant pixels.
 
     Parameters
     ----------
@@ -102,7 +102,9 @@ def measure_overlap(
 def measure_overlap_at(
     noise: Tensor, relevance: Tensor, share: float, *, relevant: float = RELEVANCE
 ) -> Overlap:
-    """The same with the `share` of the pixels counted as changed where the noise is largest.
+    """Compare changed with relevant pixels where a `share` of all counts as changed.
+
+    They are those where the noise is largest.
 
     Perturbations can be compared at equal area only: one that changes every pixel has the share
     of relevant pixels as its precision. An image without noise has no pixel changed.

@@ -237,7 +237,7 @@ def compute_features_and_slopes(
     return (features, derivative) if keep else (features.detach(), derivative)
 
 
-class Linear(NamedTuple):
+class LinearCall(NamedTuple):
     """One call of a linear layer."""
 
     input: Tensor
@@ -250,7 +250,7 @@ class Call(NamedTuple):
 
     logits: Tensor  # (m, k)
     features: Tensor | None  # (m, channels, h', w'), of the named layer or the last there are
-    linear: Linear | None  # the last one
+    linear: LinearCall | None  # the last one
 
 
 def observe_calls(
@@ -328,7 +328,7 @@ class CallRecorder(TorchFunctionMode):
 
     def _begin(self) -> None:
         self._features: Tensor | None = None
-        self._linear: Linear | None = None
+        self._linear: LinearCall | None = None
         self._convolved = False  # whether what comes by are images still
 
     @contextmanager
@@ -363,7 +363,7 @@ class CallRecorder(TorchFunctionMode):
         self.calls.append(Call(logits, self._features, self._linear))
 
     def _see_linear(self, module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
-        self._linear = Linear(args[0], module.weight, output)
+        self._linear = LinearCall(args[0], module.weight, output)
 
     def _see_layer(self, _module: nn.Module, _args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:

@@ -22,7 +22,7 @@ from robusteval.runs.types import Spec
 Values = np.ndarray[Any, Any]
 
 
-class Scale(NamedTuple):
+class MapScale(NamedTuple):
     """How an interpreter's maps are compared."""
 
     stretched: bool  # to [0, 1] first; masks are there already, an empty one would become noise
@@ -30,12 +30,16 @@ class Scale(NamedTuple):
 
 
 # Published weights of a map term go with these reductions.
-SCALES = {"grad": Scale(True, True), "mask": Scale(False, True), "rts": Scale(False, False)}
+SCALES = {
+    "grad": MapScale(True, True),
+    "mask": MapScale(False, True),
+    "rts": MapScale(False, False),
+}
 
 
-def choose_scale(interpreter: str) -> Scale:
+def choose_scale(interpreter: str) -> MapScale:
     """How ADV2 (arXiv:1812.00891) compares the maps; other interpreters are taken like CAM."""
-    return SCALES.get(interpreter, Scale(True, False))
+    return SCALES.get(interpreter, MapScale(True, False))
 
 
 def scale_maps(interpreter: str, maps: Tensor) -> Tensor:

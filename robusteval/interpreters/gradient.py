@@ -32,7 +32,7 @@ def grad(
     seeds: Tensor | None = None,
     score: Literal["logit", "logprob"] = "logit",
     pool: int = 1,
-    relu: Literal["smooth", "adv2", "true"] = "smooth",
+    relu: Slope = "smooth",
 ) -> Tensor:
     """Size of the class score's derivative at each pixel (saliency).
 
@@ -81,7 +81,7 @@ def smoothgrad(
     seeds: Tensor | None = None,
     samples: int = 25,
     sigma: float = 0.1,
-    relu: Literal["smooth", "adv2", "true"] = "smooth",
+    relu: Slope = "smooth",
 ) -> Tensor:
     """Size of the logit's derivative averaged over noisy copies of the image.
 
@@ -134,7 +134,7 @@ def integrated_gradients(
     seeds: Tensor | None = None,
     steps: int = 32,
     baseline: float = 0.0,
-    relu: Literal["smooth", "adv2", "true"] = "smooth",
+    relu: Slope = "smooth",
 ) -> Tensor:
     """What each pixel adds to the logit on the straight way from an even grey image.
 
@@ -182,7 +182,7 @@ def input_x_gradient(
     *,
     seeds: Tensor | None = None,
     centre: float | None = None,
-    relu: Literal["smooth", "adv2", "true"] = "smooth",
+    relu: Slope = "smooth",
 ) -> Tensor:
     """Image times the logit's derivative: layer-wise relevance (LRP-0) of a ReLU network.
 

@@ -62,7 +62,7 @@ def mask(
     y: Tensor,
     *,
     seeds: Tensor | None = None,
-    flavour: Literal["v1", "v2"] = "v2",
+    flavour: Flavour = "v2",
     iterations: int | None = None,
     rate: float = 0.1,
     grid: int | None = None,
@@ -232,7 +232,7 @@ class Deletion:
         )
 
     def start_mask(self, x: Tensor) -> State:
-        """Half of everything is kept."""
+        """The state at the start: half of each cell is kept."""
         half = x.new_full((len(x), 1, self.grid, self.grid), 0.5)
         return State(half, torch.zeros_like(half), torch.zeros_like(half), 0)
 
@@ -367,7 +367,7 @@ def crop_windows(scene: Tensor, shift: Tensor, height: int, width: int) -> Tenso
 
 
 def mix_images(image: Tensor, other: Tensor, kept: Tensor) -> Tensor:
-    """The image where it is kept, the other one elsewhere."""
+    """The image where a mask keeps it, the other one elsewhere."""
     return other + kept * (image - other)
 
 

@@ -67,7 +67,7 @@ class Bends(NamedTuple):
     jumps: tuple[tuple[float, float], ...]  # (place, change of slope)
 
     def slope(self, z: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
-        """Its slope, or any sum of steps at its bends."""
+        """The slope of the function, or any sum of steps at its bends."""
         (place, jump), *more = self.jumps
         slope = step(z - place if place else z)
         if jump != 1:
@@ -103,7 +103,7 @@ class Bent(autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, outer: Tensor
     ) -> Any:
-        """With the derivative of the slope, ``tau / (z² + tau)**1.5``, halved for `smooth`."""
+        """The derivative of the slope, ``tau / (z² + tau)**1.5``, halved for `smooth`."""
         z, upper, slope = ctx.saved_tensors
         factor = ctx.tau / 2 if ctx.kind == "smooth" else ctx.tau
 
@@ -145,7 +145,7 @@ class Ruled(autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, bends: Bends, rule: Rule) -> Tensor:
-        """The rectifier itself."""
+        """The values of the rectifier."""
         ctx.save_for_backward(z)
         ctx.bends, ctx.rule = bends, rule
         if bends.start:
@@ -156,7 +156,7 @@ class Ruled(autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upper: Any) -> Any:
-        """By the rule, differentiable as the rule is."""
+        """The derivative by the rule, differentiable as the rule is."""
         (z,) = ctx.saved_tensors
         return ctx.rule(z, upper[0], ctx.bends), None, None
 
