@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__
     from robusteval.analysis.explain import explain
     from robusteval.art.to_art import as_estimator
     from robusteval.datasets.arrays import from_arrays
+    from robusteval.datasets.from_torch import from_dataset
     from robusteval.datasets.sources import open_data
     from robusteval.evaluation.evaluate import evaluate
     from robusteval.models.checkpoint import load
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "explain",
     "from_arrays",
+    "from_dataset",
     "load",
     "load_run",
     "open_data",
@@ -50,6 +52,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "explain": "analysis.explain",
     "from_arrays": "datasets.arrays",
+    "from_dataset": "datasets.from_torch",
     "load": "models.checkpoint",
     "load_run": "runs.folder",
     "open_data": "datasets.sources",

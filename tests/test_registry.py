@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -99,7 +100,7 @@ def open_parquet(path, *, column: Away = "b"):
 
 
 @pytest.fixture
-def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installed package that brings something of each kind, and cannot even be imported."""
     (tmp_path / "elsewhere.py").write_text("raise ImportError\nFar = Literal['a', 'b']\n")
     (tmp_path / "bringing.py").write_text(ALIASES)
@@ -111,8 +112,12 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return metadata.EntryPoints([point] if group in known else [])
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
-    for registry in (ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, DATA_SOURCES):
-        monkeypatch.delitem(registry.__dict__, "entries", raising=False)
+    registries = (ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, DATA_SOURCES)
+    for registry in registries:
+        registry.__dict__.pop("entries", None)  # which are read once
+    yield
+    for registry in registries:
+        registry.__dict__.pop("entries", None)
 
 
 @pytest.mark.usefixtures("brought")
