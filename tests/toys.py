@@ -142,3 +142,26 @@ def trained() -> Bands:
         optimiser.step()
     network.eval().requires_grad_(False)
     return network
+
+
+class Affine(nn.Module):
+    """Logits that are linear in the pixels."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # (k, c, h, w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,kchw->nk", x, self.weight)
+
+
+def draw_uniform(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers from 0 to 1, the same for the same seed."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def change_at_random(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, results of a strong random change, and their first predictions."""
+    x = draw_uniform(n, 3, 12, 12, seed=3)
+    y = predictions(bands(x)).detach()
+    return x, (x + 2 * (draw_uniform(n, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1), y

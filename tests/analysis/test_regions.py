@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from toys import Affine, change_at_random, draw_uniform
 
-from robusteval.analysis.focus import choose_top, rank_pixels, score_focus
-from robusteval.analysis.refinement import refine
 from robusteval.analysis.regions import (
     BALANCED,
     COUNTER,
@@ -26,31 +25,9 @@ from robusteval.analysis.regions import (
 from robusteval.models.classifier import Classifier, predictions
 
 
-class Affine(nn.Module):
-    """Logits that are linear in the pixels."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)  # (k, c, h, w)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nchw,kchw->nk", x, self.weight)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture
 def affine() -> Affine:
-    return Affine(drawn(3, 2, 6, 6) - 0.5)
-
-
-def attack_images(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, results of a strong random change, and their first predictions."""
-    x = drawn(n, 3, 12, 12, seed=3)
-    y = predictions(bands(x)).detach()
-    return x, (x + 2 * (drawn(n, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1), y
+    return Affine(draw_uniform(3, 2, 6, 6) - 0.5)
 
 
 def test_a_grid_counts_row_by_row_and_its_edge_takes_the_rest() -> None:
@@ -69,7 +46,11 @@ def test_a_grid_counts_row_by_row_and_its_edge_takes_the_rest() -> None:
 @pytest.mark.parametrize("mode", ["removal", "insertion", "average", "gradient"])
 def test_scores_of_a_linear_model_are_known(affine: Affine, mode: Mode) -> None:
     """Every mode agrees, and regions do not interact."""
-    x, x_adv, y = drawn(4, 2, 6, 6), drawn(4, 2, 6, 6, seed=1), torch.tensor([0, 1, 2, 0])
+    x, x_adv, y = (
+        draw_uniform(4, 2, 6, 6),
+        draw_uniform(4, 2, 6, 6, seed=1),
+        torch.tensor([0, 1, 2, 0]),
+    )
     regions = build_grid(6, 6, 2)
 
     found = measure_effects(affine, x, x_adv, y, regions, mode=mode)
@@ -89,7 +70,7 @@ def test_scores_of_a_linear_model_are_known(affine: Affine, mode: Mode) -> None:
 
 
 def test_one_region_is_the_whole_perturbation(bands: Classifier) -> None:
-    x, x_adv, y = attack_images(bands)
+    x, x_adv, y = change_at_random(bands)
 
     found = measure_effects(bands, x, x_adv, y, torch.zeros(12, 12, dtype=torch.int64))
 
@@ -102,7 +83,7 @@ def test_one_region_is_the_whole_perturbation(bands: Classifier) -> None:
 
 
 def test_removal_equals_a_loop_to_the_bit_for_any_chunk(bands: Classifier) -> None:
-    x, x_adv, y = attack_images(bands)
+    x, x_adv, y = change_at_random(bands)
     regions = build_grid(12, 12, 5)
 
     found = measure_effects(bands, x, x_adv, y, regions)
@@ -122,7 +103,7 @@ def test_removal_equals_captum(bands: Classifier) -> None:
     captum = pytest.importorskip(
         "captum.attr", exc_type=ImportError, reason="captum is not installed"
     )
-    x, x_adv, y = attack_images(bands)
+    x, x_adv, y = change_at_random(bands)
     regions = build_grid(12, 12, 4)
 
     found = measure_effects(bands, x, x_adv, y, regions)
@@ -142,7 +123,7 @@ def test_removal_equals_captum(bands: Classifier) -> None:
 
 def test_regions_without_a_change_cost_no_call(bands: Classifier) -> None:
     """A sparse perturbation is cheap."""
-    x = drawn(2, 3, 12, 12)
+    x = draw_uniform(2, 3, 12, 12)
     x_adv = x.clone()
     x_adv[:, :, 0, 0] = 1 - x_adv[:, :, 0, 0]
     calls: list[int] = []
@@ -189,7 +170,7 @@ def test_negative_scores_count_as_none_beside_positive_ones() -> None:
 
 
 def test_nothing_is_typed_where_the_attack_failed_or_changed_nothing(bands: Classifier) -> None:
-    x = drawn(3, 3, 12, 12)
+    x = draw_uniform(3, 3, 12, 12)
     y = predictions(bands(x)).detach()
 
     found = measure_effects(bands, x, x.clone(), y, build_grid(12, 12))
@@ -203,7 +184,7 @@ def test_nothing_is_typed_where_the_attack_failed_or_changed_nothing(bands: Clas
 
 
 def test_permuting_images_and_regions_permutes_the_scores(bands: Classifier) -> None:
-    x, x_adv, y = attack_images(bands)
+    x, x_adv, y = change_at_random(bands)
     regions, order = build_grid(12, 12, 4), torch.tensor([3, 0, 5, 1, 4, 2])
     shuffle = torch.tensor([4, 2, 7, 0, 8, 1, 3, 6, 5])
 
@@ -214,7 +195,7 @@ def test_permuting_images_and_regions_permutes_the_scores(bands: Classifier) -> 
 
 
 def test_unfitting_shapes_and_modes_are_refused(bands: Classifier) -> None:
-    x, x_adv, y = attack_images(bands)
+    x, x_adv, y = change_at_random(bands)
     for bad in ((x, x_adv[:2], build_grid(12, 12)), (x, x_adv, build_grid(12, 11))):
         with pytest.raises(ValueError, match="do not fit together"):
             measure_effects(bands, bad[0], bad[1], y, bad[2])
@@ -224,8 +205,8 @@ def test_unfitting_shapes_and_modes_are_refused(bands: Classifier) -> None:
 
 def test_gradient_mode_ranks_regions_like_removal(bands: Classifier) -> None:
     """To first order, for a small change."""
-    x, _, y = attack_images(bands)
-    x_adv = (x + 0.02 * (drawn(6, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1)
+    x, _, y = change_at_random(bands)
+    x_adv = (x + 0.02 * (draw_uniform(6, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1)
     quick, slow = (
         measure_effects(bands, x, x_adv, y, build_grid(12, 12, 3), mode=mode) for mode in modes()
     )
@@ -236,108 +217,6 @@ def test_gradient_mode_ranks_regions_like_removal(bands: Classifier) -> None:
 
 def modes() -> tuple[Mode, Mode]:
     return "gradient", "removal"
-
-
-def test_ranks_and_tops_do_not_depend_on_scale() -> None:
-    maps = drawn(2, 1, 10, 10)
-
-    assert rank_pixels(maps).amax() < 1
-    assert torch.equal(rank_pixels(maps), rank_pixels(5 * maps - 3))
-    for share in (0.0, 0.2, 1.0):
-        assert choose_top(maps, share).flatten(1).sum(1).tolist() == [100 * share] * 2
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        choose_top(maps, 1.1)
-
-
-def test_focus_of_whole_no_and_half_regions_is_known() -> None:
-    delta = drawn(2, 3, 8, 8) - 0.5
-    full = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-
-    assert score_focus(delta, full).score.tolist() == pytest.approx([1, 1])
-    assert score_focus(delta, ~full).score.tolist() == [0, 0]
-    half = full.clone()
-    half[..., :4] = False
-    found = score_focus(delta, half)
-    expected = delta[..., 4:].flatten(1).norm(dim=1) / delta.flatten(1).norm(dim=1)
-    torch.testing.assert_close(found.score, expected.double())
-    torch.testing.assert_close(score_focus(7 * delta, half).score, found.score)
-    assert found.area.tolist() == [0.5, 0.5]
-
-
-def test_noise_scores_the_root_of_the_area_and_is_not_focused() -> None:
-    n = 40
-    delta = torch.randn(n, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    inside = choose_top(drawn(n, 1, 24, 24), 0.2)
-
-    found = score_focus(delta, inside)
-
-    assert found.chance[0] == pytest.approx(math.sqrt(0.2), abs=2e-3)
-    assert float(found.score.mean()) == pytest.approx(math.sqrt(0.2), abs=0.01)
-    assert float(found.focused.double().mean()) < 0.2
-
-
-def test_a_perturbation_inside_its_own_region_is_focused() -> None:
-    n = 4
-    inside = torch.zeros(n, 1, 12, 12, dtype=torch.bool)
-    for i in range(n):
-        inside[i, :, 3 * i : 3 * i + 3, 4:7] = True
-    delta = drawn(n, 3, 12, 12) * inside
-
-    found = score_focus(delta, inside)
-
-    assert found.score.tolist() == pytest.approx([1] * n)
-    assert found.elsewhere.tolist() == [0] * n
-    assert bool(found.focused.all())
-
-
-def test_focus_of_no_change_is_undefined_without_a_warning() -> None:
-    nothing = torch.zeros(1, 3, 8, 8)
-
-    found = score_focus(nothing, choose_top(drawn(1, 1, 8, 8), 0.2))
-
-    assert bool(found.score.isnan().all())
-    assert not bool(found.focused.any())
-    assert bool(found.elsewhere.isnan().all())
-
-
-def test_refinement_keeps_what_fools_and_only_that(bands: Classifier) -> None:
-    """Verified anew, smaller in every norm, never outside of the original change."""
-    x, x_adv, y = attack_images(bands, 20)
-    fooled = predictions(bands(x_adv)) != y
-    assert int(fooled.sum()) > 5
-
-    found = refine(bands, x, x_adv, y, (x_adv - x).abs().sum(1, keepdim=True))
-
-    assert torch.equal(predictions(bands(found.x_adv)) != y, fooled)
-    assert torch.equal(found.x_adv[~fooled], x_adv[~fooled])
-    changed = found.x_adv != x
-    assert bool(((found.x_adv == x_adv) | ~changed).all())
-    assert bool((found.kept[fooled] < 1).any())
-    for p in (1, 2, math.inf):
-        before, after = ((z - x).flatten(1).norm(p=p, dim=1) for z in (x_adv, found.x_adv))
-        assert bool((after <= before).all())
-
-
-def test_refinement_finds_the_one_pixel_that_matters() -> None:
-    """A linear model that looks at one place only."""
-    weight = torch.zeros(2, 1, 8, 8)
-    weight[1, 0, 3, 3] = 1
-    model = Affine(weight)
-
-    def biased(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
-        return out + torch.tensor([0.5, 0.0])
-
-    model.register_forward_hook(biased)
-    x = torch.zeros(1, 1, 8, 8)
-    x_adv = drawn(1, 1, 8, 8) * 0.1
-    x_adv[0, 0, 3, 3] = 0.9
-
-    found = refine(model, x, x_adv, torch.tensor([0]), weight[1:])
-
-    assert (found.x_adv != 0).nonzero().tolist() == [[0, 0, 3, 3]]
-    assert found.kept.item() == pytest.approx(1 / 64)
-    aimed = refine(model, x, x_adv, torch.tensor([1]), weight[1:], targeted=True)
-    assert torch.equal(aimed.x_adv, found.x_adv)
 
 
 def test_strength_adds_what_is_positive() -> None:

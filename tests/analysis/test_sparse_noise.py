@@ -26,7 +26,7 @@ def corners() -> Classifier:
     return Classifier(Corners(), num_classes=2).eval()
 
 
-def attack_images(*changed: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def whiten_places(*changed: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A black 1x4x4 image, and the same with some places white."""
     x = torch.zeros(1, 1, 4, 4)
     x_adv = x.clone()
@@ -44,7 +44,7 @@ def halves() -> tuple[Tensor, Tensor]:
 
 def test_changed_places_are_counted_by_region_and_set_against_its_area() -> None:
     """One in the true class's region, one in the wrong one's, one in both, one in neither."""
-    x, x_adv = attack_images((0, 3), (3, 0), (0, 0), (3, 3))
+    x, x_adv = whiten_places((0, 3), (3, 0), (0, 0), (3, 3))
 
     found = count_places(x, x_adv, *halves(), shares=(0.25,))
 
@@ -97,7 +97,7 @@ def test_larger_regions_hold_more_and_areas_are_as_asked() -> None:
 
 
 def test_coarse_maps_are_brought_to_the_size_of_the_image() -> None:
-    x, x_adv = attack_images((0, 0))
+    x, x_adv = whiten_places((0, 0))
     coarse = torch.tensor([[1.0, 0], [0, 0]]).view(1, 1, 2, 2)
 
     assert count_places(x, x_adv, coarse, coarse, shares=(0.25,)).share[0, 0, 2] == 1
@@ -105,7 +105,7 @@ def test_coarse_maps_are_brought_to_the_size_of_the_image() -> None:
 
 def test_a_map_of_zeros_points_nowhere() -> None:
     """An empty region has no lift; and an image without a change no share."""
-    x, x_adv = attack_images((0, 0))
+    x, x_adv = whiten_places((0, 0))
     zero = torch.zeros(1, 1, 4, 4)
 
     empty = count_places(x, x_adv, zero, zero, shares=(0.2,))
@@ -118,7 +118,7 @@ def test_a_map_of_zeros_points_nowhere() -> None:
 
 def test_what_moves_the_true_logit_obscures_and_what_moves_the_other_leads() -> None:
     """Each place alone; one that does both in equal parts is neither."""
-    x, x_adv = attack_images((0, 0), (0, 3), (3, 0), (2, 2))
+    x, x_adv = whiten_places((0, 0), (0, 3), (3, 0), (2, 2))
 
     found = measure_roles(corners(), x, x_adv, torch.tensor([0]))
 
@@ -134,7 +134,7 @@ def test_what_moves_the_true_logit_obscures_and_what_moves_the_other_leads() -> 
 
 def test_more_changes_than_groups_are_put_back_in_squares() -> None:
     """Three changed places in two corners: two squares of two pixels."""
-    x, x_adv = attack_images((0, 0), (1, 1), (0, 3))
+    x, x_adv = whiten_places((0, 0), (1, 1), (0, 3))
     model = corners()
 
     with counting(model, 1, x.device) as passes:
@@ -150,7 +150,7 @@ def test_more_changes_than_groups_are_put_back_in_squares() -> None:
 
 def test_where_the_attack_failed_nothing_obscures_or_leads() -> None:
     """And that is said."""
-    x, x_adv = attack_images((3, 0))
+    x, x_adv = whiten_places((3, 0))
 
     found = measure_roles(corners(), x, x_adv * 0.5, torch.tensor([0]))
 
@@ -178,7 +178,7 @@ def test_roles_do_not_depend_on_the_batch(bands: Classifier) -> None:
 
 
 def test_groups_must_be_some() -> None:
-    x, x_adv = attack_images((0, 0))
+    x, x_adv = whiten_places((0, 0))
 
     with pytest.raises(ValueError, match="groups must be at least 1"):
         measure_roles(corners(), x, x_adv, torch.tensor([0]), groups=0)
