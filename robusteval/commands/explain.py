@@ -124,6 +124,8 @@ def explain(
         from robusteval.analysis.explain import explain as explain_attack
         from robusteval.datasets.concepts import open_concepts
 
+        # without a folder there is nothing to go on with
+        done = None if out is None else session.resume_work(out)
         shape = session.images.shape
         found = explain_attack(
             session.classifier,
@@ -135,6 +137,7 @@ def explain(
             layer=layer,
             concepts=None if concepts is None else open_concepts(concepts, shape),
             progress=session.progress,
+            cache=done,
         )
     from robusteval.reports.explanation import print_explanation, render_explanation_json
     from robusteval.reports.explanation_picture import render_explained_image
@@ -145,6 +148,8 @@ def explain(
             picture = render_explained_image(panel, record.attack, image)
             write_atomically(out / f"image-{panel.position:06d}.png", picture)
         write_atomically(out / "explanation.json", render_explanation_json(record).encode())
+    if done is not None:
+        done.clear()
     if form == "json":
         emit(render_explanation_json(record))
         return
