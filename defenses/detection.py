@@ -33,7 +33,7 @@ from .study import Study
 
 
 class FittedDetector(NamedTuple):
-    """What came of a fit."""
+    """A detector that was fitted, and the report on it."""
 
     detector: MapDetector
     report: Record  # JSON-able
@@ -147,7 +147,7 @@ def fit_rows(
 def assemble_fit(
     study: Study, sources: Sources, parts: Parts, main: TreeFit, thresholds: dict[str, float]
 ) -> MapDetector:
-    """Assemble what goes into the file."""
+    """Assemble the detector that goes into the file."""
     known = np.isin(sources.groups, np.concatenate(parts[:2]))
     fit = Fit(
         model=identify_classifier(study.model),
@@ -175,7 +175,7 @@ def assemble_fit(
 def describe_study(
     study: Study, detector: MapDetector, sources: Sources, parts: Parts, rows: Rows
 ) -> Record:
-    """Describe what was done, before any figure."""
+    """Describe model, images and attacks of a fit, the part of the report before any figure."""
     facts = detector.facts
     counts = [int(np.isin(sources.groups, part).sum()) for part in parts[:3]]
     found = []

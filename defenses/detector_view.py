@@ -33,7 +33,7 @@ from .map_features import (
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at: whose maps, and in which form."""
+    """What a detector looks at: whose maps, and in which form."""
 
     interpreters: tuple[str, ...]  # specs
     channels: Channels

@@ -29,7 +29,7 @@ class LeakTests:
     seed: int
 
     def run_tests(self) -> Record:
-        """Run all of them: their AUCs by name."""
+        """Run all leak tests: their AUCs by name."""
         clean, hits = self.tasks.rows.list_variants("clean"), self.tasks.select_hits(self.attacks)
         clean = clean[np.isin(self.tasks.rows.image[clean], self.tasks.rows.image[hits])]
         shuffled = self.exchange_labels(np.concatenate([clean, hits]))

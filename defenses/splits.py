@@ -29,7 +29,7 @@ SPLIT = np.uint64(0x27D4EB2F)  # what is drawn for this, apart from all else for
 
 
 class Sources(NamedTuple):
-    """The images that everything is made of."""
+    """The source images, of which all variants are made."""
 
     x: Tensor  # (n, c, h, w) of 8 bits, on the CPU
     labels: Tensor

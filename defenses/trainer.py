@@ -61,7 +61,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
         self.settings = TrainingSettings(**settings)
 
     def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
-        """Train.
+        """Train the estimator on images.
 
         Parameters
         ----------

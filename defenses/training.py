@@ -265,7 +265,7 @@ class TrainingRun:
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
+    """Hash the names and values of a state dict by SHA-256."""
     digest = hashlib.sha256()
     absorb(digest, state)
     return digest.hexdigest()
