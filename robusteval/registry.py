@@ -217,7 +217,7 @@ class Registry:
             raise UsageError(
                 f"the {self.noun} module {module} of an installed package cannot be found"
             )
-        decorator = f"{self.group.rpartition('.')[2].upper()}.add"
+        decorator = self._decorator
         if f"{decorator}(" not in path.read_text(encoding="utf-8"):
             return
         for node in parse_source(path).body:
@@ -248,9 +248,28 @@ class Registry:
 
     def load(self, name: str) -> Callable[..., Any]:
         """The function itself; imports its module."""
-        entry = self.entry(name)
-        import_module(entry.module)
+        if name not in self._functions:
+            import_module(self._find_module(name))
         return self._functions[name]
+
+    def _find_module(self, name: str) -> str:
+        """The module that registers `name`; UsageError if none does.
+
+        Its text is enough where nothing else is asked: reading all entries takes longer than
+        many a report.
+        """
+        if "entries" not in self.__dict__:
+            written = f'{self._decorator}("{name}"'
+            for module in self._modules():
+                path = find_source(module)
+                if path and written in path.read_text(encoding="utf-8"):
+                    return module
+        return self.entry(name).module
+
+    @property
+    def _decorator(self) -> str:
+        """How the decorator of this registry is written in source."""
+        return f"{self.group.rpartition('.')[2].upper()}.add"
 
     def check_spec(self, spec: Spec) -> Spec:
         """The spec with its values read as what the signature says.
