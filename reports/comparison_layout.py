@@ -11,11 +11,15 @@ from rich.console import Console
 from . import formatting
 from .compare import FLAGGED, PairKind, shorten_setting
 from .comparison import ComparisonRecord, FlipRow, PairRow, write_points, write_span
-from .markdown import code, listed, prose
-from .markdown import row as table_row
-from .terminal import Shown, facts, put_tables, say
-from .terminal import listed as print_list
-from .terminal import show as show_cell
+from .markdown import escape_code, escape_prose, list_items, render_markdown_row
+from .terminal import (
+    TableColumn,
+    print_facts,
+    print_list,
+    print_paragraph,
+    print_tables,
+    render_cell,
+)
 
 LISTED = 20  # flipped images that people are shown
 # as tables style them
@@ -113,7 +117,7 @@ def describe_sides(record: ComparisonRecord) -> Iterator[tuple[str, str]]:
 
 def print_comparison(record: ComparisonRecord, console: Console) -> None:
     """Print the comparison; text from outside is shown, never interpreted."""
-    say(console, record.verdict, "bold red" if record.doubtful else "bold")
+    print_paragraph(console, record.verdict, "bold red" if record.doubtful else "bold")
     names: list[tuple[str, str]] = []
     pairs: list[PairRow | None] = []
     for common, below in group_pairs(record).items():
@@ -122,21 +126,21 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
         pairs += [None, *below]
     sides = [
         [
-            Shown(
+            TableColumn(
                 column.title,
-                [show_cell(console, column.write(pair) if pair else "") for pair in pairs],
+                [render_cell(console, column.write(pair) if pair else "") for pair in pairs],
             )
             for column in columns
         ]
         for columns in (RATES, CHANGES)
     ]
-    put_tables(console, names, sides)
+    print_tables(console, names, sides)
     console.print()
-    say(console, LEGEND, "dim")
+    print_paragraph(console, LEGEND, "dim")
     print_list(console, "Flipped images", [f"- {line}" for line in describe_flips(record)])
     print_list(console, "Not compared", [f"- {line}" for line in record.unpaired])
     print_list(console, "Remarks", [f"- {line}" for line in record.remarks])
-    facts(console, describe_sides(record))
+    print_facts(console, describe_sides(record))
 
 
 def render_comparison_markdown(record: ComparisonRecord) -> str:
@@ -147,19 +151,23 @@ def render_comparison_markdown(record: ComparisonRecord) -> str:
 def list_markdown_lines(record: ComparisonRecord) -> Iterator[str]:
     """The lines of the document."""
     columns = RATES + CHANGES
-    yield f"**{prose(record.verdict)}**"
+    yield f"**{escape_prose(record.verdict)}**"
     yield ""
-    yield table_row(["", *(prose(column.title) for column in columns)])
-    yield table_row([":--", *(["--:"] * len(columns))])
+    yield render_markdown_row(["", *(escape_prose(column.title) for column in columns)])
+    yield render_markdown_row([":--", *(["--:"] * len(columns))])
     for common, pairs in group_pairs(record).items():
-        yield table_row([f"**{prose(common)}**", *([""] * len(columns))])
+        yield render_markdown_row([f"**{escape_prose(common)}**", *([""] * len(columns))])
         for pair in pairs:
-            name = code(pair.caption) if pair.kind == "attack" else prose(pair.caption)
-            yield table_row([name, *(prose(column.write(pair)) for column in columns)])
-    yield from ("", prose(LEGEND))
-    yield from listed("Flipped images", describe_flips(record))
-    yield from listed("Not compared", record.unpaired)
-    yield from listed("Remarks", record.remarks)
-    yield from listed(
+            name = (
+                escape_code(pair.caption) if pair.kind == "attack" else escape_prose(pair.caption)
+            )
+            yield render_markdown_row(
+                [name, *(escape_prose(column.write(pair)) for column in columns)]
+            )
+    yield from ("", escape_prose(LEGEND))
+    yield from list_items("Flipped images", describe_flips(record))
+    yield from list_items("Not compared", record.unpaired)
+    yield from list_items("Remarks", record.remarks)
+    yield from list_items(
         "Where this comes from", (f"{when}: {said}" for when, said in describe_sides(record))
     )

@@ -22,7 +22,14 @@ from robusteval.runs.detector_record import (
 from robusteval.runs.plain import to_plain
 
 from .formatting import format_rate
-from .terminal import facts, heading, listed, put, say, text
+from .terminal import (
+    make_printable,
+    print_facts,
+    print_heading,
+    print_list,
+    print_paragraph,
+    print_trimmed,
+)
 
 MANY = 4  # attacks, from more of which on the matrix has no room for intervals
 
@@ -34,18 +41,20 @@ def render_detector_json(record: DetectorRecord) -> str:
 
 def print_detector(record: DetectorRecord, console: Console) -> None:
     """Print all figures, in tables of 80 columns."""
-    say(console, write_headline(record), "bold")
-    heading(console, "Attacks it has learnt from")
+    print_paragraph(console, write_headline(record), "bold")
+    print_heading(console, "Attacks it has learnt from")
     for i, attack in enumerate(record.attacks, 1):
-        say(console, f"{i}  {attack.attack}: succeeds on {attack.k} of {attack.n} images")
+        print_paragraph(
+            console, f"{i}  {attack.attack}: succeeds on {attack.k} of {attack.n} images"
+        )
     print_attacks(record, console)
     print_false_alarms(record, console)
     print_simpler_rules(record, console)
     print_transfer(record, console)
     print_leak_checks(record, console)
-    facts(console, describe_detector_fit(record))
+    print_facts(console, describe_detector_fit(record))
     marks = [f"{'!' if remark.grave else '-'} {remark.text}" for remark in record.remarks]
-    listed(console, "Remarks", marks)
+    print_list(console, "Remarks", marks)
 
 
 def write_headline(record: DetectorRecord) -> str:
@@ -161,7 +170,7 @@ def print_section(
     console: Console, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Print a table with its title; the first column takes what room is left."""
-    heading(console, title)
+    print_heading(console, title)
     console.print()
     shown = Table(
         box=box.SIMPLE_HEAD,
@@ -174,12 +183,12 @@ def print_section(
         shown.add_column(render_lines(console, head), overflow="fold", no_wrap=i > 0)
     for row in rows:
         shown.add_row(*(render_lines(console, content) for content in row))
-    put(console, shown)
+    print_trimmed(console, shown)
 
 
 def render_lines(console: Console, content: str) -> Text:
     """Several lines of text as they are."""
-    return Text("\n").join([text(console, line) for line in content.split("\n")])
+    return Text("\n").join([make_printable(console, line) for line in content.split("\n")])
 
 
 def write_proportion(found: Proportion) -> str:

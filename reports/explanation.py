@@ -26,7 +26,14 @@ from robusteval.runs.explanation_record import (
 
 from . import formatting
 from .measures import drop_not_finite, to_json_types
-from .terminal import facts, heading, listed, put, say, text
+from .terminal import (
+    make_printable,
+    print_facts,
+    print_heading,
+    print_list,
+    print_paragraph,
+    print_trimmed,
+)
 
 MEANS = {
     "suppression": "hold the true class down",
@@ -77,7 +84,7 @@ def write_mean(mean: MeanOfImages) -> str:
 
 def print_explanation(record: ExplanationRecord, console: Console) -> None:
     """Print the summary: types, focus, refinement, units, and where it comes from."""
-    say(console, write_explanation_verdict(record), "bold")
+    print_paragraph(console, write_explanation_verdict(record), "bold")
     if record.samples.fooled:
         print_regions(console, record.regions)
         if record.focus:
@@ -87,13 +94,13 @@ def print_explanation(record: ExplanationRecord, console: Console) -> None:
         print_refinement(console, record.refinement)
         if record.units:
             print_units(console, record.units)
-    listed(console, "Remarks", [f"! {remark}" for remark in record.remarks])
-    facts(console, describe_source(record))
+    print_list(console, "Remarks", [f"! {remark}" for remark in record.remarks])
+    print_facts(console, describe_source(record))
 
 
 def print_regions(console: Console, found: RegionFigures) -> None:
     """Types, and whether size tells effect."""
-    heading(console, f"Regions ({found.count} of them; means over images, 95 %)")
+    print_heading(console, f"Regions ({found.count} of them; means over images, 95 %)")
     rows = [
         (name, write_mean_share(found.types[name]), f"{MEANS[name]}{of_what}")
         for name, of_what in (
@@ -107,14 +114,14 @@ def print_regions(console: Console, found: RegionFigures) -> None:
     print_columns(console, ("type", "share", "regions that"), rows)
     console.print()
     with_size = found.with_size
-    say(
+    print_paragraph(
         console,
         f"Effect against size of change: Pearson {write_mean(with_size.pearson)}, Kendall"
         f" {write_mean(with_size.kendall)}. Against the first-order estimate: Spearman"
         f" {write_mean(found.with_gradient_mode)}.",
     )
     residual = found.residual
-    say(
+    print_paragraph(
         console,
         "Interaction: the scores of single regions miss the whole effect by"
         f" {write_whole_percent(residual.suppression)} (true class) and"
@@ -137,7 +144,9 @@ def write_whole_percent(number: float) -> str:
 
 def print_focus(console: Console, rows: Sequence[FocusFigures]) -> None:
     """Interpretability scores beside what chance gives."""
-    heading(console, "Does the perturbation sit where the network looks? (top 20 % of each map)")
+    print_heading(
+        console, "Does the perturbation sit where the network looks? (top 20 % of each map)"
+    )
     print_columns(
         console,
         ("map", "of", "score", "others", "shifted", "focused"),
@@ -154,7 +163,7 @@ def print_focus(console: Console, rows: Sequence[FocusFigures]) -> None:
         ],
     )
     console.print()
-    say(
+    print_paragraph(
         console,
         "Score: norm inside over norm; noise scores the root of the area,"
         f" {write_two_digits(rows[0].chance.value)}. Before: map of the true class on the benign"
@@ -167,7 +176,7 @@ def print_focus(console: Console, rows: Sequence[FocusFigures]) -> None:
 
 def print_sparse_noise(console: Console, found: SparseNoiseFigures) -> None:
     """Whether sparse noise hides the true class or leads to another."""
-    heading(console, f"Sparse noise (top {write_whole_percent(found.top)} of Grad-CAM)")
+    print_heading(console, f"Sparse noise (top {write_whole_percent(found.top)} of Grad-CAM)")
     print_columns(
         console,
         ("changed places", "share", "over chance"),
@@ -183,7 +192,7 @@ def print_sparse_noise(console: Console, found: SparseNoiseFigures) -> None:
     )
     acting = found.roles
     console.print()
-    say(
+    print_paragraph(
         console,
         f"Put back place by place, {write_mean_share(acting.obscuring)} mostly obscure and"
         f" {write_mean_share(acting.leading)} mostly lead. In all the true logit falls by"
@@ -198,7 +207,7 @@ def write_two_digits(number: float | None) -> str:
 
 def print_refinement(console: Console, rows: Sequence[RefinementFigures]) -> None:
     """Ways to reduce the perturbation, at equal forward passes."""
-    heading(console, "What is left when only what matters is kept (medians)")
+    print_heading(console, "What is left when only what matters is kept (medians)")
     print_columns(
         console,
         ("way", "fooled", "l0", "l1", "l2", "linf", "passes"),
@@ -216,7 +225,7 @@ def print_refinement(console: Console, rows: Sequence[RefinementFigures]) -> Non
         ],
     )
     console.print()
-    say(console, judge_guidance(rows))
+    print_paragraph(console, judge_guidance(rows))
 
 
 def judge_guidance(rows: Sequence[RefinementFigures]) -> str:
@@ -236,9 +245,9 @@ def judge_guidance(rows: Sequence[RefinementFigures]) -> str:
 
 def print_units(console: Console, units: UnitFigures) -> None:
     """Whether units that are moved are units that mean something."""
-    heading(console, f"Units ({units.units}, {units.matched} with a concept)")
+    print_heading(console, f"Units ({units.units}, {units.matched} with a concept)")
     interval = f"({write_two_digits(units.low)} to {write_two_digits(units.high)})"
-    say(
+    print_paragraph(
         console,
         f"Moved by the attack against overlap with a concept: Spearman"
         f" {write_two_digits(units.correlation)} {interval}; moved by noise of equal norm:"
@@ -274,8 +283,8 @@ def print_columns(console: Console, header: Sequence[str], rows: Sequence[Sequen
         wordy = number == 0 or title in ("regions that", "concept", "of")
         shown.add_column(title, justify="left" if wordy else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*(text(console, cell) for cell in row))
-    put(console, shown)
+        shown.add_row(*(make_printable(console, cell) for cell in row))
+    print_trimmed(console, shown)
 
 
 def describe_source(record: ExplanationRecord) -> Iterator[tuple[str, str]]:

@@ -69,7 +69,7 @@ class Chart(NamedTuple):
         return re.sub("|".join(DARK), lambda found: DARK[found[0]], self.svg)
 
 
-def steps(series: Sequence[Series], *, xlabel: str, ylabel: str, alt: str) -> Chart:
+def draw_steps(series: Sequence[Series], *, xlabel: str, ylabel: str, alt: str) -> Chart:
     """Shares that fall with a budget: a stair each, its name where it ends.
 
     Parameters
@@ -81,20 +81,20 @@ def steps(series: Sequence[Series], *, xlabel: str, ylabel: str, alt: str) -> Ch
     alt : str
         The chart in words, with its numbers.
     """
-    with drawing() as figure:
-        axes = framed(figure, xlabel, ylabel, names=len(series))
+    with open_figure() as figure:
+        axes = build_axes(figure, xlabel, ylabel, names=len(series))
         right = max((x for line in series for x in line.x), default=0.0)
         axes.set_xlim(0, right or 1)
         axes.set_ylim(-3, 103)
         axes.locator_params(axis="x", nbins=5)
         for i, line in enumerate(series):
-            stair(axes, line, i)
+            draw_stair(axes, line, i)
         named = [(line.name, line.x[-1], 100 * line.y[-1]) for line in series]
         name_ends(axes, named)
-        return Chart(svg(figure), alt)
+        return Chart(render_svg(figure), alt)
 
 
-def roc(series: Sequence[Series], *, alt: str) -> Chart:
+def draw_roc(series: Sequence[Series], *, alt: str) -> Chart:
     """True against false positives, with chance, and the operating point of each line.
 
     Parameters
@@ -104,25 +104,25 @@ def roc(series: Sequence[Series], *, alt: str) -> Chart:
     alt : str
         The chart in words, with its numbers.
     """
-    with drawing() as figure:
+    with open_figure() as figure:
         sides = "clean images flagged, %", "attacked images flagged, %"
-        axes = framed(figure, *sides, 2 * len(series))  # of two lines each
+        axes = build_axes(figure, *sides, 2 * len(series))  # of two lines each
         axes.set_xlim(-3, 103)
         axes.set_ylim(-3, 103)
         axes.plot([0, 100], [0, 100], **DOTTED)
         axes.text(60, 55, "chance", color=MUTED, va="top")
         for i, line in enumerate(series):
-            hue, dash, marker = style(i)
+            hue, dash, marker = choose_style(i)
             x, y = (100 * np.asarray(side) for side in (line.x, line.y))
             axes.plot(x, y, color=hue, linestyle=dash, linewidth=1.6)
             points = [point._replace(x=100 * point.x) for point in line.points]
-            measured(axes, points, hue, marker)
-        listed(axes, [line.name for line in series])
-        return Chart(svg(figure), alt)
+            draw_points(axes, points, hue, marker)
+        draw_legend(axes, [line.name for line in series])
+        return Chart(render_svg(figure), alt)
 
 
 @contextmanager
-def drawing() -> Iterator[Figure]:
+def open_figure() -> Iterator[Figure]:
     """An empty figure, whatever the user's own settings of matplotlib are."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def drawing() -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, HEIGHT))
 
 
-def framed(figure: Figure, xlabel: str, ylabel: str, names: int) -> Axes:
+def build_axes(figure: Figure, xlabel: str, ylabel: str, names: int) -> Axes:
     """Axes with room at their right for so many names, one below the other."""
     height = max(HEIGHT, LINE * names + 0.8)
     figure.set_size_inches(WIDTH, height)
@@ -154,24 +154,24 @@ def framed(figure: Figure, xlabel: str, ylabel: str, names: int) -> Axes:
     return axes
 
 
-def style(i: int) -> tuple[str, Any, str]:
+def choose_style(i: int) -> tuple[str, Any, str]:
     """Colour, dash and marker of a line; no two of the first 35 share both of the latter."""
     return HUES[i % len(HUES)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
 
 
-def stair(axes: Axes, line: Series, i: int) -> None:
+def draw_stair(axes: Axes, line: Series, i: int) -> None:
     """A stair with its interval as a band."""
-    hue, dash, marker = style(i)
+    hue, dash, marker = choose_style(i)
     keep = np.unique(np.linspace(0, len(line.x) - 1, min(len(line.x), VERTICES)).astype(int))
     x, y = np.asarray(line.x)[keep], 100 * np.asarray(line.y)[keep]
     axes.plot(x, y, color=hue, linestyle=dash, linewidth=1.6, drawstyle="steps-post")
     if line.low:
         low, high = (100 * np.asarray(side)[keep] for side in (line.low, line.high))
         axes.fill_between(x, low, high, step="post", color=hue, alpha=0.12, linewidth=0)
-    measured(axes, line.points, hue, marker)
+    draw_points(axes, line.points, hue, marker)
 
 
-def measured(axes: Axes, points: Sequence[Measured], hue: str, marker: str) -> None:
+def draw_points(axes: Axes, points: Sequence[Measured], hue: str, marker: str) -> None:
     """Marked points with their intervals as upright bars."""
     for point in points:
         x, y, low, high = point.x, 100 * point.y, 100 * point.low, 100 * point.high
@@ -186,21 +186,21 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, float, float]]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     gap = LINE * (top - bottom) / (axes.get_position().height * figure.get_size_inches()[1])
-    places = spread([ends[i][2] for i in order], gap, bottom, top)
+    places = spread_values([ends[i][2] for i in order], gap, bottom, top)
     left, right = axes.get_xlim()
     for i, place in zip(order, places, strict=True):
         name, x, y = ends[i]
-        hue = style(i)[0]
+        hue = choose_style(i)[0]
         out = right + 0.1 * (right - left)
         axes.plot([x, right, out], [y, y, place], color=hue, linewidth=0.6, clip_on=False)
-        axes.text(out, place, f" {clipped(name)}", color=hue, va="center", parse_math=False)
+        axes.text(out, place, f" {clip_name(name)}", color=hue, va="center", parse_math=False)
 
 
-def listed(axes: Axes, names: Sequence[str]) -> None:
+def draw_legend(axes: Axes, names: Sequence[str]) -> None:
     """Names at the right of the axes, each with a sample of its line."""
     from matplotlib.lines import Line2D
 
-    styles = [style(i) for i in range(len(names))]
+    styles = [choose_style(i) for i in range(len(names))]
     samples = [
         Line2D([], [], color=hue, linestyle=dash, marker=marker) for hue, dash, marker in styles
     ]
@@ -214,11 +214,11 @@ def listed(axes: Axes, names: Sequence[str]) -> None:
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)  # a dollar sign is one
-        text.set_text(folded(name))
+        text.set_text(fold_line_name(name))
         text.set_color(INK)
 
 
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_values(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Ascending places near these ascending values, `gap` apart; below `high`, and above `low`
     if there is room."""
     places: list[float] = []
@@ -231,13 +231,13 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
     return places
 
 
-def clipped(name: str) -> str:
+def clip_name(name: str) -> str:
     """A name, all of it visible, shortened where it is long."""
     name = visible(name)
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
-def folded(name: str) -> str:
+def fold_line_name(name: str) -> str:
     """A name in two lines at most, where a sample of its line stands before it."""
     width = NAME - 4
     first, *more = textwrap.wrap(visible(name), width, break_on_hyphens=False) or [""]
@@ -247,15 +247,15 @@ def folded(name: str) -> str:
     return f"{first}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"
 
 
-def svg(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """The figure as SVG text, without a date, in the reader's own font, on no background."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue().replace(FONT, READERS)
-    return re.sub("<[^>]*>", rounded, text)
+    return re.sub("<[^>]*>", round_coordinates, text)
 
 
-def rounded(tag: re.Match[str]) -> str:
+def round_coordinates(tag: re.Match[str]) -> str:
     """A tag with its coordinates to a hundredth of a point."""
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])

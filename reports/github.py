@@ -7,8 +7,7 @@ from pathlib import Path
 
 from robusteval.runs.types import visible
 
-from .markdown import document
-from .markdown import shortened as fit_lines
+from .markdown import list_lines, shorten_document
 from .problems import LONGEST, Problem, clip_path, list_run_problems, shorten
 from .record import RunRecord
 
@@ -46,8 +45,8 @@ def escape_property(text: str) -> str:
 
 def write_step_summary(records: Sequence[RunRecord], limit: int = SUMMARY_LIMIT) -> str:
     """The reports as Markdown of at most `limit` bytes, cut between lines with a note."""
-    lines = [line for record in records for line in (*document(record), "")]
-    return "\n".join(fit_lines(lines, limit)) + "\n"
+    lines = [line for record in records for line in (*list_lines(record), "")]
+    return "\n".join(shorten_document(lines, limit)) + "\n"
 
 
 def write_github(records: Sequence[RunRecord], environ: Mapping[str, str]) -> list[str]:

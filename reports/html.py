@@ -227,7 +227,7 @@ def build_curve_drawings(record: RunRecord) -> Iterator[Drawing]:
         ]
         budget, unit = BUDGETS[norm]
         about = f"Robust accuracy against {budget}" + (", targeted" if targeted else "")
-        chart = figures.steps(
+        chart = figures.draw_steps(
             [build_series(curve) for curve in group],
             xlabel=f"{budget}, {unit}",
             ylabel="robust accuracy, %",
@@ -315,7 +315,7 @@ def build_roc_drawings(record: RunRecord) -> Iterator[Drawing]:
             "Attacked images: those that reach the goal of the attack when alarms are left aside."
             " Marked: the threshold in use."
         )
-        chart = figures.roc(lines, alt=write_alt(about, header, rows))
+        chart = figures.draw_roc(lines, alt=write_alt(about, header, rows))
         yield build_drawing(about, note, chart, header, rows)
 
 

@@ -31,11 +31,11 @@ def to_markdown(record: RunRecord, limit: int | None = None) -> str:
 
     With a `limit`, it has so many bytes at most: it ends between two of its lines, and says so.
     """
-    lines = list(document(record))
-    return "\n".join(lines if limit is None else shortened(lines, limit)) + "\n"
+    lines = list(list_lines(record))
+    return "\n".join(lines if limit is None else shorten_document(lines, limit)) + "\n"
 
 
-def shortened(lines: Sequence[str], limit: int) -> list[str]:
+def shorten_document(lines: Sequence[str], limit: int) -> list[str]:
     """The first lines of a document and a note that it goes on; all where there is room.
 
     What comes back has at most `limit` bytes, line ends included, of which the note needs some
@@ -56,43 +56,43 @@ def shortened(lines: Sequence[str], limit: int) -> list[str]:
     return [*lines[:kept], "", CUT] if kept else [CUT]
 
 
-def document(record: RunRecord) -> Iterator[str]:
+def list_lines(record: RunRecord) -> Iterator[str]:
     """The lines of the document."""
-    yield f"**{prose(record.verdict)}**"
-    yield from listed("", sentences.write_meaning(record))
-    yield from gates(record)
+    yield f"**{escape_prose(record.verdict)}**"
+    yield from list_items("", sentences.write_meaning(record))
+    yield from list_gates(record)
     if record.attacks:
         if record.defenses:
-            yield from matrix(record)
-        yield from table(record)
+            yield from list_matrix(record)
+        yield from list_attacks(record)
     if record.interpreters:
         yield from list_explanations(record.interpreters)
-    yield from listed("Findings", map(sentences.write_finding, record.findings))
-    yield from listed("Trust probes", sentences.write_probes(record))
-    yield from listed("Without a result", sentences.write_absences(record))
+    yield from list_items("Findings", map(sentences.write_finding, record.findings))
+    yield from list_items("Trust probes", sentences.write_probes(record))
+    yield from list_items("Without a result", sentences.write_absences(record))
     facts = (f"{label}: {text}" for label, text in sentences.list_provenance(record))
-    yield from listed("Where this comes from", facts)
+    yield from list_items("Where this comes from", facts)
     command = record.provenance.command
     if command:
-        yield from ("", "Reproduce with:", "", code(command))
+        yield from ("", "Reproduce with:", "", escape_code(command))
 
 
-def listed(title: str, items: Iterable[str]) -> Iterator[str]:
+def list_items(title: str, items: Iterable[str]) -> Iterator[str]:
     """A heading and a list; nothing if there are no items."""
-    marked = [f"- {prose(item)}" for item in items]
+    marked = [f"- {escape_prose(item)}" for item in items]
     if marked:
         yield from ("", f"### {title}", "") if title else ("",)
         yield from marked
 
 
-def gates(record: RunRecord) -> Iterator[str]:
+def list_gates(record: RunRecord) -> Iterator[str]:
     """The gates, a row each; nothing if there were none."""
     check = record.gates
     if check is None:
         return
-    yield from ("", f"### Gates: {prose(gate_words.summarise_gates(check))}", "")
-    yield row(["outcome", "gate", "found", "asked", "margin", "why"])
-    yield row([LEFT, LEFT, RIGHT, RIGHT, RIGHT, LEFT])
+    yield from ("", f"### Gates: {escape_prose(gate_words.summarise_gates(check))}", "")
+    yield render_markdown_row(["outcome", "gate", "found", "asked", "margin", "why"])
+    yield render_markdown_row([LEFT, LEFT, RIGHT, RIGHT, RIGHT, LEFT])
     for gate in check.gates:
         facts = " ".join(gate_words.explain_gate(gate))
         cells = (
@@ -103,75 +103,77 @@ def gates(record: RunRecord) -> Iterator[str]:
             gate_words.format_gate_margin(gate),
             facts,
         )
-        yield row(list(map(prose, cells)))
+        yield render_markdown_row(list(map(escape_prose, cells)))
 
 
-def matrix(record: RunRecord) -> Iterator[str]:
+def list_matrix(record: RunRecord) -> Iterator[str]:
     """Attacks against defenses, and what detectors tell apart."""
     titles, rows = attack_tables.build_defense_matrix(record)
     yield from ("", "### Robust accuracy, attacks against defenses", "")
-    yield row(["attack", titles[0], *map(code, titles[1:])])
-    yield row([LEFT, *(RIGHT for _ in titles)])
+    yield render_markdown_row(["attack", titles[0], *map(escape_code, titles[1:])])
+    yield render_markdown_row([LEFT, *(RIGHT for _ in titles)])
     for line in rows:
-        cells = map(cell, line.cells) if line.cells else ("" for _ in titles)
-        yield row([title_of(line), *cells])
-    yield from listed("Detectors", sentences.write_detectors(record))
+        cells = map(render_markdown_cell, line.cells) if line.cells else ("" for _ in titles)
+        yield render_markdown_row([render_row_title(line), *cells])
+    yield from list_items("Detectors", sentences.write_detectors(record))
 
 
-def cell(found: Sequence[attack_tables.MatrixCell]) -> str:
+def render_markdown_cell(found: Sequence[attack_tables.MatrixCell]) -> str:
     """The numbers in one place of the matrix, with what must be known of each."""
     said = (f"{number}, {note}" if note else number for number, note in found)
-    return prose("; ".join(said) or formatting.MISSING)
+    return escape_prose("; ".join(said) or formatting.MISSING)
 
 
-def table(record: RunRecord) -> Iterator[str]:
+def list_attacks(record: RunRecord) -> Iterator[str]:
     """All attacks, a row each."""
     columns = (
         *attack_tables.choose_strength_columns(record),
         *attack_tables.choose_cost_columns(record),
     )
     yield from ("", "### Attacks", "")
-    yield row(["attack", *(column.title for column in columns)])
-    yield row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
+    yield render_markdown_row(["attack", *(column.title for column in columns)])
+    yield render_markdown_row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
     for line in attack_tables.list_attack_lines(record):
-        cells = [prose(c.write(line.numbers)) if line.numbers else "" for c in columns]
-        yield row([title_of(line), *cells])
-    yield from ("", prose(attack_tables.write_legend(record)))
+        cells = [escape_prose(c.write(line.numbers)) if line.numbers else "" for c in columns]
+        yield render_markdown_row([render_row_title(line), *cells])
+    yield from ("", escape_prose(attack_tables.write_legend(record)))
 
 
 def list_explanations(record: MapsRecord) -> Iterator[str]:
     """What attacks did to maps."""
-    yield from listed("Explanations", maps.write_sentences(record))
+    yield from list_items("Explanations", maps.write_sentences(record))
     for table in maps.build_tables(record):
-        yield from ("", f"### {prose(table.title)}", "")
-        yield row([table.kind, *map(code, table.columns)])
-        yield row([LEFT, *(LEFT for _ in table.columns)])
+        yield from ("", f"### {escape_prose(table.title)}", "")
+        yield render_markdown_row([table.kind, *map(escape_code, table.columns)])
+        yield render_markdown_row([LEFT, *(LEFT for _ in table.columns)])
         for name, cells in table.rows:
-            yield row([code(name), *(prose("; ".join(lines)) for lines in cells)])
-        yield from ("", prose(table.note))
+            yield render_markdown_row(
+                [escape_code(name), *(escape_prose("; ".join(lines)) for lines in cells)]
+            )
+        yield from ("", escape_prose(table.note))
 
 
-def title_of(line: attack_tables.AttackLine | attack_tables.MatrixRow) -> str:
+def render_row_title(line: attack_tables.AttackLine | attack_tables.MatrixRow) -> str:
     """The name of a row as it is set."""
     if line.kind == "attack":
         note = line.note if isinstance(line, attack_tables.AttackLine) else ""
-        return code(line.title) + (f" {prose(note)}" if note else "")
-    return f"**{prose(line.title)}**" if line.kind == "threat" else prose(line.title)
+        return escape_code(line.title) + (f" {escape_prose(note)}" if note else "")
+    return f"**{escape_prose(line.title)}**" if line.kind == "threat" else escape_prose(line.title)
 
 
-def row(cells: list[str]) -> str:
+def render_markdown_row(cells: list[str]) -> str:
     """One row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def prose(text: str) -> str:
+def escape_prose(text: str) -> str:
     """Text that renders as itself."""
     return "".join(PROSE.get(char, char) for char in visible(text))
 
 
-def code(text: str) -> str:
+def escape_code(text: str) -> str:
     """Text in typewriter face that renders as itself, also in a table."""
     shown = visible(text)
     if not ENTITIES.keys() & set(shown):
         return f"`{shown}`"
-    return f"<code>{prose(text)}</code>"
+    return f"<code>{escape_prose(text)}</code>"

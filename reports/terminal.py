@@ -28,7 +28,7 @@ MARKS = {"✗": "red", "!": "yellow", "?": "yellow", "✓": "", "-": ""}
 PLAIN = str.maketrans({"–": "-", "✗": "x", "✓": "+", "×": "x", "“": '"', "”": '"'})
 
 
-class Shown(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of a table, cell by cell; a cell may have several lines."""
 
     title: str
@@ -64,37 +64,39 @@ def print_reports(records: Sequence[RunRecord], console: Console) -> None:
 def print_table(record: RunRecord, console: Console) -> None:
     """Print the report; text from outside is shown, never interpreted."""
     doubtful = record.upper_bound or record.misfed
-    say(console, record.verdict, "bold red" if doubtful else "bold")
+    print_paragraph(console, record.verdict, "bold red" if doubtful else "bold")
     console.print()
     for sentence in sentences.write_meaning(record):
-        say(console, sentence)
-    gates(console, record)
+        print_paragraph(console, sentence)
+    print_gates(console, record)
     if record.attacks:
-        tables(console, record)
+        print_attack_tables(console, record)
     if record.interpreters:
         print_explanations(console, record.interpreters)
-    listed(console, "Findings", [sentences.write_finding(finding) for finding in record.findings])
-    listed(console, "Trust probes", [f"- {probe}" for probe in sentences.write_probes(record)])
-    listed(
+    print_list(
+        console, "Findings", [sentences.write_finding(finding) for finding in record.findings]
+    )
+    print_list(console, "Trust probes", [f"- {probe}" for probe in sentences.write_probes(record)])
+    print_list(
         console,
         "Without a result",
         [f"✗ {absence}" for absence in sentences.write_absences(record)],
     )
-    facts(console, sentences.list_provenance(record))
+    print_facts(console, sentences.list_provenance(record))
     command = record.provenance.command
     if command:
         # not wrapped, so that it can be copied
         console.print()
-        say(console, "reproduce with:", "dim")
-        console.print(text(console, command), soft_wrap=True)
+        print_paragraph(console, "reproduce with:", "dim")
+        console.print(make_printable(console, command), soft_wrap=True)
 
 
-def text(console: Console, content: str, style: str = "") -> Text:
+def make_printable(console: Console, content: str, style: str = "") -> Text:
     """Text as it is, in what the stream can carry."""
-    return Text(carried(console, visible(content)), style)
+    return Text(encode_for_stream(console, visible(content)), style)
 
 
-def carried(console: Console, shown: str) -> str:
+def encode_for_stream(console: Console, shown: str) -> str:
     """The same in what the stream can carry, and without what a GitHub runner would obey."""
     shown = shown.replace("::", ":\\x3a").replace("##[", "#\\x23[")
     try:
@@ -105,7 +107,7 @@ def carried(console: Console, shown: str) -> str:
     return shown
 
 
-def put(console: Console, item: RenderableType) -> None:
+def print_trimmed(console: Console, item: RenderableType) -> None:
     """Print without the blanks at the ends of lines that layout leaves behind."""
     for line in console.render_lines(item, pad=False):
         while line and not line[-1].text.strip():
@@ -115,71 +117,79 @@ def put(console: Console, item: RenderableType) -> None:
         console.print(Segments([*line, Segment.line()]), end="")
 
 
-def say(console: Console, content: str, style: str = "") -> None:
+def print_paragraph(console: Console, content: str, style: str = "") -> None:
     """A paragraph."""
-    put(console, text(console, content, style))
+    print_trimmed(console, make_printable(console, content, style))
 
 
-def heading(console: Console, title: str) -> None:
+def print_heading(console: Console, title: str) -> None:
     """The title of a section, after an empty line."""
     console.print()
-    say(console, title, "bold")
+    print_paragraph(console, title, "bold")
 
 
-def listed(console: Console, title: str, items: Sequence[str]) -> None:
+def print_list(console: Console, title: str, items: Sequence[str]) -> None:
     """A heading and its marked items, indented where they wrap; nothing if there are none."""
     if not items:
         return
-    heading(console, title)
+    print_heading(console, title)
     grid = Table.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(overflow="fold")
     for item in items:
         mark, _, rest = item.partition(" ")
-        grid.add_row(text(console, mark, MARKS[mark]), text(console, rest, MARKS[mark]))
-    put(console, grid)
+        grid.add_row(
+            make_printable(console, mark, MARKS[mark]), make_printable(console, rest, MARKS[mark])
+        )
+    print_trimmed(console, grid)
 
 
-def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
+def print_facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
     """Names and what they are, side by side."""
     console.print()
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(text(console, name), text(console, value))
-    put(console, grid)
+        grid.add_row(make_printable(console, name), make_printable(console, value))
+    print_trimmed(console, grid)
 
 
-def gates(console: Console, record: RunRecord) -> None:
+def print_gates(console: Console, record: RunRecord) -> None:
     """The gates, worst news first to see: outcome, margin, and why."""
     check = record.gates
     if check is None:
         return
-    heading(console, f"Gates: {gate_words.summarise_gates(check)}")
+    print_heading(console, f"Gates: {gate_words.summarise_gates(check)}")
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(overflow="fold")
     for gate in check.gates:
         outcome = gate_words.OUTCOMES[gate.outcome]
         mark = MARKS[outcome[0]]
-        grid.add_row(text(console, outcome, mark), text(console, gate_words.name_gate(gate), mark))
+        grid.add_row(
+            make_printable(console, outcome, mark),
+            make_printable(console, gate_words.name_gate(gate), mark),
+        )
         for fact in filter(
             None, (gate_words.write_gate_numbers(gate), *gate_words.explain_gate(gate))
         ):
-            grid.add_row("", text(console, fact))
-    put(console, grid)
+            grid.add_row("", make_printable(console, fact))
+    print_trimmed(console, grid)
 
 
-def tables(console: Console, record: RunRecord) -> None:
+def print_attack_tables(console: Console, record: RunRecord) -> None:
     """The attacks, in as many tables as the width asks for."""
     lines = list(attack_tables.list_attack_lines(record))
     names = [(f"{line.title} {line.note}".rstrip(), line.kind) for line in lines]
     strength, cost = (
         [
-            Shown(
+            TableColumn(
                 title=column.title.replace(" ", "\n", 1),
-                cells=[show(console, column.write(n.numbers) if n.numbers else "") for n in lines],
+                cells=[
+                    render_cell(console, column.write(n.numbers) if n.numbers else "")
+                    for n in lines
+                ],
                 left=column.left,
             )
             for column in columns
@@ -192,61 +202,68 @@ def tables(console: Console, record: RunRecord) -> None:
     if record.defenses:
         titles, rows = attack_tables.build_defense_matrix(record)
         columns = [
-            Shown(title, [cell(console, row, i) for row in rows], left=True)
+            TableColumn(title, [render_matrix_cell(console, row, i) for row in rows], left=True)
             for i, title in enumerate(titles)
         ]
         kinds = [(row.title, row.kind) for row in rows]
-        heading(console, "Robust accuracy, attacks against defenses")
-        put_tables(console, kinds, [[wrapped(console, column) for column in columns]])
-        listed(console, "Detectors", [f"- {line}" for line in sentences.write_detectors(record)])
+        print_heading(console, "Robust accuracy, attacks against defenses")
+        print_tables(console, kinds, [[wrap_title(console, column) for column in columns]])
+        print_list(
+            console, "Detectors", [f"- {line}" for line in sentences.write_detectors(record)]
+        )
     # the matrix has taken from the first side what set it apart
-    put_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
+    print_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
     console.print()
-    say(console, attack_tables.write_legend(record), "dim")
+    print_paragraph(console, attack_tables.write_legend(record), "dim")
 
 
 def print_explanations(console: Console, record: MapsRecord) -> None:
     """What attacks did to maps: a table after the other, then what follows."""
     for table in maps.build_tables(record, brief=True):
-        heading(console, table.title)
+        print_heading(console, table.title)
         columns = [
-            Shown(
-                folded(show(console, title), SHORT),
-                ["\n".join(show(console, line) for line in cells[i]) for _, cells in table.rows],
+            TableColumn(
+                fold_name(render_cell(console, title), SHORT),
+                [
+                    "\n".join(render_cell(console, line) for line in cells[i])
+                    for _, cells in table.rows
+                ],
                 left=True,
             )
             for i, title in enumerate(table.columns)
         ]
         names = [(name, "attack") for name, _ in table.rows]
-        put_tables(console, names, [columns], table.kind)
+        print_tables(console, names, [columns], table.kind)
         console.print()
-        say(console, table.note, "dim")
-    listed(console, "Explanations", [f"- {line}" for line in maps.write_sentences(record)])
+        print_paragraph(console, table.note, "dim")
+    print_list(console, "Explanations", [f"- {line}" for line in maps.write_sentences(record)])
 
 
-def show(console: Console, content: str) -> str:
+def render_cell(console: Console, content: str) -> str:
     """The text of a cell as it will be printed, so that its width is known."""
-    return carried(console, visible(content))
+    return encode_for_stream(console, visible(content))
 
 
-def cell(console: Console, row: attack_tables.MatrixRow, i: int) -> str:
+def render_matrix_cell(console: Console, row: attack_tables.MatrixRow, i: int) -> str:
     """What stands in one column of a row of the matrix, a line for each number and note."""
     if not row.cells:
         return ""
     lines = [part for found in row.cells[i] for part in (found.number, found.note) if part]
-    return "\n".join(show(console, line) for line in lines) or show(console, formatting.MISSING)
+    return "\n".join(render_cell(console, line) for line in lines) or render_cell(
+        console, formatting.MISSING
+    )
 
 
-def wrapped(console: Console, column: Shown) -> Shown:
+def wrap_title(console: Console, column: TableColumn) -> TableColumn:
     """A column with its title on as many lines as its cells are narrow."""
     narrow = max(column._replace(title="").width - GAP, NARROWEST)
-    return column._replace(title=folded(show(console, column.title), narrow))
+    return column._replace(title=fold_name(render_cell(console, column.title), narrow))
 
 
-def put_tables(
+def print_tables(
     console: Console,
     names: Sequence[tuple[str, str]],
-    sides: Sequence[list[Shown]],
+    sides: Sequence[list[TableColumn]],
     first: str = "attack",
 ) -> None:
     """One table with the columns of all sides, or tables of as many as there is room for.
@@ -254,30 +271,30 @@ def put_tables(
     `first` is the title of the names.
     """
     whole = [column for side in sides for column in side]
-    parts = [part for side in sides for part in split(console, side)]
-    for columns in [whole] if fits(console, whole) else parts:
+    parts = [part for side in sides for part in split_columns(console, side)]
+    for columns in [whole] if has_room(console, whole) else parts:
         console.print()
-        put(console, table(console, names, columns, first))
+        print_trimmed(console, build_table(console, names, columns, first))
 
 
-def fits(console: Console, columns: Sequence[Shown]) -> bool:
+def has_room(console: Console, columns: Sequence[TableColumn]) -> bool:
     """Whether there is room for these columns beside the names of the rows."""
     return sum(column.width for column in columns) + ROOM <= console.width
 
 
-def split(console: Console, columns: Sequence[Shown]) -> Iterator[list[Shown]]:
+def split_columns(console: Console, columns: Sequence[TableColumn]) -> Iterator[list[TableColumn]]:
     """The columns in groups that fit, in order; one that never fits is alone."""
-    group: list[Shown] = []
+    group: list[TableColumn] = []
     for column in columns:
-        if group and not fits(console, [*group, column]):
+        if group and not has_room(console, [*group, column]):
             yield group
             group = []
         group.append(column)
     yield group
 
 
-def table(
-    console: Console, names: Sequence[tuple[str, str]], columns: Sequence[Shown], first: str
+def build_table(
+    console: Console, names: Sequence[tuple[str, str]], columns: Sequence[TableColumn], first: str
 ) -> Table:
     """A row for each name with its cells; `first` is the title of the names."""
     room = max(console.width - sum(column.width for column in columns), NARROWEST)
@@ -299,15 +316,17 @@ def table(
             overflow="fold",
             vertical=vertical,
         )
-    for i in filled(names, columns):
+    for i in list_filled_rows(names, columns):
         title, kind = names[i]
-        name = folded(show(console, title), room)
+        name = fold_name(render_cell(console, title), room)
         cells = (Text(column.cells[i]) for column in columns)
         shown.add_row(Text(name), *cells, style=STYLES[kind])
     return shown
 
 
-def filled(names: Sequence[tuple[str, str]], columns: Sequence[Shown]) -> Iterator[int]:
+def list_filled_rows(
+    names: Sequence[tuple[str, str]], columns: Sequence[TableColumn]
+) -> Iterator[int]:
     """The rows that say something in these columns, under their threats."""
     threat = None
     for i, (_, kind) in enumerate(names):
@@ -320,7 +339,7 @@ def filled(names: Sequence[tuple[str, str]], columns: Sequence[Shown]) -> Iterat
             yield i
 
 
-def folded(spec: str, room: int) -> str:
+def fold_name(spec: str, room: int) -> str:
     """A spec on as many lines as it needs, broken between its parameters where possible."""
     lines = [""]
     for piece in re.split(r"(?<=[,: ])", spec):

@@ -186,7 +186,7 @@ def detector(
     from rich.console import Console
 
     from robusteval.reports.detector import print_detector, render_detector_json
-    from robusteval.reports.terminal import say, text
+    from robusteval.reports.terminal import make_printable, print_paragraph
 
     tested = request.split == "train" and has_other_part(images, request.data_name, request.size)
     command = spell_evaluation(
@@ -209,12 +209,12 @@ def detector(
         print_detector(record, console)
         console.print()
         unseen = "" if tested else " Take images it has not seen."
-        say(
+        print_paragraph(
             console,
             f"{out} holds the detector, {beside.name} all figures. What an attack that knows it"
             f" leaves of it:{unseen}",
         )
-        console.print(text(console, f"  {command}"), soft_wrap=True)
+        console.print(make_printable(console, f"  {command}"), soft_wrap=True)
     emit(page.get())
 
 

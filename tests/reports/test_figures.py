@@ -27,7 +27,9 @@ FALLING = Series(
 
 def stairs(*series: Series) -> Chart:
     """A chart of these."""
-    return figures.steps(series or [FALLING], xlabel="budget", ylabel="accuracy, %", alt="words")
+    return figures.draw_steps(
+        series or [FALLING], xlabel="budget", ylabel="accuracy, %", alt="words"
+    )
 
 
 def texts(chart: Chart) -> dict[str, float]:
@@ -112,7 +114,7 @@ def test_a_stair_falls_where_its_budget_is() -> None:
 
 def test_the_operating_point_lies_where_the_axes_say() -> None:
     line = Series("pgd", [0.0, 0.4, 1.0], [0.0, 0.6, 1.0], points=[Measured(0.4, 0.6, 0.5, 0.7)])
-    chart = figures.roc([line], alt="words")
+    chart = figures.draw_roc([line], alt="words")
 
     expected = (ticks(chart, "x")["40"], ticks(chart, "y")["60"])
 
@@ -121,7 +123,7 @@ def test_the_operating_point_lies_where_the_axes_say() -> None:
 
 
 def test_lines_differ_by_more_than_colour() -> None:
-    styles = [figures.style(i)[1:] for i in range(35)]
+    styles = [figures.choose_style(i)[1:] for i in range(35)]
 
     assert len({str(style) for style in styles}) == 35
 
@@ -131,7 +133,7 @@ def test_names_are_text(name: str) -> None:
     series = FALLING._replace(name=name)
 
     assert name in texts(stairs(series))
-    assert name in texts(figures.roc([series], alt=""))
+    assert name in texts(figures.draw_roc([series], alt=""))
 
 
 def test_small_values_on_an_axis_keep_their_digits() -> None:
@@ -167,7 +169,7 @@ def test_names_of_lines_that_end_together_do_not_overlap() -> None:
     ],
 )
 def test_places_are_apart_and_inside(values: list[float], expected: list[float]) -> None:
-    assert figures.spread(values, 1.0, 0.0, 10.0) == expected
+    assert figures.spread_values(values, 1.0, 0.0, 10.0) == expected
 
 
 def test_a_line_of_many_points_stays_small() -> None:
@@ -183,7 +185,7 @@ def test_no_state_of_pyplot_is_touched() -> None:
     code = (
         "import sys; from robusteval.reports import figures as f;"
         "assert 'matplotlib' not in sys.modules;"
-        "f.steps([f.Series('a', [0, 1], [1, 0])], xlabel='', ylabel='', alt='');"
+        "f.draw_steps([f.Series('a', [0, 1], [1, 0])], xlabel='', ylabel='', alt='');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
 

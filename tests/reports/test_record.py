@@ -34,7 +34,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from robusteval.reports import attack_tables, formatting, gate_words
-from robusteval.reports.markdown import document, shortened
+from robusteval.reports.markdown import list_lines, shorten_document
 from robusteval.reports.measures import build_rate, to_json_types
 from robusteval.reports.record import GateOutcome, GateRow
 from robusteval.runs import metrics
@@ -1068,11 +1068,11 @@ def test_a_long_document_is_cut_between_lines_with_a_note(shielded: Run, limit: 
 
 
 def test_a_table_is_not_cut_within_its_head(shielded: Run) -> None:
-    lines = list(document(record_of(shielded)))
+    lines = list(list_lines(record_of(shielded)))
     rule = next(i for i, line in enumerate(lines) if line.startswith("| :-"))
     upto = sum(len(line.encode()) + 1 for line in lines[:rule])
 
-    cut = shortened(lines, upto + 70)
+    cut = shorten_document(lines, upto + 70)
 
     assert lines[rule - 3].startswith("### ")
     assert cut[:-2] == lines[: rule - 4]
