@@ -31,7 +31,7 @@ from robusteval.interpreters.gradient import (
     smoothgrad,
 )
 from robusteval.interpreters.rectifiers import smooth_relu
-from robusteval.interpreters.scaling import min_max, resize
+from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier, counting, frozen
 from robusteval.registry import INTERPRETERS
 
@@ -851,20 +851,3 @@ def test_a_batch_costs_one_pass(
 
     assert passes.forwards.tolist() == [forwards] * 7
     assert passes.backwards.tolist() == [backwards] * 7
-
-
-# Maps
-
-
-def test_min_max_stretches_each_map_and_leaves_a_constant_one_empty() -> None:
-    maps = torch.tensor([[1.0, 3.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0]]).view(2, 1, 2, 2)
-    expected = torch.tensor([[0.0, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
-
-    assert torch.equal(min_max(maps), expected)
-    assert len(min_max(maps[:0])) == 0
-
-
-def test_resizing_keeps_a_constant_and_interpolates_between_cells() -> None:
-    ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
-
-    assert resize(ramp, (1, 4)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
