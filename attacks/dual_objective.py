@@ -23,9 +23,9 @@ from robusteval.interpreters.meaningful_perturbation import (
     build_deletion,
     draw_offsets,
 )
-from robusteval.models.classifier import Classifier, block_size, predictions, rows
+from robusteval.models.classifier import Classifier, choose_block_size, predictions, rows
 from robusteval.models.failures import is_out_of_memory
-from robusteval.models.seeds import per_image, random_targets
+from robusteval.models.seeds import draw_targets, per_image
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.losses import margin
@@ -66,7 +66,7 @@ def attack_in_parts(attack: Attack) -> Attack:
                 )
 
         inner = next((part for part in model.modules() if isinstance(part, Classifier)), None)
-        least = (inner and inner.block) or block_size(x.shape[1:].numel(), x.device)
+        least = (inner and inner.block) or choose_block_size(x.shape[1:].numel(), x.device)
         size = 4 * least
         left = torch.arange(len(x), device=x.device)
         found: list[Tensor] = []
@@ -362,6 +362,6 @@ def choose_classes(logits: Tensor, y: Tensor, target: Target, seeds: Tensor | No
         raise ValueError("there is no class to reach: the model has only one")
     if target == "random":
         drawn = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds
-        return random_targets(y, drawn, logits.shape[1])
+        return draw_targets(y, drawn, logits.shape[1])
     others = logits.scatter(1, y.unsqueeze(1), -torch.inf if target == "runner_up" else torch.inf)
     return others.argmax(1) if target == "runner_up" else others.argmin(1)

@@ -11,7 +11,7 @@ from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
 from robusteval.models.classifier import Classifier
-from robusteval.models.masked import masked
+from robusteval.models.masked import mask_units
 from robusteval.progress import Progress
 from robusteval.runs.metrics import accuracy, find_right, robust_accuracy
 from robusteval.runs.statistics import Rate, count_pairs, sign_test
@@ -61,7 +61,7 @@ def judge_masks(
     shields = [
         ReadyDefense(
             Spec(name, {}),
-            masked(classifier, chosen.layer, masks),
+            mask_units(classifier, chosen.layer, masks),
             {"name": name, "mask": masks.tolist()},  # chance may choose the same units
         )
         for name, masks in (("mask", chosen.masks), ("control", chosen.control))

@@ -21,7 +21,7 @@ from robusteval.models.admission import check_images, check_labels
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error
-from robusteval.models.masked import Masked, activations
+from robusteval.models.masked import Masked, measure_activations
 from robusteval.progress import Progress, Silent
 from robusteval.runs.types import Spec
 
@@ -123,7 +123,7 @@ def choose_masks(
         x, y = (part.to(classifier.device) for part in ranking[:2])
         with raise_as_run_error("the network broke"):
             layer = find_penultimate_layer(classifier, x) if layer is None else layer
-            width = activations(classifier, x[:2], layer).shape[1]
+            width = measure_activations(classifier, x[:2], layer).shape[1]
         count = count_units(units, width, layer)
         if per_class:
             check_every_class(y, k)

@@ -16,7 +16,7 @@ from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.perturbing import choose_goals
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
-from robusteval.models.classifier import Classifier, block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predictions
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress, Silent
@@ -61,7 +61,7 @@ class Study:
     @property
     def batch(self) -> int:
         """Images at a time."""
-        return 4 * block_size(int(np.prod(self.data.shape)), self.model.device)
+        return 4 * choose_block_size(int(np.prod(self.data.shape)), self.model.device)
 
     @cached_property
     def circumstances(self) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import observe_head
-from robusteval.models.architecture import build
+from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier, frozen
 
 from .held_out import hold_out_images
@@ -57,7 +57,7 @@ def build_untrained(
         raise UsageError("give both --mean and --std, or neither")
     labels = int(data.labels.max()) + 1 if len(data) else 0
     classes = num_classes or max(len(data.class_names or ()), labels, 2)
-    built = build(arch, classes, {}, seed=settings.seed)
+    built = build_network(arch, classes, {}, seed=settings.seed)
     if mean is None or std is None:
         x = data.batch(hold_out_images(data, settings.held_out, settings.seed)[0][:MEASURED]).x
         mean = [round(value, 4) for value in x.mean((0, 2, 3)).tolist()]
@@ -74,7 +74,7 @@ def build_untrained(
 
 def find_input_channels(arch: str) -> int | None:
     """Find how many channels an architecture takes, where its first convolution says so."""
-    network = build(arch, 2, {}).network
+    network = build_network(arch, 2, {}).network
     first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 

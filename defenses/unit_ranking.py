@@ -17,9 +17,9 @@ from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances, hash_inputs
 from robusteval.interpreters.cam import agree, observe_calls, observe_head
-from robusteval.models.classifier import Classifier, block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predictions
 from robusteval.models.failures import raise_as_run_error
-from robusteval.models.masked import activations, masked
+from robusteval.models.masked import mask_units, measure_activations
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress
 from robusteval.runs.types import Columns
@@ -45,7 +45,7 @@ def find_penultimate_layer(classifier: Classifier, x: Tensor) -> str:
                 for name, shape in reversed(layers.items()):
                     if shape != features.shape[1:]:
                         continue
-                    _, tried = observe_calls(masked(classifier, name, keep), x)
+                    _, tried = observe_calls(mask_units(classifier, name, keep), x)
                     if tried[0].linear and agree(means * keep, tried[0].linear.input):
                         return name
     known = [f"{name} ({shape[0]} units)" for name, shape in layers.items()][-LISTED:]
@@ -107,7 +107,7 @@ def attack_images(
     found = ResumableMap(done.parts, progress).map(
         f"{attack.spec}, to rank units",
         hash_inputs(facts, tuple(each.cpu().numpy() for each in (x, goal, seeds))),
-        split_rows(np.arange(len(x)), 4 * block_size(x[0].numel(), device)),
+        split_rows(np.arange(len(x)), 4 * choose_block_size(x[0].numel(), device)),
         perturb_rows,
     )
     return x, torch.from_numpy(found["x_adv"]).to(x), y
@@ -119,7 +119,7 @@ def measure_sensitivity(classifier: Classifier, x: Tensor, x_adv: Tensor, layer:
 
     Reconstructed, see above. Without the deviation, units of large values would always come first.
     """
-    before, after = (activations(classifier, z, layer).double().cpu() for z in (x, x_adv))
+    before, after = (measure_activations(classifier, z, layer).double().cpu() for z in (x, x_adv))
     natural = before.std(0) if len(x) > 1 else torch.ones_like(before[0])
     # of a unit that never moves by itself nothing can be said
     return (after - before).abs() / torch.where(natural > 0, natural, torch.inf)
@@ -138,7 +138,7 @@ def measure_importance(
         if layer == find_penultimate_layer(classifier, x):
             features, weight, _ = observe_head(classifier, x)
             return (features.double().mean((2, 3)) * weight[y]).abs().cpu()
-    width = activations(classifier, x[:1], layer).shape[1]
+    width = measure_activations(classifier, x[:1], layer).shape[1]
 
     def logit(model: Classifier) -> Tensor:
         logits: Tensor = model(x)
@@ -150,7 +150,7 @@ def measure_importance(
     for unit in range(width):
         keep = torch.ones(width)
         keep[unit] = 0
-        columns.append((logit(masked(classifier, layer, keep)) - whole).abs())
+        columns.append((logit(mask_units(classifier, layer, keep)) - whole).abs())
         progress.advance(1)
     progress.end()
     return torch.cat(columns, 1).cpu()

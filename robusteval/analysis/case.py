@@ -21,7 +21,7 @@ from robusteval.evaluation.work_cache import (
     describe_circumstances,
     hash_inputs,
 )
-from robusteval.models.classifier import Classifier, block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predictions
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress
@@ -121,7 +121,7 @@ def build_case(
 
     n = len(x)
     # attacks of other packages that draw from global state need all images at once
-    size = n if attack.foreign else 4 * block_size(x.shape[1:].numel(), model.device)
+    size = n if attack.foreign else 4 * choose_block_size(x.shape[1:].numel(), model.device)
     columns = work.map(
         str(attack.spec),
         ["attack", str(attack.spec), attack.resolved],

@@ -38,7 +38,7 @@ from robusteval.evaluation.work_cache import WorkCache
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus
 from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.environment import environment
+from robusteval.models.environment import describe_environment
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
@@ -150,7 +150,7 @@ def explain(
         record["provenance"] = {
             "model": identify_model(classifier, data, case.positions),
             "data": {"name": data.name, "total": len(data), "shape": list(data.shape)},
-            "environment": environment(classifier.device),
+            "environment": describe_environment(classifier.device),
             "resolved": ready.resolved,
             "seed": seed,
             "side": side,

@@ -138,8 +138,8 @@ def mask(
     with open_session(request.open_both) as session:
         from robusteval.defenses.mask_judgement import judge_masks
         from robusteval.defenses.masking import choose_masks
-        from robusteval.models.checkpoint import contents, save
-        from robusteval.models.masked import masked
+        from robusteval.models.checkpoint import collect_state, save
+        from robusteval.models.masked import mask_units
 
         classifier, images, progress, _ = session
         done = session.resume_work(out)
@@ -165,8 +165,8 @@ def mask(
             done=done,
             progress=progress,
         )
-        network = masked(classifier, chosen.layer, chosen.masks, chosen.ranking.ids).network
-        state, facts = contents(network)
+        network = mask_units(classifier, chosen.layer, chosen.masks, chosen.ranking.ids).network
+        state, facts = collect_state(network)
         facts["mask"] |= {"rank": rank, "attack": str(spec), "data": images.name, "seed": seed}
         assert classifier.arch is not None  # it was loaded
         save(

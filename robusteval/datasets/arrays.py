@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from robusteval.datasets.checks import (
@@ -11,7 +9,7 @@ from robusteval.datasets.checks import (
     check_values,
     convert_labels,
 )
-from robusteval.datasets.dataset import Data
+from robusteval.datasets.dataset import ArraySource, Data
 from robusteval.errors import NothingEvaluated
 
 
@@ -45,33 +43,6 @@ def from_arrays(
     source = build_array_source(name, images, labels, class_names)
     c, h, w = source.image(0).shape
     return Data(source, (c, h, w))
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySource:
-    """Images in one array, `(n, c, h, w)`: integers from 0 to 255 or floats in [0, 1]."""
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def where(self, index: int) -> str:
-        """Name the data set and the position."""
-        return f"{self.name}, image {index}"
-
-    def raw(self, index: int) -> bytes:
-        """Give the stored values with their type, whatever the layout they were stored in."""
-        return self.images.dtype.str.encode() + np.ascontiguousarray(self.images[index]).tobytes()
-
-    def image(self, index: int) -> np.ndarray:
-        """Scale one image, `(c, h, w)`, to float32 in [0, 1]."""
-        pixels = np.array(self.images[index], dtype=np.float32, order="C")
-        return pixels / np.float32(255) if self.images.dtype.kind in "iu" else pixels
 
 
 def build_array_source(

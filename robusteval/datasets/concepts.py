@@ -91,9 +91,9 @@ class Generated:
         down, across = np.mgrid[:height, :width] + 0.5
         v = (down - rng.uniform(radius, height - radius)) / radius
         u = (across - rng.uniform(radius, width - radius)) / radius
-        inside = drawn(self.shapes[form], u, v)
+        inside = draw_shape(self.shapes[form], u, v)
         period = max(2, round(radius / 2.5))
-        bright = pattern(self.textures[texture], down, across, period)
+        bright = draw_texture(self.textures[texture], down, across, period)
         paint = np.asarray(self.colours[self._shown[colour]])[:, None, None]
         # a texture alternates between its colour and a shade of it
         painted = paint * bright + (0.75 * paint + 0.12) * (1 - bright)
@@ -108,7 +108,7 @@ class Generated:
         return Probe(torch.from_numpy(image).float(), dict.fromkeys(found, mask), categories)
 
 
-def drawn(form: str, u: Array, v: Array) -> Array:
+def draw_shape(form: str, u: Array, v: Array) -> Array:
     """Where a shape of radius one around the origin is."""
     reach = np.hypot(u, v)
     shapes: dict[str, Array] = {
@@ -121,7 +121,7 @@ def drawn(form: str, u: Array, v: Array) -> Array:
     return shapes[form]
 
 
-def pattern(texture: str, down: Array, across: Array, period: int) -> Array:
+def draw_texture(texture: str, down: Array, across: Array, period: int) -> Array:
     """Where a texture has its own colour, 0 or 1."""
     row, column = (np.floor(2 * along / period).astype(int) for along in (down, across))
     bright = {
@@ -251,17 +251,19 @@ def is_image(path: Path) -> bool:
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """An image ``(c, h, w)`` in [0, 1]; UsageError if it cannot be read."""
     mode = "L" if shape[0] == 1 else "RGB"
-    values = np.asarray(opened(path, mode, shape, Image.Resampling.BILINEAR), dtype=np.float32)
+    values = np.asarray(
+        open_picture(path, mode, shape, Image.Resampling.BILINEAR), dtype=np.float32
+    )
     return torch.from_numpy(values.reshape(*shape[1:], -1).transpose(2, 0, 1) / 255).contiguous()
 
 
 def read_labels(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A picture of labels ``(h, w)`` int64: red plus 256 times green."""
-    values = np.asarray(opened(path, "RGB", shape, Image.Resampling.NEAREST), dtype=np.int64)
+    values = np.asarray(open_picture(path, "RGB", shape, Image.Resampling.NEAREST), dtype=np.int64)
     return torch.from_numpy(values[..., 0] + 256 * values[..., 1])
 
 
-def opened(
+def open_picture(
     path: Path, mode: str, shape: tuple[int, int, int], how: Image.Resampling
 ) -> Image.Image:
     """A picture of one mode and size."""

@@ -79,6 +79,43 @@ class Source(Protocol):
         ...
 
 
+class Images(Protocol):
+    """Images of one kind by position, an array or something that reads them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images as arrays `(c, h, w)`: integers from 0 to 255 or floats in [0, 1]."""
+
+    name: str
+    images: Images
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, index: int) -> str:
+        """Name the data set and the position."""
+        return f"{self.name}, image {index}"
+
+    def raw(self, index: int) -> bytes:
+        """Give the stored values with their type, whatever the layout they were stored in."""
+        stored = self.images[index]
+        return stored.dtype.str.encode() + np.ascontiguousarray(stored).tobytes()
+
+    def image(self, index: int) -> np.ndarray:
+        """Scale one image, `(c, h, w)`, to float32 in [0, 1]."""
+        stored = self.images[index]
+        pixels = np.array(stored, dtype=np.float32, order="C")
+        return pixels / np.float32(255) if stored.dtype.kind in "iu" else pixels
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """A source and how its images are brought to one shape.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robusteval.datasets.arrays import ArraySource
+from robusteval.datasets.dataset import ArraySource
 from robusteval.datasets.images import resize_plane
 from robusteval.registry import DATA_SOURCES
 

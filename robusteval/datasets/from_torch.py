@@ -14,7 +14,7 @@ from robusteval.datasets.checks import (
     convert_labels,
     raise_as_unreadable,
 )
-from robusteval.datasets.dataset import Data, build_data, check_shape_options
+from robusteval.datasets.dataset import ArraySource, Data, build_data, check_shape_options
 from robusteval.datasets.images import read_pixels
 from robusteval.errors import NothingEvaluated, UsageError
 
@@ -82,51 +82,31 @@ def from_dataset(
         known = getattr(dataset, "classes", None)
         class_names = known if isinstance(known, list | tuple) else None
     names = None if class_names is None else tuple(map(str, class_names))
-    source = DatasetSource(dataset, name, names, channels)
+    images = DatasetImages(dataset, name, channels)
+    source = ArraySource(name, images, images.read_labels(), names)
     return build_data(source, channels=channels, size=size, resize=resize)
 
 
-class DatasetSource:
-    """The images and labels of a data set of PyTorch; see `from_dataset`."""
+class DatasetImages:
+    """The images of a data set of PyTorch as arrays; as many are kept as there is room for."""
 
-    notes: tuple[str, ...] = ()
-
-    def __init__(
-        self,
-        dataset: MapDataset,
-        name: str,
-        class_names: tuple[str, ...] | None,
-        channels: int | None,
-    ) -> None:
-        self.dataset, self.name, self.class_names = dataset, name, class_names
-        self.channels = channels
+    def __init__(self, dataset: MapDataset, name: str, channels: int | None) -> None:
+        self.dataset, self.name, self.channels = dataset, name, channels
         self._kept: dict[int, np.ndarray] = {}
         self._room = MAX_KEPT
         with raise_as_unreadable(name, "its length must be a number"):
             self._length = len(dataset)
         if not self._length:
             raise NothingEvaluated(f"{name} holds no images: there is nothing to evaluate")
-        self.labels = self._read_labels()
 
     def __len__(self) -> int:
         return self._length
 
-    def where(self, index: int) -> str:
-        """Name the data set and the position."""
-        return f"{self.name}, image {index}"
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        kept = self._kept.get(index)
+        return self._read_pair(index)[0] if kept is None else kept
 
-    def raw(self, index: int) -> bytes:
-        """Give the values with their type, as `robusteval.datasets.arrays.ArraySource` does."""
-        pixels = self._read_image(index)
-        return pixels.dtype.str.encode() + pixels.tobytes()
-
-    def image(self, index: int) -> np.ndarray:
-        """Scale one image, `(c, h, w)`, to float32 in [0, 1]."""
-        stored = self._read_image(index)
-        pixels = np.array(stored, dtype=np.float32, order="C")
-        return pixels / np.float32(255) if stored.dtype.kind in "iu" else pixels
-
-    def _read_labels(self) -> np.ndarray:
+    def read_labels(self) -> np.ndarray:
         """Labels ``(n,)`` int64, as listed or of every item; the first items are checked."""
         first = range(min(LOOKED_AT, len(self)))
         pairs = [self._read_pair(index) for index in first]
@@ -153,13 +133,9 @@ class DatasetSource:
             raise UsageError(f"{self.name} has labels of several shapes: give one integer each")
         return convert_labels(self.name, np.stack(labels), len(labels))
 
-    def _read_image(self, index: int) -> np.ndarray:
-        kept = self._kept.get(index)
-        return self._read_pair(index)[0] if kept is None else kept
-
     def _read_pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image ``(c, h, w)`` and label of an item; the image is kept while there is room."""
-        where = self.where(index)
+        where = f"{self.name}, image {index}"
         with raise_as_unreadable(where, "mend the data set or its transform"):
             item = self.dataset[index]
         if not isinstance(item, tuple | list) or len(item) < 2:

@@ -11,12 +11,13 @@ from typing import IO
 
 import numpy as np
 
-from robusteval.datasets.arrays import ArraySource, build_array_source
+from robusteval.datasets.arrays import build_array_source
 from robusteval.datasets.checks import (
     CHUNK,
     explain_cause,
     raise_as_unreadable,
 )
+from robusteval.datasets.dataset import ArraySource
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import DATA_SOURCES
 

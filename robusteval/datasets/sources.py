@@ -13,9 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from robusteval.datasets.arrays import ArraySource
+import numpy as np
+
 from robusteval.datasets.checks import raise_as_unreadable
-from robusteval.datasets.dataset import Data, Source, build_data, check_shape_options
+from robusteval.datasets.dataset import ArraySource, Data, Source, build_data, check_shape_options
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES, Entry
 
@@ -81,9 +82,8 @@ def open_data(
     check_shape_options(channels, size, resize)
     options = {"split": split, "download": download, "channels": channels or 3}
     source = _open_source(spec, options)
-    return build_data(
-        source, channels=channels, size=size, resize=resize, even=isinstance(source, ArraySource)
-    )
+    even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
+    return build_data(source, channels=channels, size=size, resize=resize, even=even)
 
 
 def list_kinds() -> list[tuple[str, str]]:

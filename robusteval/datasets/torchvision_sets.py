@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.datasets.arrays import ArraySource, build_array_source
+from robusteval.datasets.arrays import build_array_source
 from robusteval.datasets.checks import (
     explain_cause,
 )
+from robusteval.datasets.dataset import ArraySource
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import DATA_SOURCES
 

@@ -16,7 +16,7 @@ from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.map_changes import QUALITY, Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import Classifier, block_size
+from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.storage import digest
@@ -100,7 +100,7 @@ class Cells:
         batches.shrink = self.shrinking.shrink_blocks
         values = int(np.prod(plan.data.shape))
         # several blocks, so that padding is little when most images of a batch are finished
-        self.sizes = BatchSizes(4 * block_size(values, plan.classifier.device), batch_size)
+        self.sizes = BatchSizes(4 * choose_block_size(values, plan.classifier.device), batch_size)
         self.keys: list[str] = []  # of the cells that were finished or found, in their order
 
     def compute_clean(self, target: Target) -> None:

@@ -12,7 +12,7 @@ from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier, Passes, counting
 from robusteval.models.failures import raise_as_run_error
-from robusteval.models.seeds import random_targets
+from robusteval.models.seeds import draw_targets
 
 
 class Perturbed(NamedTuple):
@@ -81,4 +81,4 @@ def choose_goals(attack: Attack, y: Tensor, seeds: Tensor, classes: int) -> Tens
 
     Each image's from its own seed ``(n,)``, among `classes` and never its label.
     """
-    return random_targets(y, seeds, classes) if attack.threat.targeted else y
+    return draw_targets(y, seeds, classes) if attack.threat.targeted else y

@@ -17,7 +17,7 @@ from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
-from robusteval.models.environment import versions
+from robusteval.models.environment import list_versions
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
@@ -167,7 +167,7 @@ def prepare_plan(
         "probes": probes,
         "model": identify_model(model, data, index),
         "data": {"name": data.name, "sha256": sha256},
-        "versions": versions(),
+        "versions": list_versions(),
         "device": model.device.type,
         **describe_interpreters(explained),
     }

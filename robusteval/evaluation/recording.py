@@ -8,7 +8,7 @@ from typing import Any
 
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.target import Target
-from robusteval.models.environment import environment
+from robusteval.models.environment import describe_environment
 from robusteval.runs.folder import Store
 from robusteval.runs.types import Columns, Finding, Outcome, Run
 
@@ -46,7 +46,7 @@ class Recording:
             config={**plan.config, "command": self.command},
             model=plan.config["model"],
             data=self._describe_data(),
-            environment=environment(plan.classifier.device),
+            environment=describe_environment(plan.classifier.device),
             clean={**self.targets[0].clean, **self.quality},
             outcomes=tuple(self.outcomes),
             findings=tuple(self.findings),

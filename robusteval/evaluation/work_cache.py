@@ -13,7 +13,7 @@ import numpy as np
 
 from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.classifier import Classifier
-from robusteval.models.environment import environment
+from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
 from robusteval.runs.storage import PartFolder, digest, pack, unpack, write_atomically
 
@@ -103,4 +103,4 @@ def describe_circumstances(classifier: Classifier, seed: int) -> list[Any]:
     """
     masks = locate_mask_network(classifier)
     rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
-    return [environment(classifier.device), hash_model(classifier), rts, seed]
+    return [describe_environment(classifier.device), hash_model(classifier), rts, seed]

@@ -18,7 +18,7 @@ from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.rectifiers import Slope, guide_relu, smooth_relu
-from robusteval.models.classifier import Classifier, block_size
+from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.models.seeds import per_image
 from robusteval.registry import INTERPRETERS
 
@@ -287,7 +287,7 @@ def compute_mean_gradient(
     """
     first = variant(0)
     n, shape = len(first), first.shape[1:]
-    together = max(1, block_size(shape.numel(), first.device) // max(n, 1))
+    together = max(1, choose_block_size(shape.numel(), first.device) // max(n, 1))
     total = torch.zeros_like(first)
     for start in range(0, count, together):
         variants = [variant(i) for i in range(start, min(start + together, count))]

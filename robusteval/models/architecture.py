@@ -39,18 +39,18 @@ class Built:
     sha256: str | None = None
 
 
-def shown(text: str) -> str:
+def escape(text: str) -> str:
     """Text from a file, safe to print."""
     return text[:200] if text.isprintable() else ascii(text[:200])
 
 
-def public_name(arch: str) -> str:
+def name_publicly(arch: str) -> str:
     """The architecture without folders, which are nobody else's business."""
     source, _, function = arch.rpartition(":")
     return f"{Path(source).name}:{function}" if source.endswith(".py") else arch
 
 
-def build(arch: str, num_classes: int | None, state: State, *, seed: int = 0) -> Built:
+def build_network(arch: str, num_classes: int | None, state: State, *, seed: int = 0) -> Built:
     """The architecture with random weights; the global generator is left as it was."""
     kind, _, name = arch.partition(":")
     sized = {} if num_classes is None else {"num_classes": num_classes}
@@ -114,7 +114,7 @@ def _from_timm(name: str, sized: dict[str, Any]) -> nn.Module:
 
 def _unknown(sentence: str, name: str, known: Sequence[str]) -> NoReturn:
     close = difflib.get_close_matches(name, known, 3) or sorted(known)[:3]
-    raise UsageError(f"{shown(sentence)}; there is {', '.join(close) or 'none'}") from None
+    raise UsageError(f"{escape(sentence)}; there is {', '.join(close) or 'none'}") from None
 
 
 def _from_user(arch: str, sized: dict[str, Any]) -> Built:
@@ -123,9 +123,9 @@ def _from_user(arch: str, sized: dict[str, Any]) -> Built:
         raise UsageError(f"--arch {arch} names no function: write {arch}:FUNCTION")
     if not source:
         raise UsageError(f"--arch {arch} is not an architecture: give {ARCH_FORMS}")
-    name = public_name(arch)
+    name = name_publicly(arch)
     if not source.endswith(".py"):
-        with reported(name):
+        with raise_as_architecture_error(name):
             module = importlib.import_module(source)
         code = [Path(file)] if (file := getattr(module, "__file__", None)) else []
         return Built(_called(module, function, name, sized), name, _hash(code))
@@ -143,7 +143,7 @@ def _executed(path: Path, name: str) -> ModuleType:
     module = ModuleType(f"_robusteval_arch_{hashlib.sha256(bytes(path)).hexdigest()[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
-    with reported(name):
+    with raise_as_architecture_error(name):
         # under the rules of their file, not under the __future__ imports of ours
         code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
@@ -155,7 +155,7 @@ def _called(module: ModuleType, function: str, name: str, sized: dict[str, Any])
     if not callable(factory):
         known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
         _unknown(f"{name}: there is no function {function}", function, known)
-    with reported(name):
+    with raise_as_architecture_error(name):
         network = factory(**(sized if _accepts_classes(factory) else {}))
     if not isinstance(network, nn.Module):
         raise UsageError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
@@ -168,7 +168,7 @@ def _accepts_classes(factory: Callable[..., object]) -> bool:
 
 
 @contextmanager
-def reported(name: str) -> Iterator[None]:
+def raise_as_architecture_error(name: str) -> Iterator[None]:
     """Anything that goes wrong in a user's code, in one sentence."""
     try:
         yield
@@ -220,7 +220,7 @@ def _hash(files: Sequence[Path]) -> str | None:
     return hashlib.sha256(b"".join(h.digest() for h in hashes)).hexdigest()
 
 
-class Preset(NamedTuple):
+class Preprocessing(NamedTuple):
     """How the publisher of an architecture prepares images for it."""
 
     mean: list[float]
@@ -234,17 +234,17 @@ class Preset(NamedTuple):
         return self.shape[-1]
 
 
-def preset_of(arch: str, network: nn.Module) -> Preset | None:
+def find_preset(arch: str, network: nn.Module) -> Preprocessing | None:
     kind, _, name = arch.partition(":")
     if kind == "torchvision":
         recipe = _torchvision_models().get_model_weights(name).DEFAULT.transforms()
         crop, resize = recipe.crop_size[0], recipe.resize_size[0]
         origin = f"torchvision's preset for {name}"
-        return Preset(list(recipe.mean), list(recipe.std), (3, crop, crop), resize, origin)
+        return Preprocessing(list(recipe.mean), list(recipe.std), (3, crop, crop), resize, origin)
     recipe = getattr(network, "default_cfg", None)
     if kind == "timm" and recipe:
         c, h, w = recipe["input_size"]
         resize = math.floor(h / recipe["crop_pct"])
         origin = f"timm's preset for {name}"
-        return Preset(list(recipe["mean"]), list(recipe["std"]), (c, h, w), resize, origin)
+        return Preprocessing(list(recipe["mean"]), list(recipe["std"]), (c, h, w), resize, origin)
     return None

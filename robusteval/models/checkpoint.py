@@ -20,9 +20,9 @@ from robusteval.models.architecture import (
     Built,
     Shape,
     State,
-    preset_of,
-    public_name,
-    shown,
+    escape,
+    find_preset,
+    name_publicly,
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import pick_device
@@ -96,7 +96,7 @@ def load(
     arch = arch or _find_arch(notes, path.name)
     wanted = num_classes or _find_classes(notes, state, path.name)
     built = build_with_weights(arch, wanted, state, path.name)
-    preset = preset_of(arch, built.network)
+    preset = find_preset(arch, built.network)
     built = _insert_masks(built, masks, notes, path.name)
     shape = _find_shape(notes, path.name) or (preset.shape if preset else None)
     channels, found = _probe_network(built, shape)
@@ -168,7 +168,7 @@ def save(
     """
     notes = facts | {
         "format": "robusteval 1",
-        "arch": public_name(arch),
+        "arch": name_publicly(arch),
         "num_classes": num_classes,
         "input": input_shape,
         "mean": None if mean is None else list(mean),
@@ -178,7 +178,7 @@ def save(
     write_atomically(Path(path), serialise_safetensors(state, texts))
 
 
-def contents(network: nn.Module) -> tuple[State, dict[str, Any]]:
+def collect_state(network: nn.Module) -> tuple[State, dict[str, Any]]:
     """What `save` needs of a network: its state dict, and facts if units of it are masked."""
     if not isinstance(network, Masked):
         return network.state_dict(), {}
@@ -193,8 +193,8 @@ def _find_arch(notes: Mapping[str, Any], file: str) -> str:
         raise UsageError(f"{file} does not say what network it is for: give --arch as {ARCH_FORMS}")
     if not isinstance(arch, str) or not arch.startswith(("torchvision:", "robusteval:")):
         raise UsageError(
-            f"{file} asks for the architecture {shown(str(arch))}, which a file may not choose, "
-            f"because that could run code: give --arch yourself as {ARCH_FORMS}"
+            f"{file} asks for the architecture {escape(str(arch))}, which a file may not choose,"
+            f" because that could run code: give --arch yourself as {ARCH_FORMS}"
         )
     return arch
 
@@ -205,7 +205,7 @@ def _find_classes(notes: Mapping[str, Any], state: State, file: str) -> int | No
         return None
     # a count that no tensor has could only ask for memory
     if type(value) is not int or all(tensor.shape[:1] != (value,) for tensor in state.values()):
-        raise UsageError(f"the metadata of {file} is wrong: num_classes is {shown(str(value))}")
+        raise UsageError(f"the metadata of {file} is wrong: num_classes is {escape(str(value))}")
     return value
 
 

@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         x = (x - self.mean) / self.std
         if self.training:
             return self._logits(x)
-        size = self.block or block_size(x.shape[1:].numel(), x.device)
+        size = self.block or choose_block_size(x.shape[1:].numel(), x.device)
         # memory format picks kernels too, so it is fixed as well
         return torch.cat([self._block(part, size) for part in torch.split(x.contiguous(), size)])
 
@@ -178,7 +178,12 @@ class ImageByImage(TorchFunctionMode):
         if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
             return self.linear(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name.rstrip("_") in SMOOTH and args and "out" not in kwargs and not full(args[0]):
+        if (
+            name.rstrip("_") in SMOOTH
+            and args
+            and "out" not in kwargs
+            and not fills_registers(args[0])
+        ):
             in_place = name.endswith("_") or kwargs.get("inplace", False)
             return self.pointwise(func, args, kwargs, in_place)
         return func(*args, **kwargs)
@@ -210,7 +215,7 @@ SMOOTH = {
 }
 
 
-def full(x: Tensor) -> bool:
+def fills_registers(x: Tensor) -> bool:
     """Whether a tensor fills vector registers to its end, however threads share it."""
     if x.device.type != "cpu":
         return True
@@ -219,7 +224,7 @@ def full(x: Tensor) -> bool:
     return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
 
 
-def block_size(values: int, device: torch.device) -> int:
+def choose_block_size(values: int, device: torch.device) -> int:
     """Images per network call, for images of `values` numbers: a power of two.
 
     On two cores a ResNet-20 runs fastest from 32 images of 32x32 up, a SqueezeNet at 2 to 4 images

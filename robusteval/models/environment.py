@@ -11,7 +11,7 @@ from robusteval import __version__
 from robusteval.errors import UsageError
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """The libraries that numbers depend on."""
     names = {
         "torch": "torch",
@@ -24,10 +24,10 @@ def versions() -> dict[str, str]:
     return {"robusteval": __version__, **found}
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Where a run was made, without names of machines or people."""
     return {
-        **versions(),
+        **list_versions(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -67,7 +67,7 @@ class Masked(nn.Module):
             )
         if not bool(((masks == 0) | (masks == 1)).all()):
             raise UsageError("masks must be of zeros and ones")
-        module_of(network, layer)
+        find_layer(network, layer)
         self.network = network
         self.layer = layer
         self.seen = np.zeros(0, np.uint64) if seen is None else seen
@@ -90,12 +90,12 @@ class Masked(nn.Module):
     @property
     def mask_facts(self) -> dict[str, Any]:
         """JSON-able: layer, per_class, units, and how many are masked (of each class, a mean)."""
-        masked = float((self.masks == 0).float().sum(-1).mean())
+        mask_units = float((self.masks == 0).float().sum(-1).mean())
         return {
             "layer": self.layer,
             "per_class": self.per_class,
             "units": self.masks.shape[-1],
-            "masked": int(masked) if masked.is_integer() else masked,
+            "masked": int(mask_units) if mask_units.is_integer() else mask_units,
         }
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,16 +132,16 @@ class Masked(nn.Module):
                 )
             return output * mask.view(-1, units, *[1] * (output.ndim - 2))
 
-        with intercepted(self.network, self.layer, scaled):
+        with intercept_layer(self.network, self.layer, scaled):
             yield
 
 
-def masked(
+def mask_units(
     classifier: Classifier, layer: str, masks: Tensor, seen: np.ndarray[Any, Any] | None = None
 ) -> Classifier:
     """The classifier with masks in it, see `Masked`; the network is shared."""
     network = Masked(classifier.network, layer, masks, seen)
-    return fed_alike(classifier, network, derive_identity(classifier, mask=network.mask_facts))
+    return build_alike(classifier, network, derive_identity(classifier, mask=network.mask_facts))
 
 
 class Units(nn.Module):
@@ -161,24 +161,24 @@ class Units(nn.Module):
             found.append(output.flatten(2).mean(2) if output.ndim == 4 else output)
             return output.clone()  # a ReLU in place would change what was kept
 
-        with intercepted(self.network, self.layer, keep):
+        with intercept_layer(self.network, self.layer, keep):
             self.network(x)
         if len(found[0]) != len(x):
             raise UsageError(f"layer {self.layer!r} does not run image by image: name another")
         return found[0]
 
 
-def activations(classifier: Classifier, x: Tensor, layer: str) -> Tensor:
+def measure_activations(classifier: Classifier, x: Tensor, layer: str) -> Tensor:
     """Mean activation ``(n, K)`` of each unit of a layer on images ``(n, c, h, w)``.
 
     UsageError if the layer is none of `Masked`'s.
     """
-    module_of(classifier.network, layer)
-    units: Tensor = fed_alike(classifier, Units(classifier.network, layer), {})(x)
+    find_layer(classifier.network, layer)
+    units: Tensor = build_alike(classifier, Units(classifier.network, layer), {})(x)
     return units
 
 
-def fed_alike(classifier: Classifier, network: nn.Module, identity: dict[str, Any]) -> Classifier:
+def build_alike(classifier: Classifier, network: nn.Module, identity: dict[str, Any]) -> Classifier:
     """Another network, given images as this classifier's is."""
     made = Classifier(
         network,
@@ -194,7 +194,7 @@ def fed_alike(classifier: Classifier, network: nn.Module, identity: dict[str, An
 
 
 @contextmanager
-def intercepted(
+def intercept_layer(
     network: nn.Module, layer: str, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Put a function of units ``(n, K)`` or ``(n, K, h', w')`` behind a layer, for one pass.
@@ -214,7 +214,7 @@ def intercepted(
             raise UsageError(f"layer {layer!r} runs several times per image: name another")
         return change(output)
 
-    handle = module_of(network, layer).register_forward_hook(hook)
+    handle = find_layer(network, layer).register_forward_hook(hook)
     try:
         yield
     finally:
@@ -223,7 +223,7 @@ def intercepted(
         raise UsageError(f"layer {layer!r} does not run in a forward pass: name another")
 
 
-def module_of(network: nn.Module, layer: str) -> nn.Module:
+def find_layer(network: nn.Module, layer: str) -> nn.Module:
     """The module of that name; UsageError with suggestions if there is none."""
     modules: dict[str, nn.Module] = dict(network.named_modules())
     if layer and layer in modules:

@@ -12,9 +12,9 @@ from robusteval.errors import UsageError
 from robusteval.models.architecture import (
     Built,
     State,
-    build,
-    reported,
-    shown,
+    build_network,
+    escape,
+    raise_as_architecture_error,
 )
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -23,10 +23,10 @@ MOST_LINES = 8
 
 def build_with_weights(arch: str, num_classes: int | None, state: State, file: str) -> Built:
     """The architecture with the weights in it; its class count is found from theirs."""
-    built = build(arch, num_classes, state)
+    built = build_network(arch, num_classes, state)
     weights, misfit = _compare_weights(built.network, state)
     if num_classes is None and (classes := misfit.find_classes()):
-        other = build(arch, classes, state)
+        other = build_network(arch, classes, state)
         if not _compare_weights(other.network, state)[1]:
             built, misfit = other, Misfit([], [], [])
     if misfit:
@@ -34,13 +34,13 @@ def build_with_weights(arch: str, num_classes: int | None, state: State, file: s
     for name, tensor in weights.items():
         if not bool(tensor.float().isfinite().all()):
             raise UsageError(
-                f"tensor {shown(name)} in {file} contains NaN or infinity: the model would "
+                f"tensor {escape(name)} in {file} contains NaN or infinity: the model would "
                 "answer nothing"
             )
     network = built.network.float().eval()
     complete = network.state_dict()  # with the format versions that some modules look up
     complete.update(weights)
-    with reported(built.name):
+    with raise_as_architecture_error(built.name):
         network.load_state_dict(complete)
     return built
 
@@ -69,10 +69,10 @@ class Misfit(NamedTuple):
             f"the weights in {file} do not fit {arch}: {len(self.missing)} tensors missing, "
             f"{len(self.unexpected)} unexpected, {len(self.shapes)} of another shape"
         ]
-        lines += _some("missing", (f"{shown(n)} {tuple(s)}" for n, s in self.missing))
-        lines += _some("unexpected", (f"{shown(n)} {tuple(s)}" for n, s in self.unexpected))
+        lines += _some("missing", (f"{escape(n)} {tuple(s)}" for n, s in self.missing))
+        lines += _some("unexpected", (f"{escape(n)} {tuple(s)}" for n, s in self.unexpected))
         shapes = (
-            f"{shown(name)} is {tuple(inside)} in the file, {tuple(wanted)} in the architecture"
+            f"{escape(name)} is {tuple(inside)} in the file, {tuple(wanted)} in the architecture"
             for name, inside, wanted in self.shapes
         )
         return "\n".join(lines + _some("shape", shapes))

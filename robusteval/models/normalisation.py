@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
 from robusteval.models.architecture import (
-    Preset,
+    Preprocessing,
 )
 
 
@@ -23,7 +23,7 @@ class Normalisation(NamedTuple):
 def choose_normalisation(
     given: tuple[Sequence[float] | None, Sequence[float] | None],
     notes: Mapping[str, Any],
-    preset: Preset | None,
+    preset: Preprocessing | None,
     channels: int | None,
 ) -> Normalisation:
     if given != (None, None):

@@ -45,6 +45,6 @@ def per_image(seeds: Tensor, shape: torch.Size, *, normal: bool = False) -> Tens
     return out
 
 
-def random_targets(labels: Tensor, seeds: Tensor, num_classes: int) -> Tensor:
+def draw_targets(labels: Tensor, seeds: Tensor, num_classes: int) -> Tensor:
     """For each image a class other than its label ``(n,)``, from its seed."""
     return (labels + 1 + seeds.to(labels.device) % (num_classes - 1)) % num_classes

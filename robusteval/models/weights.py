@@ -22,7 +22,7 @@ from torch import Tensor
 from robusteval.errors import Refused, UsageError
 from robusteval.models.architecture import (
     State,
-    shown,
+    escape,
 )
 
 WRAPPERS = (
@@ -68,7 +68,7 @@ def parse_checkpoint(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
         return _find_state(_torch_load(raw, file), file), {}
     names = _list_globals(raw, 1)
     if names:
-        raise _refusal(file, ", ".join(map(shown, dict.fromkeys(names[:4]))))
+        raise _refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
     if raw.startswith(b"\x80"):
         raise _damaged(file) if names is None else _without_state(file, "a plain pickle")
     start = raw[:1024].lstrip().lower()
@@ -184,7 +184,7 @@ def _torch_load(raw: bytes, file: str) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         wanted = named[1] if named else "more than plain tensors"
-        raise _refusal(file, shown(wanted)) from None
+        raise _refusal(file, escape(wanted)) from None
     except Exception:  # whatever damaged bytes lead to
         raise _damaged(file) from None
 
@@ -224,9 +224,9 @@ def check_plain_tensors(state: State, size: int, file: str) -> None:
     for name, tensor in state.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():
-            raise UsageError(f"tensor {shown(name)} in {file} is not a plain array of numbers")
+            raise UsageError(f"tensor {escape(name)} in {file} is not a plain array of numbers")
         if tensor.numel() * tensor.element_size() > size:
-            raise UsageError(f"tensor {shown(name)} in {file} is larger than the file")
+            raise UsageError(f"tensor {escape(name)} in {file} is larger than the file")
 
 
 def serialise_safetensors(state: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:

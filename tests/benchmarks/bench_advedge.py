@@ -39,7 +39,7 @@ from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, counting, frozen, predictions
 from robusteval.models.demo import demo
-from robusteval.models.seeds import random_targets
+from robusteval.models.seeds import draw_targets
 from robusteval.search.balls import quantise, ssim
 from robusteval.search.edges import Variant
 
@@ -93,7 +93,7 @@ def print_figures(
 ) -> None:
     """Baseline and the three variants."""
     seeds = torch.arange(len(x))
-    goal = random_targets(y, seeds, model.num_classes)
+    goal = draw_targets(y, seeds, model.num_classes)
     attacked = choose_map_settings(interpreter, settings, search, min(x.shape[2:]))
     table = Compared(model, x, y, goal, Interpreter.build_differentiable(interpreter, attacked))
     click.echo(

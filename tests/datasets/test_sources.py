@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from robusteval.datasets import checks, npz
-from robusteval.datasets.arrays import ArraySource
-from robusteval.datasets.dataset import Data, draw, image_id
+from robusteval.datasets.dataset import ArraySource, Data, draw, image_id
 from robusteval.datasets.images import SUFFIXES, png_round_trip
 from robusteval.datasets.sources import list_kinds, open_data
 from robusteval.datasets.torchvision_sets import TORCHVISION

@@ -16,10 +16,10 @@ from robusteval.errors import Refused, UsageError
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import hide_folder, is_detector, parse_defense
 from robusteval.interpreters.rts import locate_mask_network
-from robusteval.models.checkpoint import contents, load, save
+from robusteval.models.checkpoint import collect_state, load, save
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import hash_model
-from robusteval.models.masked import masked
+from robusteval.models.masked import mask_units
 from robusteval.runs.types import Spec
 
 SOURCE = "from toys import Bands\n\n\ndef bands():\n    return Bands()\n"
@@ -158,10 +158,10 @@ def test_no_defense_shares_the_identity_of_its_model(
     keep = torch.ones(units)
     keep[0] = 0
     masks = {
-        name: masked(model, next(iter(layer)), k) for name, k in (("", keep), (" 2", 1 - keep))
+        name: mask_units(model, next(iter(layer)), k) for name, k in (("", keep), (" 2", 1 - keep))
     }
     for name, made in masks.items():
-        state, facts = contents(made.network)
+        state, facts = collect_state(made.network)
         known: dict[str, Any] = {"arch": arch, "num_classes": 3, "input_shape": (3, 12, 12)}
         save(tmp_path / f"mask{name}.safetensors", state, mean=[0.5], std=[0.25], **known, **facts)
     retrained = {key: 1.5 * value for key, value in trained_bands.state_dict().items()}

@@ -27,7 +27,7 @@ from robusteval.defenses.unit_ranking import (
 from robusteval.errors import NothingEvaluated, UsageError
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier
-from robusteval.models.masked import Masked, activations, masked
+from robusteval.models.masked import Masked, mask_units, measure_activations
 from robusteval.progress import Silent
 from robusteval.runs.types import Outcome
 
@@ -293,7 +293,7 @@ def test_network_that_is_never_right_is_an_error(model: Classifier) -> None:
 
 def test_masks_on_masks_are_an_error(model: Classifier, data: Data) -> None:
     with pytest.raises(UsageError, match="has masks already"):
-        choose_masks(masked(model, "act", torch.ones(12)), data, units=3)
+        choose_masks(mask_units(model, "act", torch.ones(12)), data, units=3)
 
 
 def test_figures_are_those_of_an_evaluation(model: Classifier, data: Data) -> None:
@@ -302,7 +302,9 @@ def test_figures_are_those_of_an_evaluation(model: Classifier, data: Data) -> No
     found = judge_masks(model, data, chosen, attack=PGD, seed=4)
 
     images = from_arrays(chosen.judging.x.numpy(), chosen.judging.y.numpy())
-    alone = evaluate(masked(model, chosen.layer, chosen.masks), images, [PGD], seed=4, probes=False)
+    alone = evaluate(
+        mask_units(model, chosen.layer, chosen.masks), images, [PGD], seed=4, probes=False
+    )
     held = mask_judgement.find_robust(alone.attacks[0])
     assert (found.masked.adaptive.k, found.masked.adaptive.n) == (int(held.sum()), 30)
     assert found.masked.clean.k == int((alone.clean["pred_clean"] == alone.clean["label"]).sum())
@@ -403,6 +405,6 @@ def test_cost_is_told(after: int, said: str) -> None:
 def test_activations_follow_from_the_rows(model: Classifier, data: Data) -> None:
     x, _ = drawn(data)
 
-    torch.testing.assert_close(activations(model, x, "act"), x.mean((1, 3)) / 12)
-    assert isinstance(masked(model, "act", torch.ones(12)).network, Masked)
+    torch.testing.assert_close(measure_activations(model, x, "act"), x.mean((1, 3)) / 12)
+    assert isinstance(mask_units(model, "act", torch.ones(12)).network, Masked)
     assert isinstance(data.batch([0]), Batch)

@@ -46,7 +46,7 @@ from robusteval.defenses.training_start import build_untrained, find_input_chann
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models import checkpoint
-from robusteval.models.architecture import build
+from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.networks import ARCHITECTURES
 
@@ -113,7 +113,7 @@ def test_sum_of_a_map_is_the_logit_without_its_bias() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_own_architectures_have_maps(name: str) -> None:
     """Of the usual sizes of images, and their sums are the logits up to the bias."""
-    network = build(f"robusteval:{name}", 4, {}).network.eval()
+    network = build_network(f"robusteval:{name}", 4, {}).network.eval()
     linear = [part for part in network.modules() if isinstance(part, nn.Linear)][-1]
     size = 28 if name == "small_cnn" else 32
     channels = find_input_channels(f"robusteval:{name}") or 0

@@ -23,7 +23,7 @@ from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import EVASIONS, prepare_plan
 from robusteval.models.classifier import Classifier
-from robusteval.models.masked import masked
+from robusteval.models.masked import mask_units
 from robusteval.runs.folder import load_run
 from robusteval.runs.types import Columns, Outcome, Run, Spec
 
@@ -349,7 +349,7 @@ def test_two_defenses_of_one_name_are_refused(
 
 def test_masks_are_not_judged_on_the_images_that_chose_them(bands: Classifier, data: Data) -> None:
     ids = data.batch(range(7)).ids
-    model = masked(bands, "conv2", torch.tensor([0, 1, 1, 1, 1, 1.0]), ids)
+    model = mask_units(bands, "conv2", torch.tensor([0, 1, 1, 1, 1, 1.0]), ids)
     defense = ReadyDefense(Spec("masks", {}), model.eval(), {"is": "masks"})
 
     run = evaluate(bands, data, [NOISE], defenses=[defense], probes=False)

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.models.classifier import Classifier, block_size, counting, frozen, predictions, rows
+from robusteval.models.classifier import (
+    Classifier,
+    choose_block_size,
+    counting,
+    frozen,
+    predictions,
+    rows,
+)
 
 
 class Mixed(nn.Module):
@@ -154,9 +161,9 @@ def test_blocks_shrink_with_the_image() -> None:
     """Powers of two, more on an accelerator."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
-    assert block_size(3 * 32 * 32, cpu) == 32
-    assert block_size(3 * 224 * 224, cpu) == 2
-    assert block_size(3 * 224 * 224, cuda) == 64
+    assert choose_block_size(3 * 32 * 32, cpu) == 32
+    assert choose_block_size(3 * 224 * 224, cpu) == 2
+    assert choose_block_size(3 * 224 * 224, cuda) == 64
 
 
 def test_logits_that_are_not_finite_are_no_class() -> None:

@@ -19,7 +19,7 @@ from robusteval.evaluation.defense import Detector, WithDetector
 from robusteval.models import checkpoint
 from robusteval.models.classifier import MADE_FROM, Classifier, absorb, derive_identity
 from robusteval.models.identity import hash_answers, hash_model, identify_model
-from robusteval.models.masked import masked
+from robusteval.models.masked import mask_units
 from robusteval.models.networks import digits_cnn
 from robusteval.runs.storage import digest
 
@@ -82,8 +82,8 @@ def list_derived(parent: Classifier) -> dict[str, Classifier]:
     replaced = copy.deepcopy(parent)
     replaced.network = digits_cnn().eval()
     return {
-        "mask": masked(parent, "13", torch.tensor([0.0] + [1.0] * 9)),
-        "another mask": masked(parent, "13", torch.tensor([1.0] * 9 + [0.0])),
+        "mask": mask_units(parent, "13", torch.tensor([0.0] + [1.0] * 9)),
+        "another mask": mask_units(parent, "13", torch.tensor([1.0] * 9 + [0.0])),
         "squeezed to 4 bits": squeezed(parent),
         "squeezed to 5 bits": squeezed(parent, 5),
         "retrained": retrained(parent),
@@ -91,7 +91,7 @@ def list_derived(parent: Classifier) -> dict[str, Classifier]:
         "another network put in": replaced,
         "detector": guarded(parent),
         "another threshold": guarded(parent, 0.25),
-        "detector on a mask": guarded(masked(parent, "13", torch.tensor([0.0] + [1.0] * 9))),
+        "detector on a mask": guarded(mask_units(parent, "13", torch.tensor([0.0] + [1.0] * 9))),
     }
 
 

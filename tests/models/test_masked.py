@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from robusteval.datasets.arrays import from_arrays
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import cam, gradcam, observe_calls, observe_head
-from robusteval.models.checkpoint import contents, load, save
+from robusteval.models.checkpoint import collect_state, load, save
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import identify_model
-from robusteval.models.masked import Masked, activations, masked
+from robusteval.models.masked import Masked, mask_units, measure_activations
 from robusteval.models.networks import digits_cnn
 
 LAYER = "10"  # the ReLU before the pooling of `digits_cnn`
@@ -185,11 +185,11 @@ def test_masked_classifiers_are_told_apart(network: Pooled, x: Tensor, drawn: Te
     data = from_arrays(x.numpy(), np.arange(len(x)) % 4)
     hashes = {
         identify_model(model, data, np.arange(4))["sha256"]
-        for model in (plain, *(masked(plain, "body", mask) for mask in torch.eye(6)))
+        for model in (plain, *(mask_units(plain, "body", mask) for mask in torch.eye(6)))
     }
 
     assert len(hashes) == 7
-    assert masked(plain, "body", drawn).identity["arch"] == "mine"
+    assert mask_units(plain, "body", drawn).identity["arch"] == "mine"
     assert plain.identity == {"sha256": "of a file", "arch": "mine"}
 
 
@@ -218,7 +218,7 @@ def test_no_hook_survives(network: Pooled, x: Tensor, shape: tuple[int, ...]) ->
     with pytest.raises(UsageError):
         Masked(network, "body", torch.ones(7))(x)
     with pytest.raises(RuntimeError):
-        activations(classifier(network), x[:, :2], "body")
+        measure_activations(classifier(network), x[:, :2], "body")
     assert hooks(model) == 0
 
 
@@ -253,13 +253,15 @@ def test_activations_are_means_in_any_batch(network: Pooled, x: Tensor) -> None:
     model = classifier(network, block=4)
     inside = (x - 0.4) / 0.3
     expected = network.body(F.relu(network.stem(inside))).mean((2, 3))
-    units = activations(model, x, "body")
+    units = measure_activations(model, x, "body")
 
     torch.testing.assert_close(units, expected)
-    assert torch.equal(units, torch.cat([activations(model, row[None], "body") for row in x]))
-    torch.testing.assert_close(activations(model, x, "head"), network(inside))
+    assert torch.equal(
+        units, torch.cat([measure_activations(model, row[None], "body") for row in x])
+    )
+    torch.testing.assert_close(measure_activations(model, x, "head"), network(inside))
     with pytest.raises(UsageError, match="'rows' does not run image by image"):
-        activations(model, x, "rows")
+        measure_activations(model, x, "rows")
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -272,7 +274,7 @@ def test_maps_are_those_of_the_masked_network(
     network.forward = lambda x: network.head(  # type: ignore[method-assign]
         network.get_submodule(layer)(F.relu(network.body(F.relu(network.stem(x))))).mean((2, 3))
     )
-    model = masked(classifier(network, block=4), layer, drawn if per_class else drawn[2])
+    model = mask_units(classifier(network, block=4), layer, drawn if per_class else drawn[2])
     y = torch.arange(len(x)) % 4
     found = observe_head(model, x)
 
@@ -304,7 +306,7 @@ def digits() -> nn.Module:
 
 def stored(path: Path, network: nn.Module, **changed: Any) -> Path:
     """A checkpoint of this network; what is changed overrides tensors and facts."""
-    state, facts = contents(network)
+    state, facts = collect_state(network)
     state = {**state, **{k: v for k, v in changed.items() if isinstance(v, Tensor)}}
     facts |= {k: v for k, v in changed.items() if not isinstance(v, Tensor)}
     save(
@@ -390,7 +392,7 @@ def test_damaged_masks_are_errors(
 
 
 def test_masked_torch_file_is_an_error(tmp_path: Path, digits: nn.Module) -> None:
-    torch.save(contents(Masked(digits, LAYER, torch.ones(UNITS)))[0], tmp_path / "net.pt")
+    torch.save(collect_state(Masked(digits, LAYER, torch.ones(UNITS)))[0], tmp_path / "net.pt")
 
     with pytest.raises(UsageError, match="masks without the note"):
         load(tmp_path / "net.pt", arch="robusteval:digits_cnn")
