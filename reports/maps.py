@@ -29,9 +29,9 @@ def write_sentences(part: MapsRecord) -> Iterator[str]:
     for one in part.quality:
         yield from warn_of_empty_maps(one)
     for facts in part.measured:
-        yield from write_nearest(part, facts.spec, ShortNames.build(part))
+        yield from write_nearest(part, facts.spec, ShortNames.collect(part))
     for facts in part.measured:
-        yield from warn_of_unstable_maps(part, facts.spec, ShortNames.build(part))
+        yield from warn_of_unstable_maps(part, facts.spec, ShortNames.collect(part))
     for names in dict.fromkeys(
         tuple(sorted([facts.spec, *facts.alike])) for facts in part.measured
     ):
@@ -138,7 +138,7 @@ class ShortNames(NamedTuple):
     shared: dict[str, list[str]]  # by attack: the parameters that all of its name have
 
     @classmethod
-    def build(cls, part: MapsRecord) -> ShortNames:
+    def collect(cls, part: MapsRecord) -> ShortNames:
         """The short names of all attacks of a record."""
         found: dict[str, list[list[str]]] = {}
         specs = list(dict.fromkeys(row.spec for row in part.attacks))
@@ -168,7 +168,7 @@ class ShortNames(NamedTuple):
 
 def build_attack_table(part: MapsRecord, brief: bool) -> Table:
     """Success, confidence, likeness, edges and cost of each attack."""
-    names = ShortNames.build(part)
+    names = ShortNames.collect(part)
     price = [] if brief else ["forward / back", "time"]
     rows = []
     for row in part.attacks:
@@ -254,7 +254,7 @@ def build_distance_table(part: MapsRecord) -> Table:
         + (" Seed: another seed, nothing else." if floors else "")
         + f" IoU: of the highest {100 * part.top:g} % of the cells."
     )
-    names = ShortNames.build(part)
+    names = ShortNames.collect(part)
     return Table(
         "Distance of maps from the benign ones",
         [facts.spec for facts in part.measured],
@@ -284,7 +284,7 @@ def build_distance_cell(one: MapRow) -> list[str]:
 
 def build_pair_tables(part: MapsRecord) -> Iterator[Table]:
     """Attacks on maps against what they are held against, image by image."""
-    names = ShortNames.build(part)
+    names = ShortNames.collect(part)
     for spec, defense in dict.fromkeys((p.against, p.defense) for p in part.pairs):
         pairs = [p for p in part.pairs if (p.against, p.defense) == (spec, defense)]
         rows = []
