@@ -51,7 +51,7 @@ class Work:
     circumstances: list[Any]  # what results depend on, besides what is given to `map`
 
     @classmethod
-    def begin(
+    def resume(
         cls, model: Classifier, seed: int, cache: WorkCache | None, progress: Progress
     ) -> Work:
         """Work on one model, whose results are kept in the cache, if there is one."""

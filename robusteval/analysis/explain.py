@@ -120,7 +120,7 @@ def explain(
         regions = build_grid(*data.shape[1:], side)
     began = time.monotonic()
     with frozen(classifier):
-        work = Work.begin(classifier, seed, cache, progress)
+        work = Work.resume(classifier, seed, cache, progress)
         case = build_case(classifier, data, ready, samples, seed, work, progress)
         fooled = case.made != case.y
         if ready.threat.targeted:
