@@ -3,8 +3,8 @@
 What exists is read from source, not imported: `robusteval list` and a mistyped name cost no
 second of importing torch. There is a registry each of attacks, interpreters, defenses, report
 formats and data sources. Other packages add theirs through an entry point that names a module
-with decorated functions, in the group `robusteval.attacks`, `robusteval.interpreters`,
-`robusteval.defenses`, `robusteval.report_formats` or `robusteval.data_sources`.
+with decorated functions, in the group `robusteval.attacks`, likewise `.interpreters`,
+`.defenses`, `.report_formats` or `.data_sources`.
 
 The words that a parameter may take are those of its annotation, ``Literal["up", "down"]`` or the
 name of such a type. A wrong word is refused before a function is loaded and, where Python code
@@ -169,6 +169,7 @@ class Registry:
         self.package = package
         self.noun = noun
         self.group = group or package
+        self._decorator = f"{self.group.rpartition('.')[2].upper()}.add"  # as written in source
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def add(self, name: str, **facts: Unpack[Facts]) -> Callable[[F], F]:
@@ -204,8 +205,7 @@ class Registry:
 
     def _modules(self) -> Iterator[str]:
         package = find_spec(self.package)
-        folders = package.submodule_search_locations if package else None
-        for module in iter_modules(folders or ()):
+        for module in iter_modules((package and package.submodule_search_locations) or ()):
             yield f"{self.package}.{module.name}"
         for point in metadata.entry_points(group=self.group):
             yield point.value
@@ -217,14 +217,13 @@ class Registry:
             raise UsageError(
                 f"the {self.noun} module {module} of an installed package cannot be found"
             )
-        decorator = self._decorator
-        if f"{decorator}(" not in path.read_text(encoding="utf-8"):
+        if f"{self._decorator}(" not in path.read_text(encoding="utf-8"):
             return
         for node in parse_source(path).body:
             if not isinstance(node, ast.FunctionDef):
                 continue
             for call in node.decorator_list:
-                if not isinstance(call, ast.Call) or not is_called(call, decorator):
+                if not isinstance(call, ast.Call) or not is_called(call, self._decorator):
                     continue
                 facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
                 yield Entry(
@@ -243,8 +242,7 @@ class Registry:
 
     def find_suffix(self, suffix: str) -> Entry | None:
         """The one whose files end in `suffix`, such as ``.tex``; None if there is none."""
-        found = (e for e in self.entries.values() if suffix.lower() in e.suffixes)
-        return next(found, None)
+        return next((e for e in self.entries.values() if suffix.lower() in e.suffixes), None)
 
     def load(self, name: str) -> Callable[..., Any]:
         """The function itself; imports its module."""
@@ -253,23 +251,13 @@ class Registry:
         return self._functions[name]
 
     def _find_module(self, name: str) -> str:
-        """The module that registers `name`; UsageError if none does.
-
-        Its text is enough where nothing else is asked: reading all entries takes longer than
-        many a report.
-        """
+        """The module that registers `name`, by its text alone where no entries are read yet."""
         if "entries" not in self.__dict__:
-            written = f'{self._decorator}("{name}"'
             for module in self._modules():
                 path = find_source(module)
-                if path and written in path.read_text(encoding="utf-8"):
+                if path and f'{self._decorator}("{name}"' in path.read_text(encoding="utf-8"):
                     return module
         return self.entry(name).module
-
-    @property
-    def _decorator(self) -> str:
-        """How the decorator of this registry is written in source."""
-        return f"{self.group.rpartition('.')[2].upper()}.add"
 
     def check_spec(self, spec: Spec) -> Spec:
         """The spec with its values read as what the signature says.
@@ -311,8 +299,7 @@ def parse(text: str) -> Spec:
         name = f"art:{kind}"
     parameters: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        key, value = key.strip(), value.strip()
+        key, equals, value = map(str.strip, item.partition("="))
         if not equals or not key or not value or key in parameters:
             raise UsageError(f"{text!r}: write NAME:key=value,key=value, each key once")
         parameters[key] = value
@@ -327,8 +314,8 @@ def find_source(module: str) -> Path | None:
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):
         return None
-    source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
-    return Path(str(spec.origin)) if spec is not None and source else None
+    origin = (spec and spec.origin) or ""
+    return Path(origin) if origin.endswith(".py") else None
 
 
 @cache
