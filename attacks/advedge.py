@@ -190,19 +190,19 @@ def advedge(
         here = edge if throughout or i < 0 else None
         point = moves.point.detach().requires_grad_()
         x_adv = moves.make_images(point, here)
-        loss, hit = dual.measure_loss(x_adv, i)
+        loss, is_adv = dual.measure_loss(x_adv, i)
         cost = moves.price_change(point, x_adv)
         grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
         if i >= 0 and i % plan.every == 0:
-            best.take(x_adv.detach()[hit], hit.nonzero().flatten())
+            best.take(x_adv.detach()[is_adv], is_adv.nonzero().flatten())
         moves.step(grad, here)
 
     x_adv = moves.make_images(moves.point, here).detach()
     if stop == "never":
         return x_adv
     with torch.no_grad():
-        hit = predictions(model(x_adv)) == goal
-    best.take(x_adv[hit], hit.nonzero().flatten())
+        is_adv = predictions(model(x_adv)) == goal
+    best.take(x_adv[is_adv], is_adv.nonzero().flatten())
     return best.fill_with(x_adv)
 
 

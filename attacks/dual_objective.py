@@ -260,9 +260,9 @@ class DualObjective:
             found, own = explain_images(self.plan.explainers, self.model, x_adv, goal, seeds)
         for maps, benign in zip(found, self.benign, strict=True):
             far = far + measure_mean_distance(maps, benign[index]) / len(self.benign)
-        hit = predictions(own) == goal
+        is_adv = predictions(own) == goal
         p = own.softmax(1).gather(1, goal.unsqueeze(1)).squeeze(1)
-        return Found(x_adv, far, hit, hit & (p >= self.plan.confidence))
+        return Found(x_adv, far, is_adv, is_adv & (p >= self.plan.confidence))
 
 
 def smoothed_cross_entropy(
@@ -321,7 +321,7 @@ class BestImages:
 
     def fill_with(self, x_adv: Tensor) -> Tensor:
         """The best images, `x_adv` where there is none."""
-        return torch.where(self.found.success.view(-1, 1, 1, 1), self.found.x_adv, x_adv)
+        return torch.where(self.found.is_adv.view(-1, 1, 1, 1), self.found.x_adv, x_adv)
 
 
 def explain_images(

@@ -163,13 +163,13 @@ def evade(
             if i == restart == 0:
                 suspicion.set_scales(x_adv)
             x_adv = x_adv.detach().requires_grad_(not last)
-            loss, hit = suspicion.measure_loss(x_adv, left, factor if 0 <= i < steps else 0.0)
+            loss, is_adv = suspicion.measure_loss(x_adv, left, factor if 0 <= i < steps else 0.0)
             # rows that turn out finished waste this one backward pass
             grad = None if last else autograd.grad(loss.sum(), x_adv)[0]
             x_adv = x_adv.detach()
             ends[left] = x_adv
             if last or (i >= 0 and i % every == 0):
-                best.take(x_adv[hit], left[hit])
+                best.take(x_adv[is_adv], left[is_adv])
             going = ~best.found.finished[left]
             if grad is None or not bool(going.any()):
                 break
@@ -294,13 +294,13 @@ class Suspicion:
         with torch.no_grad(), rows(index):
             if self.choice == "score":
                 detector = self.model.detector
-                hit = predictions(self.model(x_adv)) == goal
+                is_adv = predictions(self.model(x_adv)) == goal
                 score = detector.score(self.model, x_adv, seeds).to(x_adv.device)
-                return Found(x_adv, score.to(x_adv), hit, hit & (score <= detector.threshold))
+                return Found(x_adv, score.to(x_adv), is_adv, is_adv & (score <= detector.threshold))
             maps, logits = explain_images(self.explainers, self.model, x_adv, goal, seeds)
             far = torch.stack(self.measure_terms(maps, logits, index)).sum(0)
-        hit = predictions(logits) == goal
-        return Found(x_adv, far, hit, torch.zeros_like(hit))
+        is_adv = predictions(logits) == goal
+        return Found(x_adv, far, is_adv, torch.zeros_like(is_adv))
 
 
 class Evade(ArtAttack):

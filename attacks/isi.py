@@ -154,12 +154,12 @@ def isi(
         else build_logit_objective(model, y, targeted=targeted)
     )
 
-    x_adv = x.detach().clone()
-    least = torch.full((len(x),), torch.inf, device=x.device)  # loss of x_adv
-    fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    best_adv = x.detach().clone()
+    best_loss = torch.full((len(x),), torch.inf, device=x.device)  # of best_adv
+    adv_found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     undone = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # steps in a row
-    left, here, z = torch.arange(len(x), device=x.device), ball, x_adv
-    slope = torch.zeros_like(x)  # gradient at x_adv of the rows that are left
+    left, here, z = torch.arange(len(x), device=x.device), ball, best_adv
+    slope = torch.zeros_like(x)  # gradient at best_adv of the rows that are left
     free = ball.upper > ball.lower  # values that may still change
     for i in range(steps + 1):
         if len(left) == 0:
@@ -167,7 +167,7 @@ def isi(
         last = i == steps
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            value, success = objective(z, left)
+            value, is_adv = objective(z, left)
         # rows that turn out finished waste this one backward pass; to drop them first would
         # take a second forward pass of all others
         grad = slope if last else autograd.grad(value.sum(), z)[0].nan_to_num(0.0, 0.0, 0.0)
@@ -175,24 +175,24 @@ def isi(
 
         # take over what serves
         if undo:
-            serves = success | (value < least[left]) | (undone[left] == PATIENCE)
-            undone[left] = torch.where(serves, 0, undone[left] + 1)
+            is_kept = is_adv | (value < best_loss[left]) | (undone[left] == PATIENCE)
+            undone[left] = torch.where(is_kept, 0, undone[left] + 1)
         else:
-            nearer = value < least[left] if improved else torch.ones_like(success)
-            serves = success | (nearer & ~fooled[left])
-        x_adv[left[serves]], least[left[serves]] = z[serves], value[serves]
-        fooled[left[success]] = True
+            is_smaller = value < best_loss[left] if improved else torch.ones_like(is_adv)
+            is_kept = is_adv | (is_smaller & ~adv_found[left])
+        best_adv[left[is_kept]], best_loss[left[is_kept]] = z[is_kept], value[is_kept]
+        adv_found[left[is_adv]] = True
         if undo:
-            worse = ~serves.view(-1, 1, 1, 1)
-            z, grad = torch.where(worse, x_adv[left], z), torch.where(worse, slope, grad)
+            worse = ~is_kept.view(-1, 1, 1, 1)
+            z, grad = torch.where(worse, best_adv[left], z), torch.where(worse, slope, grad)
 
         # finish what can be finished
-        finished = success
-        if stop == "8bit" and norm in STEP and bool(success.any()):
-            hit = left[success]
-            found = descent.round_successes(objective, here.pick(success), hit, z[success])
-            x_adv[hit[found.success]] = found.x_adv[found.success]
-            finished = success.index_put((success,), found.success)
+        finished = is_adv
+        if stop == "8bit" and norm in STEP and bool(is_adv.any()):
+            hit = left[is_adv]
+            found = descent.round_successes(objective, here.pick(is_adv), hit, z[is_adv])
+            best_adv[hit[found.is_adv]] = found.x_adv[found.is_adv]
+            finished = is_adv.index_put((is_adv,), found.is_adv)
         if last:
             break
         if bool(finished.any()):
@@ -215,8 +215,8 @@ def isi(
         slope = grad
 
     if prune and (norm == "l0" or norm == "l0_pixels"):
-        return descent.prune(model, x, x_adv, y, targeted=targeted, count=norm)
-    return x_adv
+        return descent.prune(model, x, best_adv, y, targeted=targeted, count=norm)
+    return best_adv
 
 
 def find_goals(

@@ -271,7 +271,7 @@ class StructureMoves(NamedTuple):
     def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:
         """The images themselves, as rounding moves the mean; finished where it undoes nothing."""
         with torch.no_grad():
-            finished = objective(quantise(x_adv), index).success
+            finished = objective(quantise(x_adv), index).is_adv
         return Found(x_adv, loss, torch.ones_like(finished), finished)
 
     def to_windows(self, z: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def sigma_zero(
             f" {rate:g} and {threshold:g}"
         )
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
-    best = Sparsest(x, norm)
+    kept = Sparsest(x, norm)
     left = torch.arange(len(x), device=x.device)  # rows still searched
     origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
     delta, mean, square = (torch.zeros_like(x) for _ in range(3))
@@ -95,8 +95,8 @@ def sigma_zero(
         last = i == steps
         x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, success = objective(x_adv, left)
-        best.take(left, x_adv.detach(), success)
+            loss, is_adv = objective(x_adv, left)
+        kept.take(left, x_adv.detach(), is_adv)
         if last:
             break
         # nothing but the count pulls at a success
@@ -115,16 +115,16 @@ def sigma_zero(
         # drop what is small, the more the easier it is
         weight = delta.abs() if norm == "l0" else delta.abs().amax(1, keepdim=True)
         delta = delta * (weight >= least)
-        least = least + torch.where(success, pace, -pace).view(-1, 1, 1, 1) * PACE
+        least = least + torch.where(is_adv, pace, -pace).view(-1, 1, 1, 1) * PACE
         least = least.clamp(0, 1)
 
         # one change cannot become fewer
-        going = best.size[left] > 1
+        going = kept.best_norm[left] > 1
         if not bool(going.all()):
             left, origin, free, delta, mean, square, least = (
                 column[going] for column in (left, origin, free, delta, mean, square, least)
             )
-    return prune(model, x, best.x_adv, y, targeted=targeted, rounds=polish, count=norm)
+    return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
 def differentiate_count(delta: Tensor, count: Count) -> Tensor:

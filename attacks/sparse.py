@@ -107,7 +107,7 @@ def sparse(
     if polish is not None and polish < 0:
         raise ValueError(f"polish must be 0 or more, not {polish}")
     free = torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
-    best = Sparsest(x, norm)
+    kept = Sparsest(x, norm)
     if variant == "paper":
         if seeds is None:
             seeds = torch.zeros(len(x), dtype=torch.int64)
@@ -115,7 +115,7 @@ def sparse(
         search_as_published(
             model,
             y,
-            best,
+            kept,
             free,
             targeted=targeted,
             seeds=seeds,
@@ -128,17 +128,17 @@ def sparse(
     else:
         step = 1.0 if step is None else step
         search_at_any_scale(
-            model, y, best, free, targeted=targeted, steps=steps, tau=tau, unit=unit, step=step
+            model, y, kept, free, targeted=targeted, steps=steps, tau=tau, unit=unit, step=step
         )
     if polish is None:
         polish = 0 if variant == "paper" else 30
-    return prune(model, x, best.x_adv, y, targeted=targeted, rounds=polish, count=norm)
+    return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
 def search_as_published(
     model: nn.Module,
     y: Tensor,
-    best: Sparsest,
+    kept: Sparsest,
     free: Tensor,
     *,
     targeted: bool,
@@ -149,8 +149,8 @@ def search_as_published(
     step: float,
     rounds: int,
 ) -> None:
-    """The search of the authors' code; fills `best`."""
-    left, origin = torch.arange(len(y), device=y.device), best.x
+    """The search of the authors' code; fills `kept`."""
+    left, origin = torch.arange(len(y), device=y.device), kept.x
 
     def judge(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(m, k)`` of images for rows `index`, and which of them succeed ``(m,)``."""
@@ -164,12 +164,12 @@ def search_as_published(
         if len(left) == 0:
             return
         x_adv = x_adv.detach().requires_grad_()
-        logits, success = judge(x_adv, left)
+        logits, is_adv = judge(x_adv, left)
         loss = attacker_loss(logits, y[left], targeted=targeted, loss="ce")
         total = total + autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0)
         if i == 0:  # what succeeds unchanged is done
-            best.take(left, x_adv.detach(), success)
-            left, origin, total, free = (column[~success] for column in (left, origin, total, free))
+            kept.take(left, x_adv.detach(), is_adv)
+            left, origin, total, free = (column[~is_adv] for column in (left, origin, total, free))
         x_adv = origin + ((origin - unit * total.sign()).clamp(0, 1) - origin) * free
     dense, target = x_adv - origin, y[left]
     if not targeted:
@@ -186,9 +186,9 @@ def search_as_published(
         last = i == steps
         x_adv = (origin + weight * dense).clamp(0, 1).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            logits, success = judge(x_adv, left)
+            logits, is_adv = judge(x_adv, left)
         if i > 0:  # the random weights change everything, and against the sign
-            best.take(left, x_adv.detach(), success)
+            kept.take(left, x_adv.detach(), is_adv)
         if last:
             break
         loss = attacker_loss(logits, target, targeted=True, loss="ce")
@@ -197,24 +197,24 @@ def search_as_published(
         weight = weight - step * grad * dense
         weight = room * torch.tanh((weight - tau / unit).clamp_min(0))
 
-        going = best.size[left] > 1
+        going = kept.best_norm[left] > 1
         if not bool(going.all()):
             left, origin, dense, target, weight, room = (
                 column[going] for column in (left, origin, dense, target, weight, room)
             )
 
-    found = ((best.size > 0) & best.size.isfinite()).nonzero().flatten()
+    found = ((kept.best_norm > 0) & kept.best_norm.isfinite()).nonzero().flatten()
     if len(found):
-        rounded = round_changes(best.x_adv[found], best.x[found])
+        rounded = round_changes(kept.best_adv[found], kept.x[found])
         with torch.no_grad():
-            success = judge(rounded, found)[1]
-        best.x_adv[found[success]] = rounded[success]
+            is_adv = judge(rounded, found)[1]
+        kept.best_adv[found[is_adv]] = rounded[is_adv]
 
 
 def search_at_any_scale(
     model: nn.Module,
     y: Tensor,
-    best: Sparsest,
+    kept: Sparsest,
     free: Tensor,
     *,
     targeted: bool,
@@ -223,9 +223,9 @@ def search_at_any_scale(
     unit: float,
     step: float,
 ) -> None:
-    """The search with a threshold that fits every model; fills `best`."""
+    """The search with a threshold that fits every model; fills `kept`."""
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
-    left, origin = torch.arange(len(y), device=y.device), best.x
+    left, origin = torch.arange(len(y), device=y.device), kept.x
     delta = torch.zeros_like(origin)
     least = torch.full((len(y), 1, 1, 1), tau, device=y.device)
 
@@ -235,22 +235,22 @@ def search_at_any_scale(
         last = i == steps
         x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, success = objective(x_adv, left)
-        best.take(left, x_adv.detach(), success)
+            loss, is_adv = objective(x_adv, left)
+        kept.take(left, x_adv.detach(), is_adv)
         if last:
             break
         grad = autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0) * free
         grad = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        if best.count == "l0_pixels":  # only now, as squares of tiny gradients would underflow
+        if kept.count == "l0_pixels":  # only now, as squares of tiny gradients would underflow
             grad = grad / measure_places(grad).amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
 
-        least = least * torch.where(success, PACE, 1 / PACE).view(-1, 1, 1, 1)
+        least = least * torch.where(is_adv, PACE, 1 / PACE).view(-1, 1, 1, 1)
         least = least.clamp_max(1)
         weight = delta - step * grad
-        above = shrink_values(weight, least, best.count)
+        above = shrink_values(weight, least, kept.count)
         delta = torch.where(weight > 0, 1 - origin, -origin) * torch.tanh(above / unit)
 
-        going = best.size[left] > 1
+        going = kept.best_norm[left] > 1
         if not bool(going.all()):
             left, origin, free, delta, least = (
                 column[going] for column in (left, origin, free, delta, least)

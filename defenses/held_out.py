@@ -106,9 +106,9 @@ def judge_held_out(
                 steps=2 * settings.steps,
                 stop="float",
             )
-            robust += int((~found.success).sum())
-            if settings.has_maps and bool(found.success.any()):
-                sides = measure_map_bound(model, x[found.success], found.x_adv[found.success])
+            robust += int((~found.is_adv).sum())
+            if settings.has_maps and bool(found.is_adv.any()):
+                sides = measure_map_bound(model, x[found.is_adv], found.x_adv[found.is_adv])
                 slack = 1e-4 * (sides.bound.abs() + 1)
                 below += int((sides.discrepancy < sides.bound - slack).sum())
                 ratios += (sides.discrepancy / sides.bound.clamp_min(1e-6)).tolist()

@@ -20,7 +20,7 @@ class Score(NamedTuple):
     """What an objective says of each image."""
 
     loss: Tensor  # (n,), lower is better for the attacker
-    success: Tensor  # (n,) bool, the attacker's goal is reached
+    is_adv: Tensor  # (n,) bool, the attacker's goal is reached
 
 
 # (images (m, c, h, w), their rows in the batch (m,)) -> their scores
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
     x_adv: Tensor  # (n, c, h, w), a success if there was one, else the image of lowest loss
     loss: Tensor  # (n,), its loss
-    success: Tensor  # (n,) bool
+    is_adv: Tensor  # (n,) bool
     finished: Tensor  # (n,) bool, there is nothing to gain from searching on
 
 
@@ -132,13 +132,13 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
         grad = None if last else autograd.grad(score.loss.sum(), x_adv)[0]
 
         # keep the best, finish what can be finished
-        x_adv, loss, success = x_adv.detach(), score.loss.detach(), score.success
-        finished = success if stop == "float" else torch.zeros_like(success)
-        keep_best(best, left, Found(x_adv, loss, success, finished))
-        if stop == "8bit" and bool(success.any()):
-            hit = left[success]
-            some = moves.select(success)
-            keep_best(best, hit, some.settle(objective, hit, x_adv[success], loss[success]))
+        x_adv, loss, is_adv = x_adv.detach(), score.loss.detach(), score.is_adv
+        finished = is_adv if stop == "float" else torch.zeros_like(is_adv)
+        keep_best(best, left, Found(x_adv, loss, is_adv, finished))
+        if stop == "8bit" and bool(is_adv.any()):
+            hit = left[is_adv]
+            some = moves.select(is_adv)
+            keep_best(best, hit, some.settle(objective, hit, x_adv[is_adv], loss[is_adv]))
         if grad is None:
             break
 
@@ -148,7 +148,7 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
             left, x_adv, grad, moves = left[going], x_adv[going], grad[going], moves.select(going)
         x_adv = moves.move(x_adv, grad)
 
-    return best if stop != "never" else best._replace(finished=best.success)
+    return best if stop != "never" else best._replace(finished=best.is_adv)
 
 
 def descend_from_starts(
@@ -195,12 +195,12 @@ def keep_best(best: Found, index: Tensor, found: Found) -> None:
     cross-entropy has run into zero the search still moves.
     """
     rank, had = (
-        found.success.int() + found.finished,
-        best.success[index].int() + best.finished[index],
+        found.is_adv.int() + found.finished,
+        best.is_adv[index].int() + best.finished[index],
     )
-    better = (rank > had) | ((rank == had) & (found.loss <= best.loss[index]))
+    is_better = (rank > had) | ((rank == had) & (found.loss <= best.loss[index]))
     for column, values in zip(best, found, strict=True):
-        column[index[better]] = values[better]
+        column[index[is_better]] = values[is_better]
 
 
 def round_successes(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:
@@ -208,7 +208,7 @@ def round_successes(objective: Objective, ball: Ball, index: Tensor, x_adv: Tens
     rounded = ball.quantise(x_adv)
     with torch.no_grad():
         score = objective(rounded, index)
-    holds = score.success & ball.holds(rounded)
+    holds = score.is_adv & ball.holds(rounded)
     # those that do not are ranked below the success they were made of
     return Found(rounded, score.loss, holds, holds)
 
@@ -232,17 +232,17 @@ class Sparsest:
     def __init__(self, x: Tensor, count: Count) -> None:
         self.x = x
         self.count: Count = count
-        self.x_adv = x.clone()
+        self.best_adv = x.clone()
         # infinite as long as there is no success
-        self.size = torch.full((len(x),), torch.inf, device=x.device)
+        self.best_norm = torch.full((len(x),), torch.inf, device=x.device)
 
-    def take(self, index: Tensor, x_adv: Tensor, success: Tensor) -> None:
+    def take(self, index: Tensor, x_adv: Tensor, is_adv: Tensor) -> None:
         """Take over images ``(m, c, h, w)`` for rows `index` where they succeed with less."""
-        index, x_adv = index[success], x_adv[success]
-        size = count_changes(x_adv, self.x[index], self.count).to(self.size)
-        better = size < self.size[index]
-        self.x_adv[index[better]] = x_adv[better]
-        self.size[index[better]] = size[better]
+        index, x_adv = index[is_adv], x_adv[is_adv]
+        norm = count_changes(x_adv, self.x[index], self.count).to(self.best_norm)
+        is_smaller = norm < self.best_norm[index]
+        self.best_adv[index[is_smaller]] = x_adv[is_smaller]
+        self.best_norm[index[is_smaller]] = norm[is_smaller]
 
 
 def prune(
@@ -294,7 +294,7 @@ def prune(
     if count not in get_args(Count):
         raise ValueError(f"count must be l0 or l0_pixels, not {count!r}")
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
-    best, z, origin = x_adv.clone(), x_adv, x
+    best_adv, z, origin = x_adv.clone(), x_adv, x
     left = torch.arange(len(x), device=x.device)  # rows that may still lose values
     places = torch.zeros_like(x if count == "l0" else x[:, :1])
     cost = torch.full_like(places, torch.inf)  # of putting back; infinite where it cannot be
@@ -308,8 +308,8 @@ def prune(
         last = i == rounds - 1
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, success = objective(z, left)
-        best[left[success]] = z.detach()[success]
+            loss, is_adv = objective(z, left)
+        best_adv[left[is_adv]] = z.detach()[is_adv]
         if last:
             break
         delta = z.detach() - origin
@@ -319,10 +319,10 @@ def prune(
             fresh, changed = fresh.sum(1, keepdim=True), changed.any(1, keepdim=True)
 
         # what a failure teaches
-        won = success.view(-1, 1, 1, 1)
+        won = is_adv.view(-1, 1, 1, 1)
         number = tried.flatten(1).sum(1)
         needed = needed | (tried & ~won & (number == 1).view(-1, 1, 1, 1))
-        share = torch.where(success | (number <= 1), share, share / 2)
+        share = torch.where(is_adv | (number <= 1), share, share / 2)
         cost = torch.where(won, fresh.masked_fill(~changed, torch.inf), cost)
         cost = cost.masked_fill(needed, torch.inf)
 
@@ -333,8 +333,8 @@ def prune(
             column[going] for column in (left, origin, cost, needed, share, spare)
         )
         tried = find_cheapest(cost, (share * spare).long().clamp_min(1))
-        z = torch.where(tried, origin, best[left])
-    return best
+        z = torch.where(tried, origin, best_adv[left])
+    return best_adv
 
 
 def find_cheapest(cost: Tensor, number: Tensor) -> Tensor:
