@@ -84,6 +84,29 @@ class Classifier(nn.Module):
         """Identity of the model that gives the logits; another where something stands beside it."""
         return self.identity
 
+    def derive(self, network: nn.Module, **facts: Any) -> Classifier:
+        """A classifier of a network made from this one's, given images as this one's is.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Maps normalised images ``(n, c, h, w)`` to logits ``(n, num_classes)``.
+        **facts
+            JSON-able: what was done to it. They become part of its identity, of which the hash of
+            this classifier does not.
+        """
+        made = Classifier(
+            network,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            identity=derive_identity(self, **facts),
+            block=self.block,
+        )
+        made.arch = self.arch
+        return made.to(self.device)
+
     @property
     def device(self) -> torch.device:
         """Where the network's arithmetic happens."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier, derive_identity
+from robusteval.models.classifier import Classifier
 
 SHARPNESS = 100.0  # of the softmax that weighs the masks of classes, as in arXiv:2409.15190
 
@@ -141,7 +141,7 @@ def mask_units(
 ) -> Classifier:
     """The classifier with masks in it, see `Masked`; the network is shared."""
     network = Masked(classifier.network, layer, masks, seen)
-    return build_alike(classifier, network, derive_identity(classifier, mask=network.mask_facts))
+    return classifier.derive(network, mask=network.mask_facts)
 
 
 class Units(nn.Module):
@@ -174,23 +174,8 @@ def measure_activations(classifier: Classifier, x: Tensor, layer: str) -> Tensor
     UsageError if the layer is none of `Masked`'s.
     """
     find_layer(classifier.network, layer)
-    units: Tensor = build_alike(classifier, Units(classifier.network, layer), {})(x)
+    units: Tensor = classifier.derive(Units(classifier.network, layer))(x)
     return units
-
-
-def build_alike(classifier: Classifier, network: nn.Module, identity: dict[str, Any]) -> Classifier:
-    """Another network, given images as this classifier's is."""
-    made = Classifier(
-        network,
-        mean=classifier.mean.flatten().tolist(),
-        std=classifier.std.flatten().tolist(),
-        num_classes=classifier.num_classes,
-        input_shape=classifier.input_shape,
-        identity=identity,
-        block=classifier.block,
-    )
-    made.arch = classifier.arch
-    return made.to(classifier.device)
 
 
 @contextmanager

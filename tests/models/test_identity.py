@@ -86,6 +86,7 @@ def list_derived(parent: Classifier) -> dict[str, Classifier]:
         "another mask": mask_units(parent, "13", torch.tensor([1.0] * 9 + [0.0])),
         "squeezed to 4 bits": squeezed(parent),
         "squeezed to 5 bits": squeezed(parent, 5),
+        "squeezed by our own means": parent.derive(Squeezed(parent.network, 6), bits=6),
         "retrained": retrained(parent),
         "retrained copy": other,
         "another network put in": replaced,
@@ -113,6 +114,15 @@ def test_what_is_made_from_a_model_says_so(parent: Classifier) -> None:
         json.dumps(model.identity)
 
     assert parent.identity == FACTS
+
+
+def test_a_derived_classifier_is_given_images_alike(parent: Classifier) -> None:
+    made = parent.derive(Squeezed(parent.network, 8), bits=8)
+    x = torch.randint(0, 256, (3, 1, 32, 32)) / 255
+
+    assert made.identity == {**made.identity, MADE_FROM: "of a file", "bits": 8}
+    assert (made.mean, made.std, made.num_classes) == (parent.mean, parent.std, 10)
+    assert made(x).shape == parent(x).shape
 
 
 def test_a_model_made_from_one_that_was_made_is_told_apart(parent: Classifier) -> None:
