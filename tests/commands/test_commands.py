@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from robusteval import registry
 from robusteval.cli import cli
-from robusteval.commands.report import list_formats
+from robusteval.commands.report import list_formats, report
 from robusteval.runs.types import Outcome, Run, Spec
 
 N = 400
@@ -346,3 +348,20 @@ def test_an_evaluation_is_checked_in_one_go(
     assert result.stdout.startswith("Robust accuracy")
     assert ("FAILED" in result.stdout) == bool(code)
     assert ran(*words, "--baseline", "b.json").exit_code == 2
+
+
+def test_a_format_of_another_package_is_offered_and_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    latex = registry.Entry("latex", "another.package", "LaTeX.", suffix=".tex")
+    known = {**registry.REPORT_FORMATS.entries, "latex": latex}
+    monkeypatch.setitem(vars(registry.REPORT_FORMATS), "entries", known)
+    options = {parameter.name: parameter for parameter in report.params}
+
+    form = options["form"]
+
+    assert isinstance(form, click.Option)
+    assert form.help == (
+        "table, markdown, json, html, junit, sarif, csv, badge or latex. [default: table]"
+    )
+    assert form.type.convert("latex", form, None) == "latex"
+    with pytest.raises(click.BadParameter, match="'badge', 'latex'"):
+        form.type.convert("tex", form, None)
