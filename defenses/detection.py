@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,19 @@ from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.progress import Progress, Silent
+from robusteval.runs.detector_record import (
+    DetectorCost,
+    DetectorParts,
+    DetectorRecord,
+    ImageCounts,
+    LearntAttack,
+)
 
 from .detector import Fit, MapDetector, identify_classifier
 from .detector_fitting import EPOCHS, Fitter, TreeFit
-from .detector_metrics import Record, count_share
+from .detector_metrics import count_share
 from .detector_remarks import write_remarks
-from .detector_report import DetectorReport
+from .detector_report import DetectorFigures, DetectorReport
 from .detector_tasks import TaskMaker
 from .detector_view import choose_view, count_forwards, hash_mask_network
 from .image_variants import VariantMaker
@@ -36,7 +44,7 @@ class FittedDetector(NamedTuple):
     """A detector that was fitted, and the report on it."""
 
     detector: MapDetector
-    report: Record  # JSON-able
+    report: DetectorRecord
 
 
 def fit_detector(
@@ -140,8 +148,8 @@ def fit_rows(
     main, thresholds, figures = judgement.judge_detector()
     study.progress.end()
     detector = assemble_fit(study, sources, parts, main, thresholds)
-    report = describe_study(study, detector, sources, parts, rows) | figures
-    return FittedDetector(detector, {**report, "remarks": write_remarks(report)})
+    report = describe_study(study, detector, sources, parts, rows, figures)
+    return FittedDetector(detector, replace(report, remarks=tuple(write_remarks(report))))
 
 
 def assemble_fit(
@@ -173,34 +181,52 @@ def assemble_fit(
 
 
 def describe_study(
-    study: Study, detector: MapDetector, sources: Sources, parts: Parts, rows: Rows
-) -> Record:
-    """Describe model, images and attacks of a fit, the part of the report before any figure."""
+    study: Study,
+    detector: MapDetector,
+    sources: Sources,
+    parts: Parts,
+    rows: Rows,
+    figures: DetectorFigures,
+) -> DetectorRecord:
+    """Describe model, images, attacks and figures of a fit: the report before any remark."""
     facts = detector.facts
-    counts = [int(np.isin(sources.groups, part).sum()) for part in parts[:3]]
+    train, validation, test = (int(np.isin(sources.groups, part).sum()) for part in parts[:3])
     found = []
     for attack in study.attacks:
         mine = rows.list_variants(str(attack.spec))
-        found.append({"attack": str(attack.spec), **count_share(rows.fooled[mine])})
-    return {
-        "detector": {
-            name: facts[name] for name in ("interpreters", "channels", "extractor", "confidence")
-        },
-        "model": detector.fit.model,
-        "data": study.data.name,
-        "seed": study.seed,
-        "images": {
-            "total": len(sources.x),
-            "alike": len(sources.x) - len(np.unique(sources.groups)),
-            **dict(zip(("train", "validation", "test"), counts, strict=True)),
-        },
-        "attacks": found,
-        "features": len(detector.center),
-        "cost": {
-            "forwards": detector.fit.forwards,
-            "times": measure_slowdown(study, detector, sources),
-        },
-    }
+        fooled = count_share(rows.fooled[mine])
+        found.append(LearntAttack(str(attack.spec), fooled.k, fooled.n, fooled.low, fooled.high))
+    return DetectorRecord(
+        detector=DetectorParts(
+            interpreters=tuple(facts["interpreters"]),
+            channels=facts["channels"],
+            extractor=facts["extractor"],
+            confidence=facts["confidence"],
+        ),
+        model=detector.fit.model,
+        data=study.data.name,
+        seed=study.seed,
+        images=ImageCounts(
+            total=len(sources.x),
+            alike=len(sources.x) - len(np.unique(sources.groups)),
+            train=train,
+            validation=validation,
+            test=test,
+        ),
+        attacks=tuple(found),
+        features=len(detector.center),
+        cost=DetectorCost(detector.fit.forwards, measure_slowdown(study, detector, sources)),
+        headline=figures.headline,
+        rounds=figures.rounds,
+        per_attack=figures.per_attack,
+        negatives=figures.negatives,
+        baselines=figures.baselines,
+        matrix=figures.matrix,
+        simpler=figures.simpler,
+        leaks=figures.leaks,
+        remarks=(),
+        command=None,
+    )
 
 
 def measure_slowdown(study: Study, detector: MapDetector, sources: Sources) -> float:

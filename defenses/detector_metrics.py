@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robusteval.runs.detector_record import AtThreshold, Estimate, Proportion
 from robusteval.runs.metrics import rate
 from robusteval.runs.statistics import Rate, roc_auc
 
 Array = np.ndarray[Any, Any]
-Record = dict[str, Any]
 
 RESAMPLES = 1000
 PRIOR = 0.01  # share of attacked images that precision is reported for
@@ -53,42 +53,50 @@ class Resampling:
                 found.append(((positive @ above.astype(np.float32)) * negative).sum(1) / pairs)
         return np.asarray(np.mean(found, axis=0))
 
-    def estimate_auc(self, folds: Sequence[Scored]) -> Record:
+    def estimate_auc(self, folds: Sequence[Scored]) -> Estimate:
         """Estimate the mean AUC of some fits, with its 95 % interval."""
         value = float(np.mean([scored.area for scored in folds]))
-        return {"value": value, **take_middle(self.resample_auc(folds))}
+        return Estimate(value, *take_middle(self.resample_auc(folds)))
 
-    def estimate_gain(self, one: Scored, other: Scored) -> Record:
+    def estimate_gain(self, one: Scored, other: Scored) -> Estimate:
         """Estimate the AUC of one fit minus that of another, with its 95 % interval."""
-        return {
-            "value": one.area - other.area,
-            **take_middle(self.resample_auc([one]) - self.resample_auc([other])),
-        }
+        drawn = self.resample_auc([one]) - self.resample_auc([other])
+        return Estimate(one.area - other.area, *take_middle(drawn))
 
 
-def take_middle(drawn: Array) -> Record:
+def take_middle(drawn: Array) -> tuple[float, float]:
     """Take the middle 95 % of draws."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"low": float(low), "high": float(high)}
+    return float(low), float(high)
 
 
-def count_share(flags: Array) -> Record:
+def count_share(flags: Array) -> Proportion:
     """Count the share of images that are flagged, with its interval."""
     return encode_rate(rate(flags))
 
 
-def encode_rate(found: Rate) -> Record:
-    """Encode a rate for JSON."""
+def encode_rate(found: Rate) -> Proportion:
+    """Put a rate into a record."""
     low, high = found.interval
-    return {"k": found.k, "n": found.n, "low": low, "high": high}
+    return Proportion(found.k, found.n, low, high)
 
 
-def compute_ratio(found: Record) -> float:
+def compute_ratio(found: Proportion) -> float:
     """Compute a share from its record; nan of nothing."""
-    return found["k"] / found["n"] if found["n"] else float("nan")
+    return found.k / found.n if found.n else float("nan")
 
 
-def judge_scores(scored: Scored, thresholds: dict[str, float], resampling: Resampling) -> Record:
+class JudgedScores(NamedTuple):
+    """How well attacked rows are told from images as they are; by threshold in `at`."""
+
+    auc: Estimate
+    average_precision: float
+    at: dict[str, AtThreshold]
+
+
+def judge_scores(
+    scored: Scored, thresholds: dict[str, float], resampling: Resampling
+) -> JudgedScores:
     """Judge how well attacked rows are told from images as they are, both weighing the same."""
     from sklearn.metrics import average_precision_score
 
@@ -101,25 +109,28 @@ def judge_scores(scored: Scored, thresholds: dict[str, float], resampling: Resam
             count_share(score[~attacked] > threshold),
         )
         true, false = PRIOR * compute_ratio(caught), (1 - PRIOR) * compute_ratio(alarms)
-        at[fpr] = {
-            "threshold": threshold,
-            "tpr": caught,
-            "fpr": alarms,
-            # without a single false alarm it would be perfect, which no sample shows
-            "precision": true / (true + false) if false else None,
-        }
-    return {
-        "auc": resampling.estimate_auc([scored]),
-        "average_precision": float(average_precision_score(attacked, score, sample_weight=weights)),
-        "at": at,
-    }
+        # without a single false alarm it would be perfect, which no sample shows
+        precision = true / (true + false) if false else None
+        at[fpr] = AtThreshold(threshold, caught, alarms, precision)
+    return JudgedScores(
+        auc=resampling.estimate_auc([scored]),
+        average_precision=float(average_precision_score(attacked, score, sample_weight=weights)),
+        at=at,
+    )
 
 
-def measure_calibration(scored: Scored) -> Record:
+class Calibration(NamedTuple):
+    """Scores as probabilities."""
+
+    accuracy: float
+    brier: float
+
+
+def measure_calibration(scored: Scored) -> Calibration:
     """Measure scores as probabilities: accuracy at one half, Brier score, labels balanced."""
     score, attacked = scored.score, scored.label == 1
     squares = np.square(score - attacked)
-    return {
-        "accuracy": float(((score[attacked] > 0.5).mean() + (score[~attacked] <= 0.5).mean()) / 2),
-        "brier": float((squares[attacked].mean() + squares[~attacked].mean()) / 2),
-    }
+    return Calibration(
+        accuracy=float(((score[attacked] > 0.5).mean() + (score[~attacked] <= 0.5).mean()) / 2),
+        brier=float((squares[attacked].mean() + squares[~attacked].mean()) / 2),
+    )

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from robusteval.runs.detector_record import (
+    DetectorRecord,
+    DetectorRemark,
+    Estimate,
+    LeakChecks,
+)
 
 from .boosting import FPRS
-from .detector_metrics import Record, compute_ratio
+from .detector_metrics import compute_ratio
 from .detector_report import KEPT
 
 
-def write_remarks(report: dict[str, Any]) -> list[Record]:
+def write_remarks(report: DetectorRecord) -> list[DetectorRemark]:
     """Write what a reader must not miss; `grave` if it speaks against the detector."""
-    found = [*remark_leaks(report["leaks"]), *remark_alarms(report)]
-    for baseline in report["baselines"]:
-        if baseline["gain"]["low"] <= 0:
-            text = f"It is not shown to do better than {baseline['name']}"
-            found.append(write_remark(True, f"{text}: AUC {show_gain(baseline['gain'])}."))
-    for simpler in report["simpler"]:
-        better = simpler["gain"]["low"] > 0
+    found = [*remark_leaks(report.leaks), *remark_alarms(report)]
+    for baseline in report.baselines:
+        if baseline.gain.low <= 0:
+            text = f"It is not shown to do better than {baseline.name}"
+            found.append(write_remark(True, f"{text}: AUC {show_gain(baseline.gain)}."))
+    for simpler in report.simpler:
+        better = simpler.gain.low > 0
         text = "It does better than" if better else "It is not shown to do better than"
         found.append(
-            write_remark(
-                not better, f"{text} on {simpler['name']}: AUC {show_gain(simpler['gain'])}."
-            )
+            write_remark(not better, f"{text} on {simpler.name}: AUC {show_gain(simpler.gain)}.")
         )
     found += remark_transfer(report)
     found.append(
         write_remark(
             False,
-            f"Its thresholds rest on {report['images']['validation']} images, the rates here on"
-            f" {report['images']['test']}: for {show_percent(FPRS[1])} that is little.",
+            f"Its thresholds rest on {report.images.validation} images, the rates here on"
+            f" {report.images.test}: for {show_percent(FPRS[1])} that is little.",
         )
     )
     return found
 
 
-def write_remark(grave: bool, text: str) -> Record:
+def write_remark(grave: bool, text: str) -> DetectorRemark:
     """Write one remark."""
-    return {"grave": grave, "text": text}
+    return DetectorRemark(grave, text)
 
 
 def show_percent(part: float) -> str:
@@ -45,36 +48,35 @@ def show_percent(part: float) -> str:
     return f"{100 * part:.0f} %"
 
 
-def show_gain(gain: Record) -> str:
+def show_gain(gain: Estimate) -> str:
     """Show a difference with its interval."""
-    return f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+    return f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
 
 
-def remark_leaks(leaks: Record) -> list[Record]:
+def remark_leaks(leaks: LeakChecks) -> list[DetectorRemark]:
     """Remark on a procedure that finds something where there is nothing."""
     found = []
-    for name, what in (
-        ("shuffled", "images from their twins with labels exchanged"),
-        ("benign", "two copies of the same noise"),
+    for area, what in (
+        (leaks.shuffled, "images from their twins with labels exchanged"),
+        (leaks.benign, "two copies of the same noise"),
     ):
-        area = leaks[name]
-        if abs(area["value"] - 0.5) > 0.05 and not area["low"] <= 0.5 <= area["high"]:
+        if abs(area.value - 0.5) > 0.05 and not area.low <= 0.5 <= area.high:
             found.append(
                 write_remark(
                     True,
-                    f"The same procedure tells {what} (AUC {area['value']:.3f}), where there is"
+                    f"The same procedure tells {what} (AUC {area.value:.3f}), where there is"
                     " nothing to find: it leaks, and no figure here means anything.",
                 )
             )
     return found
 
 
-def remark_alarms(report: Record) -> list[Record]:
+def remark_alarms(report: DetectorRecord) -> list[DetectorRemark]:
     """Remark on more false alarms than there should be."""
     often = [
-        f"{each['kind']} {show_percent(compute_ratio(each['flagged'][KEPT]))}"
-        for each in report["negatives"]
-        if each["flagged"][KEPT]["n"] and each["flagged"][KEPT]["low"] > FPRS[0]
+        f"{each.kind} {show_percent(compute_ratio(each.flagged[KEPT]))}"
+        for each in report.negatives
+        if each.flagged[KEPT].n and each.flagged[KEPT].low > FPRS[0]
     ]
     if not often:
         return []
@@ -82,13 +84,13 @@ def remark_alarms(report: Record) -> list[Record]:
     return [write_remark(True, f"{text}: {', '.join(often)}.")]
 
 
-def remark_transfer(report: Record) -> list[Record]:
+def remark_transfer(report: DetectorRecord) -> list[DetectorRemark]:
     """Remark on how little a detector of one attack finds of another."""
     found = []
-    for row in report["matrix"]:
-        for attack, cell in zip(report["per_attack"], row["judged_on"], strict=True):
-            if row["fitted_on"] not in (None, attack["attack"]):
-                found.append((compute_ratio(cell["tpr"]), row["fitted_on"], attack["attack"]))
+    for row in report.matrix:
+        for attack, cell in zip(report.per_attack, row.judged_on, strict=True):
+            if row.fitted_on is not None and row.fitted_on != attack.attack:
+                found.append((compute_ratio(cell.tpr), row.fitted_on, attack.attack))
     if not found:
         return []
     least, one, other = min(found)

@@ -9,11 +9,20 @@ from itertools import combinations
 import numpy as np
 
 from robusteval.models.seeds import Ids
+from robusteval.runs.detector_record import (
+    AttackFigures,
+    FalseAlarms,
+    FewerChannels,
+    Headline,
+    LeakChecks,
+    SimplerRule,
+    TransferFigures,
+    TransferRow,
+)
 
 from .boosting import FPRS, Logistic, Rule, choose_threshold
 from .detector_fitting import Fitter, TreeFit
 from .detector_metrics import (
-    Record,
     Resampling,
     Scored,
     count_share,
@@ -29,6 +38,20 @@ from .transforms import Array
 KEPT = f"{FPRS[0]:g}"  # the rate that most tables are for
 
 Scores = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """What a detector is worth; the parts are those of a `DetectorRecord`."""
+
+    headline: Headline
+    rounds: int
+    per_attack: tuple[AttackFigures, ...]
+    negatives: tuple[FalseAlarms, ...]
+    baselines: tuple[SimplerRule, ...]
+    matrix: tuple[TransferRow, ...]
+    simpler: tuple[FewerChannels, ...]
+    leaks: LeakChecks
 
 
 @dataclass
@@ -51,26 +74,26 @@ class DetectorReport:
         matrix = len(self.attacks) if len(self.attacks) > 1 else 0
         return 1 + matrix + 2 * len(self.parts.folds) + 1 + len(list_simpler_views(self.view))
 
-    def judge_detector(self) -> tuple[TreeFit, dict[str, float], Record]:
+    def judge_detector(self) -> tuple[TreeFit, dict[str, float], DetectorFigures]:
         """Fit the detector, choose its thresholds, and judge what it is worth."""
         main = self.fitter.fit_once(self.tasks.make_attack_task(self.attacks))
         by = self.make_scorer(main)
         thresholds = self.choose_thresholds(by)
         test = self.score_test_images(by, self.attacks)
-        judgement = judge_scores(test, thresholds, self.resampling) | measure_calibration(test)
-        report = {
-            "headline": judgement,
-            "rounds": main.rounds,
-            "per_attack": [self.judge_attack(name, by, thresholds) for name in self.attacks],
-            "negatives": self.count_alarms(by, thresholds),
-            "baselines": self.judge_baselines(test),
-            "matrix": self.judge_transfer(by, thresholds),
-            "simpler": self.judge_simpler_views(test),
-            "leaks": LeakTests(
+        judgement = judge_scores(test, thresholds, self.resampling)
+        figures = DetectorFigures(
+            headline=Headline(*judgement, *measure_calibration(test)),
+            rounds=main.rounds,
+            per_attack=tuple(self.judge_attack(name, by, thresholds) for name in self.attacks),
+            negatives=tuple(self.count_alarms(by, thresholds)),
+            baselines=tuple(self.judge_baselines(test)),
+            matrix=tuple(self.judge_transfer(by, thresholds)),
+            simpler=tuple(self.judge_simpler_views(test)),
+            leaks=LeakTests(
                 self.tasks, self.fitter, self.attacks, self.ids, self.resampling, self.seed
             ).run_tests(),
-        }
-        return main, thresholds, report
+        )
+        return main, thresholds, figures
 
     def make_scorer(self, fit: TreeFit) -> Scores:
         """Make the function that scores rows."""
@@ -91,18 +114,18 @@ class DetectorReport:
         label = np.repeat([0, 1], [len(clean), len(hits)])
         return Scored(by(some), label, self.rows.group[some])
 
-    def judge_attack(self, name: str, by: Scores, thresholds: dict[str, float]) -> Record:
+    def judge_attack(self, name: str, by: Scores, thresholds: dict[str, float]) -> AttackFigures:
         """Judge how one attack fares, its failures apart."""
         mine = self.tasks.select_within(self.rows.list_variants(name), self.parts.test)
         fooled, score = self.rows.fooled[mine], by(mine)
-        return {
-            "attack": name,
-            **judge_scores(self.score_test_images(by, [name]), thresholds, self.resampling),
-            "failures_flagged": count_share(score[~fooled] > thresholds[KEPT]),
-            "undetected": count_share(fooled & (score <= thresholds[KEPT])),
-        }
+        return AttackFigures(
+            name,
+            *judge_scores(self.score_test_images(by, [name]), thresholds, self.resampling),
+            failures_flagged=count_share(score[~fooled] > thresholds[KEPT]),
+            undetected=count_share(fooled & (score <= thresholds[KEPT])),
+        )
 
-    def count_alarms(self, by: Scores, thresholds: dict[str, float]) -> list[Record]:
+    def count_alarms(self, by: Scores, thresholds: dict[str, float]) -> list[FalseAlarms]:
         """Count how often what is no attack is flagged."""
         found = []
         for name in NEGATIVES:
@@ -114,10 +137,10 @@ class DetectorReport:
             for kind, some in kinds.items():
                 score = by(some)
                 flagged = {fpr: count_share(score > value) for fpr, value in thresholds.items()}
-                found.append({"kind": kind, "flagged": flagged})
+                found.append(FalseAlarms(kind, flagged))
         return found
 
-    def judge_baselines(self, main: Scored) -> list[Record]:
+    def judge_baselines(self, main: Scored) -> list[SimplerRule]:
         """Judge rules that need no trees, fitted and judged on the same images."""
         task = self.tasks.make_attack_task(self.attacks)
         x, train = self.rows.statistics, task.train
@@ -144,10 +167,10 @@ class DetectorReport:
             test = self.score_test_images(by, self.attacks)
             judgement = judge_scores(test, self.choose_thresholds(by), self.resampling)
             gain = self.resampling.estimate_gain(main, test)
-            found.append({"name": name, **judgement, "gain": gain})
+            found.append(SimplerRule(name, *judgement, gain=gain))
         return found
 
-    def judge_transfer(self, by: Scores, thresholds: dict[str, float]) -> list[Record]:
+    def judge_transfer(self, by: Scores, thresholds: dict[str, float]) -> list[TransferRow]:
         """Fit to each attack alone, and to all, and judge on each; each with its own thresholds."""
         found = []
         if len(self.attacks) > 1:
@@ -159,23 +182,23 @@ class DetectorReport:
 
     def judge_on_each_attack(
         self, fitted_on: str | None, by: Scores, thresholds: dict[str, float]
-    ) -> Record:
+    ) -> TransferRow:
         """Judge one fit on each attack: one row of the matrix."""
         cells = []
         for name in self.attacks:
             test = self.score_test_images(by, [name])
             caught = count_share(test.score[test.label == 1] > thresholds[KEPT])
-            cells.append({"auc": self.resampling.estimate_auc([test]), "tpr": caught})
-        return {"fitted_on": fitted_on, "judged_on": cells}
+            cells.append(TransferFigures(self.resampling.estimate_auc([test]), caught))
+        return TransferRow(fitted_on, tuple(cells))
 
-    def judge_simpler_views(self, main: Scored) -> list[Record]:
+    def judge_simpler_views(self, main: Scored) -> list[FewerChannels]:
         """Judge detectors that look at fewer channels."""
         found = []
         for name, planes, columns in list_simpler_views(self.view):
             fit = self.fitter.fit_once(self.tasks.make_attack_task(self.attacks, planes, columns))
             test = self.score_test_images(self.make_scorer(fit), self.attacks)
             gain = self.resampling.estimate_gain(main, test)
-            found.append({"name": name, "auc": self.resampling.estimate_auc([test]), "gain": gain})
+            found.append(FewerChannels(name, self.resampling.estimate_auc([test]), gain))
         return found
 
 

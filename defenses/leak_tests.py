@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robusteval.models.seeds import Ids, sample_seeds
+from robusteval.runs.detector_record import Estimate, LeakChecks
 
 from .detector_fitting import Fitter, weigh_rows
-from .detector_metrics import Record, Resampling, Scored
+from .detector_metrics import Resampling, Scored
 from .detector_tasks import NEGATIVES, TaskMaker
 from .image_variants import AGAIN
 from .transforms import Array
@@ -28,17 +29,17 @@ class LeakTests:
     resampling: Resampling
     seed: int
 
-    def run_tests(self) -> Record:
+    def run_tests(self) -> LeakChecks:
         """Run all leak tests: their AUCs by name."""
         clean, hits = self.tasks.rows.list_variants("clean"), self.tasks.select_hits(self.attacks)
         clean = clean[np.isin(self.tasks.rows.image[clean], self.tasks.rows.image[hits])]
         shuffled = self.exchange_labels(np.concatenate([clean, hits]))
         copies = self.tasks.rows.list_variants("noise"), self.tasks.rows.list_variants(AGAIN)
-        return {
-            "shuffled": self.cross_validate(*shuffled),
-            "benign": self.cross_validate(*copies),
-            "row_wise": self.split_by_rows(),
-        }
+        return LeakChecks(
+            shuffled=self.cross_validate(*shuffled),
+            benign=self.cross_validate(*copies),
+            row_wise=self.split_by_rows(),
+        )
 
     def exchange_labels(self, some: Array) -> tuple[Array, Array]:
         """Exchange labels among the rows of one image; negatives and positives."""
@@ -54,7 +55,7 @@ class LeakTests:
         label[mixed] = positive[plain]
         return some[~label], some[label]
 
-    def cross_validate(self, negatives: Array, positives: Array) -> Record:
+    def cross_validate(self, negatives: Array, positives: Array) -> Estimate:
         """Estimate the AUC on images held out in turn."""
         folds = self.tasks.parts.folds
         found = []
@@ -73,7 +74,7 @@ class LeakTests:
             )
         return self.resampling.estimate_auc(found)
 
-    def split_by_rows(self) -> Record:
+    def split_by_rows(self) -> Estimate:
         """Estimate the AUC of a random split of rows, where an image's twin may have been seen."""
         task = self.tasks.make_attack_task(self.attacks)
         both = np.concatenate(

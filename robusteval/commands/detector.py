@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,6 @@ import click
 from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
-from robusteval.runs.detector_record import DetectorRecord
-from robusteval.runs.plain import from_plain
 from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Spec
 
@@ -200,7 +199,7 @@ def detector(
         ],
     )
     beside = out.with_suffix(".report.json")
-    record = from_plain(DetectorRecord, {**found.report, "command": spell_command()})
+    record = replace(found.report, command=spell_command())
     found.detector.save(out)
     write_atomically(beside, render_detector_json(record).encode())
     done.clear()

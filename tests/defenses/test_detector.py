@@ -53,6 +53,8 @@ from robusteval.models.identity import hash_answers, hash_model
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.weights import CHECKSUM, compute_checksum, split_safetensors
 from robusteval.progress import Silent
+from robusteval.runs.detector_record import DetectorRecord, Estimate
+from robusteval.runs.plain import from_plain, to_plain
 from robusteval.search.balls import quantise
 
 PGD = "pgd:eps=24/255,steps=8"
@@ -173,7 +175,7 @@ def test_fit_that_was_stopped_goes_on_to_the_same_detector(
     whole.detector.save(one)
     again.detector.save(other)
     assert one.read_bytes() == other.read_bytes()
-    assert {**again.report, "cost": 0} == {**whole.report, "cost": 0}  # which is measured
+    assert replace(again.report, cost=whole.report.cost) == whole.report  # which is measured
     every = len(asked)
     fit(model, data, done=WorkCache(tmp_path), **small)
     assert len(asked) == every
@@ -220,7 +222,7 @@ def test_copies_of_an_image_are_one_group(kept: tuple[FittedDetector, Kept]) -> 
 
     assert (counts == 2).sum() == 5
     assert len(counts) == 145
-    assert kept[0].report["images"]["alike"] == 5
+    assert kept[0].report.images.alike == 5
 
 
 def test_near_copies_are_one_group() -> None:
@@ -304,15 +306,14 @@ def test_thresholds_hold_on_the_images_that_set_them(kept: tuple[FittedDetector,
 def test_detector_finds_attacks_and_nothing_where_there_is_nothing(found: FittedDetector) -> None:
     report = found.report
 
-    assert report["headline"]["auc"]["value"] > 0.7
-    for name in ("shuffled", "benign"):
-        leak = report["leaks"][name]
-        assert leak["low"] < 0.5 < leak["high"]
-        assert 0.35 < leak["value"] < 0.65
+    assert report.headline.auc.value > 0.7
+    for leak in (report.leaks.shuffled, report.leaks.benign):
+        assert leak.low < 0.5 < leak.high
+        assert 0.35 < leak.value < 0.65
 
 
 def test_report_is_json_and_complete(found: FittedDetector) -> None:
-    report = json.loads(json.dumps(found.report, allow_nan=False))
+    report = json.loads(json.dumps(to_plain(found.report), allow_nan=False))
 
     assert [each["kind"] for each in report["negatives"]] == [
         "clean",
@@ -353,7 +354,7 @@ def test_identical_maps_of_both_labels_cannot_be_told_apart(
 
     area = same.cross_validate(twins, hits)
 
-    assert area["value"] == pytest.approx(0.5, abs=0.05)
+    assert area.value == pytest.approx(0.5, abs=0.05)
 
 
 def test_fit_with_the_same_seed_is_the_same(
@@ -683,7 +684,7 @@ def test_work_is_halved_until_it_fits_into_memory(
     found = fit(model, data)
 
     assert found.detector.booster == whole.detector.booster
-    assert {**found.report, "cost": 0} == {**whole.report, "cost": 0}
+    assert replace(found.report, cost=whole.report.cost) == whole.report
     assert max(sizes) > 9
 
 
@@ -721,20 +722,20 @@ def test_area_and_interval_are_those_of_the_plain_formula() -> None:
     found = Resampling(40, 0).estimate_auc([scored])
 
     pairs = scored.score[label == 1][:, None] > scored.score[label == 0][None]
-    assert found["value"] == pytest.approx(pairs.mean())
-    assert found["low"] < found["value"] < found["high"]
+    assert found.value == pytest.approx(pairs.mean())
+    assert found.low < found.value < found.high
     # the usual approximation (Hanley and McNeil 1982)
     a = pairs.mean()
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     error = np.sqrt((a * (1 - a) + 39 * (q1 - a * a) + 39 * (q2 - a * a)) / 1600)
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
 def test_difference_to_itself_is_nothing() -> None:
     label = np.arange(40) % 2
     scored = Scored(np.random.default_rng(0).normal(size=40), label, np.arange(40) // 2)
 
-    assert Resampling(20, 0).estimate_gain(scored, scored) == {"value": 0, "low": 0, "high": 0}
+    assert Resampling(20, 0).estimate_gain(scored, scored) == Estimate(0, 0, 0)
 
 
 def test_figures_of_a_known_case() -> None:
@@ -743,21 +744,21 @@ def test_figures_of_a_known_case() -> None:
 
     found = judge_scores(scored, {"0.05": 0.5}, Resampling(4, 0))
 
-    assert found["auc"]["value"] == 14 / 16
-    at = found["at"]["0.05"]
-    assert (at["tpr"]["k"], at["tpr"]["n"], at["fpr"]["k"], at["fpr"]["n"]) == (3, 4, 1, 4)
-    assert at["precision"] == pytest.approx(0.0075 / (0.0075 + 0.2475))
-    assert measure_calibration(scored)["accuracy"] == 0.75
+    assert found.auc.value == 14 / 16
+    at = found.at["0.05"]
+    assert (at.tpr.k, at.tpr.n, at.fpr.k, at.fpr.n) == (3, 4, 1, 4)
+    assert at.precision == pytest.approx(0.0075 / (0.0075 + 0.2475))
+    assert measure_calibration(scored).accuracy == 0.75
 
 
 def test_remarks_speak_of_leaks_alarms_and_baselines(found: FittedDetector) -> None:
-    report = json.loads(json.dumps(found.report))
+    report = json.loads(json.dumps(to_plain(found.report)))
     report["leaks"]["shuffled"] = {"value": 0.8, "low": 0.7, "high": 0.9}
     report["negatives"][2]["flagged"]["0.05"] = {"k": 20, "n": 30, "low": 0.5, "high": 0.8}
     report["baselines"][0]["gain"] = {"value": -0.1, "low": -0.2, "high": 0.1}
     report["simpler"][0]["gain"] = {"value": 0.1, "low": 0.05, "high": 0.2}
 
-    texts = [each["text"] for each in write_remarks(report)]
+    texts = [each.text for each in write_remarks(from_plain(DetectorRecord, report))]
 
     assert any("it leaks" in text for text in texts)
     assert any("noise 67 %" in text for text in texts)
