@@ -165,23 +165,11 @@ def keep_run() -> Callable[[Run, Path], Path]:
     """Writes a run to a folder, as an evaluation does."""
 
     def keep(run: Run, folder: Path) -> Path:
-        config = {key: value for key, value in run.config.items() if key != "command"}
-        with Store.open(folder, config) as store:
+        with Store.open(folder, run.to_record()["config"]) as store:
             store.save_cell("clean", run.clean, {"role": "clean"})
             for i, outcome in enumerate(run.outcomes):
                 store.save_cell(f"cell{i}", outcome.columns, outcome.to_record())
-            record = {
-                "status": run.status,
-                "created": run.created,
-                "seconds": run.seconds,
-                "command": run.config["command"],
-                "config": config,
-                "model": run.model,
-                "data": run.data,
-                "environment": run.environment,
-                "findings": [finding._asdict() for finding in run.findings],
-                "failures": run.failures,
-            }
+            record = run.to_record()
             keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
             store.save_record(record, keys)
         return folder

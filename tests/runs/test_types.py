@@ -550,3 +550,16 @@ def test_columns_that_are_whole_but_no_columns_are_refused(run_folder: Path) -> 
 
     with pytest.raises((UsageError, RunError), match=r"attack\.npz|damaged"):
         load_run(run_folder)
+
+
+def test_a_run_is_its_record_and_its_cells(run_folder: Path) -> None:
+    """There and back, and the line that it prints."""
+    run = load_run(run_folder)
+    cells = [({"role": "clean"}, run.clean), *((o.to_record(), o.columns) for o in run.outcomes)]
+
+    again = Run.from_record(json.loads(json.dumps(run.to_record())), cells, run.folder)
+
+    assert again.to_record() == run.to_record()
+    assert [o.to_record() for o in again.outcomes] == [o.to_record() for o in run.outcomes]
+    assert repr(again) == repr(run)
+    assert "3 images, 66.7% right, 33.3% after 1 attack;" in repr(run)
