@@ -23,7 +23,7 @@ from robusteval.datasets.dataset import Data
 from robusteval.errors import RunError, UsageError
 from robusteval.models import checkpoint
 from robusteval.models.arithmetic import exact_arithmetic
-from robusteval.models.classifier import Classifier, absorb
+from robusteval.models.classifier import Classifier, absorb, derive_identity
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import write_atomically
@@ -79,7 +79,7 @@ def train(
     ----------
     classifier : Classifier
         With the weights to start from and an architecture in its identity; changed in place, and
-        with the weights of the last epoch afterwards.
+        with the weights of the last epoch afterwards, no longer under the hash of its file.
     data : Data
         Images and labels, some of which are held out to judge epochs on.
     out : Path
@@ -96,7 +96,7 @@ def train(
 
     Returns
     -------
-    Trained
+    TrainingResult
         The best epoch: the most images right under attack (of the objective `standard`, right as
         they are), of equal ones the last. It was chosen by the images it is counted on, so the
         figures flatter it a little.
@@ -118,6 +118,8 @@ def train(
         loop = TrainingLoop(classifier, data, trained, settings, classifier.device)
         training = TrainingRun(loop, classifier, held_out, files, progress or Silent(), stopping)
         training.take_over(fresh)
+        # from now on its weights are not those of its file: caches must not take it for that one
+        classifier.identity = derive_identity(classifier)
         return training.run_remaining_epochs()
 
 
@@ -135,6 +137,7 @@ class TrainingRun:
     ) -> None:
         self.loop = loop
         self.classifier = classifier
+        self.origin = classifier.identity.get("sha256")  # of the file that the weights come from
         self.held_out = held_out
         self.files = files
         self.progress = progress
@@ -248,7 +251,7 @@ class TrainingRun:
             mean=identity.get("mean"),
             std=identity.get("std"),
             data=self.loop.data.name,
-            training={**asdict(settings), "epoch": line.epoch, "from": identity.get("sha256")},
+            training={**asdict(settings), "epoch": line.epoch, "from": self.origin},
             validation={"images": line.held_out, "clean": line.clean, "robust": line.robust},
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import Bands, synthetic
@@ -48,6 +50,7 @@ from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models import checkpoint
 from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier
+from robusteval.models.identity import hash_model
 from robusteval.models.networks import ARCHITECTURES
 
 Made = np.ndarray[Any, Any]
@@ -526,6 +529,30 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 
     assert abs(second.best.clean - first.best.clean) <= 1
     assert checkpoint.load(second.path).identity["mean"] == start.identity["mean"]
+
+
+@pytest.mark.parametrize("after", [None, 3])
+def test_trained_classifier_does_not_pass_for_the_file_it_came_from(
+    after: int | None, tmp_path: Path
+) -> None:
+    origin = run(tmp_path / "first.safetensors", replace(QUICK, epochs=1)).path
+    trained = checkpoint.load(origin)
+    steps = iter(range(1000))
+
+    with nullcontext() if after is None else pytest.raises(Interrupted):
+        run(
+            tmp_path / "second.safetensors",
+            replace(QUICK, epochs=1, seed=1),
+            model=trained,
+            stopping=lambda: next(steps) == after,
+        )
+
+    assert "sha256" not in trained.identity
+    assert hash_model(trained) != hash_model(checkpoint.load(origin))
+    if after is None:
+        with safe_open(tmp_path / "second.safetensors", "pt") as file:
+            training = json.loads(file.metadata()["training"])
+        assert training["from"] == checkpoint.load(origin).identity["sha256"]
 
 
 def test_divergence_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
