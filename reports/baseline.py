@@ -145,8 +145,8 @@ def build_baseline(run: Run) -> Baseline:
 
 def check_finished(run: Run) -> None:
     """RunError if the run has not all that was asked of it, NothingEvaluated if it has nothing."""
-    if run.status != "complete" or run.failures:
-        missing = "".join(f"; {attack}: {why}" for attack, why in run.failures.items())
+    if not run.finished:
+        missing = "".join(f"; {lack}" for lack in run.list_missing())
         raise RunError(f"the run is not complete: give its command again to finish it{missing}")
     right = metrics.accuracy(run.clean)
     if not right.n:

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import Defended, Outcome, Run, Threat, name_cell
+from robusteval.runs.types import Defended, Outcome, Run, Threat
 
 from .build_maps import build_maps
 from .measures import (
@@ -62,13 +62,12 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         for threat, group in metrics.group_by_threat(outcomes).items()
     ]
     position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
-    cells = run.config.get("cells") or run.config.get("attacks") or ()
-    complete = run.status == "complete"
+    complete = run.finished
     record = RunRecord(
         schema=SCHEMA,
         verdict="",
         complete=complete,
-        attacks_asked=max(len(cells), len(run.attacks)),
+        attacks_asked=max(len(run.list_asked()), len(run.attacks)),
         upper_bound=not complete or any(f.grave and not f.misfed for f in run.findings),
         misfed=any(finding.misfed for finding in run.findings),
         clean_accuracy=build_rate(metrics.accuracy(run.clean)),
@@ -92,7 +91,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
             for finding in sorted(run.findings, key=lambda f: not f.grave)
         ),
         failures=to_json_types(run.failures),
-        not_run=tuple(list_unfinished(run, cells)),
+        not_run=tuple(run.list_unfinished()),
         provenance=build_provenance(run),
         run=run,
     )
@@ -126,12 +125,6 @@ def group_by_defense(outcomes: Iterable[Outcome]) -> dict[str | None, list[Outco
 def name_defense(outcome: Outcome) -> str | None:
     """The defense of a cell; None without one."""
     return None if outcome.defense is None else str(outcome.defense)
-
-
-def list_unfinished(run: Run, cells: Iterable[object]) -> Iterator[str]:
-    """What was asked for, and has neither a result nor a reason for it."""
-    done = {name_cell(o.attack, o.defense, o.adaptive) for o in run.attacks}
-    yield from (str(cell) for cell in cells if str(cell) not in {*done, *run.failures})
 
 
 def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> WorstCaseRow:

@@ -142,8 +142,9 @@ def turned(outcome: Outcome) -> Outcome:
 
 def compared(run: Run) -> comparison.ComparisonRecord:
     """The run beside another, with one attack more in each."""
-    before = replace(run, status="complete", outcomes=run.outcomes[:-1])
-    after = replace(run, status="complete", outcomes=tuple(map(turned, run.outcomes[1:])))
+    ready = replace(run, status="complete", failures={}, config={**run.config, "attacks": []})
+    before = replace(ready, outcomes=run.outcomes[:-1])
+    after = replace(ready, outcomes=tuple(map(turned, run.outcomes[1:])))
     return comparison.build_comparison(compare.compare(before, after))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -223,6 +223,35 @@ class Run:
     def attacks(self) -> tuple[Outcome, ...]:
         """The cells that were asked for, without the probes."""
         return tuple(o for o in self.outcomes if o.role == "attack")
+
+    def list_asked(self) -> list[str]:
+        """The names of the cells that the configuration asks for, behind defenses too."""
+        asked = [*(self.config.get("attacks") or ()), *(self.config.get("cells") or ())]
+        return list(dict.fromkeys(map(str, asked)))
+
+    def list_unfinished(self) -> Iterator[str]:
+        """What was asked for, and has neither a result nor an entry in `failures`.
+
+        Whatever `status` says: cells and defenses are told by what the configuration asks for.
+        """
+        done = {name_cell(o.attack, o.defense, o.adaptive) for o in self.attacks}
+        unfinished = [cell for cell in self.list_asked() if cell not in {*done, *self.failures}]
+        yield from unfinished
+        ready = {str(defended.spec) for defended in self.defenses}
+        for defense in map(str, self.config.get("defenses") or ()):
+            told = any(f" behind {defense}" in cell for cell in (*unfinished, *self.failures))
+            if defense not in ready and not told:
+                yield f"clean images behind {defense}"
+
+    def list_missing(self) -> Iterator[str]:
+        """What was asked for and has no result, each with the reason if there is one."""
+        yield from (f"{cell}: {reason}" for cell, reason in self.failures.items())
+        yield from (f"{cell}: not finished" for cell in self.list_unfinished())
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that was asked for has a result."""
+        return self.status == "complete" and next(self.list_missing(), None) is None
 
     def __repr__(self) -> str:
         """One line for people: which model on which images, and what is left of its accuracy."""

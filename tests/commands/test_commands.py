@@ -101,6 +101,26 @@ def test_the_suffix_says_the_format(desk: Desk, name: str, start: str) -> None:
     assert Path(name).read_text(encoding="utf-8").lower().startswith(start.lower())
 
 
+@pytest.mark.parametrize(
+    "words", [["check", "run"], ["baseline", "update", "run"], ["compare", "run", "run"]]
+)
+def test_a_cell_that_was_taken_out_of_the_record_is_missed(desk: Desk, words: list[str]) -> None:
+    desk("run", 100)
+    Path("robusteval.toml").write_text("[[gate]]\nfloor = 0.1\n")
+    path = Path("run/run.json")
+    record = json.loads(path.read_text())
+    record["cells"] = [cell for cell in record["cells"] if cell["role"] == "clean"]
+    path.write_text(json.dumps(record))
+
+    result = ran(*words)
+
+    assert result.exit_code == 3
+    assert "pgd:eps=8/255: not finished" in result.stderr
+    assert not Path("robustness-baseline.json").exists()
+    told = ran("report", "run").stdout
+    assert told.startswith("Incomplete: 0 of 1 attacks finished.")
+
+
 def test_nothing_is_written_over_without_force(desk: Desk) -> None:
     """And not before it is asked."""
     desk("run", 100)

@@ -130,6 +130,7 @@ def test_a_thousand_images_and_five_cells_take_twenty_kilobytes(
     ("changed", "error", "words"),
     [
         ({"status": "incomplete"}, RunError, "not complete"),
+        ({"config": {"attacks": ["pgd", "late"]}}, RunError, "; late: not finished"),
         ({"failures": {"fab": "out of memory"}}, RunError, "fab: out of memory"),
         (
             {"findings": (Finding("guessing", True, "It guesses."),)},

@@ -267,6 +267,17 @@ def test_what_is_another_question_as_a_whole_is_refused(
         compare(before, replace(before, **facts))
 
 
+def test_runs_that_lack_an_attack_are_refused(before: Run) -> None:
+    asked = {**before.config, "attacks": [*before.config["attacks"], "late"]}
+
+    with pytest.raises(
+        RunError, match=r"the run after \(one\) is incomplete: .*late: not finished"
+    ):
+        compare(before, replace(before, config=asked))
+    with pytest.raises(RunError, match=r"the run before \(one\) is incomplete: .*late: broke"):
+        compare(replace(before, failures={"late": "broke"}), before)
+
+
 def test_incomplete_runs_are_refused(before: Run) -> None:
     with pytest.raises(RunError, match=r"the run after \(one\) is incomplete"):
         compare(before, replace(before, status="incomplete"))
@@ -297,7 +308,11 @@ def test_defaults_written_out_are_the_same_attack(before: Run) -> None:
     first, second = (replace(o, resolved=resolved) for o in before.outcomes[:1] * 2)
     second = replace(second, attack=Spec("pgd", resolved))
 
-    pairs = compare(replace(before, outcomes=(first,)), replace(before, outcomes=(second,))).pairs
+    runs = [
+        replace(before, outcomes=(o,), config={**before.config, "attacks": [str(o.attack)]})
+        for o in (first, second)
+    ]
+    pairs = compare(*runs).pairs
 
     assert [pair.kind for pair in pairs] == ["clean", "attack"]
 

@@ -135,6 +135,42 @@ def test_a_decided_sample_of_that_size_does_decide(
     assert gated(run, Rule(floor=0.48)).outcome == "passed"
 
 
+def test_a_run_that_lacks_an_attack_never_passes(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Whatever its status says: the strongest attack may be the one that was taken out."""
+    weak, strong = (make_outcome(first(k), spec=Spec(n, {})) for k, n in ((10, "fgsm"), (990, "x")))
+    whole = make_run(weak, strong)
+
+    with pytest.raises(RunError, match=r"not complete.*; x: not finished"):
+        check(replace(whole, outcomes=(weak,)), rules(Rule(floor=0.5)))
+    assert check(replace(whole, outcomes=(weak, strong)), rules(Rule(floor=0.5))).exit_code == 1
+
+
+def test_a_run_that_lacks_something_of_a_defense_never_passes(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Be it the attack that knew it, the one that did not, or the clean images."""
+    plain = make_outcome(first(10))
+    behind = [replace(plain, defense=SHIELD, adaptive=knows) for knows in (False, True)]
+    shield = Defended(SHIELD, "model", make_run(plain).clean, {})
+    names = [str(plain.attack) + end for end in ("", f" behind {SHIELD} (oblivious)")]
+    names.append(f"{plain.attack} behind {SHIELD}")
+    whole = make_run(plain, *behind, defenses=(shield,))
+    asked = {**whole.config, "cells": names, "defenses": [str(SHIELD)]}
+    whole = replace(whole, config=asked)
+    settings = rules(Rule(floor=0.5))
+
+    assert check(whole, settings).outcome == "passed"
+    for i, name in enumerate(names):
+        kept = whole.outcomes[:i] + whole.outcomes[i + 1 :]
+        with pytest.raises(RunError) as caught:
+            check(replace(whole, outcomes=kept), settings)
+        assert str(caught.value).endswith(f"; {name}: not finished")
+    with pytest.raises(RunError, match=f"clean images behind {SHIELD}: not finished"):
+        check(replace(whole, defenses=()), settings)
+
+
 def test_an_unchanged_run_passes(make_pair: MakePair) -> None:
     run, baseline = make_pair(first(500), first(500))
 
