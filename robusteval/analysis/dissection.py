@@ -9,7 +9,7 @@ one here is reconstructed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.seeds import per_image
 from robusteval.progress import Progress
+from robusteval.runs.explanation_record import MovedUnit, UnitFigures
 from robusteval.search.noise import add_equal_noise
 
 LISTED = 10  # units named one by one
@@ -218,7 +219,7 @@ def measure_units(
     fooled: Tensor,
     remarks: list[str],
     progress: Progress,
-) -> dict[str, Any] | None:
+) -> UnitFigures | None:
     """Measure whether the units that the attack moves are units that stand for something.
 
     None without an image that is fooled, or for a network without units, with a remark.
@@ -242,23 +243,28 @@ def measure_units(
     progress.begin("Dissecting units", 2 * len(concepts))
     known = dissect(model, concepts, layer=layer, progress=progress.advance)
     progress.end()
-    tie: Link = correlate_concepts(moved, known)
+    tie = correlate_concepts(moved, known)
     order = moved.attack.argsort(descending=True)[:LISTED].tolist()
-    return {
-        "layer": layer,
-        "concepts": concepts.name,
-        "probes": len(concepts),
-        **tie._asdict(),
-        "most_moved": [
-            {
-                "unit": unit,
-                "attack": float(moved.attack[unit]),
-                "noise": float(moved.noise[unit]),
-                "concept": concepts.concepts[int(known.best[unit])].name,
-                "category": concepts.concepts[int(known.best[unit])].category,
-                "overlap": float(known.score[unit]),
-                "matched": bool(known.matched[unit]),
-            }
+    return UnitFigures(
+        layer=layer,
+        concepts=concepts.name,
+        probes=len(concepts),
+        correlation=tie.correlation,
+        low=tie.low,
+        high=tie.high,
+        noise=tie.noise,
+        matched=tie.matched,
+        units=tie.units,
+        most_moved=tuple(
+            MovedUnit(
+                unit=unit,
+                attack=float(moved.attack[unit]),
+                noise=float(moved.noise[unit]),
+                concept=concepts.concepts[int(known.best[unit])].name,
+                category=concepts.concepts[int(known.best[unit])].category,
+                overlap=float(known.score[unit]),
+                matched=bool(known.matched[unit]),
+            )
             for unit in order
-        ],
-    }
+        ),
+    )

@@ -1,7 +1,7 @@
 """Explain what an attack did: by region, by image, by unit of the network.
 
-Everything that is measured goes into one record of plain values, which `robusteval explain` prints
-and writes; pictures are arrays beside it.
+Everything that is measured goes into one record, which `robusteval explain` prints and writes;
+pictures are arrays beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ from robusteval.models.environment import describe_environment
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
-from robusteval.runs.explanation_record import ExplainedPanel
+from robusteval.runs.explanation_record import (
+    ExplainedData,
+    ExplainedImage,
+    ExplainedPanel,
+    ExplainedSamples,
+    ExplainedThreat,
+    ExplanationRecord,
+    ExplanationSource,
+)
 from robusteval.runs.types import Spec
 from robusteval.search.balls import measure_distances
 
@@ -60,7 +68,7 @@ Values = np.ndarray[Any, Any]
 class Explanation:
     """What was measured, and what can be shown."""
 
-    record: dict[str, Any]  # JSON-able, but for nan
+    record: ExplanationRecord
     panels: tuple[ExplainedPanel, ...]
 
 
@@ -76,6 +84,7 @@ def explain(
     concepts: Concepts | None = None,
     progress: Progress | None = None,
     cache: WorkCache | None = None,
+    command: str | None = None,
 ) -> Explanation:
     """Attack some images and take the perturbations apart.
 
@@ -102,6 +111,8 @@ def explain(
     cache : WorkCache, optional
         Keeps what is finished of the attack and of the regions' scores, so that the same call after
         a stop goes on from there.
+    command : str, optional
+        What a user typed to ask for it; kept in the record.
 
     Raises
     ------
@@ -126,38 +137,45 @@ def explain(
         if ready.threat.targeted:
             fooled = case.made == case.goal
         remarks: list[str] = []
-        record: dict[str, Any] = {
-            "schema": SCHEMA,
-            "attack": str(ready.spec),
-            "threat": ready.threat._asdict(),
-            "samples": {"asked": samples, "attacked": len(case.x), "fooled": int(fooled.sum())},
-        }
         found = score_regions(classifier, case, regions, work)
-        record["regions"] = measure_regions(classifier, case, found, regions, fooled, seed)
+        region_figures = measure_regions(classifier, case, found, regions, fooled, seed)
         maps = draw_maps(classifier, case, layer, remarks, progress)
-        record["focus"] = measure_focus(case, maps, fooled, seed)
-        record["noise"] = measure_noise(classifier, case, maps, fooled, seed)
-        record["refinement"] = measure_refinement(
-            classifier, case, found, regions, maps, ready, fooled
+        record = ExplanationRecord(
+            schema=SCHEMA,
+            attack=str(ready.spec),
+            threat=ExplainedThreat(**ready.threat._asdict()),
+            samples=ExplainedSamples(samples, len(case.x), int(fooled.sum())),
+            regions=region_figures,
+            focus=measure_focus(case, maps, fooled, seed),
+            noise=measure_noise(classifier, case, maps, fooled, seed),
+            refinement=measure_refinement(classifier, case, found, regions, maps, ready, fooled),
+            units=measure_units(
+                classifier,
+                case,
+                layer,
+                concepts or Generated(data.shape),
+                fooled,
+                remarks,
+                progress,
+            ),
+            images=tuple(
+                describe_image(case, found, fooled, row, data.class_names)
+                for row in range(len(case.x))
+            ),
+            remarks=tuple(remarks),  # last, as what is measured adds to them
+            provenance=ExplanationSource(
+                model=identify_model(classifier, data, case.positions),
+                data=ExplainedData(data.name, len(data), data.shape),
+                environment=describe_environment(classifier.device),
+                resolved=ready.resolved,
+                seed=seed,
+                side=side,
+                layer=layer,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=time.monotonic() - began,
+                command=command,
+            ),
         )
-        record["units"] = measure_units(
-            classifier, case, layer, concepts or Generated(data.shape), fooled, remarks, progress
-        )
-        record["images"] = [
-            describe_image(case, found, fooled, row, data.class_names) for row in range(len(case.x))
-        ]
-        record["remarks"] = remarks
-        record["provenance"] = {
-            "model": identify_model(classifier, data, case.positions),
-            "data": {"name": data.name, "total": len(data), "shape": list(data.shape)},
-            "environment": describe_environment(classifier.device),
-            "resolved": ready.resolved,
-            "seed": seed,
-            "side": side,
-            "layer": layer,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - began,
-        }
         portraits = draw_portraits(classifier, case, maps, layer)
     panels = tuple(
         build_panel(case, found, regions, maps, portraits, row) for row in range(len(case.x))
@@ -201,7 +219,7 @@ def draw_maps(
 
 def describe_image(
     case: Case, found: Effects, fooled: Tensor, row: int, names: Sequence[str] | None
-) -> dict[str, Any]:
+) -> ExplainedImage:
     """Describe one image in figures."""
     kinds = found.kinds[row].tolist()
 
@@ -210,20 +228,20 @@ def describe_image(
 
     label, predicted = int(case.y[row]), int(case.made[row])
     sizes = measure_distances(case.x_adv[row : row + 1], case.x[row : row + 1])
-    return {
-        "index": int(case.positions[row]),
-        "id": f"{int(case.ids[row]):016x}",
-        "label": label,
-        "label_name": name_class(label),
-        "predicted": predicted,
-        "predicted_name": name_class(predicted),
-        "fooled": bool(fooled[row]),
-        "types": {name: kinds.count(kind) for kind, name in enumerate(KINDS)},
-        "suppression": found.suppression[row].tolist(),
-        "promotion": found.promotion[row].tolist(),
-        "residual": found.residual[row].tolist(),
+    return ExplainedImage(
+        index=int(case.positions[row]),
+        id=f"{int(case.ids[row]):016x}",
+        label=label,
+        label_name=name_class(label),
+        predicted=predicted,
+        predicted_name=name_class(predicted),
+        fooled=bool(fooled[row]),
+        types={name: kinds.count(kind) for kind, name in enumerate(KINDS)},
+        suppression=tuple(found.suppression[row].tolist()),
+        promotion=tuple(found.promotion[row].tolist()),
+        residual=tuple(found.residual[row].tolist()),
         **{norm: float(size[0]) for norm, size in sizes.items()},
-    }
+    )
 
 
 def build_panel(

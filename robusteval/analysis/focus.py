@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robusteval.analysis.case import Case
 from robusteval.analysis.summaries import average_images
+from robusteval.runs.explanation_record import FocusFigures, ImageCount
 from robusteval.search.balls import to_double
 
 DISCRIMINATIVE = 0.2  # share of a map that counts as the discriminative region
@@ -83,7 +84,7 @@ def score_focus(delta: Tensor, inside: Tensor) -> Focus:
 
 def measure_focus(
     case: Case, maps: dict[str, dict[str, Tensor]], fooled: Tensor, seed: int
-) -> list[dict[str, Any]]:
+) -> tuple[FocusFigures, ...]:
     """Measure how much of the perturbations lies where the network looks, and what chance gives."""
     rows = []
     delta = (case.x_adv - case.x)[fooled]
@@ -92,16 +93,19 @@ def measure_focus(
             if not len(delta):
                 continue
             found = score_focus(delta, choose_top(views[view][fooled], DISCRIMINATIVE))
-            columns = {
-                field: average_images(getattr(found, field).cpu().numpy(), seed)
-                for field in ("score", "area", "chance", "elsewhere", "shifted")
-            }
-            rows.append(
-                {
-                    "map": name,
-                    "view": view,
-                    **columns,
-                    "focused": {"k": int(found.focused.sum()), "n": len(delta)},
-                }
+            score, area, chance, elsewhere, shifted = (
+                average_images(column.cpu().numpy(), seed) for column in found
             )
-    return rows
+            rows.append(
+                FocusFigures(
+                    map=name,
+                    view=view,
+                    score=score,
+                    area=area,
+                    chance=chance,
+                    elsewhere=elsewhere,
+                    shifted=shifted,
+                    focused=ImageCount(int(found.focused.sum()), len(delta)),
+                )
+            )
+    return tuple(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from robusteval.analysis.regions import (
 from robusteval.analysis.summaries import take_median
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.runs.explanation_record import ImageCount, RefinementFigures
 from robusteval.search.balls import measure_distances
 from robusteval.search.descent import prune
 
@@ -93,7 +94,7 @@ def measure_refinement(
     maps: dict[str, dict[str, Tensor]],
     attack: Attack,
     fooled: Tensor,
-) -> list[dict[str, Any]]:
+) -> tuple[RefinementFigures, ...]:
     """Measure what is left of the perturbations when only what matters is kept, in several ways.
 
     Each way may spend the same number of forward passes; pruning also goes backward.
@@ -101,7 +102,7 @@ def measure_refinement(
     targeted = attack.threat.targeted
     x, x_adv, goal = case.x[fooled], case.x_adv[fooled], case.goal[fooled]
     if not len(x):
-        return []
+        return ()
 
     def refine_by(importance: Tensor) -> Callable[[], Tensor]:
         return lambda: refine(model, x, x_adv, goal, importance, targeted=targeted).x_adv
@@ -130,13 +131,13 @@ def measure_refinement(
             made = predictions(model(z))
         still = made == goal if targeted else made != goal
         rows.append(
-            {
-                "way": name,
-                "still_fooled": {"k": int(still.sum()), "n": len(x)},
+            RefinementFigures(
+                way=name,
+                still_fooled=ImageCount(int(still.sum()), len(x)),
                 **{norm: take_median(sizes) for norm, sizes in measure_distances(z, x).items()},
-                "forwards": float(passes.forwards.mean()),
-                "backwards": float(passes.backwards.mean()),
-                "seconds": seconds,
-            }
+                forwards=float(passes.forwards.mean()),
+                backwards=float(passes.backwards.mean()),
+                seconds=seconds,
+            )
         )
-    return rows
+    return tuple(rows)

@@ -11,7 +11,7 @@ would seem to promote all others.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from robusteval.analysis.summaries import average_images, correlate_columns, tak
 from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import split_rows
 from robusteval.models.classifier import Classifier, predictions, rows
+from robusteval.runs.explanation_record import RegionFigures, RegionResidual, SizeCorrelations
 from robusteval.runs.types import Columns
 
 Mode = Literal["removal", "insertion", "average", "gradient"]
@@ -239,7 +240,7 @@ def score_regions(model: Classifier, case: Case, regions: Tensor, work: Work) ->
 
 def measure_regions(
     model: Classifier, case: Case, found: Effects, regions: Tensor, fooled: Tensor, seed: int
-) -> dict[str, Any]:
+) -> RegionFigures:
     """Measure what kinds of regions there are, and whether their size tells what they do."""
     kinds = found.kinds[fooled].cpu().numpy()  # (n, m)
     active = (kinds != INACTIVE) & (kinds != COUNTER)
@@ -266,19 +267,18 @@ def measure_regions(
     rest = found.residual.abs() / torch.stack(
         [whole, (found.promotion.sum(1) - found.residual[:, 1]).abs()], 1
     )
-    return {
-        "count": m,
-        "types": shares,
-        "with_size": {
-            "pearson": average_images(np.array(pearson), seed),
-            "kendall": average_images(np.array(kendall), seed),
-        },
-        "with_gradient_mode": average_images(np.array(order), seed),
-        "residual": {
-            name: take_median(rest[fooled, side])
-            for side, name in enumerate(("suppression", "promotion"))
-        },
-    }
+    return RegionFigures(
+        count=m,
+        types=shares,
+        with_size=SizeCorrelations(
+            pearson=average_images(np.array(pearson), seed),
+            kendall=average_images(np.array(kendall), seed),
+        ),
+        with_gradient_mode=average_images(np.array(order), seed),
+        residual=RegionResidual(
+            suppression=take_median(rest[fooled, 0]), promotion=take_median(rest[fooled, 1])
+        ),
+    )
 
 
 def measure_region_norms(delta: Tensor, regions: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ place back and see which logit moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,12 @@ from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import Classifier, predictions
+from robusteval.runs.explanation_record import (
+    MeanOfImages,
+    PlaceFigures,
+    PlaceRoles,
+    SparseNoiseFigures,
+)
 
 SPARSE = 0.1  # share of places up to which changes are looked at one by one
 
@@ -242,7 +248,7 @@ def measure_noise(
     maps: dict[str, dict[str, Tensor]],
     fooled: Tensor,
     seed: int,
-) -> dict[str, Any] | None:
+) -> SparseNoiseFigures | None:
     """Measure whether sparse noise obscures the true class or leads to the wrong one.
 
     See arXiv:2506.17250. None where changes are not sparse: then every place is one of them.
@@ -261,23 +267,24 @@ def measure_noise(
     )
     acting = measure_roles(model, x, x_adv, y)
 
-    def average(values: Tensor) -> dict[str, Any]:
+    def average(values: Tensor) -> MeanOfImages:
         return average_images(values.cpu().numpy(), seed)
 
-    return {
-        "top": DISCRIMINATIVE,
-        "places": {
-            name: {
-                "share": average(lying.share[:, 0, column]),
-                "lift": average(lying.lift[:, 0, column]),
-            }
+    return SparseNoiseFigures(
+        top=DISCRIMINATIVE,
+        places={
+            name: PlaceFigures(
+                share=average(lying.share[:, 0, column]), lift=average(lying.lift[:, 0, column])
+            )
             for column, name in enumerate(REGIONS)
         },
-        "roles": {
-            name: average(getattr(acting, name))
-            for name in ("obscuring", "leading", "fall", "rise")
-        },
-    }
+        roles=PlaceRoles(
+            obscuring=average(acting.obscuring),
+            leading=average(acting.leading),
+            fall=average(acting.fall),
+            rise=average(acting.rise),
+        ),
+    )
 
 
 def draw_portraits(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from robusteval.runs.explanation_record import MeanOfImages
+
 RESAMPLED = 1000  # times, for an interval
 
 Values = np.ndarray[Any, Any]
@@ -21,16 +23,16 @@ def correlate_columns(measure: Callable[..., Any], one: Values, other: Values) -
     return float(measure(one, other).statistic)
 
 
-def average_images(values: Values, seed: int) -> dict[str, Any]:
+def average_images(values: Values, seed: int) -> MeanOfImages:
     """The mean of values ``(n,)`` with its 95 % interval: images are resampled, not their parts."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values)]
     n = len(values)
     if n == 0:
-        return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+        return MeanOfImages(math.nan, math.nan, math.nan, 0)
     means = np.random.default_rng(seed).choice(values, (RESAMPLED, n)).mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": n}
+    return MeanOfImages(float(values.mean()), float(low), float(high), n)
 
 
 def take_median(values: Tensor) -> float:

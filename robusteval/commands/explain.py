@@ -10,7 +10,6 @@ import click
 from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import parse
-from robusteval.runs.explanation_record import read_explanation
 from robusteval.runs.storage import write_atomically
 
 from .running import data_options, device_option, model_options, spell_command
@@ -138,11 +137,12 @@ def explain(
             concepts=None if concepts is None else open_concepts(concepts, shape),
             progress=session.progress,
             cache=done,
+            command=spell_command(),
         )
     from robusteval.reports.explanation import print_explanation, render_explanation_json
     from robusteval.reports.explanation_picture import render_explained_image
 
-    record = read_explanation(found.record, spell_command())
+    record = found.record
     if out is not None:
         for panel, image in zip(found.panels, record.images, strict=True):
             picture = render_explained_image(panel, record.attack, image)

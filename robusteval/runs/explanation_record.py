@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .plain import from_plain
-
 Values = np.ndarray[Any, Any]
 
 
@@ -244,12 +242,3 @@ class ExplainedPanel(NamedTuple):
     interpreter: str  # whose maps they are; empty where the network has none
     maps: dict[str, Values]  # "clean, label" -> (h, w)
     portrait: dict[str, Values]  # Grad-CAM (h, w) and Guided Grad-CAM (h, w, c) before and after
-
-
-def read_explanation(plain: dict[str, Any], command: str | None = None) -> ExplanationRecord:
-    """The record from the plain values of an analysis, and the command that asked for it.
-
-    ValueError with the path of the first key that does not fit.
-    """
-    source = {**plain["provenance"], "command": command}
-    return from_plain(ExplanationRecord, {**plain, "provenance": source})

@@ -35,7 +35,7 @@ from robusteval.reports.explanation import (
     write_explanation_verdict,
 )
 from robusteval.reports.explanation_picture import render_explained_image
-from robusteval.runs.explanation_record import read_explanation
+from robusteval.runs.explanation_record import ExplanationRecord, ImageCount
 
 FEW = Generated((3, 12, 12), count=12)
 
@@ -50,46 +50,47 @@ def found(bands: Classifier, data: Data) -> Explanation:
     return explain(bands, data, "pgd:eps=24/255,steps=10", samples=5, concepts=FEW)
 
 
-def shown(record: dict[str, Any], width: int = 80) -> str:
+def shown(record: ExplanationRecord, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, no_color=True)
     with console.capture() as page:
-        print_explanation(read_explanation(record), console)
+        print_explanation(record, console)
     return page.get()
 
 
 def test_the_figures_fit_together(found: Explanation) -> None:
     record = found.record
 
-    assert record["samples"] == {"asked": 5, "attacked": 5, "fooled": 5}
-    assert len(found.panels) == len(record["images"]) == 5
-    types = record["regions"]["types"]
-    active = sum(types[name]["value"] for name in ("suppression", "balanced", "promotion"))
+    samples = record.samples
+    assert (samples.asked, samples.attacked, samples.fooled) == (5, 5, 5)
+    assert len(found.panels) == len(record.images) == 5
+    types = record.regions.types
+    active = sum(types[name].value for name in ("suppression", "balanced", "promotion"))
     assert active == pytest.approx(1)
-    for image in record["images"]:
-        assert sum(image["types"].values()) == record["regions"]["count"] == 36
-        assert image["predicted"] != image["label"]
-        assert len(image["suppression"]) == 36
+    for image in record.images:
+        assert sum(image.types.values()) == record.regions.count == 36
+        assert image.predicted != image.label
+        assert len(image.suppression) == 36
 
 
 def test_maps_that_the_network_cannot_have_are_left_out_with_a_remark(found: Explanation) -> None:
     """It has no pooling before its linear layer, hence no CAM."""
-    assert {row["map"] for row in found.record["focus"]} == {"gradcam", "gradcam_plus_plus"}
-    (remark,) = found.record["remarks"]
+    assert {row.map for row in found.record.focus} == {"gradcam", "gradcam_plus_plus"}
+    (remark,) = found.record.remarks
     assert remark.startswith("No cam maps: ")
 
 
 def test_every_way_of_refining_still_fools_with_fewer_values(found: Explanation) -> None:
     """At no more forward passes than the others."""
-    before, *ways = found.record["refinement"]
+    before, *ways = found.record.refinement
 
-    assert before["way"] == "as attacked"
+    assert before.way == "as attacked"
     assert {"by region score", "by size of change", "pruned without a map"} <= {
-        way["way"] for way in ways
+        way.way for way in ways
     }
     for way in ways:
-        assert way["still_fooled"] == {"k": 5, "n": 5}
-        assert way["l0"] <= before["l0"]
-        assert way["forwards"] <= 11
+        assert way.still_fooled == ImageCount(5, 5)
+        assert way.l0 <= before.l0
+        assert way.forwards <= 11
 
 
 def test_the_result_is_the_same_every_time(bands: Classifier, data: Data) -> None:
@@ -97,10 +98,12 @@ def test_the_result_is_the_same_every_time(bands: Classifier, data: Data) -> Non
     records = []
     for _ in range(2):
         record = explain(bands, data, "noise:eps=.4", samples=4, concepts=FEW).record
-        record["provenance"] |= {"seconds": 0.0, "created": ""}
-        for way in record["refinement"]:
-            way["seconds"] = 0.0
-        records.append(render_explanation_json(read_explanation(record)))
+        record = replace(
+            record,
+            provenance=replace(record.provenance, seconds=0.0, created=""),
+            refinement=tuple(replace(way, seconds=0.0) for way in record.refinement),
+        )
+        records.append(render_explanation_json(record))
 
     assert records[0] == records[1]
 
@@ -116,7 +119,7 @@ def test_a_call_after_a_stop_goes_on_from_there_and_finds_the_same(
             if title == "Drawing maps" and stops:
                 raise KeyboardInterrupt
 
-    def explain_some(cache: WorkCache | None) -> dict[str, Any]:
+    def explain_some(cache: WorkCache | None) -> ExplanationRecord:
         attack = "pgd:eps=24/255,steps=10"
         options: dict[str, Any] = {"samples": 5, "concepts": FEW, "progress": Stopping()}
         return explain(bands, data, attack, cache=cache, **options).record
@@ -131,8 +134,8 @@ def test_a_call_after_a_stop_goes_on_from_there_and_finds_the_same(
 
     rest = explain_some(cache)
 
-    assert rest["images"] == whole["images"]
-    assert repr(rest["regions"]) == repr(whole["regions"])
+    assert rest.images == whole.images
+    assert repr(rest.regions) == repr(whole.regions)
     assert sorted(tmp_path.rglob("*.npz")) == kept
     assert len(kept) == 2
     cache.clear()
@@ -144,12 +147,12 @@ def test_an_attack_that_fools_nothing_leaves_nothing_to_explain(
 ) -> None:
     record = explain(bands, data, "pgd:eps=0", samples=3, concepts=FEW).record
 
-    assert record["samples"]["fooled"] == 0
-    assert record["units"] is None
-    typed = read_explanation(record)
-    assert write_explanation_verdict(typed).endswith("There is nothing to explain.")
+    assert record.samples.fooled == 0
+    assert record.units is None
+    assert write_explanation_verdict(record).endswith("There is nothing to explain.")
     assert (
-        json.loads(render_explanation_json(typed))["regions"]["types"]["promotion"]["value"] is None
+        json.loads(render_explanation_json(record))["regions"]["types"]["promotion"]["value"]
+        is None
     )
     assert "nothing to explain" in shown(record)
 
@@ -158,20 +161,21 @@ def test_sparse_noise_is_told_apart(bands: Classifier, data: Data) -> None:
     """Into what obscures and what leads; of dense noise every place would be either."""
     found = explain(bands, data, "sigma_zero:steps=100", samples=4, concepts=FEW)
 
-    noise = found.record["noise"]
-    shares = {name: noise["places"][name]["share"]["value"] for name in noise["places"]}
+    noise = found.record.noise
+    assert noise is not None
+    shares = {name: place.share.value for name, place in noise.places.items()}
     both = shares["both"]
     assert shares["obscuring"] + shares["leading"] - both + shares["neither"] == pytest.approx(1)
-    assert 0 <= noise["roles"]["obscuring"]["value"] + noise["roles"]["leading"]["value"] <= 1
+    assert 0 <= noise.roles.obscuring.value + noise.roles.leading.value <= 1
     assert "mostly obscure" in shown(found.record)
-    assert explain(bands, data, "noise:eps=.4", samples=4, concepts=FEW).record["noise"] is None
+    assert explain(bands, data, "noise:eps=.4", samples=4, concepts=FEW).record.noise is None
 
 
 def test_targeted_attacks_are_explained_by_their_target(bands: Classifier, data: Data) -> None:
     found = explain(bands, data, "pgd:eps=.4,targeted=true", samples=4, concepts=FEW)
 
-    assert found.record["samples"]["fooled"] == 4
-    assert found.record["refinement"][1]["still_fooled"] == {"k": 4, "n": 4}
+    assert found.record.samples.fooled == 4
+    assert found.record.refinement[1].still_fooled == ImageCount(4, 4)
 
 
 def test_a_network_without_feature_maps_is_explained_by_region(data: Data) -> None:
@@ -198,16 +202,16 @@ def test_a_network_without_feature_maps_is_explained_by_region(data: Data) -> No
 
     record = explain(flat, data, "pgd:eps=.3", samples=3, concepts=FEW).record
 
-    assert record["samples"]["fooled"] == 3
-    assert (record["focus"], record["units"]) == ([], None)
-    assert [remark[:8] for remark in record["remarks"]] == [
+    assert record.samples.fooled == 3
+    assert (record.focus, record.units) == ((), None)
+    assert [remark[:8] for remark in record.remarks] == [
         "No cam m",
         "No gradc",
         "No gradc",
         "No units",
     ]
     # regions of a linear model do not interact
-    assert record["regions"]["residual"]["promotion"] < 1e-4
+    assert record.regions.residual.promotion < 1e-4
     assert "no maps to be guided by" in shown(record)
 
 
@@ -232,9 +236,9 @@ def test_mistakes_are_named(bands: Classifier, data: Data, tmp_path: Path) -> No
 def test_intervals_of_means_are_over_images() -> None:
     found = average_images(np.array([0.0, 1.0, np.nan, 1.0, 0.0] * 40), seed=0)
 
-    assert (found["value"], found["n"]) == (0.5, 160)
-    assert found["high"] - found["low"] == pytest.approx(4 * math.sqrt(0.25 / 160), rel=0.15)
-    assert average_images(np.array([np.nan]), seed=0)["n"] == 0
+    assert (found.value, found.n) == (0.5, 160)
+    assert found.high - found.low == pytest.approx(4 * math.sqrt(0.25 / 160), rel=0.15)
+    assert average_images(np.array([np.nan]), seed=0).n == 0
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -248,7 +252,7 @@ def test_the_summary_fits_and_holds_the_figures(found: Explanation, width: int) 
 
 
 def test_json_is_ascii_and_finite(found: Explanation) -> None:
-    text = render_explanation_json(read_explanation(found.record))
+    text = render_explanation_json(found.record)
 
     assert text.isascii()
     record = json.loads(text, parse_constant=pytest.fail)
@@ -257,7 +261,7 @@ def test_json_is_ascii_and_finite(found: Explanation) -> None:
 
 def test_pictures_show_everything_and_survive_strange_names(found: Explanation) -> None:
     """Dollar signs are no formulas; the same picture, the same bytes."""
-    record = read_explanation(found.record)
+    record = found.record
     image = replace(record.images[0], label_name="$x^2", predicted_name="\x1b[31m漢字" * 9)
 
     first, second = (
