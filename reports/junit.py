@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
@@ -18,11 +19,13 @@ def render_junit(records: Sequence[RunRecord]) -> str:
     """JUnit XML: a suite for each run, a case for each gate and each attack.
 
     An inconclusive gate is a failure of the type "inconclusive"; an attack fails on nothing, but
-    is an error if it has no result.
+    is an error if it has no result. Class name and name together are unique in the file: of cases
+    that share both, GitLab shows the first alone.
     """
     root = ET.Element("testsuites", name="robusteval")
     for record, name in zip(records, name_runs(records), strict=True):
         root.append(build_suite(record, visible(name)))
+    number_equal_cases(root)
     for count in ("tests", "failures", "errors"):
         root.set(count, str(sum(int(each.get(count, 0)) for each in root)))
     root.set("time", write_seconds(sum(float(each.get("time", 0)) for each in root)))
@@ -33,7 +36,9 @@ def render_junit(records: Sequence[RunRecord]) -> str:
 def build_suite(record: RunRecord, name: str) -> ET.Element:
     """One run; its name is in the class names, because GitLab merges the suites of a job."""
     group = f"robusteval.{name.replace('.', '_')}"
-    made = [build_gate_case(gate, f"{group}.gates") for gate in list_gates(record)]
+    gates = list_gates(record)
+    shared = Counter(gate.name for gate in gates)
+    made = [build_gate_case(gate, f"{group}.gates", shared[gate.name] > 1) for gate in gates]
     made += [build_attack_case(row, f"{group}.attacks") for row in record.attacks]
     absent = {**record.failures, **dict.fromkeys(record.not_run, "not finished")}
     for spec, reason in absent.items():
@@ -59,14 +64,30 @@ def build_case(name: str, group: str, seconds: float | None = None) -> ET.Elemen
     return ET.Element("testcase", name=visible(name), classname=group, time=write_seconds(seconds))
 
 
+def number_equal_cases(root: ET.Element) -> None:
+    """Give the cases that share class name and name a number behind the name, from the second."""
+    cases = list(root.iter("testcase"))
+    taken = {(case.get("classname"), case.get("name")) for case in cases}
+    met: Counter[tuple[str | None, str | None]] = Counter()
+    for case in cases:
+        group, name = case.get("classname"), case.get("name")
+        met[group, name] += 1
+        if met[group, name] == 1:
+            continue
+        while (group, f"{name} ({met[group, name]})") in taken:
+            met[group, name] += 1
+        case.set("name", f"{name} ({met[group, name]})")
+        taken.add((group, case.get("name")))
+
+
 def write_seconds(seconds: float | None) -> str:
     """Seconds to the millisecond, never in scientific notation."""
     return f"{seconds or 0.0:.3f}"
 
 
-def build_gate_case(gate: GateRow, group: str) -> ET.Element:
-    """A gate: passed, or failed."""
-    element = build_case(gate.name, group)
+def build_gate_case(gate: GateRow, group: str, shared: bool) -> ET.Element:
+    """A gate: passed, or failed; called by what it looks at too where its name is `shared`."""
+    element = build_case(gate_words.name_gate(gate) if shared else gate.name, group)
     if gate.outcome != "passed":
         add_blame(element, "failure", gate.outcome, gate.reason)
     add_output(element, visible(gate_words.write_gate(gate)))

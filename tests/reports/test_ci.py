@@ -95,6 +95,26 @@ def test_junit_has_a_case_for_each_gate_and_each_attack(record: RunRecord) -> No
     assert cases["pgd:eps=8/255,steps=20"].get("time") == "8.080"
 
 
+def test_no_two_cases_of_junit_share_their_name(run: Run) -> None:
+    """Neither gates of one name, nor attacks, nor runs whose names differ in a dot alone."""
+    drops = [gate(name="max_drop", on=on) for on in ("clean images", "worst case", "worst case")]
+    numbered = gate(name="max_drop: worst case (2)", on="x")
+    record = build_record(replace(run, outcomes=run.outcomes * 2), check(*drops, numbered))
+    other = build_record(replace(run, folder="runs/a.b"), check(*drops))
+    last = build_record(replace(run, folder="runs/a_b"), check(*drops))
+
+    cases = list(ET.fromstring(junit.render_junit([record, other, last])).iter("testcase"))
+
+    names = [(case.get("classname"), case.get("name")) for case in cases]
+    assert len(set(names)) == len(names) == 4 + 4 + 5 + 5
+    assert [name for _, name in names[:4]] == [
+        "max_drop: clean images",
+        "max_drop: worst case",
+        "max_drop: worst case (3)",
+        "max_drop: worst case (2)",
+    ]
+
+
 def test_an_inconclusive_gate_is_a_failure_in_junit(record: RunRecord) -> None:
     cases = list(ET.fromstring(junit.render_junit([record])).iter("testcase"))
 
