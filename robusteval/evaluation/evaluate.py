@@ -15,7 +15,8 @@ from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
-from robusteval.evaluation.columns import STEADY
+from robusteval.evaluation.columns import PROBED, STEADY
+from robusteval.evaluation.company import find_company
 from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
@@ -200,6 +201,10 @@ class Evaluation:
         if target.detector is not None:  # the same network; only its alarms are new
             return
         found = sanity_checks.check_clean(target.clean, target.model.num_classes)
+        some = self.plan.index[:PROBED]
+        if company := find_company(target.model, self.plan.data, some):
+            # predicted again in smaller batches they then differ too, which is not by chance
+            found = [each for each in found if each.code != "non-deterministic"] + company
         found += self.try_conventions(target)
         findings += [target.name_defense(finding) for finding in found]
 

@@ -15,6 +15,7 @@ from toys import Bands
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.evaluation import sanity_checks
+from robusteval.evaluation.company import find_company
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier
 from robusteval.runs.types import Outcome, Run, Spec, Threat
@@ -73,6 +74,51 @@ def test_outputs_that_differ_between_calls_are_found(trained_bands: Bands, data:
     )
 
     assert "non-deterministic" in codes(run)
+
+
+class Crowd(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def __init__(self, network: nn.Module, share: float) -> None:
+        super().__init__()
+        self.network, self.share = network, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x - self.share * x.mean((0, 2, 3), keepdim=True))
+        return logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_answers_that_depend_on_the_company_are_found(
+    trained_bands: Bands, data: Data, batch_size: int
+) -> None:
+    """Also where a batch fills a block or is one image, and it is not taken for chance."""
+    model = Classifier(Crowd(trained_bands, 0.5), mean=(0.5,), std=(0.25,), num_classes=3).eval()
+    run = evaluate(model, data, [STRONG], samples=30, batch_size=batch_size, probes=False)
+
+    assert "company" in {finding.code for finding in run.findings if finding.grave}
+    assert "non-deterministic" not in codes(run)
+
+
+def test_batch_normalisation_without_running_statistics_is_found(
+    trained_bands: Bands, data: Data
+) -> None:
+    """A range per batch."""
+    network = nn.Sequential(
+        nn.BatchNorm2d(3, affine=False, track_running_stats=False), trained_bands
+    )
+    found = find_company(Classifier(network, num_classes=3).eval(), data, np.arange(30))
+
+    assert [finding.code for finding in found] == ["company"]
+
+
+def test_chance_and_broken_logits_are_not_the_company(trained_bands: Bands, data: Data) -> None:
+    """Noise has a finding of its own, and infinity equals infinity."""
+    noisy = tampered(trained_bands, logits=lambda z: z + torch.randn_like(z))
+    broken = tampered(trained_bands, logits=lambda z: z / torch.tensor([1.0, 0.0, 0.0]))
+
+    for model in (noisy, broken):
+        assert not find_company(model, data, np.arange(20))
 
 
 def test_probabilities_are_found(trained_bands: Bands, data: Data) -> None:

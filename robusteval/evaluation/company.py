@@ -1,0 +1,69 @@
+"""Whether an image's answer depends on the images that are predicted with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robusteval.datasets.dataset import Data, Positions
+from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.failures import raise_as_run_error
+from robusteval.runs.types import Finding
+
+TOGETHER = 16  # images whose copies travel together
+ROUNDING = 1e-3  # of the largest logit; more than half precision makes of another order of sums
+
+
+def find_company(classifier: Classifier, data: Data, index: Positions) -> list[Finding]:
+    """Find out on a few images whether other images beside them change their logits.
+
+    Batch normalisation without running statistics and quantisation by the range of a batch do so.
+    No accuracy under attack is then one of the model: attacks could even help each other.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        In eval mode.
+    data : Data
+        Where the images are.
+    index : ndarray
+        Which images ``(n,)`` of the data; each is predicted four times.
+
+    Returns
+    -------
+    list of Finding
+        One if there are such images, none if a second prediction in the same company differs as
+        well: then chance does it.
+    """
+    moved = changed = 0
+    for start in range(0, len(index), TOGETHER):
+        x = data.batch(index[start : start + TOGETHER]).x.to(classifier.device)
+        with torch.no_grad(), raise_as_run_error("the network failed at a second prediction"):
+            first, again = classifier(x), classifier(x)
+            # every other image a negative, so that no block is left in the company it had
+            other = classifier(torch.stack([1 - x, x], 1).flatten(0, 1))[1::2]
+        if bool(differ(first, again).any()):
+            return []
+        rows = differ(first, other)
+        moved += int(rows.sum())
+        changed += int((rows & (predictions(first) != predictions(other))).sum())
+    if not moved:
+        return []
+    return [
+        Finding(
+            "company",
+            True,
+            f"{moved} of {len(index)} images get other logits beside other images ({changed} of"
+            " them another class): a layer looks at the whole batch, such as batch normalisation"
+            " without running statistics. These numbers hold for this batch size and order of"
+            " images only, not for the model; give the layer running statistics.",
+        )
+    ]
+
+
+def differ(logits: Tensor, other: Tensor) -> Tensor:
+    """Which rows ``(n,)`` of two logits ``(n, k)`` differ by more than rounding."""
+    size = logits.nan_to_num(posinf=0, neginf=0).abs().amax(1, keepdim=True)
+    same = (logits == other) | (logits.isnan() & other.isnan())
+    near = (logits - other).abs() <= ROUNDING * size  # never where one is not finite
+    return ~(same | near).all(1)
