@@ -1,0 +1,237 @@
+"""Archives that two readers would read in two ways, and pickles that ask for more than there is."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robusteval.errors import Refused, UsageError
+from robusteval.models.checkpoint import load
+from robusteval.models.weights import parse_checkpoint
+
+Entry = tuple[str, bytes]
+
+
+def pack_state(
+    *,
+    count: int = 4,
+    shape: Sequence[int] = (2, 2),
+    strides: Sequence[int] = (2, 1),
+    offset: int = 0,
+) -> bytes:
+    """A pickle of one tensor "w", written instruction by instruction."""
+
+    def number(value: int) -> bytes:
+        if value < 0:
+            return b"J" + struct.pack("<i", value)
+        raw = value.to_bytes(9, "little")
+        return b"\x8a" + bytes([len(raw)]) + raw
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def row(values: Sequence[int]) -> bytes:
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+    storage += number(count) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + row(shape)
+    tensor += row(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return b"\x80\x02}" + text("w") + tensor + b"s."
+
+
+HONEST = [("net/data.pkl", pack_state()), ("net/version", b"3\n"), ("net/data/0", bytes(16))]
+
+
+def pack(
+    entries: Sequence[Entry] = HONEST,
+    *,
+    front: bytes = b"",
+    gap: bytes = b"",
+    before_directory: bytes = b"",
+    before_end: bytes = b"",
+    behind: bytes = b"",
+    comment: bytes = b"",
+    offset: int = 0,
+    size: int = 0,
+    shared: bool = False,
+    large: Callable[[int, int, int], bytes] | None = None,
+) -> bytes:
+    """A zip file, stored; each option departs from what torch writes in one way."""
+    body, directory = front, b""
+    first = len(body)
+    for position, (name, content) in enumerate(entries):
+        start = first if shared and position else len(body)
+        sums = (zlib.crc32(content), len(content), len(content))
+        spelled = name.encode()
+        head = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, *sums, len(spelled), 0)
+        if start == len(body):
+            body += head + spelled + content + gap
+        directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, *sums,
+                                 len(spelled), 0, 0, 0, 0, 0, start) + spelled  # fmt: skip
+    body += before_directory
+    stated = (len(body) + offset, len(directory) + size)
+    raw = body + directory + before_end
+    raw += large(len(raw), *stated) if large else b""
+    n = len(entries)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, n, n, stated[1], stated[0], len(comment))
+    return raw + end + comment + behind
+
+
+def pack_large(place: int, offset: int, size: int, *, lie: int = 0, where: int = 0) -> bytes:
+    """The records for large files, which torch always writes."""
+    n = len(HONEST)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, n, n, size, offset + lie)
+    return record + struct.pack("<4sLQL", b"PK\6\7", 0, place + where, 1)
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    return dict(parse_checkpoint(raw, "net.pt")[0])
+
+
+def directory_of(entries: Sequence[Entry]) -> bytes:
+    raw = pack(entries)
+    return raw[zipfile.ZipFile(io.BytesIO(raw)).start_dir : -22]
+
+
+def test_archive_built_here_is_read_when_it_is_honest() -> None:
+    for raw in (pack(), pack(large=pack_large)):
+        assert list(read(raw)) == ["w"]
+
+
+OTHER = directory_of([("net/data.pkl", b""), ("net/version", b"3\n")])
+BYPASSES = {
+    "two directories, the stated one first": pack(before_end=OTHER),
+    "two directories, the stated one last": pack(before_directory=OTHER),
+    "a directory elsewhere than stated": pack(offset=-46),
+    "a directory shorter than stated": pack(size=1),
+    "bytes before the first entry": pack(front=b"PK\3\4" + bytes(26)),
+    "an archive in front of the archive": pack() + pack(),
+    "an archive in front, with places moved": pack(front=pack()),
+    "bytes between two entries": pack(gap=bytes(30)),
+    "entries that share bytes": pack([HONEST[0], ("net/data/0", HONEST[0][1])], shared=True),
+    "bytes behind the end": pack(behind=b"\x00"),
+    "a comment": pack(comment=b"hello"),
+    "an end record in the comment": pack(comment=pack()[-22:]),
+    "two entries of one name": pack([*HONEST, HONEST[2]]),
+    "two entries of one name but for the case": pack([*HONEST, ("NET/data/0", bytes(16))]),
+    "end records that contradict": pack(large=lambda *at: pack_large(*at, lie=-46)),
+    "a large end record elsewhere": pack(large=lambda *at: pack_large(*at, where=-1)),
+    "a storage smaller than stated": pack([HONEST[0], ("net/data/0", bytes(4))]),
+    "a storage larger than stated": pack([HONEST[0], ("net/data/0", bytes(64))]),
+    "a storage that is not there": pack(HONEST[:2]),
+}
+
+
+@pytest.mark.parametrize("raw", BYPASSES.values(), ids=BYPASSES)
+def test_archive_that_can_be_read_in_two_ways_is_refused(raw: bytes) -> None:
+    with pytest.raises(Refused, match="not opened"):
+        read(raw)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pack_state(count=2**29, shape=(2**29,), strides=(1,)),
+        pack_state(shape=(2**29,), strides=(1,)),
+        pack_state(shape=(2, 2), strides=(2**28, 1)),
+        pack_state(offset=1),
+        pack_state(offset=-1),
+        pack_state(shape=(2, 2), strides=(-1, 1)),
+    ],
+    ids=["storage", "shape", "stride", "offset", "negative offset", "negative stride"],
+)
+def test_tensor_that_reaches_out_of_its_storage_is_refused_before_torch_sees_it(
+    tensor: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
+
+    with pytest.raises(Refused, match="storage"):
+        read(pack([("net/data.pkl", tensor), *HONEST[1:]]))
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cbuiltins\nbytearray\n(\x8a\x05\x00\x00\x00\x00\x04tR",
+        b"c__builtin__\nbytearray\n(\x8a\x05\x00\x00\x00\x00\x04tR",
+        b"ctorch\nFloatTensor\n(\x8a\x05\x00\x00\x00\x00\x04tR",
+        b"ctorch\nTensor\n(\x8a\x05\x00\x00\x00\x00\x04t\x81",
+        b"ctorch.storage\nUntypedStorage\n(\x8a\x05\x00\x00\x00\x00\x04tR",
+    ],
+)
+def test_calls_that_only_fill_the_memory_are_refused_before_torch_sees_them(
+    call: bytes, new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = io.BytesIO()
+    torch.save({}, kept, _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
+    hostile = b"\x80\x02" + call + b"."
+    legacy = kept.getvalue().replace(b"\x80\x02}q\x00.", hostile)
+    assert hostile in legacy
+
+    with pytest.raises(Refused, match="not opened"):
+        read(pack([("net/data.pkl", hostile), *HONEST[1:]]) if new else legacy)
+
+
+def test_legacy_storage_larger_than_the_file_is_refused() -> None:
+    kept = io.BytesIO()
+    torch.save({"w": torch.zeros(200)}, kept, _use_new_zipfile_serialization=False)
+    raw = kept.getvalue().replace(b"K\xc8", b"M\xff\xff")
+
+    with pytest.raises(Refused, match="as large as its tensor"):
+        read(raw.replace(b"M\xff\xff\x85", b"K\xc8\x85"))
+
+
+def test_more_entries_than_any_network_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robusteval.models.archive.MOST_ENTRIES", 2)
+
+    with pytest.raises(Refused, match="3 entries"):
+        read(pack())
+
+
+def test_longer_pickle_than_any_state_dict_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robusteval.models.archive.MOST_INSTRUCTIONS", 9)
+
+    with pytest.raises(Refused, match="long"):
+        read(pack())
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_everything_that_torch_saves_of_a_training_is_still_read(tmp_path: Path, new: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(2, 3, 8, 8))
+    linear = network.get_submodule("3")
+    linear.weight = nn.Parameter(linear.get_parameter("weight").data.T.contiguous().T)  # strides
+    network.register_buffer("short", torch.zeros(3, dtype=torch.bfloat16))
+    network.register_buffer("slice", torch.arange(10)[2:5])
+    network.register_buffer("empty", torch.zeros(0, 3))
+    network.register_parameter("scalar", nn.Parameter(torch.zeros(())))
+    steps = torch.optim.Adam(network.parameters())
+    network(torch.zeros(2, 3, 8, 8)).sum().backward()
+    steps.step()
+    content = {"state_dict": network.state_dict(), "optimizer": steps.state_dict(),
+               "parts": set(), "size": torch.Size([1]), "bytes": b"x", "words": bytearray(b"ab"),
+               "type": torch.float16, "kind": torch.device("cpu"), "rate": 0.1, "seed": 2**70,
+               "parameters": list(network.parameters())}  # fmt: skip
+    torch.save(content, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
+    state = read((tmp_path / "net.pt").read_bytes())
+
+    assert state.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_bytes_without_a_directory_are_damaged_and_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(pack()[:-10])
+
+    with pytest.raises(UsageError, match="damaged"):
+        load(tmp_path / "net.pt", arch="robusteval:digits_cnn")
