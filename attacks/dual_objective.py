@@ -24,7 +24,7 @@ from robusteval.interpreters.meaningful_perturbation import (
     draw_offsets,
 )
 from robusteval.models.classifier import Classifier, choose_block_size, predictions, rows
-from robusteval.models.failures import is_out_of_memory
+from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Stop, keep_best
@@ -45,7 +45,7 @@ def attack_in_parts(attack: Attack) -> Attack:
     """
 
     @wraps(attack)
-    def parts(
+    def attack_all(
         model: nn.Module,
         x: Tensor,
         y: Tensor,
@@ -54,7 +54,7 @@ def attack_in_parts(attack: Attack) -> Attack:
         mask: Tensor | None = None,
         **parameters: Any,
     ) -> Tensor:
-        def some(index: Tensor) -> Tensor:
+        def attack_rows(index: Tensor) -> Tensor:
             with rows(index):
                 return attack(
                     model,
@@ -67,23 +67,15 @@ def attack_in_parts(attack: Attack) -> Attack:
 
         inner = next((part for part in model.modules() if isinstance(part, Classifier)), None)
         least = (inner and inner.block) or choose_block_size(x.shape[1:].numel(), x.device)
-        size = 4 * least
-        left = torch.arange(len(x), device=x.device)
-        found: list[Tensor] = []
-        while len(left) or not found:
-            part = left[:size]
-            try:
-                found.append(some(part))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                # blocks of a Classifier are never smaller, whatever it is given
-                if len(part) <= (1 if inner is None else least) or not is_out_of_memory(error):
-                    raise
-                size = len(part) // 2
-            else:
-                left = left[size:]
-        return torch.cat(found)
+        parts = run_in_parts(
+            attack_rows,
+            torch.arange(len(x), device=x.device),
+            4 * least,
+            least=1 if inner is None else least,  # a Classifier pads what is smaller to its block
+        )
+        return torch.cat([x_adv for _, x_adv in parts])
 
-    return cast(Attack, parts)
+    return cast(Attack, attack_all)
 
 
 class TrackedMask:

@@ -16,7 +16,7 @@ import torch
 
 from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
-from robusteval.models.failures import is_out_of_memory
+from robusteval.models.failures import is_out_of_memory, run_in_parts
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
@@ -178,23 +178,17 @@ def run_in_halves(
     rows: Positions,
     shrink: Callable[[int], object] = lambda half: None,
 ) -> list[tuple[Positions, T]]:
-    """Do the work on some rows ``(m,)``, in halves where memory runs out.
+    """Do the work on some rows ``(m,)``, all at once or in halves where memory runs out.
 
-    `shrink` is told the size of the halves before they are tried. Rows and results of each piece;
-    RunError if there is too little memory for one row.
+    Rows and results of each piece, see `run_in_parts`; RunError if there is too little memory for
+    one row.
     """
     try:
-        return [(rows, work(rows))]
+        return run_in_parts(work, rows, shrink=shrink)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # not inside the handler, which holds on to the memory of what broke
-    if len(rows) == 1:
-        raise RunError("memory runs out even for one image: use a machine with more of it")
-    half = len(rows) // 2
-    shrink(half)
-    first = run_in_halves(work, rows[:half], shrink)
-    return first + run_in_halves(work, rows[half:], shrink)
+    raise RunError("memory runs out even for one image: use a machine with more of it")
 
 
 def batch_by_id(rows: Positions, ids: np.ndarray[Any, Any], size: int) -> list[Positions]:

@@ -1,13 +1,19 @@
-"""What breaks in other people's code, as one sentence; and whether memory was what ran out."""
+"""What breaks in other people's code, as one sentence; and what to do when memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from robusteval.errors import RobustevalError, RunError, UsageError
+
+Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -16,6 +22,58 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
     )
+
+
+def run_in_parts(
+    work: Callable[[Rows], Result],
+    rows: Rows,
+    size: int | None = None,
+    *,
+    least: int = 1,
+    shrink: Callable[[int], object] = lambda size: None,
+) -> list[tuple[Rows, Result]]:
+    """Do the work on some rows part by part, in smaller parts once memory runs out.
+
+    Parameters
+    ----------
+    work : callable
+        ``rows of a part -> result``. Called once with no rows if there are none.
+    rows : Tensor or ndarray
+        Rows ``(m,)``.
+    size : int, optional
+        Rows of a part to begin with, all of them if not given. A part that does not fit is halved,
+        and none after it is larger.
+    least : int
+        Rows below which nothing is gained: a part of as many is not halved.
+    shrink : callable
+        Told the new size of parts before one is tried.
+
+    Returns
+    -------
+    list of (rows, result)
+        Of each part, in the order of the rows.
+
+    Raises
+    ------
+    Exception
+        As the work raised it, where memory is not the reason or does not suffice for `least` rows.
+    """
+    size = max(least, len(rows)) if size is None else size
+    done: list[tuple[Rows, Result]] = []
+    start = 0
+    while start < len(rows) or not done:
+        part = rows[start : start + size]
+        try:
+            done.append((part, work(part)))
+            start += len(part)
+            continue
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if len(part) <= least or not is_out_of_memory(error):
+                raise
+        # not inside the handler, which holds on to the memory of what broke
+        size = max(least, len(part) // 2)
+        shrink(size)
+    return done
 
 
 @contextmanager

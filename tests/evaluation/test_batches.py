@@ -168,9 +168,9 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     asked: list[int] = []
     pieces = run_in_halves(work, np.arange(9), asked.append)
 
-    assert [len(rows) for rows, _ in pieces] == [2, 2, 2, 3]
+    assert [len(rows) for rows, _ in pieces] == [2, 2, 2, 2, 1]
     assert np.concatenate([rows for rows, _ in pieces]).tolist() == list(range(9))
-    assert asked == [4, 2, 2]
+    assert asked == [4, 2]
 
 
 def test_memory_that_is_never_enough_is_a_sentence() -> None:

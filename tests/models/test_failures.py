@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.failures import (
     is_out_of_memory,
     raise_as_run_error,
     raise_as_usage_error,
+    run_in_parts,
 )
 
 
@@ -69,3 +71,42 @@ def test_memory_is_known_by_type_and_by_words() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"))
     assert not is_out_of_memory(RuntimeError("no such operator"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "room", "tried"),
+    [
+        (9, None, 3, [9, 4, 2, 2, 2, 2, 1]),
+        (9, 8, 9, [8, 1]),
+        (3, None, 2, [3, 2, 1]),  # not one and two: a part of two is the least
+        (0, None, 9, [0]),
+    ],
+)
+def test_parts_are_halved_until_they_fit_and_stay_as_small(
+    rows: int, size: int | None, room: int, tried: list[int]
+) -> None:
+    asked: list[int] = []
+
+    def work(part: Tensor) -> Tensor:
+        asked.append(len(part))
+        if len(part) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return part**2
+
+    least = 1 if rows == 9 else 2
+    parts = run_in_parts(work, torch.arange(rows), size, least=least)
+
+    assert asked == tried
+    assert torch.cat([found for _, found in parts]).tolist() == [n**2 for n in range(rows)]
+
+
+def test_part_that_is_least_is_not_halved() -> None:
+    tried: list[int] = []
+
+    def work(part: Tensor) -> None:
+        tried.append(len(part))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_in_parts(work, torch.arange(8), least=4)
+    assert tried == [8, 4]
