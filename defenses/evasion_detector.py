@@ -9,7 +9,7 @@ import torch
 from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 
-from robusteval.art.to_art import AsSeen, to_images
+from robusteval.art.to_art import AsSeen, check_estimator, to_images
 from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.evaluation.batches import split_evenly
@@ -58,7 +58,8 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
     TypeError
         If `classifier` is another kind of estimator.
     ValueError
-        For other clip values, or a parameter out of range.
+        For an estimator that `robusteval.art.to_art.check_estimator` refuses, or a parameter out
+        of range.
     """
 
     def __init__(
@@ -74,11 +75,7 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.defence_params = list(PARAMETERS)
-        if not isinstance(classifier, PyTorchClassifier):
-            raise TypeError(f"a PyTorchClassifier is needed, not {type(classifier).__name__}")
-        clip = classifier.clip_values
-        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
-            raise ValueError("the classifier's clip_values must be (0, 1)")
+        check_estimator(classifier)
         self.classifier = classifier
         self.model = Classifier(AsSeen(classifier), num_classes=classifier.nb_classes)
         self.model.to(classifier.device)

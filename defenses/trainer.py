@@ -13,7 +13,13 @@ from art.defences.trainer.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from robusteval.art.to_art import Array, AsSeen, to_class_indices, to_images
+from robusteval.art.to_art import (
+    Array,
+    AsSeen,
+    check_estimator,
+    to_class_indices,
+    to_images,
+)
 from robusteval.datasets.arrays import from_arrays
 
 from .training_loop import TrainingLoop
@@ -41,7 +47,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
     TypeError
         If it is another kind of estimator, or for an unknown setting.
     ValueError
-        For other clip values.
+        For an estimator that `robusteval.art.to_art.check_estimator` refuses.
     UsageError
         For a setting out of range.
     """
@@ -51,11 +57,7 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self, classifier: PyTorchClassifier, *, verbose: bool = True, **settings: Any
     ) -> None:
-        if not isinstance(classifier, PyTorchClassifier):
-            raise TypeError(f"a PyTorchClassifier is needed, not {type(classifier).__name__}")
-        clip = classifier.clip_values
-        if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
-            raise ValueError("the classifier's clip_values must be (0, 1): eps is in these units")
+        check_estimator(classifier)
         super().__init__(classifier)
         self.verbose = verbose
         self.settings = TrainingSettings(**settings)

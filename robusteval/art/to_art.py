@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
+from art.defences import preprocessor
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -58,7 +60,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
     TypeError
         For an unknown parameter, or one that should be a number and is not.
     ValueError
-        For a parameter out of range, or clip values other than (0, 1).
+        For a parameter out of range, or an estimator that `check_estimator` refuses.
     """
 
     perturb: ClassVar[Callable[..., Tensor]]
@@ -123,7 +125,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
             check_kind(name, getattr(self, name), self._kinds[name])
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        check_clip_values(self.estimator.clip_values)
+        check_estimator(self.estimator)
         nothing = torch.zeros(0, *self.estimator.input_shape, device=self.estimator.device)
         with frozen(AsSeen(self.estimator)) as model:
             # the function knows the ranges of its parameters
@@ -159,8 +161,9 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If images, labels or mask are not of this form, or the labels a targeted attack needs
-            are missing.
+            If images, labels or mask are not of this form, the labels a targeted attack needs are
+            missing, the estimator answers otherwise than its network, or a derivative of a
+            derivative is needed and it has a defence in NumPy.
         TypeError
             For an unknown argument.
         """
@@ -176,6 +179,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
 
         x_adv = images.copy()
         starts = range(0, len(images), self.batch_size)
+        check_answers(self.estimator, images[: self.batch_size])
         with frozen(AsSeen(self.estimator)) as model:
             for start in tqdm(starts, disable=not self.verbose or len(starts) < 2):
                 part = slice(start, start + self.batch_size)
@@ -208,13 +212,71 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         return x.cpu().numpy()
 
 
-def check_clip_values(clip: tuple[Any, Any] | None) -> None:
-    """ValueError for a pixel range of an estimator other than (0, 1)."""
+def check_estimator(estimator: PyTorchClassifier) -> None:
+    """Refuse an estimator that would be taken for another than it is.
+
+    Parameters
+    ----------
+    estimator : PyTorchClassifier
+        Of images ``(n, c, h, w)`` in [0, 1], which answers with its network's logits. One that
+        overrides `predict` is asked for two images, and must give the same logits.
+
+    Raises
+    ------
+    TypeError
+        If it is another kind of estimator.
+    ValueError
+        If it is not like that.
+    """
+    if not isinstance(estimator, PyTorchClassifier):
+        raise TypeError(f"a PyTorchClassifier is needed, not {type(estimator).__name__}")
+    clip = estimator.clip_values
     if clip is None or np.any(clip[0] != 0) or np.any(clip[1] != 1):
         shown = "None" if clip is None else f"({np.min(clip[0]):g}, {np.max(clip[1]):g})"
         raise ValueError(
             f"the estimator's clip_values must be (0, 1), not {shown}: eps and all else is in"
             " units of the [0, 1] pixel range; put the scaling into the model"
+        )
+    shape = tuple(estimator.input_shape)
+    if len(shape) != 3:
+        raise ValueError(
+            f"the estimator must take images (c, h, w), not input_shape {shape}: other data have no"
+            " pixels to count and no neighbours"
+        )
+    if not estimator.channels_first:
+        raise ValueError(
+            "the estimator must have channels_first=True, with images (n, c, h, w): let the"
+            " network begin with x.permute(0, 2, 3, 1) and give input_shape (c, h, w)"
+        )
+    check_answers(estimator, np.random.default_rng(0).random((2, *shape), dtype=np.float32))
+
+
+# what decides the answer, and is passed by where a network is attacked
+ANSWERS = ("predict", "_predict_framework")
+
+
+def check_answers(estimator: PyTorchClassifier, x: Array) -> None:
+    """ValueError if the estimator answers these images ``(n, c, h, w)`` otherwise than its network.
+
+    One that answers in ART's own way is not asked.
+    """
+    own = [
+        name
+        for name in ANSWERS
+        if getattr(getattr(estimator, name), "__func__", None)
+        is not getattr(PyTorchClassifier, name)
+    ]
+    if not own or not len(x):
+        return
+    with frozen(AsSeen(estimator)) as model, torch.no_grad():
+        logits = model(torch.tensor(x, device=estimator.device)).cpu().numpy()
+        given = np.asarray(estimator.predict(x.copy()))
+    slack = 1e-3 * float(np.abs(logits).max())
+    if given.shape != logits.shape or not np.allclose(given, logits, rtol=0, atol=slack):
+        raise ValueError(
+            f"{type(estimator).__name__} answers through a {own[0]} of its own and not with the"
+            " logits of its network, which alone would be attacked: write what it does as a torch"
+            " module around the network and give that to a PyTorchClassifier"
         )
 
 
@@ -291,7 +353,12 @@ class AsSeen(nn.Module):
             x, _ = self.estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
         else:
             x = NumpyPreprocessing.apply(x, self.estimator)
-        logits: Tensor = self.network(x)[-1]
+        logits = self.network(x)[-1]
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError(
+                "the estimator's network must return one tensor of logits (n, k): wrap it in a"
+                " module that does"
+            )
         return logits[:n]
 
 
@@ -307,11 +374,28 @@ class NumpyPreprocessing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """The estimate; not differentiable again."""
+        """The estimate; not differentiable again, which is a ValueError."""
         (grad,) = grads
+        if torch.is_grad_enabled():  # as the derivative is to be differentiated
+            raise ValueError(explain_no_second_derivative(ctx.estimator))
         with torch.enable_grad():  # the normaliser behind a NumPy defence is in torch
             passed = ctx.estimator._apply_preprocessing_gradient(ctx.images, grad.cpu().numpy())
         return torch.as_tensor(passed).to(grad), None
+
+
+def explain_no_second_derivative(estimator: PyTorchClassifier) -> str:
+    """Say what to put in the place of preprocessing in NumPy, torch twins by name."""
+    found = []
+    for step in estimator.preprocessing_operations:
+        if not isinstance(step, PreprocessorPyTorch):
+            name = type(step).__name__
+            twin = f"{name}PyTorch"
+            known = hasattr(preprocessor, twin)
+            found.append(f"{name} (use {twin})" if known else f"{name} (ART has none in torch)")
+    return (
+        "maps of a derivative need preprocessing that torch can differentiate twice, not"
+        f" {', '.join(found)}: take a PreprocessorPyTorch, or put it into the network"
+    )
 
 
 class Float32Classifier(PyTorchClassifier):  # type: ignore[misc]

@@ -24,6 +24,7 @@ from art.attacks.evasion import (
 from art.defences.preprocessor import FeatureSqueezing, SpatialSmoothing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.defences.trainer import AdversarialTrainer
+from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from art.estimators.classification import BlackBoxClassifier, PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
@@ -31,8 +32,11 @@ from toys import Bands, asked, attackable, synthetic
 
 from robusteval.art.from_art import ArtFunction, from_art, list_art_attacks
 from robusteval.art.to_art import Array, ArtAttack, AsSeen, Float32Classifier, as_estimator
+from robusteval.attacks.advedge import AdvEdge
 from robusteval.attacks.pgd import FGSM, PGD
 from robusteval.datasets.dataset import image_id
+from robusteval.defenses.evasion_detector import MapDetection
+from robusteval.defenses.trainer import RobustTrainer
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds
@@ -441,6 +445,83 @@ def test_other_units_are_refused(clip: tuple[float, float] | None) -> None:
         PGD(plain_estimator(clip_values=clip))
 
 
+CLASSES = [PGD, MapDetection, RobustTrainer]
+
+
+@pytest.mark.parametrize("made", CLASSES)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels_first": False, "input_shape": (12, 12, 3)}, "channels_first=True"),
+        ({"input_shape": (36,)}, r"images \(c, h, w\)"),
+        ({"input_shape": (1, 3, 12, 12)}, r"images \(c, h, w\)"),
+        ({"clip_values": (0.0, 255.0)}, "clip_values"),
+    ],
+)
+def test_estimators_of_other_data_are_refused_by_every_class(
+    made: Callable[..., Any], options: dict[str, Any], message: str
+) -> None:
+    """Where channels stand last, pixels would be counted over the wrong axis."""
+    with pytest.raises(ValueError, match=message):
+        made(plain_estimator(**options))
+
+
+class Certain(PyTorchClassifier):  # type: ignore[misc]
+    """Answers with the classes of its network, hard."""
+
+    def predict(self, x: Array, **kwargs: Any) -> Array:
+        return np.asarray(np.eye(3, dtype=np.float32)[super().predict(x, **kwargs).argmax(1)])
+
+
+class Told(PyTorchClassifier):  # type: ignore[misc]
+    """Answers with its network, and counts."""
+
+    asked = 0
+
+    def predict(self, x: Array, **kwargs: Any) -> Array:
+        self.asked += 1
+        return np.asarray(super().predict(x, **kwargs))
+
+
+class Unlike(Told):
+    """Answers otherwise where an image is dark."""
+
+    def predict(self, x: Array, **kwargs: Any) -> Array:
+        logits = super().predict(x, **kwargs)
+        return np.asarray(logits * np.where(x.mean((1, 2, 3)) < 0.1, -1, 1)[:, None])
+
+
+@pytest.mark.parametrize("made", CLASSES)
+def test_estimators_that_answer_otherwise_than_their_network_are_refused(
+    made: Callable[..., Any],
+) -> None:
+    """Smoothing by noise is one; else the network inside would be attacked for it."""
+    smoothed = plain_estimator(
+        made=PyTorchRandomizedSmoothing, sample_size=8, scale=0.3, alpha=0.01
+    )
+    for estimator in (smoothed, plain_estimator(made=Certain)):
+        with pytest.raises(ValueError, match=f"{type(estimator).__name__} answers through a"):
+            made(estimator)
+    made(plain_estimator(made=Told))
+
+
+def test_answers_are_compared_on_the_images_themselves(images: Array) -> None:
+    attack = FGSM(plain_estimator(made=Unlike))
+
+    attack.generate(images)
+    with pytest.raises(ValueError, match="Unlike answers through a predict of its own"):
+        attack.generate(images * np.float32(0.1))
+
+
+def test_a_network_that_returns_no_logits_is_named(images: Array) -> None:
+    class Dictionary(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.mean((2, 3))}
+
+    with pytest.raises(ValueError, match="one tensor of logits"):
+        PGD(plain_estimator(model=Dictionary())).generate(images)
+
+
 MEAN_STD = (np.array([0.4, 0.5, 0.6]).reshape(3, 1, 1), np.array([0.2, 0.3, 0.4]).reshape(3, 1, 1))
 
 
@@ -503,6 +584,27 @@ def test_attacks_break_the_model_with_its_preprocessing(images: Array, kind: str
     x_adv = PGD(estimator, eps=0.4, verbose=False).generate(images, y)
 
     assert (estimator.predict(x_adv).argmax(1) != y).all()
+
+
+@pytest.mark.parametrize(
+    ("defence", "named"),
+    [
+        (SpatialSmoothing(window_size=3, channels_first=True), "use SpatialSmoothingPyTorch"),
+        (squeezing(), "FeatureSqueezing .ART has none in torch"),
+    ],
+)
+def test_maps_behind_a_defence_in_numpy_are_refused_with_its_twin(
+    images: Array, defence: Any, named: str
+) -> None:
+    """Their derivative is only an estimate, which has none itself."""
+    estimator = plain_estimator(made=Float32Classifier, preprocessing_defences=defence)
+    with pytest.raises(ValueError, match=named):
+        AdvEdge(estimator, interpreter="grad", verbose=False).generate(images[:2])
+
+    twin = Smoothing(device_type="cpu")
+    AdvEdge(plain_estimator(preprocessing_defences=twin), steps=2, verbose=False).generate(
+        images[:2]
+    )
 
 
 def broken(model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = None) -> Tensor:
