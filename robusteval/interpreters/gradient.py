@@ -229,7 +229,9 @@ def guided_backprop(
     """Size of the derivative that keeps only what raises the class at every ReLU.
 
     Striving for Simplicity, arXiv:1412.6806, section 3.4. It shows edges of the image more than
-    reasons of the network: randomising the weights hardly changes it (arXiv:1810.03292).
+    reasons of the network: randomising the weights hardly changes it (arXiv:1810.03292). ReLU6,
+    hardtanh and leaky ReLU are guided like ReLU. Captum guides modules of the class ReLU alone, so
+    the two agree on networks of these; on ReLU6 Captum's map is the plain derivative.
 
     Parameters
     ----------
@@ -246,7 +248,7 @@ def guided_backprop(
     Raises
     ------
     ValueError
-        If a class does not exist or the logits have no derivative.
+        If a class does not exist, the logits have no derivative or the network calls no ReLU.
     """
     return compute_guided_gradient(model, x, y).abs().amax(1, keepdim=True)
 
@@ -256,8 +258,15 @@ def compute_guided_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     Times a resized `gradcam` it is Guided Grad-CAM (arXiv:1610.02391, section 3.2).
     """
-    with guide_relu():
-        return compute_input_gradient(model, x.detach(), y)
+    with guide_relu() as rectifiers:
+        derivative = compute_input_gradient(model, x.detach(), y)
+    if not rectifiers.met:
+        raise ValueError(
+            "guided_backprop needs a network with ReLUs (ReLU, ReLU6, hardtanh or leaky ReLU, not"
+            " spelt as a clamp or scripted), and this one calls none: its map would be the plain"
+            " derivative, for which there is grad"
+        )
+    return derivative
 
 
 def compute_input_gradient(

@@ -50,14 +50,14 @@ def smooth_relu(kind: Literal["smooth", "adv2"] = "smooth", tau: float = 1e-4) -
 
 
 @contextmanager
-def guide_relu() -> Iterator[None]:
-    """ReLUs inside keep their values and hand down only positive derivatives."""
+def guide_relu() -> Iterator[Rectifiers]:
+    """ReLUs inside keep their values and hand down only positive derivatives; they are counted."""
 
     def rule(z: Tensor, upper: Tensor, bends: Bends) -> Tensor:
         return upper.clamp_min(0) * bends.slope(z, lambda z: (z > 0).to(z))
 
-    with Rectifiers(rule):
-        yield
+    with Rectifiers(rule) as rectifiers:
+        yield rectifiers
 
 
 class Bends(NamedTuple):
@@ -125,6 +125,7 @@ class Rectifiers(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
+        self.met = 0  # rectifiers that were called
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -133,6 +134,7 @@ class Rectifiers(TorchFunctionMode):
         reader = RECTIFIERS.get(func)
         if reader is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        self.met += 1
         z, bends, inplace = reader(*args, **kwargs)
         # the rule needs the values that in place would be overwritten
         before = z.clone() if inplace else z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -446,6 +447,52 @@ def test_guided_backprop_passes_on_only_what_raises_the_class() -> None:
     assert torch.allclose(
         guided_backprop(network, x, y), expected.abs().amax(1, keepdim=True), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.GELU(), nn.SiLU(), nn.Softplus(), nn.Identity()],
+    ids=lambda a: type(a).__name__,
+)
+def test_guided_backprop_without_a_relu_is_refused(activation: nn.Module) -> None:
+    with pytest.raises(ValueError, match="calls none"):
+        guided_backprop(seeded(lambda: Pooled(activation)), X, Y)
+    with pytest.raises(ValueError, match="calls none"):
+        guided_backprop(seeded(lambda: Pooled(lambda z: z.clamp_min(0))), X, Y)
+
+
+class Stepped(nn.Module):
+    """Two hidden layers with an activation, as modules."""
+
+    def __init__(self, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3), activation(), nn.Conv2d(6, 6, 3), activation(), nn.Flatten()
+        )
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+
+def test_guided_backprop_is_that_of_captum_on_relu_and_guides_relu6_too() -> None:
+    """Captum hooks modules of the class ReLU only and leaves ReLU6 its plain derivative."""
+    captum = pytest.importorskip(
+        "captum.attr", exc_type=ImportError, reason="captum is not installed"
+    )
+    network, six = seeded(lambda: Stepped(nn.ReLU)), seeded(lambda: Stepped(nn.ReLU6))
+    network(X), six(X)
+    six.load_state_dict(network.state_dict())  # activations stay far below 6
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it sets hooks
+        theirs = captum.GuidedBackprop(network).attribute(X.clone(), target=Y)
+        theirs_six = captum.GuidedBackprop(six).attribute(X.clone(), target=Y)
+
+    assert torch.allclose(compute_guided_gradient(network, X, Y), theirs, atol=1e-6)
+    assert torch.allclose(compute_guided_gradient(six, X, Y), theirs, atol=1e-6)
+    assert torch.allclose(compute_input_gradient(six, X, Y), theirs_six, atol=1e-6)
 
 
 # Smooth ReLUs
