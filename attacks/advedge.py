@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import predictions
+from robusteval.models.classifier import predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop
@@ -201,7 +201,7 @@ def advedge(
     if stop == "never":
         return x_adv
     with torch.no_grad():
-        is_adv = predictions(model(x_adv)) == goal
+        is_adv = predict_classes(model(x_adv)) == goal
     best.take(x_adv[is_adv], is_adv.nonzero().flatten())
     return best.fill_with(x_adv)
 

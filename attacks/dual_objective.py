@@ -23,7 +23,7 @@ from robusteval.interpreters.meaningful_perturbation import (
     build_deletion,
     draw_offsets,
 )
-from robusteval.models.classifier import Classifier, choose_block_size, predictions, rows
+from robusteval.models.classifier import Classifier, book_rows, choose_block_size, predict_classes
 from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
 from robusteval.search.balls import quantise
@@ -55,7 +55,7 @@ def attack_in_parts(attack: Attack) -> Attack:
         **parameters: Any,
     ) -> Tensor:
         def attack_rows(index: Tensor) -> Tensor:
-            with rows(index):
+            with book_rows(index):
                 return attack(
                     model,
                     x[index],
@@ -227,7 +227,7 @@ class DualObjective:
         loss = self.compute_class_term(own, step)
         for term in terms:
             loss = loss + term
-        return loss, predictions(own.detach()) == self.goal
+        return loss, predict_classes(own.detach()) == self.goal
 
     def compute_class_term(self, logits: Tensor, step: int) -> Tensor:
         """What there is to lower until the class is predicted, ``(n,)``."""
@@ -248,11 +248,11 @@ class DualObjective:
         """
         goal, seeds = self.goal[index], self.seeds[index.cpu()]
         far = torch.zeros(len(index), dtype=x_adv.dtype, device=x_adv.device)
-        with torch.no_grad(), rows(index):
+        with torch.no_grad(), book_rows(index):
             found, own = explain_images(self.plan.explainers, self.model, x_adv, goal, seeds)
         for maps, benign in zip(found, self.benign, strict=True):
             far = far + measure_mean_distance(maps, benign[index]) / len(self.benign)
-        is_adv = predictions(own) == goal
+        is_adv = predict_classes(own) == goal
         p = own.softmax(1).gather(1, goal.unsqueeze(1)).squeeze(1)
         return Found(x_adv, far, is_adv, is_adv & (p >= self.plan.confidence))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robusteval.art.to_art import ArtAttack
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import measure_squared_distance
-from robusteval.models.classifier import predictions, rows
+from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.registry import ATTACKS, INTERPRETERS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Stop
@@ -237,7 +237,7 @@ class Suspicion:
     def set_scales(self, x_adv: Tensor) -> None:
         """Let the distances of these images ``(n, c, h, w)`` count one each."""
         everyone = torch.arange(len(x_adv), device=x_adv.device)
-        with torch.no_grad(), rows(everyone):
+        with torch.no_grad(), book_rows(everyone):
             maps, logits = explain_images(self.explainers, self.model, x_adv, self.goal, self.seeds)
             # what hardly moves is not blown up
             far = [d.clamp_min(1e-6) for d in self.measure_terms(maps, logits, everyone)]
@@ -260,7 +260,7 @@ class Suspicion:
         A weight of zero spares maps and features.
         """
         goal, terms = self.goal[left], []
-        with rows(left):
+        with book_rows(left):
             if weight:
                 maps, logits = explain_images(
                     self.explainers, self.model, x_adv, goal, self.seeds[left.cpu()], self.tracked
@@ -271,7 +271,7 @@ class Suspicion:
         loss = F.cross_entropy(logits, goal, reduction="none")
         for term in terms:
             loss = loss + weight * term
-        return loss, predictions(logits.detach()) == goal
+        return loss, predict_classes(logits.detach()) == goal
 
     def measure_terms(self, maps: list[Tensor], logits: Tensor, left: Tensor) -> list[Tensor]:
         """Squared distances ``(m,)`` of maps and features of rows `left` that are minded."""
@@ -291,15 +291,15 @@ class Suspicion:
         Finished: in the class and not flagged.
         """
         goal, seeds = self.goal[index], self.seeds[index.cpu()]
-        with torch.no_grad(), rows(index):
+        with torch.no_grad(), book_rows(index):
             if self.choice == "score":
                 detector = self.model.detector
-                is_adv = predictions(self.model(x_adv)) == goal
+                is_adv = predict_classes(self.model(x_adv)) == goal
                 score = detector.score(self.model, x_adv, seeds).to(x_adv.device)
                 return Found(x_adv, score.to(x_adv), is_adv, is_adv & (score <= detector.threshold))
             maps, logits = explain_images(self.explainers, self.model, x_adv, goal, seeds)
             far = torch.stack(self.measure_terms(maps, logits, index)).sum(0)
-        is_adv = predictions(logits) == goal
+        is_adv = predict_classes(logits) == goal
         return Found(x_adv, far, is_adv, torch.zeros_like(is_adv))
 
 

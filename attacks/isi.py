@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import Classifier, predictions, rows
+from robusteval.models.classifier import Classifier, book_rows, predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search import descent
 from robusteval.search.balls import Ball
@@ -262,10 +262,10 @@ def build_logit_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> des
     """Lower the logit of class `y` ``(n,)`` or, `targeted`, raise it."""
 
     def objective(x_adv: Tensor, index: Tensor) -> descent.Score:
-        with rows(index):
+        with book_rows(index):
             logits = model(x_adv)  # (m, k)
         own = logits.gather(1, y[index].unsqueeze(1)).squeeze(1)
-        hit = predictions(logits.detach()) == y[index]
+        hit = predict_classes(logits.detach()) == y[index]
         return descent.Score(-own, hit) if targeted else descent.Score(own, ~hit)
 
     return objective

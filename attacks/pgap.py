@@ -222,7 +222,7 @@ def search(
         raise ValueError(f"kappa must be 0 or more, not {kappa:g}")
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
 
-    def bounded(x_adv: Tensor, index: Tensor) -> Score:
+    def score_bounded(x_adv: Tensor, index: Tensor) -> Score:
         score = objective(x_adv, index)
         return score._replace(loss=score.loss.clamp_min(-kappa))
 
@@ -230,7 +230,7 @@ def search(
     moves = StructureMoves(
         None if reference == "previous" else x, free, eps2, steps, keep_mean, exact, stats, printed
     )
-    return descend(bounded, moves, x, steps=steps, stop=stop).x_adv
+    return descend(score_bounded, moves, x, steps=steps, stop=stop).x_adv
 
 
 class StructureMoves(NamedTuple):

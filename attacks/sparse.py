@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import predictions, rows
+from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
@@ -154,9 +154,9 @@ def search_as_published(
 
     def judge(x_adv: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(m, k)`` of images for rows `index`, and which of them succeed ``(m,)``."""
-        with rows(index):
+        with book_rows(index):
             logits: Tensor = model(x_adv)
-        return logits, (predictions(logits.detach()) == y[index]) == targeted
+        return logits, (predict_classes(logits.detach()) == y[index]) == targeted
 
     # dense start: always a whole step from x, along the sign of all gradients so far
     total, x_adv = torch.zeros_like(origin), origin
@@ -175,7 +175,7 @@ def search_as_published(
     if not targeted:
         # its class is the goal from here on, be it the label
         with torch.no_grad():
-            target = predictions(judge(x_adv, left)[0]).clamp_min(0)
+            target = predict_classes(judge(x_adv, left)[0]).clamp_min(0)
 
     # weights of the dense start; above 1 they go beyond it
     weight = per_image(seeds[left.cpu()], origin.shape[1:], normal=True).to(origin)

@@ -14,7 +14,7 @@ from torch import Tensor
 from robusteval.errors import UsageError
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import locate_mask_network
-from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.types import Spec
@@ -78,7 +78,7 @@ class View:
         """
         with torch.no_grad():
             logits = model(x)
-            y = predictions(logits).clamp_min(0)
+            y = predict_classes(logits).clamp_min(0)
             maps = [each.trace_maps(model, x, y, seeds)[0].detach() for each in self.differentiable]
         return maps, logits
 
@@ -143,6 +143,6 @@ def hash_mask_network(view: View, model: Classifier) -> str | None:
 
 def count_forwards(view: View, model: Classifier, x: Tensor, seeds: Tensor) -> float:
     """Count forward passes per image of a score, its prediction included; a backward is two."""
-    with frozen(model), counting(model, len(x), x.device) as passes:
+    with frozen(model), count_passes(model, len(x), x.device) as passes:
         view.compute_maps(model, x, seeds)
     return float((passes.forwards + 2 * passes.backwards).mean())

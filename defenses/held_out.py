@@ -10,7 +10,7 @@ from torch import nn
 
 from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import UsageError
-from robusteval.models.classifier import frozen, predictions
+from robusteval.models.classifier import frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.statistics import Rate
 from robusteval.search.balls import Ball
@@ -91,7 +91,7 @@ def judge_held_out(
             images = data.batch(positions[start : start + AT_A_TIME])
             x, y = images.x.to(device), images.y.to(device)
             with torch.no_grad():
-                right = predictions(model(x)) == y
+                right = predict_classes(model(x)) == y
             x, y, seeds = x[right], y[right], sample_seeds(settings.seed, images.ids)
             clean += len(x)
             if len(x) == 0:

@@ -13,7 +13,7 @@ import torch
 
 from robusteval.evaluation.batches import split_evenly
 from robusteval.evaluation.work_cache import hash_inputs
-from robusteval.models.classifier import predictions
+from robusteval.models.classifier import predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.types import Columns
@@ -135,7 +135,7 @@ class RowMaker:
             "stacks": stack,
             "statistics": found,
             "probability": logits.softmax(1).amax(1),
-            "pred": predictions(logits),
+            "pred": predict_classes(logits),
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 

@@ -16,7 +16,7 @@ from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.perturbing import choose_goals
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
-from robusteval.models.classifier import Classifier, choose_block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress, Silent
@@ -77,7 +77,7 @@ class Study:
         """Predict the classes ``(n,)`` of images ``(n, c, h, w)``."""
         with torch.no_grad(), raise_as_run_error("the network broke"):
             parts = [
-                predictions(self.model(part.to(self.model.device)))
+                predict_classes(self.model(part.to(self.model.device)))
                 for part in torch.split(x, self.batch)
             ]
         return torch.cat(parts).cpu()

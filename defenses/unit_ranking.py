@@ -17,7 +17,7 @@ from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances, hash_inputs
 from robusteval.interpreters.cam import agree, observe_calls, observe_head
-from robusteval.models.classifier import Classifier, choose_block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.masked import mask_units, measure_activations
 from robusteval.models.seeds import sample_seeds
@@ -89,7 +89,7 @@ def attack_images(
     device = classifier.device
     x, y, seeds = batch.x.to(device), batch.y.to(device), sample_seeds(seed, batch.ids)
     with torch.no_grad(), raise_as_run_error("the network broke"):
-        fine = predictions(classifier(x)) == y
+        fine = predict_classes(classifier(x)) == y
     if not bool(fine.any()):
         raise NothingEvaluated(
             f"none of {len(x)} images is classified correctly: check that data and checkpoint"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 
@@ -70,7 +70,7 @@ class Watcher:
         x = quantise(x)
         with torch.no_grad():
             logits = model(x)
-            y = predictions(logits).clamp_min(0)
+            y = predict_classes(logits).clamp_min(0)
             maps = [e.trace_maps(model, x, y, seeds)[0] for e in self.explainers]
             features = self.features(model, maps, logits).double()
         slope: Tensor | float = 20.0 if self.slope is None else self.slope
@@ -163,5 +163,5 @@ def draw_uniform(*shape: int, seed: int = 0) -> Tensor:
 def change_at_random(bands: Classifier, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Images, results of a strong random change, and their first predictions."""
     x = draw_uniform(n, 3, 12, 12, seed=3)
-    y = predictions(bands(x)).detach()
+    y = predict_classes(bands(x)).detach()
     return x, (x + 2 * (draw_uniform(n, 3, 12, 12, seed=4) - 0.5)).clamp(0, 1), y

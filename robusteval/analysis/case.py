@@ -21,7 +21,7 @@ from robusteval.evaluation.work_cache import (
     describe_circumstances,
     hash_inputs,
 )
-from robusteval.models.classifier import Classifier, choose_block_size, predictions
+from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress
@@ -131,7 +131,7 @@ def build_case(
     )
     x_adv = torch.from_numpy(columns["x_adv"]).to(x)
     with torch.no_grad():
-        made = predictions(model(x_adv))
+        made = predict_classes(model(x_adv))
     return Case(x, x_adv, y, goal, made, seeds, images.index, images.ids)
 
 
@@ -151,7 +151,7 @@ def draw_correct(
                 f" with classes 0 to {model.num_classes - 1}: check that they belong together"
             )
         with torch.no_grad(), raise_as_run_error("the network cannot take the images"):
-            keep = (predictions(model(batch.x.to(model.device))).cpu() == batch.y).numpy()
+            keep = (predict_classes(model(batch.x.to(model.device))).cpu() == batch.y).numpy()
         keep &= np.cumsum(keep) <= samples - count
         rows = np.flatnonzero(keep)
         right.append(Batch(batch.x[rows], batch.y[rows], batch.ids[rows], batch.index[rows]))

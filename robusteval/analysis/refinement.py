@@ -17,7 +17,7 @@ from robusteval.analysis.regions import (
 )
 from robusteval.analysis.summaries import take_median
 from robusteval.evaluation.plan import Attack
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.runs.explanation_record import ImageCount, RefinementFigures
 from robusteval.search.balls import measure_distances
 from robusteval.search.descent import prune
@@ -67,7 +67,7 @@ def refine(
     """
 
     def fools(z: Tensor) -> Tensor:
-        made = predictions(model(z))
+        made = predict_classes(model(z))
         return made == y if targeted else made != y
 
     rank, fooled = rank_pixels(importance), fools(x_adv)
@@ -124,11 +124,11 @@ def measure_refinement(
     rows = []
     for name, way in ways.items():
         began = time.perf_counter()
-        with counting(model, len(x), x.device) as passes:
+        with count_passes(model, len(x), x.device) as passes:
             z = way()
         seconds = time.perf_counter() - began
         with torch.no_grad():
-            made = predictions(model(z))
+            made = predict_classes(model(z))
         still = made == goal if targeted else made != goal
         rows.append(
             RefinementFigures(

@@ -22,7 +22,7 @@ from robusteval.analysis.case import Case, Work
 from robusteval.analysis.summaries import average_images, correlate_columns, take_median
 from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import split_rows
-from robusteval.models.classifier import Classifier, predictions, rows
+from robusteval.models.classifier import Classifier, book_rows, predict_classes
 from robusteval.runs.explanation_record import RegionFigures, RegionResidual, SizeCorrelations
 from robusteval.runs.types import Columns
 
@@ -118,7 +118,7 @@ def measure_effects(
         )
     regions = regions.to(x.device)
     before, after = model(x), model(x_adv)
-    failed = predictions(after) == y
+    failed = predict_classes(after) == y
     other = after.scatter(1, y[:, None], -torch.inf).argmax(1)
     classes = torch.stack([y, other], 1)  # (n, 2)
     if mode == "gradient":
@@ -166,7 +166,7 @@ def score_by_ablation(
     for part in torch.split(jobs, chunk):
         image, region = part.unbind(1)
         inside = (regions == region[:, None, None])[:, None]  # (j, 1, h, w)
-        with rows(image):
+        with book_rows(image):
             made = model(torch.where(inside, z[image], x[image]))
         scores[image, region] = made.double().gather(1, classes[image]) - base[image]
     return scores

@@ -28,7 +28,7 @@ from robusteval.analysis.summaries import average_images
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.runs.explanation_record import (
     MeanOfImages,
     PlaceFigures,
@@ -231,7 +231,7 @@ def draw_portrait(
     """
     size = (x.shape[2], x.shape[3])
     with torch.no_grad():
-        seen, fooled = (predictions(model(each)).clamp_min(0) for each in (x, x_adv))
+        seen, fooled = (predict_classes(model(each)).clamp_min(0) for each in (x, x_adv))
     clean = resize(gradcam(model, x, y, layer=layer), size)
     adversarial = resize(gradcam(model, x_adv, fooled, layer=layer), size)
     return Portrait(

@@ -25,7 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import PROTOCOL, explain_unknown
 
@@ -200,7 +200,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
             rows = torch.arange(len(x))
         else:
             with torch.no_grad():
-                pred = predictions(model(x))
+                pred = predict_classes(model(x))
             y = pred if labels is None else torch.tensor(labels, device=device)
             rows = ((pred == y) & (y >= 0)).nonzero().flatten()
         if masks is not None:

@@ -19,7 +19,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.perturbing import Perturbed, perturb
 from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import DefenseBroke, Target
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.types import Columns
@@ -68,7 +68,7 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         raise_as_run_error(f"the network cannot take images {tuple(x.shape[1:])}"),
     ):
         logits = model(x)
-    pred = predictions(logits)
+    pred = predict_classes(logits)
     asked = torch.from_numpy(positions < STEADY).to(x.device)
     steady = torch.full_like(pred, -1)
     with torch.no_grad():

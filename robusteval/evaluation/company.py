@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robusteval.datasets.dataset import Data, Positions
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.runs.types import Finding
 
@@ -46,7 +46,7 @@ def find_company(classifier: Classifier, data: Data, index: Positions) -> list[F
             return []
         rows = differ(first, other)
         moved += int(rows.sum())
-        changed += int((rows & (predictions(first) != predictions(other))).sum())
+        changed += int((rows & (predict_classes(first) != predict_classes(other))).sum())
     if not moved:
         return []
     return [

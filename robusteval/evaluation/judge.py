@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robusteval.datasets.images import png_round_trip
 from robusteval.errors import RunError
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Threat
 from robusteval.search.balls import TOLERANCE, Ball, measure_distances, psnr, quantise, ssim
@@ -38,7 +38,7 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
     rounded = quantise(x_adv)
     with torch.no_grad():
         logits = classifier(x_adv)
-        pred = predictions(logits)
+        pred = predict_classes(logits)
         pred_8bit = predict_again(classifier, rounded, x_adv, pred)
         files = png_round_trip(rounded.cpu())
         if files is None:
@@ -101,7 +101,7 @@ def predict_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor
     changed = (z != known).flatten(1).any(1)
     pred = pred.clone()
     if bool(changed.any()):
-        pred[changed] = predictions(classifier(z[changed]))
+        pred[changed] = predict_classes(classifier(z[changed]))
     return pred
 
 

@@ -19,7 +19,7 @@ from robusteval.interpreters.quality import (
     shuffle_parameters,
 )
 from robusteval.interpreters.scaling import highest_cells
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import Ids, per_image, sample_seeds
 from robusteval.runs.types import Columns
 from robusteval.search.edges import sobel
@@ -108,7 +108,7 @@ class Measurement:
         seeds = sample_seeds(self.seed, ids ^ CHANGED)
         z = add_equal_noise_in_box(x_adv, x, sample_seeds(self.seed, ids ^ NOISE))
         with torch.no_grad():
-            pred_noisy = predictions(self.model(z)).cpu().numpy()
+            pred_noisy = predict_classes(self.model(z)).cpu().numpy()
         found = measure_edges(x, x_adv)
         for each in self.interpreters:
             benign, floors = self.benign.draw(each, x, ids, pred)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
-from robusteval.models.classifier import Classifier, Passes, counting
+from robusteval.models.classifier import Classifier, Passes, count_passes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import draw_targets
 
@@ -65,7 +65,10 @@ def perturb(
     """
     goal = choose_goals(attack, y, seeds, model.num_classes) if goal is None else goal
     started = time.perf_counter()
-    with counting(model, len(x), model.device) as passes, raise_as_run_error("the attack broke"):
+    with (
+        count_passes(model, len(x), model.device) as passes,
+        raise_as_run_error("the attack broke"),
+    ):
         returned = attack.perturb(
             model, x.clone(), goal.clone(), targeted=attack.threat.targeted, seeds=seeds
         )

@@ -166,19 +166,21 @@ def find_convention(
     photo_mean = torch.tensor((0.485, 0.456, 0.406), device=mean.device).view(3, 1, 1)
     photo_std = torch.tensor((0.229, 0.224, 0.225), device=mean.device).view(3, 1, 1)
 
-    def shown(x: Tensor) -> Tensor:
+    def undo_normalisation(x: Tensor) -> Tensor:
         return x * std + mean  # so that the network itself sees x
 
     conventions: dict[str, Callable[[Tensor], Tensor]] = {
-        "without the normalisation (drop --mean and --std)": shown,
-        "with images in [-1, 1] (--mean .5 --std .5)": lambda x: shown(2 * x - 1),
-        "with images in [0, 255] (--mean 0 --std 0.00392157)": lambda x: shown(255 * x),
+        "without the normalisation (drop --mean and --std)": undo_normalisation,
+        "with images in [-1, 1] (--mean .5 --std .5)": lambda x: undo_normalisation(2 * x - 1),
+        "with images in [0, 255] (--mean 0 --std 0.00392157)": lambda x: undo_normalisation(
+            255 * x
+        ),
         "with inverted images": lambda x: 1 - x,
     }
     if data.shape[0] == 3:
         conventions |= {
             "with ImageNet's normalisation (--mean .485,.456,.406 --std .229,.224,.225)": (
-                lambda x: shown((x - photo_mean) / photo_std)
+                lambda x: undo_normalisation((x - photo_mean) / photo_std)
             ),
             "with the channels reversed (it was trained on BGR)": lambda x: x.flip(1),
         }

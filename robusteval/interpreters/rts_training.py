@@ -27,7 +27,7 @@ from robusteval.interpreters.rts import (
     measure_scale,
 )
 from robusteval.models.admission import check_labels, wrap_module
-from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import write_atomically
@@ -306,7 +306,7 @@ class RtsTraining:
             masks = self.predict_masks(x, y)
             with torch.no_grad():
                 parts = [
-                    predictions(self.model(part)) for part in self.split_images(x, masks, draws)
+                    predict_classes(self.model(part)) for part in self.split_images(x, masks, draws)
                 ]
             right_with += int((parts[0] == y).sum())
             right_without += int((parts[1] == y).sum())

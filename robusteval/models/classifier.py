@@ -268,7 +268,7 @@ def absorb(content: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
         content.update(bits.numpy().tobytes())
 
 
-def predictions(logits: Tensor) -> Tensor:
+def predict_classes(logits: Tensor) -> Tensor:
     """The class of each row of logits ``(n, k)``, -1 where a logit is not finite."""
     finite = logits.isfinite().all(1)
     return torch.where(finite, logits.argmax(1), -1)
@@ -297,8 +297,8 @@ _rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
 
 
 @contextmanager
-def rows(index: Tensor) -> Iterator[None]:
-    """Say that the passes inside are for these rows ``(m,)`` of the batch.
+def book_rows(index: Tensor) -> Iterator[None]:
+    """Book the passes inside to these rows ``(m,)`` of the batch.
 
     An attack that drops finished images tells the counter this way whose passes it saves. Inside
     another one, of that one's rows.
@@ -337,7 +337,7 @@ class Passes:
 
 
 @contextmanager
-def counting(model: nn.Module, n: int, device: torch.device) -> Iterator[Passes]:
+def count_passes(model: nn.Module, n: int, device: torch.device) -> Iterator[Passes]:
     """Count the passes of a batch of `n` images through the model."""
     passes = Passes(n, device)
     handle = model.register_forward_hook(passes.watch)

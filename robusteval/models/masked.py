@@ -100,12 +100,12 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, C)``."""
-        mask = self.weighted(self.network(x)) if self.per_class else self.masks
-        with self.masking(mask):
+        mask = self.weigh_masks(self.network(x)) if self.per_class else self.masks
+        with self.apply_mask(mask):
             logits: Tensor = self.network(x)
         return logits
 
-    def weighted(self, logits: Tensor) -> Tensor:
+    def weigh_masks(self, logits: Tensor) -> Tensor:
         """The mask ``(n, K)`` for each image, by the logits ``(n, C)`` of the first pass."""
         if logits.shape[1:] != self.masks.shape[:1]:
             raise UsageError(
@@ -116,10 +116,10 @@ class Masked(nn.Module):
         return torch.where(self.shared, self.masks[0], mask)
 
     @contextmanager
-    def masking(self, mask: Tensor) -> Iterator[None]:
+    def apply_mask(self, mask: Tensor) -> Iterator[None]:
         """Multiply what the layer gives by a mask ``(K,)`` or ``(n, K)``."""
 
-        def scaled(output: Tensor) -> Tensor:
+        def scale_units(output: Tensor) -> Tensor:
             units = mask.shape[-1]
             if output.shape[1] != units:
                 raise UsageError(
@@ -132,7 +132,7 @@ class Masked(nn.Module):
                 )
             return output * mask.view(-1, units, *[1] * (output.ndim - 2))
 
-        with intercept_layer(self.network, self.layer, scaled):
+        with intercept_layer(self.network, self.layer, scale_units):
             yield
 
 

@@ -186,12 +186,12 @@ def summarize_distances(*outcomes: Outcome) -> Distances:
     best = np.where(broken, far, np.inf).argmin(0)
     made = broken.any(0)
 
-    def found(name: str) -> np.ndarray[Any, Any]:
+    def take_nearest(name: str) -> np.ndarray[Any, Any]:
         values = np.stack([outcome.columns[name] for outcome in outcomes])
         return np.asarray(values[best[made], np.flatnonzero(made)])
 
-    norms = {name: median(found(name)) for name in NORMS}
-    return Distances(**norms, ssim=mean(found("ssim")), psnr=mean(found("psnr")))
+    norms = {name: median(take_nearest(name)) for name in NORMS}
+    return Distances(**norms, ssim=mean(take_nearest("ssim")), psnr=mean(take_nearest("psnr")))
 
 
 def find_fooled(outcome: Outcome) -> Flags:

@@ -243,7 +243,7 @@ def detectable_drop(
     weights = binomial(gained, n, half)
     needed = losses_needed(gained, n, alpha, margin)
 
-    def found(drop: float) -> float:
+    def compute_power(drop: float) -> float:
         around = likely_counts(n, half + drop)
         lost = np.arange(max(around[0], needed.min()), around[-1] + 1)  # (b,)
         p = min((half + drop) / (1 - half), 1.0)  # of those that were not gained
@@ -251,14 +251,14 @@ def detectable_drop(
         return float(weights @ np.where(lost >= needed[:, None], chances, 0.0).sum(1))
 
     low, high, most = margin, margin + 4 / n, 1 - discordant
-    while high < most and found(high) < power:
+    while high < most and compute_power(high) < power:
         low, high = high, 2 * high - margin
     high = min(high, most)
-    if high <= low or found(high) < power:
+    if high <= low or compute_power(high) < power:
         return math.inf
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (low, middle) if found(middle) >= power else (middle, high)
+        low, high = (low, middle) if compute_power(middle) >= power else (middle, high)
     return high
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, Self, get_args
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.models.classifier import predictions, rows
+from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.losses import Loss, attacker_loss
 
@@ -40,10 +40,10 @@ def build_class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: 
     """The objective of a prediction other than `y` ``(n,)`` or, `targeted`, of just that."""
 
     def objective(x_adv: Tensor, index: Tensor) -> Score:
-        with rows(index):
+        with book_rows(index):
             logits = model(x_adv)  # (m, k)
         value = attacker_loss(logits, y[index], targeted=targeted, loss=loss)
-        hit = predictions(logits.detach()) == y[index]
+        hit = predict_classes(logits.detach()) == y[index]
         return Score(value, hit if targeted else ~hit)
 
     return objective

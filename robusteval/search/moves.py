@@ -221,12 +221,12 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     below, beside = (top + 1).clamp_max(h - 1), (left + 1).clamp_max(w - 1)
     pixels = x.flatten(2)
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
+    def read_pixels(row: Tensor, column: Tensor) -> Tensor:
         place = (row * w + column).view(n, 1, h * w).expand(n, c, h * w)
         return pixels.gather(2, place).view(n, c, h, w)
 
-    upper = at(top, left) * (1 - right) + at(top, beside) * right
-    lower = at(below, left) * (1 - right) + at(below, beside) * right
+    upper = read_pixels(top, left) * (1 - right) + read_pixels(top, beside) * right
+    lower = read_pixels(below, left) * (1 - right) + read_pixels(below, beside) * right
     return (upper * (1 - down) + lower * down).clamp(0, 1)
 
 

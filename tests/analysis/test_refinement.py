@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from toys import Affine, change_at_random, draw_uniform
 
 from robusteval.analysis.refinement import refine
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 
 
 def test_refinement_keeps_what_fools_and_only_that(bands: Classifier) -> None:
     """Verified anew, smaller in every norm, never outside of the original change."""
     x, x_adv, y = change_at_random(bands, 20)
-    fooled = predictions(bands(x_adv)) != y
+    fooled = predict_classes(bands(x_adv)) != y
     assert int(fooled.sum()) > 5
 
     found = refine(bands, x, x_adv, y, (x_adv - x).abs().sum(1, keepdim=True))
 
-    assert torch.equal(predictions(bands(found.x_adv)) != y, fooled)
+    assert torch.equal(predict_classes(bands(found.x_adv)) != y, fooled)
     assert torch.equal(found.x_adv[~fooled], x_adv[~fooled])
     changed = found.x_adv != x
     assert bool(((found.x_adv == x_adv) | ~changed).all())

@@ -22,7 +22,7 @@ from robusteval.analysis.regions import (
     measure_effects,
     spread_over_pixels,
 )
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 
 
 @pytest.fixture
@@ -129,7 +129,9 @@ def test_regions_without_a_change_cost_no_call(bands: Classifier) -> None:
     calls: list[int] = []
     handle = bands.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
 
-    found = measure_effects(bands, x, x_adv, predictions(bands(x)).detach(), build_grid(12, 12, 2))
+    found = measure_effects(
+        bands, x, x_adv, predict_classes(bands(x)).detach(), build_grid(12, 12, 2)
+    )
     handle.remove()
 
     assert calls == [2, 2, 2, 2]  # ours, before, after, one region of each image
@@ -171,7 +173,7 @@ def test_negative_scores_count_as_none_beside_positive_ones() -> None:
 
 def test_nothing_is_typed_where_the_attack_failed_or_changed_nothing(bands: Classifier) -> None:
     x = draw_uniform(3, 3, 12, 12)
-    y = predictions(bands(x)).detach()
+    y = predict_classes(bands(x)).detach()
 
     found = measure_effects(bands, x, x.clone(), y, build_grid(12, 12))
 

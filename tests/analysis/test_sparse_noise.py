@@ -11,7 +11,7 @@ from robusteval.analysis.sparse_noise import REGIONS, count_places, draw_portrai
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 
 
 class Corners(nn.Module):
@@ -137,7 +137,7 @@ def test_more_changes_than_groups_are_put_back_in_squares() -> None:
     x, x_adv = whiten_places((0, 0), (1, 1), (0, 3))
     model = corners()
 
-    with counting(model, 1, x.device) as passes:
+    with count_passes(model, 1, x.device) as passes:
         found = measure_roles(model, x, x_adv, torch.tensor([0]), groups=2)
 
     assert found.side.item() == 2
@@ -165,7 +165,7 @@ def test_roles_do_not_depend_on_the_batch(bands: Classifier) -> None:
     x_adv = x.clone()
     x_adv[0] = x[0].flip(-1)
     x_adv[1, :, :2, :2] = 0
-    y = predictions(bands(x)).detach()
+    y = predict_classes(bands(x)).detach()
 
     together = measure_roles(bands, x, x_adv, y, groups=10)
 
@@ -188,7 +188,7 @@ def test_the_picture_is_that_of_the_authors(bands: Classifier) -> None:
     """Clean for the label, adversarial for the prediction, guided each for its prediction."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     x_adv = x.flip(-1)
-    seen, fooled = (predictions(bands(each)).detach() for each in (x, x_adv))
+    seen, fooled = (predict_classes(bands(each)).detach() for each in (x, x_adv))
     y = (seen + 1) % 3
 
     found = draw_portrait(bands, x, x_adv, y)

@@ -31,7 +31,7 @@ from robusteval.interpreters.explainer import (
 from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.demo import demo
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.edges import sobel, weigh_edges
@@ -52,7 +52,7 @@ def goals(model: Classifier, x: Tensor) -> Tensor:
 
 def classes_of(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
@@ -306,7 +306,7 @@ def test_one_pass_gives_class_and_map_unless_slopes_differ(
     x = images(4)
     goal, count = goals(bands, x), {}
     for steps in (5, 15):
-        with counting(bands, 4, x.device) as passes:
+        with count_passes(bands, 4, x.device) as passes:
             attack(bands, x, goal, interpreter=interpreter, warmup=0, steps=steps, stop="never")
         count[steps] = passes.forwards
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from toys import Linear, asked, attackable
 
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS, PROTOCOL, list_choices, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import Stop
@@ -32,7 +32,7 @@ SEEDS = torch.arange(8) * 1000
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 @pytest.mark.parametrize("factor", [1.02, 1.25])
@@ -323,7 +323,7 @@ def test_pgd_stops_at_the_first_success_if_asked(bands: Classifier) -> None:
     x, y = images_of(bands)
     cost = {}
     for stop in get_args(Stop):
-        with counting(bands, len(x), x.device) as passes:
+        with count_passes(bands, len(x), x.device) as passes:
             pgd(bands, x, y, eps=12 / 255, steps=20, stop=stop)
         cost[stop] = passes.backwards.sum().item()
 
@@ -336,7 +336,7 @@ def test_finished_images_cost_no_pass(bands: Classifier) -> None:
     x, y = images_of(bands, 4)
     wrong = torch.where(torch.arange(4) < 2, (y + 1) % 3, y)
 
-    with counting(bands, 4, x.device) as passes:
+    with count_passes(bands, 4, x.device) as passes:
         pgd(bands, x, wrong, eps=0.2 / 255, steps=10, restarts=3, random_start=False)
 
     assert passes.backwards.tolist() == [1, 1, 30, 30]

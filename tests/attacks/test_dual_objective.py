@@ -11,7 +11,7 @@ from toys import Bands, attackable
 
 from robusteval.attacks.dual_objective import TrackedMask
 from robusteval.interpreters.meaningful_perturbation import build_deletion
-from robusteval.models.classifier import Classifier, counting
+from robusteval.models.classifier import Classifier, count_passes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 
@@ -104,7 +104,7 @@ def test_passes_are_booked_to_images_of_the_whole_batch(trained_bands: Bands, na
     booked = []
     for block in (2, 32):
         model = small(trained_bands, name, block=block)
-        with counting(model, 13, x.device) as passes:
+        with count_passes(model, 13, x.device) as passes:
             attacked(name, model, x)
         booked.append(passes.forwards.tolist())
 

@@ -15,7 +15,7 @@ from robusteval.attacks.evade import Evade, evade
 from robusteval.attacks.pgd import pgd
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.runs.types import Spec
 from robusteval.search.balls import measure_distances, quantise
 
@@ -33,7 +33,7 @@ def photos(n: int, seed: int) -> Tensor:
 
 def classes_of(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 def runner_up(model: nn.Module, x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def test_images_that_are_not_flagged_cost_no_more_passes(bands: Classifier) -> N
 
     def cost(threshold: float, steps: int) -> list[float]:
         model = WithDetector(bands, Watcher(threshold))
-        with counting(model, 4, x.device) as passes:
+        with count_passes(model, 4, x.device) as passes:
             evade(model, x, y, eps=0.3, warmup=12, steps=steps)
         booked: list[float] = (passes.forwards + passes.backwards).tolist()
         return booked
@@ -223,7 +223,7 @@ def test_finished_images_leave_the_batch(watched: WithDetector) -> None:
     y = classes_of(watched, x)
 
     def cost(some: Tensor) -> list[float]:
-        with counting(watched, len(some), x.device) as passes:
+        with count_passes(watched, len(some), x.device) as passes:
             evade(watched, x[some], y[some], seeds=SEEDS[some], eps=EPS, warmup=10, steps=20)
         booked: list[float] = passes.backwards.tolist()
         return booked

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toys import Linear
 
 from robusteval.attacks.isi import PATIENCE, isi, rank_values
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import count_changes
@@ -61,7 +61,7 @@ def zeros(n: int = 1) -> Tensor:
 
 def labels_of(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 def images_of(bands: Classifier, count: int = 16) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ def test_linf_by_relevance_is_the_basic_iterative_method(bands: Classifier, targ
         z = expected.clone().requires_grad_()
         logits = bands(z)
         grad = torch.autograd.grad(logits.gather(1, y.unsqueeze(1)).sum(), z)[0]
-        going = (predictions(logits.detach()) == y) != targeted
+        going = (predict_classes(logits.detach()) == y) != targeted
         moved = z.detach() + (0.01 if targeted else -0.01) * grad.sign()
         expected = torch.where(going.view(-1, 1, 1, 1), moved.clamp(0, 1), expected)
 
@@ -380,9 +380,9 @@ def test_successes_are_8_bit_images(bands: Classifier, norm: Any) -> None:
     """Unless the published end is asked for, which comes no later."""
     x, y = images_of(bands, 32)
 
-    with counting(bands, 32, x.device) as careful:
+    with count_passes(bands, 32, x.device) as careful:
         x_adv = isi(bands, x, y, norm=norm)
-    with counting(bands, 32, x.device) as quick:
+    with count_passes(bands, 32, x.device) as quick:
         isi(bands, x, y, norm=norm, stop="float")
 
     fooled = labels_of(bands, x_adv) != y
@@ -400,7 +400,7 @@ def test_steps_cost_one_pass_each_and_one_more(bands: Classifier, norm: Any) -> 
     mask[..., 0, 0] = 1  # too little to succeed with
     settings: dict[str, Any] = {"prune": False} if norm in ("l0", "l0_pixels") else {}
 
-    with counting(bands, 4, x.device) as passes:
+    with count_passes(bands, 4, x.device) as passes:
         x_adv = isi(bands, x, wrong, mask=mask, norm=norm, steps=6, stop="float", **settings)
 
     assert passes.forwards.tolist() == [1, 1, 7, 7]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from toys import Linear, asked, attackable
 
-from robusteval.models.classifier import Classifier, predictions
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS, Entry
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.ssim_ball import C2, structure_distance
@@ -101,7 +101,7 @@ def explain_failure(
     budget = BUDGETS.get(norm, "")
     model = attackable(entry.name, classifier)
     for image in torch.split(x, 1):
-        label = predictions(classifier(image))
+        label = predict_classes(classifier(image))
         optimum = find_optimum(network, image, norm, keep_mean=entry.name != "fpgap")
         given = asked(entry.name, norm=norm, **SETTINGS)
         if budget in entry.parameters:
@@ -111,7 +111,7 @@ def explain_failure(
             model, image, y, targeted=targeted, seeds=torch.zeros(1, dtype=torch.int64), **given
         )
         size, most = measure_size(x_adv, image, norm), SLACK * optimum
-        if bool(predictions(classifier(x_adv)) == label):
+        if bool(predict_classes(classifier(x_adv)) == label):
             return f"fails with {SLACK} times the optimum {optimum:g}"
         if size > most * (TOLERANCE if budget in entry.parameters else 1):
             return f"changes {size:g} where {optimum:g} is enough"

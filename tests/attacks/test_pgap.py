@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 from robusteval.search.ssim_ball import mean_distance, structure_distance
@@ -23,7 +23,7 @@ def attack(name: str, model: torch.nn.Module, x: Tensor, y: Tensor, **options: A
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_search_ends_at_the_first_label_change_if_asked(
     y = labels_of(bands, images)
     survived, cost = {}, {}
     for stop in ("float", "8bit", "never"):
-        with counting(bands, len(images), images.device) as passes:
+        with count_passes(bands, len(images), images.device) as passes:
             x_adv = attack("pgap", bands, images, y, eps2=0.003, stop=stop, steps=60)
         survived[stop] = int((labels_of(bands, quantise(x_adv)) != y).sum())
         cost[stop] = int(passes.backwards.sum())
@@ -169,7 +169,7 @@ def test_finished_images_cost_no_pass(bands: Classifier, images: Tensor, name: s
     y = labels_of(bands, images[:4])
     wrong = torch.where(torch.arange(4) < 2, (y + 1) % 3, y)
 
-    with counting(bands, 4, images.device) as passes:
+    with count_passes(bands, 4, images.device) as passes:
         x_adv = attack(name, bands, images[:4], wrong, eps2=1e-5, steps=10, stop="float")
 
     assert torch.equal(x_adv[:2], images[:2])

@@ -16,7 +16,7 @@ from robusteval.art.to_art import AsSeen
 from robusteval.attacks import sigma_zero as sigma_zero_module
 from robusteval.attacks.sigma_zero import differentiate_count, sigma_zero
 from robusteval.attacks.sparse import Sparse, sparse
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import count_changes
@@ -39,7 +39,7 @@ class Side(nn.Module):
 
 def labels_of(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 def run(text: str, model: nn.Module, x: Tensor, y: Tensor, **more: Any) -> Tensor:
@@ -93,7 +93,7 @@ def test_a_single_value_that_suffices_is_found(text: str) -> None:
         model = Classifier(Side(one, 11.0, 0.3), num_classes=2).eval()
         y = labels_of(model, x)
 
-        with counting(model, 3, x.device) as passes:
+        with count_passes(model, 3, x.device) as passes:
             x_adv = run(text, model, x, y)
 
         assert labels_of(model, x_adv).ne(y).all()
@@ -167,7 +167,7 @@ def test_images_that_are_wrong_already_come_back_after_one_pass(
     x, y = images_of(bands, 4)
     wrong = torch.where(torch.arange(4) < 2, (y + 1) % 3, y)
 
-    with counting(bands, 4, x.device) as passes:
+    with count_passes(bands, 4, x.device) as passes:
         x_adv = run(text, bands, x, wrong, steps=5, polish=0)
 
     assert torch.equal(x_adv[:2], x[:2])
@@ -194,7 +194,7 @@ def test_passes_are_one_forward_and_one_backward_a_step(bands: Classifier, text:
         "sparse:variant=paper": (10 + 1 + 201 + 1, 10 + 200),
     }
 
-    with counting(bands, len(x), x.device) as passes:
+    with count_passes(bands, len(x), x.device) as passes:
         run(text, bands, x, y)
 
     forwards, backwards = most[text]

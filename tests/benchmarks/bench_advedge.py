@@ -37,7 +37,7 @@ from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.rts import collect_features, find_mask_network
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.demo import demo
 from robusteval.models.seeds import draw_targets
 from robusteval.search.balls import quantise, ssim
@@ -60,11 +60,11 @@ class Compared:
     def show(self, name: str, attack: Callable[[], Tensor]) -> None:
         """One line; the first is the baseline."""
         started = time.perf_counter()
-        with counting(self.model, len(self.x), self.x.device) as passes:
+        with count_passes(self.model, len(self.x), self.x.device) as passes:
             x_adv = quantise(attack())
         seconds = time.perf_counter() - started
         with torch.no_grad():
-            reached = predictions(self.model(x_adv)) == self.goal
+            reached = predict_classes(self.model(x_adv)) == self.goal
             maps = self.explainer.trace_maps(self.model, x_adv, self.goal, None)[0]
         far = measure_mean_distance(maps, self.benign)
         line = (

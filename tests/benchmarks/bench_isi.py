@@ -26,7 +26,7 @@ from robusteval.attacks.isi import isi
 from robusteval.attacks.sigma_zero import sigma_zero
 from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.demo import demo
 from robusteval.search.balls import measure_distances
 from robusteval.search.losses import margin
@@ -62,11 +62,11 @@ def print_sparsity(model: Classifier, x: Tensor, y: Tensor, steps: int) -> None:
     for name, attack in SPARSE.items():
         settings = {} if "sigma" in name else {"steps": steps}
         started = time.perf_counter()
-        with counting(model, len(x), x.device) as passes:
+        with count_passes(model, len(x), x.device) as passes:
             x_adv = attack(model, x, y, **settings)
         taken = time.perf_counter() - started
         with torch.no_grad():
-            fooled = predictions(model(x_adv)) != y
+            fooled = predict_classes(model(x_adv)) != y
         size = measure_distances(x_adv, x)["l0_pixels" if name == "pixels" else "l0"]
         median = torch.where(fooled, size, torch.inf).median()
         click.echo(

@@ -38,7 +38,7 @@ from robusteval.commands.shell import read_numbers
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.scaling import min_max, resize
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, frozen, predictions
+from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.demo import demo
 from robusteval.search.balls import psnr, quantise, ssim
 from robusteval.search.losses import margin
@@ -86,10 +86,10 @@ def print_sweep(model: Classifier, x: Tensor, y: Tensor) -> None:
     """Fooling rate against similarity."""
     click.echo(f"\n{'attack':28}{'fooled':>8}{'8-bit':>8}{'SSIM':>9}{'PSNR':>7}{'steps':>7}")
     for name, attack in rivals(x).items():
-        with counting(model, len(x), x.device) as passes:
+        with count_passes(model, len(x), x.device) as passes:
             x_adv = attack(model, x, y)
         with torch.no_grad():
-            found = [predictions(model(z)) != y for z in (x_adv, quantise(x_adv))]
+            found = [predict_classes(model(z)) != y for z in (x_adv, quantise(x_adv))]
         fooled, kept = (float(mask.double().mean()) for mask in found)
         changed = psnr(x_adv, x)
         click.echo(

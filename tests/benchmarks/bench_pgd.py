@@ -29,7 +29,7 @@ from robusteval.commands.shell import read_numbers
 from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.models.demo import demo
 
 EPS, STEP, STEPS, BATCH = 8 / 255, 2 / 255, 20, 128
@@ -43,7 +43,7 @@ def correct_images(model: Classifier, spec: str, count: int) -> tuple[Tensor, Te
     for start in range(0, len(index), BATCH):
         batch = data.batch(index[start : start + BATCH])
         with torch.no_grad():
-            right = predictions(model(batch.x)) == batch.y
+            right = predict_classes(model(batch.x)) == batch.y
         found.append((batch.x[right], batch.y[right]))
         if sum(len(y) for _, y in found) >= count:
             break
@@ -121,10 +121,10 @@ def main(
     broken: dict[str, np.ndarray] = {}
     passes: dict[str, str] = {}
     for name, attack in (("pgd", lambda a, b: ours(EPS, a, b)), ("ART", art)):
-        with counting(model, len(x), x.device) as count:
+        with count_passes(model, len(x), x.device) as count:
             x_adv = in_batches(attack, x, y)
         with torch.no_grad():
-            broken[name] = (predictions(model(x_adv)) != y).numpy()
+            broken[name] = (predict_classes(model(x_adv)) != y).numpy()
         passes[name] = f"{count.forwards.mean():.1f} / {count.backwards.mean():.1f}"
     mine, theirs = best_of(
         rounds,

@@ -21,7 +21,7 @@ from torch import Tensor, autograd
 
 from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.models.demo import demo
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import quantise
@@ -92,10 +92,10 @@ def main(
             found: Tensor = function(model, x, y, seeds=torch.arange(len(x)), **spec.parameters)  # noqa: B023
             return found
 
-        with counting(model, len(x), x.device) as passes:
+        with count_passes(model, len(x), x.device) as passes:
             x_adv, calls = watched(model, attack)
         with torch.no_grad():
-            fooled = predictions(model(quantise(x_adv))) != y
+            fooled = predict_classes(model(quantise(x_adv))) != y
         values, places = (count_changes(x_adv, x, count).float() for count in ("l0", "l0_pixels"))
         reached = [np.where(fooled, size, np.inf) for size in (values, places)]
         click.echo(

@@ -48,7 +48,7 @@ from robusteval.evaluation.defense_files import is_detector
 from robusteval.evaluation.perturbing import perturb
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
-from robusteval.models.classifier import Classifier, frozen, predictions
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.identity import hash_answers, hash_model
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.weights import CHECKSUM, compute_checksum, split_safetensors
@@ -268,7 +268,7 @@ def test_maps_are_those_of_images_of_8_bits_and_the_predicted_class(
     np.testing.assert_array_equal(rows.stacks[:8], stack.numpy())
     np.testing.assert_array_equal(rows.statistics[:8], statistics.numpy())
     np.testing.assert_array_equal(
-        rows.right[:8], (predictions(model(x)) == sources.labels[:8]).numpy()
+        rows.right[:8], (predict_classes(model(x)) == sources.labels[:8]).numpy()
     )
 
 
@@ -564,7 +564,7 @@ def test_features_are_on_the_graph_and_decide_the_score(file: Path, model: Class
     x = images(5, seed=4).batch(range(5)).x
     x, seeds = quantise(x).requires_grad_(), torch.zeros(5, dtype=torch.int64)
     logits = model(x)
-    y = predictions(logits)
+    y = predict_classes(logits)
 
     maps = [each.trace_maps(model, x, y, seeds)[0] for each in found.explainers]
     features = found.features(model, maps, logits)

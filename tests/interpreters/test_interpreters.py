@@ -33,7 +33,7 @@ from robusteval.interpreters.gradient import (
 )
 from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.scaling import min_max
-from robusteval.models.classifier import Classifier, counting, frozen
+from robusteval.models.classifier import Classifier, count_passes, frozen
 from robusteval.registry import INTERPRETERS
 
 # RTS needs a trained network, and is held to the same in its own tests
@@ -893,7 +893,7 @@ def test_parameters_out_of_range_are_refused(
 def test_a_batch_costs_one_pass(
     name: str, forwards: int, backwards: int, pooled: Classifier
 ) -> None:
-    with frozen(pooled), counting(pooled, 7, X.device) as passes:
+    with frozen(pooled), count_passes(pooled, 7, X.device) as passes:
         interpreter(name)(pooled, X, Y)
 
     assert passes.forwards.tolist() == [forwards] * 7

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from robusteval.models.classifier import (
     Classifier,
+    book_rows,
     choose_block_size,
-    counting,
+    count_passes,
     frozen,
-    predictions,
-    rows,
+    predict_classes,
 )
 
 
@@ -171,7 +171,7 @@ def test_logits_that_are_not_finite_are_no_class() -> None:
     nan, inf = torch.nan, torch.inf
     logits = torch.tensor([[0.0, 1.0], [nan, 1.0], [inf, 0.0], [-inf, 0.0]])
 
-    assert predictions(logits).tolist() == [1, -1, -1, -1]
+    assert predict_classes(logits).tolist() == [1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("block", [0, -1])
@@ -220,9 +220,9 @@ def test_passes_are_booked_on_the_images_they_were_for(network: nn.Module, image
     classifier = Classifier(network, num_classes=4).requires_grad_(False)
     x = images[:4]
 
-    with counting(classifier, 4, torch.device("cpu")) as passes:
+    with count_passes(classifier, 4, torch.device("cpu")) as passes:
         classifier(x)
-        with rows(torch.tensor([2, 3])):
+        with book_rows(torch.tensor([2, 3])):
             z = x[2:].requires_grad_()
             torch.autograd.grad(classifier(z).sum(), z)
         classifier(x[:2])  # whose they were is not known

@@ -11,7 +11,7 @@ from robusteval.datasets.sources import open_data
 from robusteval.errors import UsageError
 from robusteval.models import checkpoint, networks
 from robusteval.models import demo as demo_network
-from robusteval.models.classifier import predictions
+from robusteval.models.classifier import predict_classes
 from robusteval.runs.cache_folder import cache_folder
 
 
@@ -40,7 +40,7 @@ def test_demo_is_right_on_digits_it_has_not_seen(trained: Path) -> None:
     classifier = checkpoint.load(trained)
     data = open_data("digits")
     images = data.batch(range(len(data)))
-    right = predictions(classifier(images.x)) == images.y
+    right = predict_classes(classifier(images.x)) == images.y
 
     assert right.float().mean() >= 0.97
     assert classifier.num_classes == 10

@@ -109,7 +109,7 @@ def test_classes_weigh_their_masks_by_the_first_pass(
 
     assert bool((weights.amax(1) < 0.999).any())  # something is blended
     torch.testing.assert_close(made(x), expected)
-    shown = made.weighted(network(x))
+    shown = made.weigh_masks(network(x))
     assert bool((shown[:, 0] == 0).all())
     assert bool((shown[:, 1] == 1).all())
 
@@ -169,8 +169,8 @@ def test_attack_sees_both_passes(network: Pooled, x: Tensor, drawn: Tensor) -> N
     step = 1e-6
     with torch.no_grad():
         difference = (score(step) - score(-step)) / (2 * step)
-        fixed = model.weighted(network(z))
-    with model.masking(fixed):
+        fixed = model.weigh_masks(network(z))
+    with model.apply_mask(fixed):
         second = network(z)[:, 1].sum()
     (alone,) = torch.autograd.grad(second, z)
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from toys import Linear
 
 from robusteval.attacks.pgd import pgd
-from robusteval.models.classifier import Classifier, counting, predictions
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Count, count_changes, find_cheapest, prune, round_changes
 
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return predictions(model(x))
+        return predict_classes(model(x))
 
 
 def dense(bands: Classifier, count: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def test_what_does_not_succeed_comes_back_as_it_is(bands: Classifier) -> None:
     kept = x_adv.clone()
     hopeless = labels_of(bands, x_adv) == y
 
-    with counting(bands, len(x), x.device) as passes:
+    with count_passes(bands, len(x), x.device) as passes:
         pruned = prune(bands, x, x_adv, y)
 
     assert torch.equal(pruned[hopeless], x_adv[hopeless])
@@ -130,7 +130,7 @@ def test_one_forward_and_one_backward_pass_a_round(bands: Classifier) -> None:
     wrong = torch.where(torch.arange(len(y)) == 0, (y + 1) % 3, y)
 
     for rounds in (1, 3, 30):
-        with counting(bands, len(x), x.device) as passes:
+        with count_passes(bands, len(x), x.device) as passes:
             prune(bands, x, x_adv, wrong, rounds=rounds)
         assert passes.forwards[0] == 1
         assert passes.forwards.max() <= rounds
