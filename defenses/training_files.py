@@ -127,7 +127,8 @@ class TrainingState:
         if lines := list(differences(config, self.config)):
             raise UsageError(
                 f"{path} holds an unfinished training of another kind; choose another --out, or"
-                " --fresh to throw it away:\n" + "\n".join(f"  {line}" for line in lines[:8])
+                " --fresh to throw it away:",
+                (f"  {line}" for line in lines[:8]),
             )
         self._load_tensors(tensors)
         return [Epoch(**line) for line in history]

@@ -168,7 +168,8 @@ def build_default_rules(scene: Scene) -> tuple[Rule, ...]:
     if scene.then is None:
         raise UsageError(
             "there is nothing to check: give a baseline, or gates in robusteval.toml (in"
-            f" pyproject.toml as [[tool.robusteval.gate]]), for instance\n\n{EXAMPLE}"
+            " pyproject.toml as [[tool.robusteval.gate]]), for instance",
+            ("", *EXAMPLE.split("\n")),
         )
     cells = (*scene.then.cells, *scene.here.cells)
     defenses = [cell.defense for cell in cells]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from robusteval.runs.statistics import Rate
+from robusteval.runs.types import spell_line
 
 REASONS = {
     "sensitivity": "those that the attack moves most, by {} other images",
@@ -51,7 +52,7 @@ class MaskRecord:
 
 def render_mask(record: MaskRecord) -> str:
     """What was masked, the figures, and what they amount to, in 80 columns."""
-    return "\n".join(list_lines(record)) + "\n"
+    return "\n".join(map(spell_line, list_lines(record))) + "\n"
 
 
 def list_lines(record: MaskRecord) -> Iterator[str]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robusteval.registry import REPORT_FORMATS
-from robusteval.runs.types import visible
+from robusteval.runs.types import spell_line
 
 from . import attack_tables, formatting, gate_words, maps, sentences
 from .record import MapsRecord, RunRecord
@@ -93,12 +93,11 @@ def print_table(record: RunRecord, console: Console) -> None:
 
 def make_printable(console: Console, content: str, style: str = "") -> Text:
     """Text as it is, in what the stream can carry."""
-    return Text(encode_for_stream(console, visible(content)), style)
+    return Text(encode_for_stream(console, spell_line(content)), style)
 
 
 def encode_for_stream(console: Console, shown: str) -> str:
-    """The same in what the stream can carry, and without what a GitHub runner would obey."""
-    shown = shown.replace("::", ":\\x3a").replace("##[", "#\\x23[")
+    """The same in what the stream can carry."""
     try:
         shown.encode(console.encoding)
     except UnicodeEncodeError:
@@ -241,7 +240,7 @@ def print_explanations(console: Console, record: MapsRecord) -> None:
 
 def render_cell(console: Console, content: str) -> str:
     """The text of a cell as it will be printed, so that its width is known."""
-    return encode_for_stream(console, visible(content))
+    return encode_for_stream(console, spell_line(content))
 
 
 def render_matrix_cell(console: Console, row: attack_tables.MatrixRow, i: int) -> str:

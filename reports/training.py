@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import format_number
+from robusteval.runs.types import format_number, spell_line
 
 from .formatting import format_rate
 from .measures import build_rate
@@ -42,7 +42,7 @@ def render_training(record: TrainingRecord) -> str:
             f"Where PGD succeeded the maps moved {record.bound_ratio:.3g} times as far as they must"
             f" (median); {record.below_bound} moved less."
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(spell_line, lines)) + "\n"
 
 
 def write_held_out(rate: Rate) -> str:

@@ -1,10 +1,31 @@
 """What can go wrong in a way a user can mend, and the exit code that goes with it."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class RobustevalError(Exception):
-    """A foreseeable mistake or failure; the message is one sentence that says what to do."""
+    """A foreseeable mistake or failure; the message is one sentence that says what to do.
+
+    Parameters
+    ----------
+    message : str
+        The sentence. It may hold names from outside, with line breaks in them: whoever prints it
+        prints one line.
+    lines : iterable of str
+        What stands below the sentence, a line each.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "", lines: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.lines = tuple(lines)
+
+    def __str__(self) -> str:
+        return "\n".join((self.message, *self.lines))
 
 
 class UsageError(RobustevalError):

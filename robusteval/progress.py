@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from robusteval.runs.types import visible
+from robusteval.runs.types import spell_line
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 WIDE = 80  # columns a bar and the time left need
@@ -122,7 +122,7 @@ class Bars:
     def begin(self, what: str, total: int) -> None:
         """A stage of `total` images starts."""
         self.what, self.total, self.done = what, total, 0
-        self.show(short(what, self.room), total or None)
+        self.show(short(spell_line(what), self.room), total or None)
 
     def show(self, description: str, total: int | None) -> None:
         """A new bar in place of the one there is."""
@@ -145,7 +145,7 @@ class Bars:
     def say(self, text: str) -> None:
         """A line for the reader."""
         self.told = time.monotonic()
-        self.console.print(Text(visible(text)), soft_wrap=True)
+        self.console.print(Text(spell_line(text)), soft_wrap=True)
 
 
 def short(text: str, width: int) -> str:

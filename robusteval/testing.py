@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robusteval.errors import UsageError
-from robusteval.runs.types import Run, Spec
+from robusteval.runs.types import Run, Spec, spell_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ def assert_robust(
     tolerated = ("passed", "inconclusive") if allow_inconclusive else ("passed",)
     unkept = [gate for gate in made.gates if gate.outcome not in tolerated]
     if unkept:
-        raise AssertionError("\n".join(explain_failure(run, unkept, floor)))
+        raise AssertionError("\n".join(map(spell_line, explain_failure(run, unkept, floor))))
 
 
 def load_network(model: nn.Module | str | os.PathLike[str]) -> nn.Module:

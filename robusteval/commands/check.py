@@ -16,7 +16,7 @@ from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
 
 from .report import RUN, choose_format, output_options, print_report, refuse_existing
-from .shell import F, emit, tell
+from .shell import F, command_runner, emit_lines, tell
 
 if TYPE_CHECKING:
     from robusteval.reports.baseline import Baseline
@@ -73,8 +73,7 @@ def judge_runs(runs: Sequence[Run], settings: Settings, baseline: Baseline | Non
 
     checks = [check(run, settings, baseline) for run in runs]
     records = [build_record(run, found.to_gates()) for run, found in zip(runs, checks, strict=True)]
-    for line in write_github(records, os.environ):
-        tell(line)
+    command_runner(write_github(records, os.environ))
     return checks
 
 
@@ -166,7 +165,7 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
     if baseline.is_dir():
         raise UsageError(f"{baseline} is a folder: name a file with --baseline")
     old = read_baseline(baseline) if baseline.exists() else None
-    emit("\n".join(list_changes(old, new) or ["nothing changes"]) + "\n")
+    emit_lines(list_changes(old, new) or ["nothing changes"])
     if dry_run:
         tell(f"{baseline} was not written: --dry-run.")
         return

@@ -155,12 +155,13 @@ def explain(
         return
     from rich.console import Console
 
+    from robusteval.reports.terminal import make_printable
+
     console = Console()
     with writing_stdout(), console.capture() as page:
         print_explanation(record, console)
         if out is not None:
             console.print()
-            console.print(
-                f"{len(found.panels)} pictures and explanation.json in {out}", markup=False
-            )
+            written = f"{len(found.panels)} pictures and explanation.json in {out}"
+            console.print(make_printable(console, written))
     emit(page.get())

@@ -15,7 +15,7 @@ from robusteval.commands.preset import list_presets
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
 from robusteval.runs.types import format_value as show_value
 
-from .shell import emit
+from .shell import emit, emit_lines
 
 
 @click.command(name="list", short_help="Show attacks, interpreters, defenses, data, presets.")
@@ -79,7 +79,7 @@ def list_(what: str | None, as_json: bool) -> None:
     if as_json:
         emit(json.dumps(everything, indent=1) + "\n")
     else:
-        emit("\n".join(lay_out(everything)) + "\n")
+        emit_lines(lay_out(everything))
 
 
 def describe_interpreter(entry: Entry) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def lay_out(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             ]
             first, *more = filter(None, lines)
             for mark, line in ((f"  {item['name']}", first), *(("", line) for line in more)):
-                yield textwrap.fill(
+                yield from textwrap.wrap(
                     line,
                     width,
                     initial_indent=mark.ljust(margin),

@@ -21,7 +21,7 @@ from .running import (
     model_options,
 )
 from .session import Request, open_session
-from .shell import Command, Whole, emit, option
+from .shell import Command, Whole, emit, emit_lines, option
 
 if TYPE_CHECKING:
     from robusteval.datasets.dataset import Data
@@ -183,7 +183,7 @@ def mask(
 
     done.clear()
     emit(render_mask(describe_mask(found, chosen, out, rank, spec, images)))
-    emit(explain_measuring(request, images, out, spec))
+    emit_lines(explain_measuring(request, images, out, spec))
 
 
 def describe_mask(
@@ -219,8 +219,8 @@ def stops_early(spec: Spec) -> bool:
     return "stop" in known and known["stop"] != "never"
 
 
-def explain_measuring(request: Request, images: Data, out: Path, spec: Spec) -> str:
-    """How to measure more of a mask."""
+def explain_measuring(request: Request, images: Data, out: Path, spec: Spec) -> list[str]:
+    """How to measure more of a mask, in lines."""
     unseen = find_unseen(images, request.data_name, request.size)
     command = spell_evaluation(
         request.checkpoint,
@@ -232,4 +232,4 @@ def explain_measuring(request: Request, images: Data, out: Path, spec: Spec) -> 
             ("attack", spec),
         ],
     )
-    return f"\nMeasure more{unseen.clause} with\n  {command}\n"
+    return ["", f"Measure more{unseen.clause} with", f"  {command}"]

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import click
 
 from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
 from robusteval.registry import read_number
-from robusteval.runs.types import visible
+from robusteval.runs.types import spell_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,14 +37,13 @@ class Commands(click.Group):
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
-            with suppress(OSError):
-                error.show()
+            show_refusal(error)
             code = UsageError.exit_code
         except (click.Abort, Interrupted) as error:
             tell(str(error) or "Stopped.")
             code = Interrupted.exit_code
         except RobustevalError as error:
-            tell(f"Error: {error}")
+            tell(f"Error: {error.message}", *error.lines)
             code = error.exit_code
         except SystemExit:
             code = 0  # Click's way out when the reader of its help has left
@@ -62,10 +61,26 @@ class Commands(click.Group):
         sys.exit(code)
 
 
-def tell(text: str) -> None:
-    """Lines on stderr, if anybody still reads it."""
+def show_refusal(error: click.ClickException) -> None:
+    """What Click says of a mistake in the options, with what the user gave in one line."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None or error.message != context.get_help():  # help in place of a mistake
+        vars(error)["message"] = spell_line(error.message)  # Click would say that it is final
     with suppress(OSError):
-        click.echo("\n".join(map(visible, text.split("\n"))), err=True)
+        error.show()
+
+
+def tell(*lines: str) -> None:
+    """Lines on stderr, if anybody still reads it; a line break in one of them is spelled out."""
+    with suppress(OSError):
+        click.echo("\n".join(map(spell_line, lines)), err=True)
+
+
+def command_runner(lines: Iterable[str]) -> None:
+    """Commands to a CI runner on stderr, already escaped as the runner asks for it."""
+    with suppress(OSError):
+        for line in lines:
+            click.echo(line, err=True)
 
 
 class Option(click.Option):
@@ -141,8 +156,13 @@ def option(heading: str, *names: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(*names, cls=Option, heading=heading, **attributes)
 
 
+def emit_lines(lines: Iterable[str]) -> None:
+    """Write lines of plain text to stdout; a line break in one of them is spelled out."""
+    emit("".join(f"{spell_line(line)}\n" for line in lines))
+
+
 def emit(text: str) -> None:
-    """Write to stdout."""
+    """Write to stdout what its format has escaped."""
     with writing_stdout():
         click.echo(text, nl=False, color=True)  # or Click would undo what rich has decided
 

@@ -17,7 +17,17 @@ from robusteval.runs.types import format_number
 from .measuring import find_unseen, spell_evaluation
 from .running import device_option, model_options
 from .session import load_model, open_session
-from .shell import Command, Option, Whole, emit, option, read_factor, read_numbers, read_radius
+from .shell import (
+    Command,
+    Option,
+    Whole,
+    emit,
+    emit_lines,
+    option,
+    read_factor,
+    read_numbers,
+    read_radius,
+)
 
 if TYPE_CHECKING:
     from robusteval.datasets.dataset import Data
@@ -208,7 +218,7 @@ def train(
         from robusteval.reports.training import render_training
 
         emit(render_training(describe_training(found, settings, session.images)))
-        emit(explain_measuring(found.path, settings, session.images, data, size, arch))
+        emit_lines(explain_measuring(found.path, settings, session.images, data, size, arch))
 
 
 def choose_device(device: str) -> str:
@@ -283,8 +293,8 @@ def explain_measuring(
     data: str,
     size: int | None,
     arch: str | None,
-) -> str:
-    """How to measure what was trained."""
+) -> list[str]:
+    """How to measure what was trained, in lines."""
     unseen = find_unseen(images, data, size)
     known = arch is None or arch.startswith(("torchvision:", "robusteval:"))
     attack = f"pgd:eps={format_number(settings.eps)},steps=100,restarts=5"
@@ -297,7 +307,5 @@ def explain_measuring(
             ("attack", attack if settings.eps else None),
         ],
     )
-    return (
-        "The epoch was chosen by these images, which flatters it. Measure it"
-        f"{unseen.clause} with\n  {command}\n"
-    )
+    flatters = "The epoch was chosen by these images, which flatters it."
+    return [f"{flatters} Measure it{unseen.clause} with", f"  {command}"]

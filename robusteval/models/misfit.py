@@ -30,7 +30,7 @@ def build_with_weights(arch: str, num_classes: int | None, state: State, file: s
         if not _compare_weights(other.network, state)[1]:
             built, misfit = other, Misfit([], [], [])
     if misfit:
-        raise UsageError(misfit.describe(file, built.name))
+        raise UsageError(*misfit.describe(file, built.name))
     for name, tensor in weights.items():
         if not bool(tensor.float().isfinite().all()):
             raise UsageError(
@@ -63,19 +63,19 @@ class Misfit(NamedTuple):
             return None
         return int(counts.pop()[0])
 
-    def describe(self, file: str, arch: str) -> str:
-        """A readable difference: one sentence, then lines."""
-        lines = [
+    def describe(self, file: str, arch: str) -> tuple[str, list[str]]:
+        """A readable difference: one sentence, and lines below it."""
+        sentence = (
             f"the weights in {file} do not fit {arch}: {len(self.missing)} tensors missing, "
             f"{len(self.unexpected)} unexpected, {len(self.shapes)} of another shape"
-        ]
-        lines += _some("missing", (f"{escape(n)} {tuple(s)}" for n, s in self.missing))
+        )
+        lines = _some("missing", (f"{escape(n)} {tuple(s)}" for n, s in self.missing))
         lines += _some("unexpected", (f"{escape(n)} {tuple(s)}" for n, s in self.unexpected))
         shapes = (
             f"{escape(name)} is {tuple(inside)} in the file, {tuple(wanted)} in the architecture"
             for name, inside, wanted in self.shapes
         )
-        return "\n".join(lines + _some("shape", shapes))
+        return sentence, lines + _some("shape", shapes)
 
 
 def _some(title: str, items: Iterable[str]) -> list[str]:

@@ -118,7 +118,8 @@ class Store:
         if lines:
             raise UsageError(
                 f"{self.folder} holds a run with other settings; choose another --out, or --fresh"
-                " to throw it away:\n" + "\n".join(f"  {line}" for line in lines[:8])
+                " to throw it away:",
+                (f"  {line}" for line in lines[:8]),
             )
         self._entries = {entry["key"]: entry for entry in record["cells"]}
         self.created, self.seconds = record["created"], record["seconds"]

@@ -357,6 +357,16 @@ def open_report(module: str) -> ModuleType:
     return import_module(f"robusteval.reports.{module}")
 
 
+def spell_line(text: str) -> str:
+    """The text as one line of a stream, of which neither a terminal nor a CI runner obeys a part.
+
+    GitHub's runners look for commands in whatever a step prints: ``::`` at the start of a line,
+    ``##[`` anywhere. Everything that is printed goes through here, or through the escaping of its
+    format.
+    """
+    return visible(text).replace("::", ":\\x3a").replace("##[", "#\\x23[")
+
+
 def visible(text: str) -> str:
     """The text with everything that would not show, or would steer a terminal, spelled out."""
     return "".join(
