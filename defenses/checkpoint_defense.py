@@ -10,7 +10,7 @@ from robusteval.registry import DEFENSES
 
 @DEFENSES.add("checkpoint")
 def replace_by_checkpoint(
-    model: Classifier, *, file: str = "", arch: str | None = None
+    model: Classifier, *, file: str = "", arch: str | None = None, weights: str | None = None
 ) -> Classifier:
     """A hardened checkpoint, such as `robusteval train` and `robusteval defend mask` write.
 
@@ -21,7 +21,7 @@ def replace_by_checkpoint(
         network is built and fed, it is taken to be like this one.
     file : str
         What `robusteval.models.checkpoint.load` reads.
-    arch : str, optional
+    arch, weights : str, optional
         As in `load`.
 
     Returns
@@ -39,16 +39,16 @@ def replace_by_checkpoint(
     if not file:
         raise ValueError("say which: checkpoint:file=FILE")
     try:
-        replacement = load(file, arch=arch, device=model.device)
+        replacement = load(file, arch=arch, weights=weights, device=model.device)
     except UsageError as error:
         if arch is not None or model.arch is None:
             raise
         arch = model.arch
         try:
-            replacement = load(file, arch=arch, device=model.device)
+            replacement = load(file, arch=arch, weights=weights, device=model.device)
         except UsageError:
             raise error from None
     if replacement.identity["normalisation"] != "none":
         return replacement
     mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
-    return load(file, arch=arch, mean=mean, std=std, device=model.device)
+    return load(file, arch=arch, weights=weights, mean=mean, std=std, device=model.device)

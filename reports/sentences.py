@@ -291,7 +291,9 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     """Where the numbers come from, without the command."""
     source = record.provenance
     model, data, environment = source.model, source.data, source.environment
-    yield "model", join_parts(name_file(model.get("file")), format_hash(model), model.get("arch"))
+    key = f"weights {model['weights']}" if model.get("weights") else ""
+    file = name_file(model.get("file"))
+    yield "model", join_parts(file, key, format_hash(model), model.get("arch"))
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts

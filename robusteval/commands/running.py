@@ -62,6 +62,13 @@ model_options = combine_options(
             metavar="N",
             help="Passed to the architecture. [default: found from the weights]",
         ),
+        option(
+            "Model",
+            "--weights",
+            metavar="KEY",
+            help="Which state dict of a file that holds several, such as state_dict_ema. [default:"
+            " the only one that fits]",
+        ),
     ]
 )
 

@@ -29,6 +29,7 @@ class Request:
     mean: list[float] | None
     std: list[float] | None
     num_classes: int | None
+    weights: str | None
     device: str
     data: str | None
     split: str
@@ -43,7 +44,8 @@ class Request:
     @property
     def model_options(self) -> list[tuple[str, Any]]:
         """The options that say how the checkpoint is read, by name; None where not given."""
-        return [(name, getattr(self, name)) for name in ("arch", "mean", "std", "num_classes")]
+        names = ("arch", "mean", "std", "num_classes", "weights")
+        return [(name, getattr(self, name)) for name in names]
 
     def require_data(self, ask: str) -> None:
         """Refuse to go on without images, unless the model is the demo network."""

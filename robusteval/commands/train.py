@@ -157,6 +157,7 @@ def train(
     mean: list[float] | None,
     std: list[float] | None,
     num_classes: int | None,
+    weights: str | None,
     start: str | None,
     out: Path,
     fresh: bool,
@@ -182,6 +183,8 @@ def train(
             "say what to train: --arch for random weights, such as --arch robusteval:digits_cnn,"
             " or --from a checkpoint"
         )
+    if start is None and weights is not None:
+        raise UsageError("--weights chooses in a checkpoint: name one with --from")
     if start is not None and Path(start).resolve() == out.resolve():
         raise UsageError(f"--out would replace {start}, which --from starts from: choose another")
     from robusteval.defenses.training_settings import TrainingSettings
@@ -197,7 +200,15 @@ def train(
         if start is None:
             return start_untrained(str(arch), data, size, download, settings, place, **options)
         return continue_trained(
-            start, data, size, download, progress, arch=arch, device=place, **options
+            start,
+            data,
+            size,
+            download,
+            progress,
+            arch=arch,
+            weights=weights,
+            device=place,
+            **options,
         )
 
     with open_session(open_both, fresh=fresh) as session:

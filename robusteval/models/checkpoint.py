@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from robusteval.models.architecture import (
     name_publicly,
 )
 from robusteval.models.classifier import Classifier
+from robusteval.models.copies import choose_state
 from robusteval.models.environment import pick_device
 from robusteval.models.masked import Masked
-from robusteval.models.misfit import build_with_weights
+from robusteval.models.misfit import build_with_weights, fits_network
 from robusteval.models.normalisation import choose_normalisation
 from robusteval.models.weights import (
-    check_plain_tensors,
     parse_checkpoint,
     read_checkpoint_file,
+    select_plain_states,
     serialise_safetensors,
 )
 from robusteval.runs.storage import write_atomically
@@ -48,6 +50,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     num_classes: int | None = None,
+    weights: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
     """The classifier whose weights a file holds: eval mode, parameters frozen, on `device`.
@@ -69,16 +72,21 @@ def load(
         neither. A mean of 0 and a std of 1 switch a preset off.
     num_classes : int, optional
         Number of logits; found from the weights if not given.
+    weights : str, optional
+        Key of a state dict in a file of PyTorch that holds several, such as ``state_dict_ema``,
+        with a dot between levels; needed where two that differ fit.
     device : str or torch.device
         Where the classifier goes; see `pick_device`.
 
     Returns
     -------
     Classifier
-        ``identity`` holds sha256, file, arch, arch_sha256, mean, std, normalisation (where it came
+        ``identity`` holds sha256 (of the file; where several state dicts fit, of it and the key),
+        file, arch, arch_sha256, mean, std, normalisation (where it came
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
         (pixels of the preset's crop and of the short side before it) and parameters (count); of a
-        file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`.
+        file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`; where several
+        state dicts fit also weights, the key that was taken.
 
     Raises
     ------
@@ -90,10 +98,12 @@ def load(
     path = Path(path)
     target = pick_device(str(device))
     raw = read_checkpoint_file(path)
-    state, notes = parse_checkpoint(raw, path.name)
-    check_plain_tensors(state, len(raw), path.name)
-    masks = state.pop(MASKS, None)
+    states, notes = parse_checkpoint(raw, path.name)
+    states = select_plain_states(states, weights, len(raw), path.name)
     arch = arch or _find_arch(notes, path.name)
+    fits = partial(fits_network, arch, num_classes)
+    state, key, several = choose_state(states, weights, fits, path.name)
+    masks = state.pop(MASKS, None)
     wanted = num_classes or _find_classes(notes, state, path.name)
     built = build_with_weights(arch, wanted, state, path.name)
     preset = find_preset(arch, built.network)
@@ -106,7 +116,8 @@ def load(
         raise UsageError(f"{built.name} has one output; a classifier needs a logit for each class")
     normalisation = choose_normalisation((mean, std), notes, preset, channels)
     identity: dict[str, Any] = {
-        "sha256": hashlib.sha256(raw).hexdigest(),
+        # two models in one file are two models to all that is kept under the hash
+        "sha256": hashlib.sha256(raw + (f"\n{key}".encode() if several else b"")).hexdigest(),
         "file": path.name,
         "arch": built.name,
         "arch_sha256": built.sha256,
@@ -120,6 +131,8 @@ def load(
         "resize": preset.resize if preset else None,
         "parameters": sum(p.numel() for p in built.network.parameters()),
     }
+    if several:
+        identity["weights"] = key
     if isinstance(built.network, Masked):
         identity["mask"] = built.network.mask_facts
     classifier = Classifier(

@@ -23,12 +23,7 @@ MOST_LINES = 8
 
 def build_with_weights(arch: str, num_classes: int | None, state: State, file: str) -> Built:
     """The architecture with the weights in it; its class count is found from theirs."""
-    built = build_network(arch, num_classes, state)
-    weights, misfit = _compare_weights(built.network, state)
-    if num_classes is None and (classes := misfit.find_classes()):
-        other = build_network(arch, classes, state)
-        if not _compare_weights(other.network, state)[1]:
-            built, misfit = other, Misfit([], [], [])
+    built, weights, misfit = _build_fitting(arch, num_classes, state)
     if misfit:
         raise UsageError(*misfit.describe(file, built.name))
     for name, tensor in weights.items():
@@ -43,6 +38,25 @@ def build_with_weights(arch: str, num_classes: int | None, state: State, file: s
     with raise_as_architecture_error(built.name):
         network.load_state_dict(complete)
     return built
+
+
+def fits_network(arch: str, num_classes: int | None, state: State) -> bool:
+    """Whether the architecture takes the weights; what is wrong otherwise is not said."""
+    try:
+        return not _build_fitting(arch, num_classes, state)[2]
+    except UsageError:
+        return False
+
+
+def _build_fitting(arch: str, num_classes: int | None, state: State) -> tuple[Built, State, Misfit]:
+    """The architecture with as many classes as the weights have, these, and how they differ."""
+    built = build_network(arch, num_classes, state)
+    weights, misfit = _compare_weights(built.network, state)
+    if num_classes is None and (classes := misfit.find_classes()):
+        other = build_network(arch, classes, state)
+        if not _compare_weights(other.network, state)[1]:
+            built, misfit = other, Misfit([], [], [])
+    return built, weights, misfit
 
 
 class Misfit(NamedTuple):

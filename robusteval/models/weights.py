@@ -26,19 +26,8 @@ from robusteval.models.archive import (
     check_legacy_storages,
     check_storages,
 )
+from robusteval.models.copies import TOP, list_states
 
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "params",
-    "ema",
-    "state_dict_ema",
-    "model_ema",
-)
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the rest of the file
 
@@ -57,18 +46,19 @@ def read_checkpoint_file(path: Path) -> bytes:
     return raw
 
 
-def parse_checkpoint(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
-    """The state dict and what the header says about it; the kind is told by content."""
+def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str, Any]]:
+    """The state dicts by their keys and what the header says; the kind is told by content."""
     if raw[8:9] == b"{":
-        return _parse_safetensors(raw, file)
+        state, notes = _parse_safetensors(raw, file)
+        return {TOP: state}, notes
     if raw.startswith(b"PK\x03\x04"):
         _check_contents(raw, file)
-        return _find_state(_torch_load(raw, file), file), {}
+        return _find_states(_torch_load(raw, file), file), {}
     if raw.startswith(LEGACY_MAGIC):
         if _list_globals(raw, 5) is None:  # a torn name would look like a forbidden one
             raise build_damage(file)
         check_legacy_storages(raw, file)
-        return _find_state(_torch_load(raw, file), file), {}
+        return _find_states(_torch_load(raw, file), file), {}
     names = _list_globals(raw, 1)
     if names:
         raise _refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
@@ -193,26 +183,16 @@ def _refusal(file: str, wanted: str) -> Refused:
     )
 
 
-def _find_state(content: Any, file: str) -> State:
-    """The first state dict in what `torch.save` was given."""
-    state = _collect_tensors(content)
-    if not state:
+def _find_states(content: Any, file: str) -> dict[str, State]:
+    """The state dicts in what `torch.save` was given."""
+    states = list_states(content)
+    if not states:
         raise _without_state(file, type(content).__name__)
-    return state
+    return states
 
 
 def _without_state(file: str, found: str) -> UsageError:
     return UsageError(f"{file} holds no state dict but {found}: save model.state_dict() there")
-
-
-def _collect_tensors(content: Any, depth: int = 3) -> State:
-    if not isinstance(content, Mapping):
-        return {}
-    for wrapper in WRAPPERS if depth else ():  # a hostile file can wrap itself
-        if inner := _collect_tensors(content.get(wrapper), depth - 1):
-            return inner
-    items = content.items()
-    return {k: v.detach() for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def check_plain_tensors(state: State, size: int, file: str) -> None:
@@ -223,6 +203,21 @@ def check_plain_tensors(state: State, size: int, file: str) -> None:
             raise UsageError(f"tensor {escape(name)} in {file} is not a plain array of numbers")
         if tensor.numel() * tensor.element_size() > size:
             raise UsageError(f"tensor {escape(name)} in {file} is larger than the file")
+
+
+def select_plain_states(
+    states: Mapping[str, State], wanted: str | None, size: int, file: str
+) -> dict[str, State]:
+    """Those that `check_plain_tensors` passes; what it raises, if none is left or it is wanted."""
+    plain = {}
+    for key, state in states.items():
+        try:
+            check_plain_tensors(state, size, file)
+            plain[key] = state
+        except UsageError:
+            if key == wanted or (len(plain) == 0 and key == list(states)[-1]):
+                raise
+    return plain
 
 
 def serialise_safetensors(state: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:

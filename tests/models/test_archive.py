@@ -93,7 +93,7 @@ def pack_large(place: int, offset: int, size: int, *, lie: int = 0, where: int =
 
 
 def read(raw: bytes) -> dict[str, Any]:
-    return dict(parse_checkpoint(raw, "net.pt")[0])
+    return next(iter(parse_checkpoint(raw, "net.pt")[0].values()))
 
 
 def directory_of(entries: Sequence[Entry]) -> bytes:
