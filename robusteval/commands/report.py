@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from robusteval.errors import UsageError
 from robusteval.registry import REPORT_FORMATS
@@ -18,6 +17,8 @@ from robusteval.runs.types import Run
 from .shell import F, Option, emit, writing_stdout
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from robusteval.reports.gate import Check
 
 # the formats that come with the package, as the help lists them; others come behind them

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.errors import UsageError
-from robusteval.runs.statistics import Rate
 from robusteval.runs.types import format_number
 
 from .measuring import find_unseen, spell_evaluation
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
     from robusteval.reports.training import TrainingRecord
-
 # hyper-parameters as the help lists them below each heading; those not named here come last
 ORDER = (
     *("held_out", "augment"),
@@ -280,6 +278,7 @@ def describe_training(
 ) -> TrainingRecord:
     """The record of a training."""
     from robusteval.reports.training import TrainingRecord
+    from robusteval.runs.statistics import Rate
 
     best = found.best
     return TrainingRecord(
