@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from robusteval.runs.detector_record import (
@@ -23,6 +21,7 @@ from robusteval.runs.plain import to_plain
 
 from .formatting import format_rate
 from .terminal import (
+    build_empty_table,
     make_printable,
     print_facts,
     print_heading,
@@ -172,13 +171,7 @@ def print_section(
     """Print a table with its title; the first column takes what room is left."""
     print_heading(console, title)
     console.print()
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
+    shown = build_empty_table()
     for i, head in enumerate(heads):
         shown.add_column(render_lines(console, head), overflow="fold", no_wrap=i > 0)
     for row in rows:

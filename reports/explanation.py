@@ -9,9 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from robusteval.runs.explanation_record import (
     ExplanationRecord,
@@ -27,6 +25,7 @@ from robusteval.runs.explanation_record import (
 from . import formatting
 from .measures import drop_not_finite, to_json_types
 from .terminal import (
+    build_empty_table,
     make_printable,
     print_facts,
     print_heading,
@@ -272,13 +271,7 @@ def print_units(console: Console, units: UnitFigures) -> None:
 
 def print_columns(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; its first and any wordy column to the left."""
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
+    shown = build_empty_table()
     for number, title in enumerate(header):
         wordy = number == 0 or title in ("regions that", "concept", "of")
         shown.add_column(title, justify="left" if wordy else "right", overflow="fold")

@@ -37,7 +37,7 @@ class TableColumn(NamedTuple):
 
     @property
     def width(self) -> int:
-        """What it needs so that nothing in it is broken."""
+        """Characters that the column needs so that no line in it is broken."""
         parts = (*self.title.split("\n"), *(part for c in self.cells for part in c.split("\n")))
         return max(map(len, parts)) + GAP
 
@@ -96,8 +96,19 @@ def make_printable(console: Console, content: str, style: str = "") -> Text:
     return Text(encode_for_stream(console, spell_line(content)), style)
 
 
+def build_empty_table() -> Table:
+    """An empty table as all reports have them: a line below the header, no frame."""
+    return Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+        header_style="bold",
+    )
+
+
 def encode_for_stream(console: Console, shown: str) -> str:
-    """The same in what the stream can carry."""
+    """Text in characters that the stream can carry."""
     try:
         shown.encode(console.encoding)
     except UnicodeEncodeError:
@@ -297,13 +308,7 @@ def build_table(
 ) -> Table:
     """A row for each name with its cells; `first` is the title of the names."""
     room = max(console.width - sum(column.width for column in columns), NARROWEST)
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, GAP - 1, 0, 0),
-        header_style="bold",
-    )
+    shown = build_empty_table()
     # a number stands at the end of a long name; several of them below each other begin beside it
     stacked = any("\n" in cell for column in columns for cell in column.cells)
     vertical: VerticalAlignMethod = "top" if stacked else "bottom"
