@@ -275,7 +275,7 @@ def compute_p(change: Pairs) -> float:
 
 
 def identify_question(outcome: Outcome) -> str:
-    """The same for cells that ask the same question."""
+    """A text that is equal for cells of the same attack, threat and defense, and for no others."""
     asked = (outcome.attack.name, read_parameters(outcome), outcome.threat, read_defense(outcome))
     return digest(to_json_types([*asked, outcome.adaptive]))
 

@@ -50,7 +50,7 @@ class Detector(Protocol):
         ...
 
     def features(self, model: Classifier, maps: list[Tensor], logits: Tensor) -> Tensor:
-        """What it makes of maps ``(n, 1, h', w')`` of each interpreter: ``(n, d)``, on the graph.
+        """Features ``(n, d)`` of the maps ``(n, 1, h', w')`` of each interpreter, on the graph.
 
         Equal features give equal scores.
         """

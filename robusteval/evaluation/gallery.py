@@ -100,7 +100,7 @@ def choose_candidates(ids: Array, hard: Array) -> Array:
 
 
 def join_images(old: Array | None, stay: Array, new: Array) -> Array:
-    """Those of the old images that stay, then the new ones."""
+    """The old images ``(m, …)`` at the places `stay`, and behind them the new ones."""
     return new if old is None else np.concatenate([old[stay], new])
 
 

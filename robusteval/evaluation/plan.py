@@ -57,7 +57,7 @@ class PlannedCell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As failures call it."""
+        """The name of the cell under which its failure is kept."""
         return name_cell(self.attack, self.defense, self.adaptive)
 
 

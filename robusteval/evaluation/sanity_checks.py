@@ -257,7 +257,7 @@ def build_unlimited(outcome: Outcome) -> Spec:
 
 
 def double_radius(outcome: Outcome) -> Spec:
-    """The same attack with twice the radius."""
+    """The spec of a probe: the attack of a cell with twice its radius."""
     assert outcome.threat.eps is not None
     eps = 2 * outcome.threat.eps
     if outcome.threat.norm == "linf":

@@ -139,7 +139,7 @@ class TransferRow:
 
 @dataclass(frozen=True)
 class FewerChannels:
-    """The same detector with fewer channels."""
+    """A detector that was fitted like the reported one, to fewer channels."""
 
     name: str
     auc: Estimate

@@ -50,7 +50,7 @@ def build_class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: 
 
 
 def restrict_objective(objective: Objective, some: Tensor) -> Objective:
-    """The same objective for a part of the batch, rows `some` ``(m,)``."""
+    """An objective of the rows `some` ``(m,)`` alone, which counts rows among them."""
     return lambda x_adv, index: objective(x_adv, some[index])
 
 
@@ -58,7 +58,7 @@ class Moves(Protocol):
     """How a descent moves images, and what it makes of those that succeed."""
 
     def select(self, index: Tensor) -> Self:
-        """The same for some of the images, rows or a mask of those here."""
+        """Moves for some of the images: rows ``(m,)``, or a mask ``(n,)`` of the images here."""
         ...
 
     def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
