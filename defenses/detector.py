@@ -32,7 +32,7 @@ from robusteval.models.weights import (
     split_safetensors,
 )
 from robusteval.registry import DEFENSES
-from robusteval.runs.storage import write_atomically
+from robusteval.runs.writing import write_atomically
 from robusteval.search.balls import quantise
 
 from .boosting import FPRS, Trees

@@ -26,7 +26,7 @@ from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, absorb, derive_identity
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.progress import Progress, Silent
-from robusteval.runs.storage import write_atomically
+from robusteval.runs.writing import write_atomically
 
 from .held_out import hold_out_images, judge_held_out
 from .training_files import Epoch, TrainingFiles, TrainingState, draw_curve, is_helper
@@ -162,6 +162,7 @@ class TrainingRun:
             dist.barrier()  # all have looked before one writes
         if not begins:
             self.history = self.state.restore()
+            self.remove_foreign_checkpoint()
             self.best = choose_best_epoch(self.history, self.loop.settings)
             self.progress.say(f"Continuing after epoch {len(self.history)}.")
             return
@@ -170,9 +171,15 @@ class TrainingRun:
                 f"{self.files.checkpoint} is there already: choose another --out, or --fresh"
                 " to replace it"
             )
-        if not is_helper():
-            self.files.checkpoint.unlink(missing_ok=True)  # or it would pass for ours
+        # in this order: a kill between the two must not leave the state of an older training, whose
+        # checkpoint is gone
         self.state.keep(self.history)
+        self.remove_foreign_checkpoint()
+
+    def remove_foreign_checkpoint(self) -> None:
+        """Before there is an epoch a checkpoint is not of this training, and would pass for it."""
+        if not self.history and not is_helper():
+            self.files.checkpoint.unlink(missing_ok=True)
 
     def run_remaining_epochs(self) -> TrainingResult:
         """Run the epochs that are left, and keep each."""

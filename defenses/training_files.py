@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 
 from robusteval.errors import RunError, UsageError
-from robusteval.runs.storage import differences, write_atomically
+from robusteval.runs.storage import differences
+from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 
 class Epoch(NamedTuple):
@@ -64,24 +66,23 @@ class TrainingFiles(NamedTuple):
         if is_helper():
             yield
             return
-        lock = FileLock(self.lock_file)
-        try:
-            self.lock_file.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process is training {self.checkpoint}: wait for it, or choose another"
-                " --out"
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to {self.lock_file.parent} ({error.strerror or error}): choose"
-                " another --out"
-            ) from None
-        try:
+        with ExitStack() as stack:
+            try:
+                self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(self.lock_file))
+            except Timeout:
+                raise RunError(
+                    f"another process is training {self.checkpoint}: wait for it, or choose another"
+                    " --out"
+                ) from None
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write to {self.lock_file.parent} ({error.strerror or error}): choose"
+                    " another --out"
+                ) from None
+            for path in (self.checkpoint, self.state, self.history, self.curve):
+                remove_leftovers(path.parent, re.escape(path.name))
             yield
-        finally:
-            lock.release()
 
 
 class TrainingState:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from robusteval.errors import UsageError
 from robusteval.registry import REPORT_FORMATS
-from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
+from robusteval.runs.writing import write_atomically
 
 from .build import build_record
 from .record import GatesRecord, RunRecord

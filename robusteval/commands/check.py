@@ -12,8 +12,8 @@ import click
 
 from robusteval.errors import UsageError
 from robusteval.runs.folder import load_run
-from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
+from robusteval.runs.writing import write_atomically
 
 from .report import RUN, choose_format, output_options, print_report, refuse_existing
 from .shell import F, command_runner, emit_lines, tell

@@ -11,8 +11,8 @@ import click
 from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
-from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Spec
+from robusteval.runs.writing import write_atomically
 
 from .measuring import has_other_part, spell_evaluation
 from .running import (
@@ -200,9 +200,9 @@ def detector(
     )
     beside = out.with_suffix(".report.json")
     record = replace(found.report, command=spell_command())
-    found.detector.save(out)
+    # the detector last: where it is, all is there
     write_atomically(beside, render_detector_json(record).encode())
-    done.clear()
+    done.finish(out, found.detector.save)
     console = Console()
     with writing_stdout(), console.capture() as page:
         print_detector(record, console)

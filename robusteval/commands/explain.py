@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import click
 from robusteval.commands.preset import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import parse
-from robusteval.runs.storage import write_atomically
+from robusteval.runs.writing import write_atomically
 
-from .running import data_options, device_option, model_options, spell_command
+from .running import clear_finished_work, data_options, device_option, model_options, spell_command
 from .session import Request, open_session
 from .shell import Command, Whole, emit, option, writing_stdout
+
+EXPLANATION = "explanation.json"
 
 
 @click.command(cls=Command, short_help="Explain what an attack does to a classifier.")
@@ -115,7 +118,9 @@ def explain(
     spec = check_attack(parse(attack))
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
-    if out is not None and (out / "explanation.json").exists() and not force:
+    if out is not None:
+        clear_finished_work(out, out / EXPLANATION)
+    if out is not None and (out / EXPLANATION).exists() and not force:
         raise UsageError(
             f"{out} holds an explanation: choose another --out, or --force to replace it"
         )
@@ -147,9 +152,9 @@ def explain(
         for panel, image in zip(found.panels, record.images, strict=True):
             picture = render_explained_image(panel, record.attack, image)
             write_atomically(out / f"image-{panel.position:06d}.png", picture)
-        write_atomically(out / "explanation.json", render_explanation_json(record).encode())
-    if done is not None:
-        done.clear()
+        assert done is not None
+        content = render_explanation_json(record).encode()
+        done.finish(out / EXPLANATION, partial(write_atomically, content=content))
     if form == "json":
         emit(render_explanation_json(record))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,19 +170,21 @@ def mask(
         state, facts = collect_state(network)
         facts["mask"] |= {"rank": rank, "attack": str(spec), "data": images.name, "seed": seed}
         assert classifier.arch is not None  # it was loaded
-        save(
+        done.finish(
             out,
-            state,
-            arch=classifier.arch,
-            num_classes=classifier.num_classes,
-            input_shape=classifier.input_shape or images.shape,
-            mean=classifier.identity["mean"],
-            std=classifier.identity["std"],
-            **facts,
+            partial(
+                save,
+                state=state,
+                arch=classifier.arch,
+                num_classes=classifier.num_classes,
+                input_shape=classifier.input_shape or images.shape,
+                mean=classifier.identity["mean"],
+                std=classifier.identity["std"],
+                **facts,
+            ),
         )
     from robusteval.reports.mask import render_mask
 
-    done.clear()
     emit(render_mask(describe_mask(found, chosen, out, rank, spec, images)))
     emit_lines(explain_measuring(request, images, out, spec))
 

@@ -11,8 +11,8 @@ import click
 from robusteval.errors import UsageError
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.folder import load_run
-from robusteval.runs.storage import write_atomically
 from robusteval.runs.types import Run
+from robusteval.runs.writing import write_atomically
 
 from .shell import F, Option, emit, writing_stdout
 

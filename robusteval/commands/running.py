@@ -146,12 +146,26 @@ def check_output(out: Path, force: bool, checkpoint: str) -> None:
         raise UsageError(f"--out must end in .safetensors, not {out.name}")
     if Path(checkpoint).exists() and Path(checkpoint).resolve() == out.resolve():
         raise UsageError(f"--out would replace {checkpoint} itself: choose another")
+    clear_finished_work(out, out)
     if out.exists() and not force:
         raise UsageError(f"{out} is there already: choose another --out, or --force to replace it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to the folder {out.parent}: {error.strerror}") from None
+
+
+def locate_work(out: Path) -> Path:
+    """The folder of what is finished of something that goes to `out`."""
+    return out.with_suffix(".part")
+
+
+def clear_finished_work(out: Path, result: Path) -> None:
+    """Remove that folder where a kill has left it beside a `result` that is finished."""
+    if locate_work(out).is_dir():
+        from robusteval.evaluation.work_cache import WorkCache
+
+        WorkCache(locate_work(out)).clear_if_done(result)
 
 
 @contextmanager

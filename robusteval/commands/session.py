@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robusteval.errors import UsageError
 
-from .running import Stop, handle_stops, show_bars
+from .running import Stop, handle_stops, locate_work, show_bars
 
 if TYPE_CHECKING:
     from robusteval.datasets.dataset import Data
@@ -87,7 +87,7 @@ class Session(NamedTuple):
         """What an earlier call has finished of `out`; from now on a stop loses little."""
         from robusteval.evaluation.work_cache import WorkCache
 
-        done = WorkCache(out.with_suffix(".part"))
+        done = WorkCache(locate_work(out))
         if done.has_results:
             self.progress.say(f"Continuing with what {done.folder} holds.")
         self.stop.loses_nothing()

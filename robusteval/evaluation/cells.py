@@ -190,6 +190,11 @@ class Cells:
             self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
             outcomes.append(outcome)
         self.keys += keys
+        # nothing continues these: the attack itself is done
+        for key in hash_attack(self.plan, attack, target, without, maps=measurement is not None)[
+            1:
+        ]:
+            self.store.parts.remove_parts(key)
         return outcomes
 
     def _attack_rows(

@@ -15,9 +15,12 @@ from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
-from robusteval.runs.storage import PartFolder, digest, pack, unpack, write_atomically
+from robusteval.runs.storage import PartFolder, digest, pack, unpack
+from robusteval.runs.writing import remove_leftovers, write_atomically
 
 RUN = "run-"  # before the name of an evaluation's folder
+RESULT = "result"  # what everything goes into, until it is moved to its place
+DONE = "done"  # holds the hash of the result
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -66,15 +69,56 @@ class WorkCache:
         """Name the folder of an evaluation of these facts, which continues by itself."""
         return None if self.folder is None else self.folder / f"{RUN}{digest(facts)[:16]}"
 
+    def finish(self, out: Path, save: Callable[[Path], object]) -> None:
+        """Write the file that all this was for, and remove the rest.
+
+        A kill leaves either what is needed to write it, or the file and what `clear_if_done` knows
+        to be left over.
+
+        Parameters
+        ----------
+        out : Path
+            The file, beside the folder or in a folder beside it.
+        save : callable
+            Given a path, writes the file there.
+        """
+        if self.folder is None:
+            save(out)
+            return
+        result = self.folder / f"{RESULT}{out.suffix}"
+        save(result)
+        write_atomically(self.folder / DONE, hash_file(result).encode())
+        try:
+            result.replace(out)
+        except OSError:  # the folder is a link to another disk, or `out` cannot be written
+            save(out)
+        self.clear()
+
+    def clear_if_done(self, out: Path) -> None:
+        """Remove what a kill has left beside a file that was finished, and nothing else."""
+        if self.folder is None or not out.is_file():
+            return
+        with suppress(OSError):
+            empty = not any(self.folder.iterdir())
+            if empty or (self.folder / DONE).read_bytes() == hash_file(out).encode():
+                self.clear()
+
     def clear(self) -> None:
         """Remove them, and the folder if nothing else is in it."""
-        if self.folder is None:
+        if self.folder is None or not self.folder.is_dir():
             return
-        for path in [*self._files(), *self.folder.glob(".*.npz.*.tmp")]:  # some of a kill
+        for path in self._files():
             if path.is_dir():
+                # its record last, without which it would not be known as a run
+                shutil.rmtree(path / "samples", ignore_errors=True)
+                shutil.rmtree(path / "pictures", ignore_errors=True)
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        remove_leftovers(self.folder, rf"[0-9a-f]{{64}}\.npz|{RESULT}\.\w+|{DONE}")
+        for path in self.folder.glob(f"{RESULT}.*"):
+            path.unlink(missing_ok=True)
+        (self.folder / DONE).unlink(missing_ok=True)  # last: it says what all this is
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -85,6 +129,12 @@ class WorkCache:
             yield from (
                 path for path in self.folder.glob(f"*{PartFolder.SUFFIX}/") if len(path.stem) == 64
             )
+
+
+def hash_file(path: Path) -> str:
+    """Hash the content of a file by SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_inputs(facts: Any, arrays: Arrays = ()) -> str:

@@ -30,7 +30,7 @@ from robusteval.models.admission import check_labels, wrap_module
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.progress import Progress, Silent
-from robusteval.runs.storage import write_atomically
+from robusteval.runs.writing import write_atomically
 from robusteval.search.losses import margin
 
 BATCH = 32  # images

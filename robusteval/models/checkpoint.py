@@ -37,7 +37,7 @@ from robusteval.models.weights import (
     select_plain_states,
     serialise_safetensors,
 )
-from robusteval.runs.storage import write_atomically
+from robusteval.runs.writing import write_atomically
 
 SIZES = (32, 28, 224)  # tried in this order where nothing says what images the network takes
 MASKS = "robusteval_masks"  # a tensor beside the weights; the header's note "mask" says the rest

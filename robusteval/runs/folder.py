@@ -4,7 +4,7 @@ A run is a folder::
 
     run.json                what was asked, of which model and data, where; one entry per cell
     samples/<key>.npz       the columns of one cell
-    samples/<key>.parts/    what is finished of a cell that is not
+    samples/<key>.parts/    what is finished of a cell that is not, and images it may show
     pictures/<key>.npz      a few of its images, for people to look at
 
 Every file is written under another name, synced and renamed, so that at any moment the folder
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError
 from robusteval.runs.storage import (
@@ -31,7 +32,6 @@ from robusteval.runs.storage import (
     pack,
     read_columns,
     unpack,
-    write_atomically,
 )
 from robusteval.runs.types import (
     Columns,
@@ -40,8 +40,10 @@ from robusteval.runs.types import (
     Run,
     Values,
 )
+from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 FORMAT = 1
+CANDIDATES = {"row", "id", "hard", "clean", "delta"}  # columns; those of pictures are others
 # the entries of a record that everything else leans on
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -78,30 +80,30 @@ class Store:
         no run, or cannot be written; RunError if another process is at it.
         """
         store = cls(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "run.json").exists() and any(
-                p.name[0] != "." for p in folder.iterdir()
-            ):
-                raise UsageError(f"{folder} holds other files: choose an empty folder for --out")
-            lock = FileLock(folder / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process is writing to {folder}: wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to {folder} ({error.strerror or error}): choose another --out"
-            ) from None
-        try:
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not (folder / "run.json").exists() and any(
+                    p.name[0] != "." for p in folder.iterdir()
+                ):
+                    raise UsageError(
+                        f"{folder} holds other files: choose an empty folder for --out"
+                    )
+                stack.enter_context(hold_lock(folder / ".lock"))
+            except Timeout:
+                raise RunError(
+                    f"another process is writing to {folder}: wait for it, or choose another --out"
+                ) from None
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write to {folder} ({error.strerror or error}): choose another --out"
+                ) from None
             store._take_over(config, fresh)
             yield store
-        finally:
-            lock.release()
 
     def _take_over(self, config: dict[str, Any], fresh: bool) -> None:
         path = self.folder / "run.json"
+        remove_leftovers(self.folder, re.escape(path.name))
         if not path.exists():
             return
         record = read_record(path)
@@ -121,6 +123,8 @@ class Store:
                 " to throw it away:",
                 (f"  {line}" for line in lines[:8]),
             )
+        for below in (self.samples, self.pictures):
+            remove_leftovers(below, r".+\.npz")
         self._entries = {entry["key"]: entry for entry in record["cells"]}
         self.created, self.seconds = record["created"], record["seconds"]
 
@@ -140,15 +144,26 @@ class Store:
         return None if columns is None else Outcome.from_record(self._entries[key], columns)
 
     def read_candidates(self, key: str) -> Columns:
-        """Read what `save_candidates` kept of a cell that is not finished; empty if nothing."""
-        try:
-            return unpack((self.pictures / f"{key}.npz").read_bytes())
-        except (OSError, ValueError):
-            return {}
+        """Read what `save_candidates` kept of a cell that is not finished; empty if nothing.
+
+        Rows that are finished are offered to the gallery no more. Where the candidates among them
+        are lost, these rows are thrown away, too.
+        """
+        # version 0.1.0 kept candidates where the pictures of a finished cell are
+        for path in (self._place_candidates(key), self.pictures / f"{key}.npz"):
+            with suppress(OSError, ValueError):
+                candidates = unpack(path.read_bytes())
+                if CANDIDATES <= candidates.keys():
+                    return candidates
+        self.parts.remove_parts(key)
+        return {}
 
     def save_candidates(self, key: str, candidates: Columns) -> None:
-        """Keep the images that may become the pictures of a cell."""
-        write_atomically(self.pictures / f"{key}.npz", pack(candidates))
+        """Keep the images that may become the pictures of a cell; they go with its parts."""
+        write_atomically(self._place_candidates(key), pack(candidates))
+
+    def _place_candidates(self, key: str) -> Path:
+        return self.parts.locate(key) / "candidates"
 
     def save_cell(
         self,

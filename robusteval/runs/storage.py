@@ -1,17 +1,14 @@
-"""Files that are whole or not there, hashes of values, arrays as bytes."""
+"""Hashes of values, arrays as bytes, and parts of work that is not finished."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +16,13 @@ import numpy as np
 
 from robusteval.errors import RunError
 from robusteval.runs.types import Columns
+from robusteval.runs.writing import write_atomically
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, the same for equal values."""
     text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file as a whole or not at all, also when the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "; make room or choose another folder: the same command continues" if full else ""
-        raise RunError(f"cannot write {path}: {error.strerror or error}{hint}") from None
 
 
 def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
@@ -96,11 +76,17 @@ class PartFolder:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
+    def locate(self, key: str) -> Path:
+        """Where the parts of a key are kept; ValueError if nothing is."""
+        if self.folder is None:
+            raise ValueError("these parts are not kept")
+        return self.folder / f"{key}{self.SUFFIX}"
+
     def read_parts(self, key: str) -> Iterator[Columns]:
         """Read the parts that were kept under a key, in any order; damaged ones are removed."""
         if self.folder is None:
             return
-        for path in sorted((self.folder / f"{key}{self.SUFFIX}").glob("*.npz")):
+        for path in sorted(self.locate(key).glob("*.npz")):
             try:
                 content = path.read_bytes()
                 if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
@@ -115,12 +101,12 @@ class PartFolder:
             return
         content = pack(columns)
         name = hashlib.sha256(content).hexdigest()[:16]
-        write_atomically(self.folder / f"{key}{self.SUFFIX}" / f"{name}.npz", content)
+        write_atomically(self.locate(key) / f"{name}.npz", content)
 
     def remove_parts(self, key: str) -> None:
         """Throw away the parts of a key."""
         if self.folder is not None:
-            shutil.rmtree(self.folder / f"{key}{self.SUFFIX}", ignore_errors=True)
+            shutil.rmtree(self.locate(key), ignore_errors=True)
 
     def remove_all_parts(self) -> None:
         """Throw away the parts of all keys, also those that nothing asks for any more."""

@@ -104,7 +104,7 @@ def test_clearing_spares_what_is_not_its_own(folder: Path) -> None:
     assert not done.has_results
     (folder / "mine.npz").unlink()
     done.compute([], DATA, Work())
-    (folder / ".half.npz.123.tmp").touch()  # what a kill leaves
+    (folder / f".{64 * 'a'}.npz.123.tmp").touch()  # what a kill leaves
     done.clear()
     assert not folder.exists()
     done.clear()

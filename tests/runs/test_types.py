@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import parse, read_number
+from robusteval.runs import folder as folder_module
 from robusteval.runs.folder import FORMAT, Store, load_run
-from robusteval.runs.storage import differences, digest, pack, unpack, write_atomically
+from robusteval.runs.storage import differences, digest, pack, unpack
 from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, format_value
+from robusteval.runs.writing import write_atomically
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
@@ -451,7 +453,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(FileLock, "acquire", denied)
+    monkeypatch.setattr(folder_module, "hold_lock", denied)
 
     with (
         pytest.raises(UsageError, match=r"cannot write to .* \(Permission denied\)"),
