@@ -33,10 +33,10 @@ from robusteval.search.losses import margin
 from .dual_plan import DualPlan
 
 Target = Literal["runner_up", "random", "least_likely"]
-Attack = TypeVar("Attack", bound=Callable[..., Tensor])
+AttackFunction = TypeVar("AttackFunction", bound=Callable[..., Tensor])
 
 
-def attack_in_parts(attack: Attack) -> Attack:
+def attack_in_parts(attack: AttackFunction) -> AttackFunction:
     """Decorator: attack a large batch part by part, and in halves where memory runs out.
 
     The derivative of a map keeps several times what one of the class does, for every image that is
@@ -75,7 +75,7 @@ def attack_in_parts(attack: Attack) -> Attack:
         )
         return torch.cat([x_adv for _, x_adv in parts])
 
-    return cast(Attack, attack_all)
+    return cast(AttackFunction, attack_all)
 
 
 class TrackedMask:
@@ -312,7 +312,7 @@ class BestImages:
             keep_best(self.found, index, self.judge(x_adv, index))
 
     def fill_with(self, x_adv: Tensor) -> Tensor:
-        """The best images, `x_adv` where there is none."""
+        """The best image of each original ``(n, c, h, w)``; that of `x_adv` where none succeeded."""
         return torch.where(self.found.is_adv.view(-1, 1, 1, 1), self.found.x_adv, x_adv)
 
 

@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Towards class and map."""
+        """Steps of all phases together, whether towards class or map."""
         return sum(steps for _, _, steps in self.phases)
 
     def weight(self, progress: float) -> tuple[float, int]:

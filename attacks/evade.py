@@ -251,7 +251,7 @@ class Suspicion:
         self.tracked = None if tracked is None else tracked.restrict(left)
 
     def keep(self, going: Tensor) -> None:
-        """Go on with these of the images that are searched."""
+        """Drop what is remembered of images that are not searched on; `going` ``(m,)`` are."""
         self.tracked = None if self.tracked is None else self.tracked.restrict(going)
 
     def measure_loss(self, x_adv: Tensor, left: Tensor, weight: float) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,7 @@ def judge_scores(
 
 
 class Calibration(NamedTuple):
-    """Scores as probabilities."""
+    """How well the scores of a detector serve as probabilities."""
 
     accuracy: float
     brier: float

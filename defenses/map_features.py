@@ -351,7 +351,7 @@ def train_extractor(
 
 
 class Headed(nn.Module):
-    """Convolutions and what makes two logits of them while they learn."""
+    """A convolutional extractor with the head of two logits that it is trained through."""
 
     def __init__(self, features: nn.Module, head: nn.Module) -> None:
         super().__init__()

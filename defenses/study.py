@@ -60,7 +60,7 @@ class Study:
 
     @property
     def batch(self) -> int:
-        """Images at a time."""
+        """Images that are attacked and scored at a time: four calls of the network."""
         return 4 * choose_block_size(int(np.prod(self.data.shape)), self.model.device)
 
     @cached_property

@@ -189,7 +189,7 @@ class ArtFunction:
         self.knowledge = "white-box" if uses_gradients(known[name]) else "black-box"
 
     def _read(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters as values."""
+        """Parameters of the ART class with their texts read as values."""
         given = dict(parameters)
         settable = [name for name in self._arguments if name not in SUPPLIED]
         for name, value in given.items():

@@ -78,7 +78,7 @@ class Session(NamedTuple):
     stop: Stop
 
     def say_if_fewer(self, samples: int | None) -> None:
-        """Say it where there are fewer images than were asked for."""
+        """Tell the user if there are fewer images than were asked for."""
         if samples and samples > len(self.images):
             count = len(self.images)
             self.progress.say(f"{self.images.name} has no more than {count} images: all are taken.")

@@ -156,7 +156,7 @@ class Folder:
         return len(self._images)
 
     def probe(self, index: int) -> Probe:
-        """Read from its files."""
+        """The probe at a position, read from its files."""
         path = self._images[index]
         found = {
             k: read_labels(folder / f"{path.stem}.png", self.shape) > 0
@@ -197,7 +197,7 @@ class Broden:
         return len(self._rows)
 
     def probe(self, index: int) -> Probe:
-        """Read from its files."""
+        """The probe at a position, read from its files."""
         name, row = self._rows[index]
         found: dict[int, Tensor] = {}
         seen = [category for category in self._categories if row[category]]
@@ -244,7 +244,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def is_image(path: Path) -> bool:
-    """By its suffix."""
+    """Whether a path is an image, by its suffix."""
     return path.suffix.lower() in SUFFIXES
 
 

@@ -36,7 +36,7 @@ class FileSource:
         return len(self.files)
 
     def where(self, index: int) -> str:
-        """Name the file."""
+        """Path of the image at a position, for error messages."""
         return str(self.files[index])
 
     def raw(self, index: int) -> bytes:

@@ -220,7 +220,7 @@ def compare_column(one: Outcome, other: Outcome, name: str) -> Difference:
 
 
 def total_cost(outcomes: Sequence[Outcome]) -> Cost:
-    """What these attacks cost together."""
+    """Mean passes per attacked image and seconds, summed over attacks."""
     each = [outcome.columns for outcome in outcomes]
     return Cost(
         forwards=sum(mean(c["forwards"][c["attacked"]]) for c in each),

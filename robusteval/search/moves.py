@@ -61,7 +61,7 @@ class Signed:
         self.point = ball.x.clone()
 
     def make_images(self, point: Tensor, weight: Tensor | None) -> Tensor:
-        """The point itself."""
+        """Images of points: here a point is an image itself, whatever the weights."""
         return point
 
     def price_change(self, point: Tensor, x_adv: Tensor) -> None:
@@ -141,7 +141,7 @@ class Tanh(Adaptive):
         return self.blend((torch.tanh(point) + 1) / 2, weight)
 
     def price_change(self, point: Tensor, x_adv: Tensor) -> Tensor:
-        """Squared l2 distance."""
+        """Price of a change: its squared l2 length ``(n,)``."""
         return (x_adv - self.x).square().flatten(1).sum(1)
 
 
