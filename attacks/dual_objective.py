@@ -312,7 +312,7 @@ class BestImages:
             keep_best(self.found, index, self.judge(x_adv, index))
 
     def fill_with(self, x_adv: Tensor) -> Tensor:
-        """The best image of each original ``(n, c, h, w)``; that of `x_adv` where none succeeded."""
+        """The best image of each original ``(n, c, h, w)``, that of `x_adv` where there is none."""
         return torch.where(self.found.is_adv.view(-1, 1, 1, 1), self.found.x_adv, x_adv)
 
 

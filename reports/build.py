@@ -141,7 +141,7 @@ def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcom
         success_rate=build_rates(fooled),
         distance=build_distance(metrics.nearest_distance(group)),
         distances=build_distances(metrics.summarize_distances(*group)),
-        cost=build_cost(metrics.total_cost(group)),
+        cost=build_cost(metrics.sum_costs(group)),
     )
 
 
@@ -165,8 +165,8 @@ def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttac
         ),
         distance=build_distance(metrics.nearest_distance([outcome])),
         distances=build_distances(metrics.summarize_distances(outcome)),
-        cost=build_cost(metrics.total_cost([outcome])),
-        faults=FaultsRecord(*metrics.faults(outcome)),
+        cost=build_cost(metrics.sum_costs([outcome])),
+        faults=FaultsRecord(*metrics.count_faults(outcome)),
         notes=outcome.notes,
     )
 

@@ -130,7 +130,7 @@ def build_map_attack(
         noise_rate=average(1 - c["ssim"]),
         edge_energy=average(c["edge_energy"]),
         edge_area=average(c["edge_area"]),
-        cost=build_cost(metrics.total_cost([outcome])),
+        cost=build_cost(metrics.sum_costs([outcome])),
         maps=tuple(build_map(outcome, interpreter) for interpreter in measured),
     )
 

@@ -214,16 +214,16 @@ def find_convention(
     ]
 
 
-class Probe(NamedTuple):
+class ProbeAttack(NamedTuple):
     """An extra attack on a few images, and what it is to show."""
 
     spec: Spec
     role: str
 
 
-def list_probes(outcomes: Sequence[Outcome]) -> list[Probe]:
+def list_probes(outcomes: Sequence[Outcome]) -> list[ProbeAttack]:
     """The extra attacks that the checks of these outcomes need."""
-    wanted: list[Probe] = []
+    wanted: list[ProbeAttack] = []
     for outcome in outcomes:
         norm, eps, targeted = outcome.threat
         if not is_strong(outcome) or eps is None or norm not in ("linf", "l2"):
@@ -232,10 +232,10 @@ def list_probes(outcomes: Sequence[Outcome]) -> list[Probe]:
             continue  # it also has a map to keep: dear, and no measure of the class alone
         if not targeted:
             noise = Spec("noise", {"norm": norm, "eps": eps})
-            wanted.append(Probe(noise, "probe:noise"))
-            wanted.append(Probe(build_unlimited(outcome), "probe:unlimited"))
+            wanted.append(ProbeAttack(noise, "probe:noise"))
+            wanted.append(ProbeAttack(build_unlimited(outcome), "probe:unlimited"))
         if "eps" in outcome.resolved and eps > 0:
-            wanted.append(Probe(double_radius(outcome), "probe:double"))
+            wanted.append(ProbeAttack(double_radius(outcome), "probe:double"))
     unique = {(str(probe.spec), probe.role): probe for probe in wanted}
     return list(unique.values())
 

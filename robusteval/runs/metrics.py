@@ -219,7 +219,7 @@ def compare_column(one: Outcome, other: Outcome, name: str) -> Difference:
     return paired_difference(one.columns[name], other.columns[name], first & second)
 
 
-def total_cost(outcomes: Sequence[Outcome]) -> Cost:
+def sum_costs(outcomes: Sequence[Outcome]) -> Cost:
     """Mean passes per attacked image and seconds, summed over attacks."""
     each = [outcome.columns for outcome in outcomes]
     return Cost(
@@ -229,7 +229,7 @@ def total_cost(outcomes: Sequence[Outcome]) -> Cost:
     )
 
 
-def faults(outcome: Outcome) -> Faults:
+def count_faults(outcome: Outcome) -> Faults:
     """What had to be repaired or counted against the model."""
     c = outcome.columns
     box, ball, pixels = (int((c["fault"] & bit != 0).sum()) for bit in (1, 2, 4))

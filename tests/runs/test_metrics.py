@@ -47,7 +47,7 @@ def test_non_finite_logits_under_attack_are_not_robust(make_outcome: Make) -> No
     outcome = make_outcome([False, False], pred_adv=np.array([-1, 1]))
 
     assert metrics.robust_accuracy(outcome) == Rate(1, 2)
-    assert metrics.faults(outcome).logits_not_finite == 1
+    assert metrics.count_faults(outcome).logits_not_finite == 1
 
 
 def test_each_column_judges_by_itself(make_outcome: Make) -> None:
@@ -177,12 +177,12 @@ def test_distances_summarise_successes(make_outcome: Make) -> None:
 def test_cost_is_per_attacked_image_and_in_total(make_outcome: Make) -> None:
     outcome = make_outcome([True, False, False], right=[True, True, False])
 
-    assert metrics.total_cost([outcome]) == pytest.approx((20.0, 19.0, 0.04))
-    assert metrics.total_cost([outcome, outcome]) == pytest.approx((40.0, 38.0, 0.08))
+    assert metrics.sum_costs([outcome]) == pytest.approx((20.0, 19.0, 0.04))
+    assert metrics.sum_costs([outcome, outcome]) == pytest.approx((40.0, 38.0, 0.08))
 
 
 def test_cost_of_attacking_nothing_is_unknown_per_image(make_outcome: Make) -> None:
-    cost = metrics.total_cost([make_outcome([False], right=[False])])
+    cost = metrics.sum_costs([make_outcome([False], right=[False])])
 
     assert math.isnan(cost.forwards)
     assert math.isnan(cost.backwards)
@@ -192,7 +192,7 @@ def test_cost_of_attacking_nothing_is_unknown_per_image(make_outcome: Make) -> N
 def test_faults_are_counted_by_bit(make_outcome: Make) -> None:
     outcome = make_outcome([False] * 4, fault=np.array([0, 1, 3, 6], dtype=np.uint8))
 
-    assert metrics.faults(outcome) == (2, 2, 1, 0)
+    assert metrics.count_faults(outcome) == (2, 2, 1, 0)
 
 
 def test_no_image_at_all_is_no_error(make_outcome: Make) -> None:
@@ -201,7 +201,7 @@ def test_no_image_at_all_is_no_error(make_outcome: Make) -> None:
     assert metrics.worst_case([outcome]) == Rate(0, 0)
     assert metrics.success_rate(outcome) == Rate(0, 0)
     assert math.isnan(metrics.nearest_distance([outcome]).median)
-    assert metrics.faults(outcome) == (0, 0, 0, 0)
+    assert metrics.count_faults(outcome) == (0, 0, 0, 0)
 
 
 def test_what_reads_runs_imports_neither_torch_nor_art() -> None:
