@@ -222,7 +222,9 @@ def test_choice_does_not_depend_on_batches(
 ) -> None:
     asked: dict[str, Any] = {"units": 4, "attack": PGD, "samples": 60, "per_class": per_class}
     one = choose_masks(model, data, rank=rank, **asked)
-    monkeypatch.setattr("robusteval.defenses.unit_ranking.block_size", lambda values, device: 1)
+    monkeypatch.setattr(
+        "robusteval.defenses.unit_ranking.choose_block_size", lambda values, device: 1
+    )
     other = choose_masks(model, data, rank=rank, **asked)
 
     assert torch.equal(one.masks, other.masks)
