@@ -25,6 +25,29 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# What takes milliseconds a test, for `tox -e quick`; of the tables over all attacks the rows of pgd.
+QUICK = ("datasets", "models", "reports", "runs", "search")
+QUICK_FILES = ("test_gallery", "test_judge", "test_layout", "test_public_names", "test_registry")
+QUICK_ROWS = {"test_attacks": "[pgd"}
+LONGER = (  # seconds each, in the places above: training, simulations, a browser
+    "test_demo_",
+    "test_nothing_changed_seldom_fails",
+    "test_a_drop_of_four_points",
+    "test_chromium_",
+    "test_truncated_file_is_an_error",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that are quick, by their place."""
+    for item in items:
+        stem = item.path.stem
+        row = QUICK_ROWS.get(stem)
+        quick = item.path.parent.name in QUICK or stem in QUICK_FILES
+        if (quick or (row is not None and row in item.name)) and not item.name.startswith(LONGER):
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder for all tests, never the user's; the demo network is trained in it once."""
