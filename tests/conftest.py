@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-# What takes milliseconds a test, for `tox -e quick`; of the tables over all attacks the rows of pgd.
+# for `tox -e quick`: what takes milliseconds a test; of the table over attacks the rows of pgd
 QUICK = ("datasets", "models", "reports", "runs", "search")
 QUICK_FILES = ("test_gallery", "test_judge", "test_layout", "test_public_names", "test_registry")
 QUICK_ROWS = {"test_attacks": "[pgd"}
