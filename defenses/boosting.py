@@ -221,14 +221,14 @@ def choose_threshold(benign: Array, fpr: float) -> float:
     return float(ordered[math.floor(fpr * len(ordered) + 1e-9)])
 
 
-class Rule(NamedTuple):
+class ColumnRule(NamedTuple):
     """One number of an image, and which way it is suspicious."""
 
     column: int
     sign: float
 
     @classmethod
-    def choose_best(cls, x: Array, y: Array, columns: Sequence[int]) -> Rule:
+    def choose_best(cls, x: Array, y: Array, columns: Sequence[int]) -> ColumnRule:
         """Choose the column that alone tells most on these rows."""
         found = [(roc_auc(x[y == 0, c], x[y == 1, c]), c) for c in columns]
         reached, column = max(found, key=lambda each: abs(each[0] - 0.5))

@@ -20,7 +20,7 @@ from robusteval.runs.detector_record import (
     TransferRow,
 )
 
-from .boosting import FPRS, Logistic, Rule, choose_threshold
+from .boosting import FPRS, ColumnRule, Logistic, choose_threshold
 from .detector_fitting import Fitter, TreeFit
 from .detector_metrics import (
     Resampling,
@@ -148,9 +148,9 @@ class DetectorReport:
         names = [n for n in self.view.statistic_names if "the class" not in n]
         maps = [self.view.statistic_names.index(name) for name in names]
         logistic = Logistic.fit_rows(x[train][:, maps], label, weight)
-        best = Rule.choose_best(x[train], label, maps)
+        best = ColumnRule.choose_best(x[train], label, maps)
         probability = self.rows.probability[:, None]
-        certain = Rule.choose_best(probability[train], label, [0])
+        certain = ColumnRule.choose_best(probability[train], label, [0])
         rules: dict[str, Scores] = {
             "logistic regression on the statistics": lambda some: logistic.predict_scores(
                 x[some][:, maps]

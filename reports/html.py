@@ -60,7 +60,7 @@ class Page(NamedTuple):
     curves: Sequence[Drawing]
     rocs: Sequence[Drawing]
     gallery: Sequence[pictures.GalleryCell]
-    fit: pictures.Fit
+    fit: pictures.GalleryFit
 
 
 @REPORT_FORMATS.add("html", suffix=(".html", ".htm"))
@@ -134,7 +134,7 @@ def build_page(record: RunRecord) -> Page:
         for row in record.attacks
         if row.outcome in stored
     ]
-    fit = pictures.Fit(reduced=False, left_out=0)
+    fit = pictures.GalleryFit(reduced=False, left_out=0)
     return Page(
         record, list(build_curve_drawings(record)), list(build_roc_drawings(record)), gallery, fit
     )

@@ -68,7 +68,7 @@ class GalleryCell(NamedTuple):
     samples: Sequence[Sample]
 
 
-class Fit(NamedTuple):
+class GalleryFit(NamedTuple):
     """How the pictures of a run were made to fit."""
 
     reduced: bool  # some are shown smaller than they are
@@ -234,10 +234,12 @@ def fit_pictures(cells: Sequence[GalleryCell], room: int) -> tuple[list[GalleryC
     return few, edge
 
 
-def describe_fit(before: Sequence[GalleryCell], after: Sequence[GalleryCell], edge: int) -> Fit:
+def describe_fit(
+    before: Sequence[GalleryCell], after: Sequence[GalleryCell], edge: int
+) -> GalleryFit:
     """What `fitted` did to these cells."""
     few = list(list_samples(after))
-    return Fit(
+    return GalleryFit(
         reduced=any(choose_reduction(p, edge) > 1 for sample in few for p in sample.pictures),
         left_out=len(list(list_samples(before))) - len(few),
     )

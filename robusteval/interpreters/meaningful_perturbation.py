@@ -179,7 +179,6 @@ class Deletion:
     larger: tuple[Tensor, Tensor]  # (h, grid) and (w, grid): cells to pixels
     moved: tuple[Tensor, Tensor]  # (h + jitter, h) and (w + jitter, w): room for the jitter
     blurred: tuple[Tensor, Tensor]  # of the same shapes: and blurred
-    still: tuple[Tensor, Tensor]  # (h, h) and (w, w): blurred where it is
 
     def compose_scene(self, x: Tensor) -> Tensor:
         """Images beside their blurs, with room for the jitter: ``(n, 2c, h + j, w + j)``.
@@ -191,10 +190,6 @@ class Deletion:
     def enlarge_mask(self, mask: Tensor) -> Tensor:
         """Masks at the images' size ``(n, 1, h, w)``, smoothed."""
         return resample(mask, self.larger)
-
-    def perturb_images(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Images ``(n, c, h, w)`` as the masks leave them, without jitter."""
-        return mix_images(x, resample(x, self.still), self.enlarge_mask(mask))
 
     def compute_loss(
         self, model: nn.Module, scene: Tensor, y: Tensor, mask: Tensor, shift: Tensor
@@ -347,7 +342,6 @@ def build_deletion(
         ),
         moved=pair(moved),
         blurred=pair([build_blur(len(matrix), weights) @ matrix for matrix in moved]),
-        still=pair([build_blur(side, weights) for side in sides]),
     )
 
 

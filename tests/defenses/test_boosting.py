@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from robusteval.defenses.boosting import (
+    ColumnRule,
     Logistic,
-    Rule,
     Trees,
     check_both_labels,
     choose_threshold,
@@ -159,7 +159,7 @@ def test_best_rule_finds_the_column_and_its_sign() -> None:
     x, y = draws.normal(size=(300, 4)), np.arange(300) % 2
     x[:, 2] -= 2 * y
 
-    rule = Rule.choose_best(x, y, range(4))
+    rule = ColumnRule.choose_best(x, y, range(4))
 
     assert rule == (2, -1.0)
     np.testing.assert_array_equal(rule.predict_scores(x), -x[:, 2])

@@ -20,6 +20,7 @@ from robusteval.interpreters.meaningful_perturbation import (
     draw_offsets,
     mask,
     measure_variation,
+    mix_images,
 )
 from robusteval.interpreters.resampling import blur, build_blur, build_enlargement, build_kernel
 from robusteval.models.classifier import Classifier, frozen
@@ -197,7 +198,9 @@ def test_the_search_lowers_what_it_is_to_lower(
     assert float(maps.min()) >= 0
     assert float(maps.max()) <= 1
     right = unsure(x).argmax(1) == y
-    gone = probability(unsure, game.perturb_images(x, 1 - maps), y)
+    steady = build_deletion(x, flavour=flavour, blur=23, jitter=0)
+    image, blurred = steady.compose_scene(x).chunk(2, 1)
+    gone = probability(unsure, mix_images(image, blurred, steady.enlarge_mask(1 - maps)), y)
     assert bool((gone < probability(unsure, x, y))[right].all())
 
 

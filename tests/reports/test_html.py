@@ -470,7 +470,7 @@ def test_pictures_beyond_the_room_are_left_out_and_counted() -> None:
     none, _ = pictures.fit_pictures(cells, smallest - 1)
 
     assert [sample.pictures[0].height for sample in few[0].samples] == [30]
-    assert pictures.describe_fit(cells, few, edge) == pictures.Fit(reduced=False, left_out=2)
+    assert pictures.describe_fit(cells, few, edge) == pictures.GalleryFit(reduced=False, left_out=2)
     assert none[0].samples == []
 
 
