@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class RobustevalError(Exception):
@@ -56,3 +57,25 @@ class Interrupted(RobustevalError):
     """Stopped by the user; the finished part is saved and the same command continues."""
 
     exit_code = 130
+
+
+@contextmanager
+def raise_as_missing(name: str) -> Iterator[None]:
+    """Turn the import of a package that is not installed into a UsageError that names it.
+
+    A module of robusteval itself that is missing is a fault of ours and passes as it is.
+
+    Parameters
+    ----------
+    name : str
+        What needs the package, put before the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "robusteval"):
+            raise
+        raise UsageError(
+            f"{name} needs the package {package}, which is not installed: install it"
+        ) from error

@@ -37,7 +37,7 @@ from typing import (
     get_type_hints,
 )
 
-from robusteval.errors import UsageError
+from robusteval.errors import UsageError, raise_as_missing
 from robusteval.runs.types import Spec, Threat
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -183,8 +183,7 @@ class Registry:
                     f"two {self.noun}s are called {name!r}:"
                     f" {known.__module__} and {function.__module__}"
                 )
-            checked = refuse_wrong_words(function)
-            self._functions[name] = checked
+            self._functions[name] = checked = raise_as_missing(name)(refuse_wrong_words(function))
             return checked
 
         return register
@@ -247,7 +246,8 @@ class Registry:
     def load(self, name: str) -> Callable[..., Any]:
         """The function itself; imports its module."""
         if name not in self._functions:
-            import_module(self._find_module(name))
+            with raise_as_missing(name):
+                import_module(self._find_module(name))
         return self._functions[name]
 
     def _find_module(self, name: str) -> str:

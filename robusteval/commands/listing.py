@@ -12,24 +12,26 @@ from typing import Any
 import click
 
 from robusteval.commands.preset import list_presets
-from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, Entry
+from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, Entry
 from robusteval.runs.types import format_value as show_value
 
 from .shell import emit, emit_lines
 
 
-@click.command(name="list", short_help="Show attacks, interpreters, defenses, data, presets.")
+@click.command(
+    name="list", short_help="Show attacks, interpreters, defenses, data, formats, presets."
+)
 @click.argument(
     "what",
     metavar="[WHAT]",
-    type=click.Choice(("attacks", "defenses", "interpreters", "data", "presets")),
+    type=click.Choice(("attacks", "defenses", "interpreters", "data", "formats", "presets")),
     required=False,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def list_(what: str | None, as_json: bool) -> None:
     """Show what there is.
 
-    WHAT is attacks, defenses, interpreters, data or presets; all if not given.
+    WHAT is attacks, defenses, interpreters, data, formats or presets; all if not given.
     """
     from robusteval.datasets.sources import list_kinds
 
@@ -64,6 +66,10 @@ def list_(what: str | None, as_json: bool) -> None:
         ],
         "interpreters": [describe_interpreter(entry) for entry in INTERPRETERS.entries.values()],
         "data": [{"name": name, "summary": summary} for name, summary in list_kinds()],
+        "formats": [
+            {"name": entry.name, "summary": entry.summary, "suffixes": list(entry.suffixes)}
+            for entry in REPORT_FORMATS.entries.values()
+        ],
         "presets": [
             {
                 "name": name,
@@ -121,6 +127,7 @@ def lay_out(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             lines = [
                 item["summary"],
                 ", ".join(filter(None, (*item.get("norms", ()), item.get("knowledge", "")))),
+                ", ".join(item.get("suffixes", ())),
                 *describe_facts(item),
                 " ".join(f"{key}={show_value(value)}" for key, value in given),
                 *item.get("attack", ()),

@@ -88,7 +88,12 @@ def open_data(
 
 def list_kinds() -> list[tuple[str, str]]:
     """Every kind of data: the form of its spec, and one line on it."""
-    return [(entry.written, entry.summary.removesuffix(".")) for entry in _list_entries()]
+    return [(_write_form(entry), entry.summary.removesuffix(".")) for entry in _list_entries()]
+
+
+def _write_form(entry: Entry) -> str:
+    """How a user names this kind: as its author says, else by the suffix, else by its name."""
+    return entry.written or (f"FILE{entry.suffixes[0]}" if entry.suffixes else entry.name)
 
 
 def _list_entries() -> list[Entry]:
@@ -100,7 +105,7 @@ def _list_entries() -> list[Entry]:
 def _open_source(spec: str, options: dict[str, Any]) -> Source:
     kind, colon, root = spec.partition(":")
     entries = _list_entries()
-    forms = {entry.name: entry.written for entry in entries}
+    forms = {entry.name: _write_form(entry) for entry in entries}
     named = [name for name, form in forms.items() if form.partition(":")[0] == name]
     if spec in named and forms[spec] == spec:
         return _call_source(spec, None, options)

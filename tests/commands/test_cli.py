@@ -857,12 +857,14 @@ def test_list_shows_everything_there_is() -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     headings = [line for line in result.stdout.splitlines() if line and line[0] != " "]
-    assert headings == ["attacks", "defenses", "interpreters", "data", "presets"]
+    assert headings == ["attacks", "defenses", "interpreters", "data", "formats", "presets"]
     assert "…" not in result.stdout
     assert "nb_random_init=1,loss_type=difference_logits_ratio\n" in result.stdout
 
 
-@pytest.mark.parametrize("what", ["attacks", "defenses", "interpreters", "data", "presets"])
+@pytest.mark.parametrize(
+    "what", ["attacks", "defenses", "interpreters", "data", "formats", "presets"]
+)
 def test_list_shows_one_kind_as_json(what: str) -> None:
     """Nothing but JSON; a line on each."""
     content = json.loads(ran("list", what, "--json").stdout)
