@@ -120,7 +120,7 @@ def encode_bits(bits: Flags) -> str:
 
 
 def decode_bits(text: str, n: int) -> Flags:
-    """The reverse of `as_text`; ValueError if it is not of n images."""
+    """The reverse of `encode_bits`; ValueError if it is not of n images."""
     content = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(content) != (n + 7) // 8:
         raise ValueError(f"{len(content)} bytes for {n} images")

@@ -237,7 +237,7 @@ def fit_pictures(cells: Sequence[GalleryCell], room: int) -> tuple[list[GalleryC
 def describe_fit(
     before: Sequence[GalleryCell], after: Sequence[GalleryCell], edge: int
 ) -> GalleryFit:
-    """What `fitted` did to these cells."""
+    """What `fit_pictures` did to these cells: whether some are smaller, how many left out."""
     few = list(list_samples(after))
     return GalleryFit(
         reduced=any(choose_reduction(p, edge) > 1 for sample in few for p in sample.pictures),
