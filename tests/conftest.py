@@ -183,6 +183,14 @@ def make_run() -> Callable[..., Run]:
     return make
 
 
+def keep_in_ball(outcome: Outcome) -> Columns:
+    """The columns of a cell with no distance above its radius, as the judge leaves them."""
+    norm, eps, _ = outcome.threat
+    if eps is None or norm not in outcome.columns:
+        return outcome.columns
+    return {**outcome.columns, norm: np.minimum(outcome.columns[norm], eps)}
+
+
 @pytest.fixture
 def keep_run() -> Callable[[Run, Path], Path]:
     """Writes a run to a folder, as an evaluation does."""
@@ -191,7 +199,7 @@ def keep_run() -> Callable[[Run, Path], Path]:
         with Store.open(folder, run.to_record()["config"]) as store:
             store.save_cell("clean", run.clean, {"role": "clean"})
             for i, outcome in enumerate(run.outcomes):
-                store.save_cell(f"cell{i}", outcome.columns, outcome.to_record())
+                store.save_cell(f"cell{i}", keep_in_ball(outcome), outcome.to_record())
             record = run.to_record()
             keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
             store.save_record(record, keys)

@@ -22,6 +22,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import reportable
+from conftest import keep_in_ball
 from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
@@ -454,7 +455,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Run]:
                 open_store.save_cell(next(free), each.clean, {**entry, "facts": each.facts})
             for i, outcome in enumerate(run.outcomes):
                 pictures = [picture] if i == 0 else []
-                open_store.save_cell(next(free), outcome.columns, outcome.to_record(), pictures)
+                columns = keep_in_ball(outcome)
+                open_store.save_cell(next(free), columns, outcome.to_record(), pictures)
             record = {name: getattr(run, name) for name in ("model", "data", "environment")}
             record |= {name: getattr(run, name) for name in ("status", "failures", "seconds")}
             findings = [finding._asdict() for finding in run.findings]

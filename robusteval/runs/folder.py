@@ -40,6 +40,7 @@ from robusteval.runs.types import (
     Run,
     Values,
 )
+from robusteval.runs.validation import check_entries, check_run
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 FORMAT = 1
@@ -203,7 +204,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
     if version != FORMAT:
         raise UsageError(
@@ -213,6 +214,10 @@ def read_record(path: Path) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise UsageError(f"{path} is not the record of a run, or it is damaged")
+    try:
+        check_entries(record["cells"])
+    except ValueError as error:
+        raise UsageError(f"{path} is not the record of a run, or it is damaged: {error}") from None
     return dict(record)
 
 
@@ -222,7 +227,7 @@ def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
 
 
 def pack_pictures(pictures: Sequence[Picture]) -> Columns:
-    """Arrays of pictures of one size; the reverse is in `load_pictures`."""
+    """Arrays of pictures of one size; the reverse is `unpack_pictures`."""
     return {
         "place": np.array([picture.place for picture in pictures]),
         "row": np.array([picture.row for picture in pictures]),
@@ -257,20 +262,34 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
     found = {}
     for position, cell in enumerate(cells):
         if cell.get("pictures"):
-            c = read_columns(folder / "pictures" / f"{cell['key']}.npz", cell["pictures"])
-            rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
-            maps = list(pair_maps(c))
-            found[position] = [
-                Picture(
-                    str(place),
-                    int(row),
-                    clean,
-                    delta.astype(np.float32),
-                    {name: (before[i], after[i]) for name, before, after in maps},
-                )
-                for i, (place, row, clean, delta) in enumerate(rows)
-            ]
+            path = folder / "pictures" / f"{cell['key']}.npz"
+            columns = read_columns(path, cell["pictures"])
+            try:
+                found[position] = unpack_pictures(columns)
+            except (KeyError, TypeError, ValueError, IndexError):
+                raise RunError(
+                    f"{path} holds no pictures: run the evaluation again to restore it"
+                ) from None
     return found
+
+
+def unpack_pictures(columns: Columns) -> list[Picture]:
+    """Pictures from their arrays; KeyError, TypeError, ValueError or IndexError if it is none."""
+    c = columns
+    if c["clean"].dtype != np.uint8 or c["clean"].ndim != 4 or c["clean"].shape != c["delta"].shape:
+        raise ValueError("no images")
+    maps = list(pair_maps(c))
+    rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
+    return [
+        Picture(
+            str(place),
+            int(row),
+            clean,
+            delta.astype(np.float32),
+            {name: (before[i], after[i]) for name, before, after in maps},
+        )
+        for i, (place, row, clean, delta) in enumerate(rows)
+    ]
 
 
 def load_run(folder: Path | str) -> Run:
@@ -288,6 +307,10 @@ def load_run(folder: Path | str) -> Run:
     try:
         # a key that is there twice is one cell
         cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
-        return Run.from_record(record, cells.values(), str(folder))
-    except (KeyError, TypeError, ValueError):
+        run = Run.from_record(record, cells.values(), str(folder))
+        check_run(run)
+    except ValueError as error:
+        raise UsageError(f"{path} is not the record of a run, or it is damaged: {error}") from None
+    except (KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
+    return run

@@ -52,14 +52,21 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
 
 
 def read_columns(path: Path, sha256: str) -> Columns:
-    """The columns in a file of this hash; RunError if it is gone or was changed."""
+    """The columns in a file of this hash; RunError if it is gone, changed, or lies elsewhere."""
+    if path.is_symlink() or path.parent.is_symlink():
+        raise RunError(
+            f"{path} is a link: a run is read from its own folder alone, so copy it there"
+        )
     try:
         content = path.read_bytes()
     except OSError:
         raise RunError(f"{path} is missing: run the evaluation again to restore it") from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
-    return unpack(content)
+    try:
+        return unpack(content)
+    except ValueError as error:
+        raise RunError(f"{path} is no archive of arrays ({error})") from None
 
 
 class PartFolder:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reportable
+from conftest import keep_in_ball
 from PIL import Image
 from reportable import as_dict, html_of, record_of
 
@@ -525,7 +526,7 @@ def stored(run: Run, folder: Path) -> Run:
     with Store.open(folder, run.config) as store:
         store.save_cell("clean", run.clean, {"role": "clean"})
         for i, outcome in enumerate(run.outcomes):
-            store.save_cell(f"cell{i}", outcome.columns, outcome.to_record(), found[i])
+            store.save_cell(f"cell{i}", keep_in_ball(outcome), outcome.to_record(), found[i])
         record = {name: getattr(run, name) for name in ("model", "data", "environment", "status")}
         facts = {"created": run.created, "seconds": run.seconds, "failures": {}, "findings": []}
         keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
