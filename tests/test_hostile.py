@@ -27,6 +27,7 @@ from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
 
+from robusteval.registry import REPORT_FORMATS
 from robusteval.reports import (
     badge,
     compare,
@@ -37,6 +38,7 @@ from robusteval.reports import (
     sarif,
 )
 from robusteval.reports.formatting import name_file
+from robusteval.reports.rendering import render_records
 from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
 from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
@@ -547,3 +549,16 @@ def test_a_narrow_terminal_is_not_steered_either(kind: str, run_with: Callable[[
     read_terminal(
         on_terminal(lambda console: comparison_layout.print_comparison(compared(run), console), 80)
     )
+
+
+@pytest.mark.parametrize("name", REPORT_FORMATS.entries)
+def test_every_registered_format_writes_only_what_prints(
+    name: str, run_with: Callable[[str], Run]
+) -> None:
+    for text in (HARMLESS, *SEVERAL.values()):
+        record = record_of(run_with(text), gates(text))
+
+        page = render_records([record], name, page=True)
+
+        if isinstance(page, str):
+            assert all(char.isprintable() or char in "\r\n" for char in page)
