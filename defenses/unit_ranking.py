@@ -36,7 +36,7 @@ def find_penultimate_layer(classifier: Classifier, x: Tensor) -> str:
     x = x[:2]  # one call of the network
     with torch.no_grad():
         _, calls = observe_calls(classifier, x)
-        features, linear = calls[0].features, calls[0].linear
+        features, linear = calls[0].read_maps(), calls[0].linear
         layers = list_layers(classifier, x)
         if features is not None and linear is not None and agree(linear.output, calls[0].logits):
             means = features.mean((2, 3))

@@ -146,7 +146,7 @@ def compute_unit_maps(model: nn.Module, x: Tensor, layer: str | None = None) -> 
     ValueError if there are none.
     """
     _, calls = observe_calls(model, x, layer)
-    parts = [call.features for call in calls if call.features is not None]
+    parts = [maps for call in calls if (maps := call.read_maps()) is not None]
     if not parts or len(parts) < len(calls):
         raise ValueError(
             "the network has no feature maps of at least 2x2 before its head: name a layer"

@@ -18,6 +18,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.interpreters.gradient import is_differentiated, select_scores
+from robusteval.interpreters.layouts import (
+    ATTENTION,
+    CONVOLUTIONS,
+    SOFTMAX,
+    Layout,
+    Layouts,
+    guess_layout,
+    has_bypass,
+    measure_extent,
+    put_channels_first,
+)
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import Masked
 from robusteval.registry import INTERPRETERS
@@ -92,7 +103,7 @@ def observe_head(model: nn.Module, x: Tensor) -> Head:
     logits, calls = observe_calls(model, x)
     parts, weights = [], []
     for call in calls:
-        features = call.features
+        features = call.read_maps()
         if features is None:
             raise ValueError(other)
         means = features.detach().mean((2, 3))  # (m, channels)
@@ -224,6 +235,11 @@ def compute_features_and_slopes(
             raise ValueError(
                 "the network has no feature maps of at least 2x2 before its head: name a layer"
             )
+        if layer is None and any(call.is_bypassed() for call in calls):
+            raise ValueError(
+                "the logits do not depend on the last feature maps alone, as after several passes"
+                " or branches: name a layer, or explain each part by itself"
+            )
         wanted = [part for part in parts if part.requires_grad]
         slopes = (
             autograd.grad(scores.sum(), wanted, create_graph=keep, allow_unused=True)
@@ -233,7 +249,9 @@ def compute_features_and_slopes(
     found = [slope for slope in slopes if slope is not None]
     if len(found) < len(parts):
         raise ValueError("the logits have no derivative with respect to the layer's feature maps")
-    features, derivative = torch.cat(parts)[: len(x)], torch.cat(found)[: len(x)]
+    layout = calls[0].layout
+    features = put_channels_first(torch.cat(parts)[: len(x)], layout)
+    derivative = put_channels_first(torch.cat(found)[: len(x)], layout)
     return (features, derivative) if keep else (features.detach(), derivative)
 
 
@@ -249,8 +267,22 @@ class Call(NamedTuple):
     """One call of the network inside a model, on m images."""
 
     logits: Tensor  # (m, k)
-    features: Tensor | None  # (m, channels, h', w'), of the named layer or the last there are
+    features: Tensor | None  # feature maps of m images, of the named layer or the last there are
+    layout: Layout  # theirs
     linear: LinearCall | None  # the last one
+    image: Tensor | None  # what the network was given
+    origin: Any  # its node of the graph, if it has a history
+
+    def read_maps(self) -> Tensor | None:
+        """The features as ``(m, channels, h', w')``."""
+        return None if self.features is None else put_channels_first(self.features, self.layout)
+
+    def is_bypassed(self) -> bool:
+        """Whether the logits depend on the image in a way that leads past the features."""
+        if self.features is None:
+            return False
+        leaf = self.image if self.origin is None else None
+        return has_bypass(self.logits, self.features, self.origin, leaf)
 
 
 def observe_calls(
@@ -305,11 +337,7 @@ def find_layer(model: nn.Module, network: nn.Module, layer: str) -> nn.Module:
     )
 
 
-# Whose outputs are not features: averages belong to the head, attention mixes places.
-AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, Tensor.mean)
-CONVOLUTIONS = (torch.conv2d, torch.conv_transpose2d)
-ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
-SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, Tensor.mean)  # belong to the head
 
 
 class CallRecorder(TorchFunctionMode):
@@ -324,10 +352,14 @@ class CallRecorder(TorchFunctionMode):
         self.layer = layer
         self.module = module
         self.calls: list[Call] = []
+        self.layouts = Layouts()
+        self._image: Tensor | None = None
+        self._origin: Any = None
         self._begin()
 
     def _begin(self) -> None:
         self._features: Tensor | None = None
+        self._layout: Layout = "first"
         self._linear: LinearCall | None = None
         self._convolved = False  # whether what comes by are images still
 
@@ -352,15 +384,21 @@ class CallRecorder(TorchFunctionMode):
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...]) -> Any:
         self._begin()
+        self._image = args[0]
+        self._origin = args[0].grad_fn
         if not torch.is_grad_enabled() or args[0].requires_grad:
             return None
         # something must ask for derivatives; a copy, as a network may change its input in place
-        return (args[0].detach().requires_grad_().clone(), *args[1:])
+        self._image = args[0].detach().requires_grad_().clone()
+        self._origin = self._image.grad_fn
+        return (self._image, *args[1:])
 
     def _end(self, _module: nn.Module, _args: Any, logits: Tensor) -> None:
         if self.layer is not None and self._features is None:
             raise ValueError(f"layer {self.layer!r} does not run in a forward pass")
-        self.calls.append(Call(logits, self._features, self._linear))
+        self.calls.append(
+            Call(logits, self._features, self._layout, self._linear, self._image, self._origin)
+        )
 
     def _see_linear(self, module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
         self._linear = LinearCall(args[0], module.weight, output)
@@ -370,13 +408,24 @@ class CallRecorder(TorchFunctionMode):
             raise ValueError(f"layer {self.layer!r} gives no feature maps (n, channels, h, w)")
         if self._features is not None:
             raise ValueError(f"layer {self.layer!r} runs several times per image: name another")
-        self._features = output
+        assert self._image is not None
+        layout = self.layouts.find(output) or guess_layout(
+            tuple(output.shape), tuple(self._image.shape[2:])
+        )
+        if layout is None:
+            raise ValueError(
+                f"layer {self.layer!r} gives a tensor {tuple(output.shape)}, of which it is not"
+                " known what are channels and what are places: name another"
+            )
+        self._features, self._layout = output, layout
         return output.clone()  # a ReLU in place would change what was kept
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self.layouts.follow(func, args, kwargs, output)
         if self.module is None:
             self._see_output(func, output)
         return output
@@ -386,5 +435,8 @@ class CallRecorder(TorchFunctionMode):
         if func in ATTENTION or (func in SOFTMAX and ndim > 2):
             self._features, self._convolved = None, False
         self._convolved |= func in CONVOLUTIONS
-        if self._convolved and ndim == 4 and func not in AVERAGES and min(output.shape[2:]) > 1:
-            self._features = output
+        if not self._convolved or ndim != 4 or func in AVERAGES:
+            return
+        layout = self.layouts.find(output)
+        if layout is not None and min(measure_extent(output, layout)) > 1:
+            self._features, self._layout = output, layout

@@ -5,15 +5,27 @@ from __future__ import annotations
 import copy
 import io
 from contextlib import ExitStack, redirect_stderr
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import find_layer, get_network
 from robusteval.interpreters.gradient import select_scores
+from robusteval.interpreters.layouts import (
+    ATTENTION,
+    SOFTMAX,
+    Layout,
+    Layouts,
+    guess_layout,
+    has_bypass,
+    measure_extent,
+    put_channels_first,
+)
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
 from robusteval.registry import INTERPRETERS
@@ -96,7 +108,7 @@ def library(
     for part in subject.modules():
         if isinstance(part, Classifier):
             part.block = 1  # the package expects one call of the layer per image
-    size, logits, target = choose_layer(subject, x, layer)
+    size, logits, target, layout = choose_layer(subject, x, layer)
     select_scores(logits.expand(len(x), -1), y)  # for its checks
 
     class Unresized(getattr(package, METHODS[method])):  # type: ignore[misc]
@@ -109,7 +121,11 @@ def library(
         torch.enable_grad(),
         redirect_stderr(io.StringIO()),  # progress bars
     ):
-        explain = Unresized(model=subject, target_layers=[target])
+        explain = Unresized(
+            model=subject,
+            target_layers=[target],
+            reshape_transform=partial(put_channels_first, layout=layout),
+        )
         for i in range(len(x)):
             image = x[i : i + 1].detach().clone()
             goal = targets.ClassifierOutputTarget(int(y[i]))
@@ -120,29 +136,64 @@ def library(
 
 def choose_layer(
     model: nn.Module, x: Tensor, layer: str | None
-) -> tuple[tuple[int, int], Tensor, nn.Module]:
-    """Size of the feature maps, logits ``(1, k)`` of a black image, and the module."""
+) -> tuple[tuple[int, int], Tensor, nn.Module, Layout]:
+    """Size of the feature maps, logits ``(1, k)`` of a black image, the module, its layout.
+
+    ValueError if there is none whose maps would be those of the whole network.
+    """
     network = get_network(model)
     candidates = (
         [find_layer(model, network, layer)] if layer is not None else list(network.modules())
     )
-    found: list[tuple[nn.Module, Tensor]] = []
-
-    def see(module: nn.Module, _args: Any, output: Any) -> None:
-        pooling = isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d)
-        if isinstance(output, Tensor) and output.ndim == 4 and not pooling:
-            if min(output.shape[2:]) > 1:
-                found.append((module, output))
-
-    with ExitStack() as stack, torch.no_grad():
+    image = x.new_zeros(1, *x.shape[1:]).requires_grad_()
+    watch = LayerWatch(named=layer is not None, image=image)
+    with ExitStack() as stack, torch.enable_grad(), watch:
         for module in candidates:
-            stack.callback(module.register_forward_hook(see).remove)
-        logits: Tensor = model(x.new_zeros(1, *x.shape[1:]))
-    if not found:
+            stack.callback(module.register_forward_hook(watch.see).remove)
+        logits: Tensor = model(image)
+    if not watch.found:
         raise ValueError(
             "the network has no feature maps of at least 2x2 before its head"
             if layer is None
             else f"layer {layer!r} gives no feature maps (n, channels, h, w) of at least 2x2"
         )
-    module, output = found[-1]
-    return (output.shape[2], output.shape[3]), logits, module
+    module, output, layout = watch.found[-1]
+    several = sum(module is each for each, _, _ in watch.found) > 1
+    if several or (layer is None and has_bypass(logits, output, None, image)):
+        raise ValueError(
+            "the logits do not depend on one call of the layer alone, as after several passes or"
+            " branches: name another layer, or explain each part by itself"
+        )
+    return measure_extent(output, layout), logits.detach(), module, layout
+
+
+class LayerWatch(TorchFunctionMode):
+    """Collects the modules that give feature maps; those before an attention only if named."""
+
+    def __init__(self, *, named: bool, image: Tensor) -> None:
+        super().__init__()
+        self.named, self.image = named, image
+        self.layouts = Layouts()
+        self.found: list[tuple[nn.Module, Tensor, Layout]] = []
+
+    def see(self, module: nn.Module, _args: Any, output: Any) -> None:
+        """Forward hook."""
+        pooling = isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d)
+        if not isinstance(output, Tensor) or output.ndim != 4 or pooling:
+            return
+        layout = self.layouts.find(output)
+        if layout is None and self.named:
+            layout = guess_layout(tuple(output.shape), tuple(self.image.shape[2:]))
+        if layout is not None and min(measure_extent(output, layout)) > 1:
+            self.found.append((module, output, layout))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self.layouts.follow(func, args, kwargs, output)
+        mixes = isinstance(output, Tensor) and output.ndim > 2 and func in SOFTMAX
+        if not self.named and (mixes or func in ATTENTION):
+            self.found.clear()
+        return output

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import ATTENTION, AVERAGES, CONVOLUTIONS, get_network
+from robusteval.interpreters.cam import AVERAGES, get_network
 from robusteval.interpreters.gradient import is_differentiated, select_scores
+from robusteval.interpreters.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.models.identity import hash_answers
 from robusteval.registry import INTERPRETERS

@@ -802,6 +802,119 @@ def test_cam_of_another_head_says_to_use_gradcam(bands: Classifier) -> None:
     assert gradcam(bands, images(2, 3, 12, 12), Y[:2]).shape == (2, 1, 6, 6)
 
 
+class ChannelsLast(nn.Module):
+    """`Pooled` with its body computed as ``(n, h, w, channels)``, with as many of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.body = nn.Linear(8, 8)
+        self.activation = nn.ReLU()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.activation(self.body(self.stem(x).permute(0, 2, 3, 1)))
+        logits: Tensor = self.linear(features.mean((1, 2)))
+        return logits
+
+
+class ChannelsFirst(ChannelsLast):
+    """The same function, spelt with a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.body.weight[..., None, None]
+        features = self.activation(F.conv2d(self.stem(x), weight, self.body.bias))
+        logits: Tensor = self.linear(features.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("layer", [None, "activation"])
+@pytest.mark.parametrize("interpreter", [gradcam, gradcam_plus_plus, cam])
+def test_features_with_channels_last_give_the_map_of_their_places(
+    interpreter: Callable[..., Tensor], layer: str | None
+) -> None:
+    """Also on images whose sides are the number of channels."""
+    given = {} if interpreter is cam else {"layer": layer}
+    x = images(3, 3, 8, 8)
+    for image in (x, x[..., :6]):
+        expected = interpreter(seeded(ChannelsFirst), image, Y[:3], **given)
+        actual = interpreter(seeded(ChannelsLast), image, Y[:3], **given)
+
+        assert actual.shape == (3, 1, *image.shape[2:])
+        assert torch.allclose(expected, actual, atol=1e-6)
+
+
+class Flipped(nn.Module):
+    """Averages over an image and its mirror image, inside the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Pooled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = (self.net(x) + self.net(x.flip(3))) / 2
+        return logits
+
+
+class Members(nn.Module):
+    """Two networks, of which the last counts for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Pooled(), Pooled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.first(x) + 1e-9 * self.last(x)
+        return logits
+
+
+class Skipping(Pooled):
+    """An early layer speaks to the head as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.activation(self.stem(x))
+        late = self.activation(self.body(early))
+        logits: Tensor = self.linear(late.mean((2, 3)) + early[:, :1].mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("made", [Flipped, Members, Skipping])
+def test_maps_of_a_part_of_the_network_are_refused(
+    made: Callable[[], nn.Module], graph: bool
+) -> None:
+    x = X.clone().requires_grad_(graph)
+    for interpreter in (gradcam, gradcam_plus_plus):
+        with pytest.raises(ValueError, match="do not depend on the last feature maps alone"):
+            interpreter(seeded(made), x, Y)
+    with pytest.raises(ValueError, match="use gradcam"):
+        cam(seeded(made), x, Y)
+
+
+def test_the_package_understands_layouts_and_refuses_parts() -> None:
+    pytest.importorskip("pytorch_grad_cam", exc_type=ImportError, reason="it is optional")
+    library = INTERPRETERS.load("library")
+    x = images(2, 3, 8, 6)
+
+    expected = library(seeded(ChannelsFirst), x, Y[:2], method="gradcam", layer="activation")
+    actual = library(seeded(ChannelsLast), x, Y[:2], method="gradcam", layer="activation")
+    assert torch.allclose(expected, actual, atol=1e-5)
+    for made in (Flipped, Members):
+        with pytest.raises(ValueError, match="several passes or branches"):
+            library(seeded(made), X[:2], Y[:2], method="gradcam")
+    with pytest.raises(ValueError, match="no feature maps"):
+        library(seeded(lambda: Attentive("module")), X[:2], Y[:2], method="gradcam")
+
+
+def test_a_layer_of_unknown_layout_is_refused() -> None:
+    """Folded from a vector: nobody knows which axis is which."""
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(48, 64), nn.Unflatten(1, (4, 4, 4)), nn.Flatten(), nn.Linear(64, 5)
+    )
+    with pytest.raises(ValueError, match="not known what are channels"):
+        gradcam(network, images(2, 3, 4, 4), Y[:2], layer="2")
+
+
 class Cooled(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
