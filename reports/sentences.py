@@ -311,6 +311,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
             format_hash(data),
         ),
     )
+    if data.get("labels"):
+        yield "labels", f"matched {data['labels']}"
     versions = (
         f"{name} {environment[name]}"
         for name in ("robusteval", "python", "torch", "torchvision", "art", "numpy")

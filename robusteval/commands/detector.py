@@ -194,6 +194,7 @@ def detector(
             ("data", request.data_name if tested else "IMAGES"),
             *((name, value) for name, value in request.model_options if name != "num_classes"),
             ("size", request.size),
+            ("classes", request.classes),
             ("defense", out),
             *(("attack", spec) for spec in specs),
         ],

@@ -231,6 +231,7 @@ def explain_measuring(request: Request, images: Data, out: Path, spec: Spec) -> 
             ("defense", out),
             ("data", unseen.data),
             ("size", request.size),
+            ("classes", request.classes),
             *request.model_options,
             ("attack", spec),
         ],

@@ -73,6 +73,16 @@ model_options = combine_options(
 )
 
 
+classes_option = option(
+    "Data",
+    "--classes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Names of the network's outputs in order, one a line or a JSON list: class folders are"
+    " matched by name. [default: the checkpoint's or ImageNet's names, else their order]",
+)
+
+
 def build_data_options(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
     """The options that name images; `split` is the part of named data sets by default."""
     return combine_options(
@@ -107,6 +117,7 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
                 is_flag=True,
                 help="Let torchvision download a data set that is missing.",
             ),
+            classes_option,
         ]
     )
 

@@ -35,6 +35,7 @@ class Request:
     split: str
     size: int | None
     download: bool
+    classes: Path | None
 
     @property
     def data_name(self) -> str:
@@ -61,7 +62,9 @@ class Request:
         """The images as this classifier takes them; of another part of the data if one is named."""
         download = self.download and split is None
         split = split or self.split
-        return open_images(classifier, self.data_name, split, download, self.size)
+        return open_images(
+            classifier, self.data_name, split, download, self.size, classes=self.classes
+        )
 
     def open_both(self, progress: Bars) -> tuple[Classifier, Data]:
         """The classifier and its images."""
@@ -132,9 +135,16 @@ def load_model(checkpoint: str, progress: Bars, *, device: str, **options: Any) 
 
 
 def open_images(
-    classifier: Classifier, spec: str, split: str, download: bool, size: int | None
+    classifier: Classifier,
+    spec: str,
+    split: str,
+    download: bool,
+    size: int | None,
+    *,
+    classes: Path | None = None,
 ) -> Data:
-    """The data as this classifier takes it."""
+    """The data as this classifier takes it, with labels as it counts them."""
+    from robusteval.datasets.class_names import match_classes, read_class_names
     from robusteval.datasets.sources import open_data
 
     hint = classifier.identity
@@ -143,14 +153,16 @@ def open_images(
     if size is None and photos and hint.get("num_classes") == 1000:
         # what torchvision's networks for ImageNet are made for
         size, resize = hint.get("size"), hint.get("resize")
-    return open_data(
+    data = open_data(
         spec,
         split=split,
         download=download,
         channels=hint.get("input_channels"),
         size=size,
         resize=resize,
+        classes=None if classes is None else read_class_names(classes),
     )
+    return match_classes(data, classifier)
 
 
 def needs_rts(specs: Sequence[Spec]) -> bool:

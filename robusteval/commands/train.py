@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from robusteval.errors import UsageError
 from robusteval.runs.types import format_number
 
 from .measuring import find_unseen, spell_evaluation
-from .running import device_option, model_options
+from .running import classes_option, device_option, model_options
 from .session import load_model, open_session
 from .shell import (
     Command,
@@ -129,6 +129,7 @@ def list_hyper_parameters() -> Iterator[Option]:
     is_flag=True,
     help="Let torchvision download a data set that is missing.",
 )
+@classes_option
 @model_options
 @option(
     "Model",
@@ -151,6 +152,7 @@ def train(
     data: str,
     size: int | None,
     download: bool,
+    classes: Path | None,
     arch: str | None,
     mean: list[float] | None,
     std: list[float] | None,
@@ -190,13 +192,17 @@ def train(
     settings = TrainingSettings(**hyper_parameters)
 
     def open_both(progress: Bars) -> tuple[Classifier, Data]:
+        from robusteval.datasets.class_names import read_class_names
         from robusteval.defenses.training_files import is_helper
 
         progress.console.quiet = is_helper()
         options = {"mean": mean, "std": std, "num_classes": num_classes}
         place = choose_device(device)
+        names = None if classes is None else read_class_names(classes)
         if start is None:
-            return start_untrained(str(arch), data, size, download, settings, place, **options)
+            return start_untrained(
+                str(arch), data, size, download, settings, place, classes=names, **options
+            )
         return continue_trained(
             start,
             data,
@@ -205,6 +211,7 @@ def train(
             progress,
             arch=arch,
             weights=weights,
+            classes=names,
             device=place,
             **options,
         )
@@ -227,7 +234,9 @@ def train(
         from robusteval.reports.training import render_training
 
         emit(render_training(describe_training(found, settings, session.images)))
-        emit_lines(explain_measuring(found.path, settings, session.images, data, size, arch))
+        emit_lines(
+            explain_measuring(found.path, settings, session.images, data, size, arch, classes)
+        )
 
 
 def choose_device(device: str) -> str:
@@ -246,6 +255,8 @@ def start_untrained(
     download: bool,
     settings: TrainingSettings,
     device: str,
+    *,
+    classes: Sequence[str] | None,
     **options: Any,
 ) -> tuple[Classifier, Data]:
     """A classifier with random weights, and the images to train it on."""
@@ -255,22 +266,34 @@ def start_untrained(
 
     target = pick_device(device)
     channels = find_input_channels(arch)
-    images = open_data(data, split="train", download=download, channels=channels, size=size)
+    images = open_data(
+        data, split="train", download=download, channels=channels, size=size, classes=classes
+    )
     return build_untrained(arch, images, settings, device=target, **options), images
 
 
 def continue_trained(
-    start: str, data: str, size: int | None, download: bool, progress: Bars, **options: Any
+    start: str,
+    data: str,
+    size: int | None,
+    download: bool,
+    progress: Bars,
+    *,
+    classes: Sequence[str] | None,
+    **options: Any,
 ) -> tuple[Classifier, Data]:
     """The classifier in a checkpoint, and the images to go on training it on."""
+    from robusteval.datasets.class_names import match_classes
     from robusteval.datasets.sources import open_data
 
     classifier = load_model(start, progress, **options)
     if "mask" in classifier.identity:
         raise UsageError(f"{start} has masked units, which training cannot keep: train before")
     channels = classifier.identity.get("input_channels")
-    images = open_data(data, split="train", download=download, channels=channels, size=size)
-    return classifier, images
+    images = open_data(
+        data, split="train", download=download, channels=channels, size=size, classes=classes
+    )
+    return classifier, match_classes(images, classifier)
 
 
 def describe_training(
@@ -303,6 +326,7 @@ def explain_measuring(
     data: str,
     size: int | None,
     arch: str | None,
+    classes: Path | None,
 ) -> list[str]:
     """How to measure what was trained, in lines."""
     unseen = find_unseen(images, data, size)
@@ -313,6 +337,7 @@ def explain_measuring(
         [
             ("data", unseen.data),
             ("size", size),
+            ("classes", classes),
             ("arch", None if known else arch),
             ("attack", attack if settings.eps else None),
         ],

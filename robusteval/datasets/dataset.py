@@ -161,6 +161,12 @@ class Data:
         return self.source.notes
 
     @property
+    def matching(self) -> str | None:
+        """How names decided on the labels, in words; None where they are numbers or positions."""
+        matching: str | None = getattr(self.source, "matching", None)
+        return matching
+
+    @property
     def transform(self) -> str:
         """How images are brought to one shape, in words."""
         if self.size is None:

@@ -23,7 +23,11 @@ SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Images in one file each."""
+    """Images in one file each.
+
+    `folders` are the names of class folders in the order that labels count them, and `matching`
+    says how names decided on the labels instead, where they did.
+    """
 
     name: str
     files: tuple[Path, ...]
@@ -31,6 +35,15 @@ class FileSource:
     channels: int
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    matching: str | None = None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of each image the position of its folder in `folders`, `(n,)`, int64."""
+        if self.matching is None:
+            return self.labels
+        raise UsageError(f"the labels of {self.name} are matched by name already")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -93,9 +106,8 @@ def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in by_class])
     files = tuple(file for files in by_class for file in files)
-    return FileSource(
-        name, files, labels, channels, tuple(classes), _write_notes(classes, by_class)
-    )
+    notes = _write_notes(classes, by_class)
+    return FileSource(name, files, labels, channels, tuple(classes), notes, tuple(classes))
 
 
 def _list_visible(folder: Path) -> list[Path]:

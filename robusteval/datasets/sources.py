@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.class_names import match_by_names
 from robusteval.datasets.dataset import ArraySource, Data, Source, build_data, check_shape_options
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES, Entry
@@ -44,6 +45,7 @@ def open_data(
     channels: int | None = None,
     size: int | None = None,
     resize: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Data:
     """Open a data set without decoding more than its first image.
 
@@ -67,6 +69,9 @@ def open_data(
         Without it all images must have one shape.
     resize : int, optional
         Length of the shorter side before the crop, in pixels; `size` if not given.
+    classes : sequence of str, optional
+        Names of the network's outputs in their order; a folder's images get the position of its
+        name as their label. Without it folders are counted in sorted order.
 
     Raises
     ------
@@ -83,7 +88,8 @@ def open_data(
     options = {"split": split, "download": download, "channels": channels or 3}
     source = _open_source(spec, options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
-    return build_data(source, channels=channels, size=size, resize=resize, even=even)
+    data = build_data(source, channels=channels, size=size, resize=resize, even=even)
+    return data if classes is None else match_by_names(data, list(classes), "the class names given")
 
 
 def list_kinds() -> list[tuple[str, str]]:

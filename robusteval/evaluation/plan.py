@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.defense import Defense, prepare_defense
@@ -125,6 +126,7 @@ def prepare_plan(
         raise UsageError(f"samples must be at least 1, not {samples}")
     index = draw(len(data), samples, seed)
     model = classifier if isinstance(classifier, Classifier) else wrap_module(classifier, data)
+    data = match_classes(data, model)
     check_labels(data, index, model)
     check_images(data, index, model)
     left_out: dict[str, str] = {}

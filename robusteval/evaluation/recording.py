@@ -81,4 +81,7 @@ class Recording:
             "transform": data.transform,
             "range": seen,
             "class_names": list(data.class_names) if data.class_names else None,
+            **(
+                {"labels": matching} if (matching := getattr(data.source, "matching", None)) else {}
+            ),
         }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data, Positions
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
@@ -26,8 +27,9 @@ def wrap_module(module: nn.Module, data: Data) -> Classifier:
 
 def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:
     """Refuse labels that the network cannot answer with."""
-    labels = data.labels[index]
     k = classifier.num_classes
+    check_folders(data, k)
+    labels = data.labels[index]
     if labels.min() < 0 or labels.max() >= k:
         raise UsageError(
             f"the labels of {data.name} run from {labels.min()} to {labels.max()}, the network"

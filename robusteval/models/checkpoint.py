@@ -144,6 +144,7 @@ def load(
         identity=identity,
     )
     classifier.arch = arch
+    classifier.class_names = _find_class_names(notes)
     return classifier.requires_grad_(False).eval().to(target)
 
 
@@ -220,6 +221,15 @@ def _find_classes(notes: Mapping[str, Any], state: State, file: str) -> int | No
     if type(value) is not int or all(tensor.shape[:1] != (value,) for tensor in state.values()):
         raise UsageError(f"the metadata of {file} is wrong: num_classes is {escape(str(value))}")
     return value
+
+
+def _find_class_names(notes: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the outputs in the metadata; what is no list of names is left alone."""
+    for key in ("class_names", "classes", "labels"):
+        value = notes.get(key)
+        if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+            return tuple(value)
+    return None
 
 
 def _find_shape(notes: Mapping[str, Any], file: str) -> Shape | None:

@@ -63,6 +63,7 @@ class Classifier(nn.Module):
         self.input_shape = input_shape
         self.identity = identity or {}
         self.block = block
+        self.class_names: tuple[str, ...] | None = None  # of the outputs, where a file says them
         self.arch: str | None = None  # how `load` was told to build the network, with its folder
         self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std or (1.0,))).view(-1, 1, 1))
@@ -105,6 +106,7 @@ class Classifier(nn.Module):
             block=self.block,
         )
         made.arch = self.arch
+        made.class_names = self.class_names
         return made.to(self.device)
 
     @property

@@ -1,0 +1,169 @@
+"""Which output of a network a folder of images belongs to, by names instead of positions."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.image_files import FileSource
+from robusteval.errors import UsageError
+
+if TYPE_CHECKING:
+    from robusteval.models.classifier import Classifier
+
+MOST_BYTES = 2**24  # of a list of names
+ADVICE = (
+    "name the outputs in order with --classes FILE, one name a line (in Python:"
+    " open_data(..., classes=[...]))"
+)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The names in a file: a JSON list, or one a line; UsageError if they cannot be read."""
+    with raise_as_unreadable(path, "give a text file with one class name a line"):
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise UsageError(f"{path} is too large for a list of class names")
+        text = raw.decode("utf-8-sig")
+    if text.lstrip().startswith("["):
+        with raise_as_unreadable(path, "a JSON list of names is needed"):
+            names = json.loads(text)
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{path} must be a JSON list of names, each of them a text")
+        return [str(name) for name in names]
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
+    """The same images, each with the position of its folder's name in `names` as its label.
+
+    Case does not count, nor whether words are joined by spaces or underscores.
+
+    Parameters
+    ----------
+    data : Data
+        A folder of class folders.
+    names : sequence of str
+        Names of the network's outputs in their order.
+    origin : str
+        Where the names come from, for the report.
+
+    Raises
+    ------
+    UsageError
+        The data is not one, two names are the same, or a folder is not among them.
+    """
+    source = data.source
+    if not isinstance(source, FileSource) or not source.folders:
+        raise UsageError(f"{data.name} has no class folders that {origin} could name")
+    places = _place_names(names, origin)
+    labels = [_find_place(places, folder) for folder in source.folders]
+    for folder, label in zip(source.folders, labels, strict=True):
+        if label is None:
+            near = difflib.get_close_matches(_simplify(folder), places, n=1)
+            hint = f" (did you mean {names[places[near[0]]]!r}?)" if near else ""
+            raise UsageError(
+                f"the folder {folder!r} of {data.name} is not among the {len(names)} names of"
+                f" {origin}{hint}: rename the folder, leave it out, or mend the names"
+            )
+    # positions in the order of the folders are what labels were until now
+    matched = replace(
+        source,
+        labels=np.array(labels, dtype=np.int64)[source.positions],
+        class_names=tuple(names),
+        notes=(),
+        matching=f"by name, {origin}",
+    )
+    return replace(data, source=matched)
+
+
+def match_classes(data: Data, classifier: Classifier) -> Data:
+    """The images with labels as this network counts them, where names say how.
+
+    The names in a checkpoint's metadata are taken, then those that ImageNet's classes have; data
+    that was matched before, or that has no class folders, is left as it is.
+    """
+    source = data.source
+    if not isinstance(source, FileSource) or not source.folders or source.matching:
+        return data
+    names = classifier.class_names
+    if names and len(names) == classifier.num_classes:
+        origin = "the checkpoint's metadata"
+        places = _place_names(names, origin)
+        if any(_find_place(places, folder) is not None for folder in source.folders):
+            return match_by_names(data, names, origin)
+    if classifier.num_classes == 1000:
+        for known, origin in _list_imagenet():
+            places = _place_names(known, origin)
+            if all(_find_place(places, folder) is not None for folder in source.folders):
+                return match_by_names(data, known, origin)
+    return data
+
+
+def check_folders(data: Data, k: int) -> None:
+    """Refuse class folders of which nothing says to which of `k` outputs they belong."""
+    source = data.source
+    if not isinstance(source, FileSource) or not source.folders:
+        return
+    if source.matching is None and len(source.folders) != k:
+        raise UsageError(
+            f"{data.name} has {len(source.folders)} class folders, the network {k} outputs, so"
+            f" that labels counted by folders would be wrong: {ADVICE}"
+        )
+    if source.matching is not None and len(source.class_names or ()) != k:
+        raise UsageError(
+            f"{len(source.class_names or ())} class names were given for {data.name}, the network"
+            f" has {k} outputs: {ADVICE}"
+        )
+
+
+def _place_names(names: Sequence[str], origin: str) -> dict[str, int]:
+    """Where each name stands, as it is written and in small letters where that is clear."""
+    exact: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if exact.setdefault(_space(name), place) != place:
+            raise UsageError(f"{origin} has the name {name!r} twice")
+    # ImageNet has a Cardigan, which is a dog, and a cardigan
+    small = Counter(map(_simplify, names))
+    loose = {_simplify(n): p for p, n in enumerate(names) if small[_simplify(n)] == 1}
+    return loose | exact
+
+
+def _find_place(places: Mapping[str, int], folder: str) -> int | None:
+    return places.get(_space(folder), places.get(_simplify(folder)))
+
+
+def _space(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _simplify(name: str) -> str:
+    return _space(name).casefold()
+
+
+def _list_imagenet() -> Iterator[tuple[list[str], str]]:
+    """The names of ImageNet's classes in order that installed packages have, and their origin."""
+    try:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+        yield list(_IMAGENET_CATEGORIES), "torchvision's names of ImageNet's classes"
+    except ImportError:
+        pass
+    spec = find_spec("timm")  # not imported for a list
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "data" / "_info" / "imagenet_synsets.txt"
+        if path.is_file():
+            names = path.read_text(encoding="utf-8").split()
+            if len(names) == 1000:
+                yield names, "WordNet ids"

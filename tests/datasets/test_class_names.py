@@ -1,0 +1,179 @@
+"""Labels of class folders follow names where there are names, and are never shifted silently."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from click.testing import CliRunner
+from PIL import Image
+from torchvision.models import ResNet18_Weights
+
+from robusteval.cli import cli
+from robusteval.datasets.class_names import match_classes, read_class_names
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
+from robusteval.errors import UsageError
+from robusteval.models.admission import check_labels
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier
+from robusteval.models.networks import digits_cnn
+from robusteval.reports.build import build_record
+from robusteval.reports.sentences import list_provenance
+from robusteval.runs.folder import load_run
+
+ARCH = "robusteval:digits_cnn"
+NAMES = ["zebra", "ant", "fire truck", "cat", "dog", "egg", "fox", "gnu", "hen", "ibis"]
+
+
+def draw_folders(root: Path, names: Sequence[str]) -> Path:
+    """A folder of one grey image per class."""
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(root / name / "a.png")
+    return root
+
+
+def build_classifier(k: int = 10, names: Sequence[str] | None = None) -> Classifier:
+    classifier = Classifier(digits_cnn(num_classes=k), num_classes=k)
+    classifier.class_names = None if names is None else tuple(names)
+    return classifier
+
+
+def label_by_folder(data: Data) -> dict[str, int]:
+    source: Any = data.source
+    return {f.parent.name: int(n) for f, n in zip(source.files, source.labels, strict=True)}
+
+
+def check(data: Data, classifier: Classifier) -> Data:
+    data = match_classes(data, classifier)
+    check_labels(data, np.arange(len(data)), classifier)
+    return data
+
+
+FEWER = [NAMES[:4] + NAMES[5:], [*NAMES, "yak"]]
+
+
+@pytest.mark.parametrize("folders", FEWER, ids=["fewer", "more"])
+def test_other_number_of_class_folders_than_outputs_is_refused(
+    tmp_path: Path, folders: list[str]
+) -> None:
+    data = open_data(str(draw_folders(tmp_path, folders)), channels=1)
+
+    with pytest.raises(UsageError, match=rf"{len(folders)} class folders.*10 outputs.*--classes"):
+        check(data, build_classifier())
+
+
+def test_folder_that_lacks_a_class_is_matched_by_the_names_given(tmp_path: Path) -> None:
+    path = str(draw_folders(tmp_path, [*NAMES[:2], "Fire_Truck", *NAMES[3:9]]))
+    data = check(open_data(path, channels=1, classes=NAMES), build_classifier())
+
+    labels = label_by_folder(data)
+    assert [labels[n] for n in ("zebra", "ant", "Fire_Truck", "hen")] == [0, 1, 2, 8]
+    assert data.class_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize(("folder", "said"), [("yak", "'yak'"), ("zebras", "did you mean 'zebra'")])
+def test_folder_that_no_output_is_called_is_refused(tmp_path: Path, folder: str, said: str) -> None:
+    path = str(draw_folders(tmp_path, [*NAMES[1:], folder]))
+
+    with pytest.raises(UsageError, match=said):
+        open_data(path, channels=1, classes=NAMES)
+    with pytest.raises(UsageError, match=said):
+        check(open_data(path, channels=1), build_classifier(names=NAMES))
+
+
+def test_names_in_the_metadata_decide_even_where_the_numbers_agree(tmp_path: Path) -> None:
+    notes = {"class_names": json.dumps(NAMES)}
+    safetensors.torch.save_file(digits_cnn().state_dict(), tmp_path / "n.safetensors", notes)
+    data = open_data(str(draw_folders(tmp_path / "images", NAMES)), channels=1)
+    found = check(data, load(tmp_path / "n.safetensors", arch=ARCH))
+
+    assert label_by_folder(found) == {name: n for n, name in enumerate(NAMES)}
+
+
+def test_folders_without_a_word_of_the_metadata_are_counted(tmp_path: Path) -> None:
+    data = open_data(str(draw_folders(tmp_path, list("0123456789"))), channels=1)
+
+    assert label_by_folder(check(data, build_classifier(names=NAMES)))["7"] == 7
+
+
+def test_torchvision_names_of_imagenet_are_recognised(tmp_path: Path) -> None:
+    known = ResNet18_Weights.DEFAULT.meta["categories"]
+    folders = [known[900], "great_white_shark", "Cardigan", "cardigan"]
+    data = open_data(str(draw_folders(tmp_path, folders)), channels=1)
+    labels = label_by_folder(check(data, build_classifier(1000)))
+
+    assert [labels[n] for n in folders] == [
+        900,
+        2,
+        known.index("Cardigan"),
+        known.index("cardigan"),
+    ]
+
+
+def test_wordnet_ids_are_recognised_where_a_table_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    data = open_data(str(draw_folders(tmp_path, ["n01484850", "n01440764"])), channels=1)
+
+    labels = label_by_folder(check(data, build_classifier(1000)))
+    assert labels == {"n01484850": 2, "n01440764": 0}
+
+
+def test_wordnet_ids_work_with_a_list_of_ids(tmp_path: Path) -> None:
+    ids = [f"n{n:08}" for n in range(1000)]
+    path = str(draw_folders(tmp_path, [ids[7], ids[500]]))
+    data = check(open_data(path, channels=1, classes=ids), build_classifier(1000))
+
+    assert label_by_folder(data) == {ids[7]: 7, ids[500]: 500}
+
+
+def test_list_of_another_length_than_the_outputs_is_refused(tmp_path: Path) -> None:
+    path = str(draw_folders(tmp_path, NAMES))
+
+    with pytest.raises(UsageError, match=r"11 class names.*10 outputs"):
+        check(open_data(path, channels=1, classes=[*NAMES, "yak"]), build_classifier())
+
+
+def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'zebra' twice"):
+        open_data(str(draw_folders(tmp_path, NAMES)), channels=1, classes=[*NAMES, "zebra"])
+
+
+def test_names_for_data_without_class_folders_are_refused() -> None:
+    with pytest.raises(UsageError, match="no class folders"):
+        open_data("digits", classes=NAMES)
+
+
+@pytest.mark.parametrize("text", ["\n".join(NAMES) + "\n\n", json.dumps(NAMES)])
+def test_names_are_read_from_lines_and_from_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text, encoding="utf-8")
+
+    assert read_class_names(tmp_path / "names") == NAMES
+
+
+@pytest.mark.parametrize("raw", [b"[1, 2]", b"[", b"\xff\xfe"])
+def test_file_that_holds_no_names_is_an_error(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "names").write_bytes(raw)
+
+    with pytest.raises(UsageError, match="name"):
+        read_class_names(tmp_path / "names")
+
+
+def test_command_refuses_then_matches_and_the_report_says_so(tmp_path: Path) -> None:
+    safetensors.torch.save_file(digits_cnn().state_dict(), tmp_path / "n.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    images = draw_folders(tmp_path / "images", NAMES[:9])
+    words = ["evaluate", str(tmp_path / "n.safetensors"), "--arch", ARCH, "--data", str(images)]
+    words += ["--attack", "noise:eps=8/255", "--no-probes", "--out", str(tmp_path / "run")]
+    refused = CliRunner().invoke(cli, words)
+    done = CliRunner().invoke(cli, [*words, "--classes", str(tmp_path / "names.txt")])
+
+    assert (refused.exit_code, "--classes" in refused.stderr) == (2, True)
+    record = build_record(load_run(tmp_path / "run"))
+    assert done.exit_code in (0, 5), done.output
+    assert "by name" in dict(list_provenance(record))["labels"]
