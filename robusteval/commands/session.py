@@ -162,7 +162,7 @@ def open_images(
         resize=resize,
         classes=None if classes is None else read_class_names(classes),
     )
-    return match_classes(data, classifier)
+    return match_classes(data, classifier.num_classes, classifier.class_names)
 
 
 def needs_rts(specs: Sequence[Spec]) -> bool:

@@ -293,7 +293,7 @@ def continue_trained(
     images = open_data(
         data, split="train", download=download, channels=channels, size=size, classes=classes
     )
-    return classifier, match_classes(images, classifier)
+    return classifier, match_classes(images, classifier.num_classes, classifier.class_names)
 
 
 def describe_training(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from robusteval.datasets.checks import raise_as_unreadable
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.image_files import FileSource
 from robusteval.errors import UsageError
-
-if TYPE_CHECKING:
-    from robusteval.models.classifier import Classifier
 
 MOST_BYTES = 2**24  # of a list of names
 ADVICE = (
@@ -88,22 +84,21 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
     return replace(data, source=matched)
 
 
-def match_classes(data: Data, classifier: Classifier) -> Data:
-    """The images with labels as this network counts them, where names say how.
+def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
+    """The images with labels as a network of `k` outputs counts them, where names say how.
 
-    The names in a checkpoint's metadata are taken, then those that ImageNet's classes have; data
+    The `names` in a checkpoint's metadata are taken, then those that ImageNet's classes have; data
     that was matched before, or that has no class folders, is left as it is.
     """
     source = data.source
     if not isinstance(source, FileSource) or not source.folders or source.matching:
         return data
-    names = classifier.class_names
-    if names and len(names) == classifier.num_classes:
+    if names and len(names) == k:
         origin = "the checkpoint's metadata"
         places = _place_names(names, origin)
         if any(_find_place(places, folder) is not None for folder in source.folders):
             return match_by_names(data, names, origin)
-    if classifier.num_classes == 1000:
+    if k == 1000:
         for known, origin in _list_imagenet():
             places = _place_names(known, origin)
             if all(_find_place(places, folder) is not None for folder in source.folders):

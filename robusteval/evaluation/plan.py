@@ -126,7 +126,7 @@ def prepare_plan(
         raise UsageError(f"samples must be at least 1, not {samples}")
     index = draw(len(data), samples, seed)
     model = classifier if isinstance(classifier, Classifier) else wrap_module(classifier, data)
-    data = match_classes(data, model)
+    data = match_classes(data, model.num_classes, model.class_names)
     check_labels(data, index, model)
     check_images(data, index, model)
     left_out: dict[str, str] = {}

@@ -50,7 +50,7 @@ def label_by_folder(data: Data) -> dict[str, int]:
 
 
 def check(data: Data, classifier: Classifier) -> Data:
-    data = match_classes(data, classifier)
+    data = match_classes(data, classifier.num_classes, classifier.class_names)
     check_labels(data, np.arange(len(data)), classifier)
     return data
 
