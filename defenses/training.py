@@ -162,6 +162,7 @@ class TrainingRun:
             dist.barrier()  # all have looked before one writes
         if not begins:
             self.history = self.state.restore()
+            self.state.write_history(self.history)
             self.remove_foreign_checkpoint()
             self.best = choose_best_epoch(self.history, self.loop.settings)
             self.progress.say(f"Continuing after epoch {len(self.history)}.")

@@ -160,7 +160,13 @@ class TrainingState:
         lines = [epoch._asdict() for epoch in history]
         notes = {"config": json.dumps(self.config), "history": json.dumps(lines)}
         write_atomically(self.files.state, safetensors.torch.save(tensors, notes))
-        report = {**self.config, "epochs": lines}
+        self.write_history(history)
+
+    def write_history(self, history: Sequence[Epoch]) -> None:
+        """Write the history for people to read; a kill may have come between it and the state."""
+        if is_helper():
+            return
+        report = {**self.config, "epochs": [epoch._asdict() for epoch in history]}
         write_atomically(self.files.history, (json.dumps(report, indent=1) + "\n").encode())
 
 

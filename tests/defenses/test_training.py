@@ -20,6 +20,7 @@ from toys import Bands, synthetic
 
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
+from robusteval.defenses import training
 from robusteval.defenses.held_out import hold_out_images
 from robusteval.defenses.objectives import (
     NetworkOutput,
@@ -614,6 +615,22 @@ def test_unfinished_training_of_another_kind_is_not_continued(tmp_path: Path) ->
     with pytest.raises(UsageError, match="damaged"):
         run(out, QUICK)
     run(out, QUICK, fresh=True)
+
+
+def test_history_is_whole_where_a_kill_came_before_it_was_written(tmp_path: Path) -> None:
+    """Of the last epoch, after which no other writes it."""
+    out = tmp_path / "net.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "draw_curve", None)  # broken once all epochs are done
+        with pytest.raises(TypeError):
+            run(out, QUICK)
+    history = tmp_path / "net.history.json"
+    whole = history.read_bytes()
+    history.unlink()
+
+    run(out, QUICK)
+
+    assert history.read_bytes() == whole
 
 
 def test_two_processes_do_not_train_one_file(tmp_path: Path) -> None:
