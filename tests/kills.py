@@ -132,7 +132,7 @@ def kill_at_each_event(
         first, _ = run_child(folder, words, at)
         second, _ = run_child(folder, words)
         said = folder.with_suffix(".log").read_text()
-        refused = second == 2 and "there already" in said  # finished before the kill
+        refused = second == 2 and ": choose another --out" in said  # finished before the kill
         after = describe_files(folder)
         changed = [
             f"{name}: {'lost' if name not in after else 'litter' if name not in whole else 'other'}"
