@@ -25,7 +25,7 @@ import numpy as np
 
 KILLED = 77
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
-TIMES = ("seconds", "created", "images_per_second", "clock", "sha256")  # of files that hold times
+TIMES = ("seconds", "created", "images_per_second", "times", "sha256")  # of files that hold times
 
 
 def run_and_die(folder: Path, words: list[str], at: int, told: int) -> None:
