@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
 from robusteval.interpreters.cam import observe_head
@@ -95,6 +96,7 @@ def check_trainable(
             raise UsageError(
                 f"{arch} cannot take the images of {data.name} ({shape}): {text}"
             ) from None
+        check_folders(data, classes)
         if int(data.labels.max()) >= classes:
             raise UsageError(
                 f"{data.name} has labels up to {int(data.labels.max())}, {arch} has {classes}"

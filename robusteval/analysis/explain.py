@@ -30,6 +30,7 @@ from robusteval.analysis.sparse_noise import (
     draw_portraits,
     measure_noise,
 )
+from robusteval.datasets.class_names import check_folders, match_classes
 from robusteval.datasets.concepts import Concepts, Generated
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
@@ -126,6 +127,8 @@ def explain(
     progress = progress or Silent()
     if samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
+    data = match_classes(data, classifier.num_classes, classifier.class_names)
+    check_folders(data, classifier.num_classes)
     ready = prepare_attack(attack, classifier, data.shape)
     with raise_as_usage_error():
         regions = build_grid(*data.shape[1:], side)

@@ -29,12 +29,14 @@ ARCH = "robusteval:digits_cnn"
 NAMES = ["zebra", "ant", "fire truck", "cat", "dog", "egg", "fox", "gnu", "hen", "ibis"]
 
 
-def draw_folders(root: Path, names: Sequence[str]) -> Path:
-    """A folder of one grey image per class."""
-    pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+def draw_folders(root: Path, names: Sequence[str], n: int = 1) -> Path:
+    """A folder of `n` grey images per class."""
+    draws = np.random.default_rng(0)
     for name in names:
         (root / name).mkdir(parents=True)
-        Image.fromarray(pixels).save(root / name / "a.png")
+        for position in range(n):
+            pixels = draws.integers(0, 255, (32, 32), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{position}.png")
     return root
 
 
@@ -177,3 +179,27 @@ def test_command_refuses_then_matches_and_the_report_says_so(tmp_path: Path) -> 
     record = build_record(load_run(tmp_path / "run"))
     assert done.exit_code in (0, 5), done.output
     assert "by name" in dict(list_provenance(record))["labels"]
+
+
+COMMANDS = [
+    ["evaluate", "--attack", "noise:eps=8/255", "--no-probes"],
+    ["explain", "--samples", "2"],
+    ["train", "--epochs", "1", "--from"],
+    ["defend", "mask", "--units", "2"],
+    ["defend", "detector", "--attack", "noise:eps=8/255"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
+def test_every_command_that_opens_a_folder_refuses_shifted_labels(
+    tmp_path: Path, words: list[str]
+) -> None:
+    file, out = tmp_path / "n.safetensors", tmp_path / "out.safetensors"
+    safetensors.torch.save_file(digits_cnn().state_dict(), file)
+    images = draw_folders(tmp_path / "images", NAMES[:9], 8)
+    options = ["--arch", ARCH, "--data", str(images), "--out", str(out)]
+    refused = CliRunner().invoke(cli, [*words, str(file), *options])
+
+    assert refused.exit_code == 2
+    assert "--classes FILE" in " ".join(refused.stderr.split())
+    assert not out.exists()
