@@ -13,6 +13,7 @@ nothing and needs no torch.
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__`
@@ -69,4 +70,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    rest = (n for n, v in globals().items() if n.startswith("__") or isinstance(v, ModuleType))
+    return sorted({*rest, *__all__})

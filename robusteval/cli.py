@@ -28,9 +28,10 @@ def cli() -> None:
     Start with `robusteval evaluate demo`.
 
     \b
-    Exit codes: 0 done, 1 a gate failed, 2 asked wrongly, 3 something broke or
-    a run is incomplete (finished parts are saved), 4 checkpoint refused for
-    safety, 5 nothing evaluated or too little to decide, 130 stopped.
+    Exit codes: 0 done, 1 a gate failed, 2 a mistake in what was asked, 3
+    something broke or a run is incomplete (finished parts are saved), 4
+    checkpoint refused for safety, 5 nothing evaluated or too little to decide,
+    130 stopped.
     """
 
 

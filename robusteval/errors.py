@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class RobustevalError(Exception):
@@ -79,3 +81,40 @@ def raise_as_missing(name: str) -> Iterator[None]:
         raise UsageError(
             f"{name} needs the package {package}, which is not installed: install it"
         ) from error
+
+
+def check_argument(name: str, value: object, kinds: type | tuple[type, ...], advice: str) -> None:
+    """Refuse an argument that is something else than expected.
+
+    Parameters
+    ----------
+    name : str
+        What the argument is called.
+    value : object
+        What was given.
+    kinds : type or tuple of type
+        What it may be.
+    advice : str
+        What to give, as the end of the sentence.
+
+    Raises
+    ------
+    UsageError
+        It is nothing of this kind.
+    """
+    if not isinstance(value, kinds):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise UsageError(f"{name} cannot be {given}: {advice}")
+
+
+def check_whole(name: str, value: Any, least: int, unit: str = "") -> None:
+    """Refuse a number, or what is none, that is not whole and at least `least`; UsageError."""
+    if not hasattr(value, "__index__"):
+        raise UsageError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise UsageError(f"{name} must be at least {least}{unit and f' {unit}'}, not {value}")
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse what is no path; UsageError."""
+    check_argument(name, value, (str, os.PathLike), "give its path")

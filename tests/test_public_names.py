@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reportable import as_dict, defended, json_of
 
 import robusteval
@@ -75,6 +76,13 @@ def test_nothing_is_imported_before_it_is_asked_for(tmp_path: Path) -> None:
 def test_public_names_are_listed() -> None:
     assert set(robusteval.__all__) <= set(dir(robusteval))
     assert "__version__" in dir(robusteval)
+
+
+def test_what_is_offered_for_completion_is_public(tmp_path: Path) -> None:
+    code = "import robusteval; print([name for name in dir(robusteval) if name[0] != '_'])"
+    offered = ast.literal_eval(run_python(code, tmp_path))
+    assert [name for name in offered if name not in robusteval.__all__ and name[0].isupper()] == []
+    assert "import_module" not in offered
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -228,3 +236,145 @@ def shown(make_outcome: Callable[..., Outcome], make_run: Callable[..., Run]) ->
     """A run of two attacks of one threat."""
     one = np.arange(500) < 300
     return make_run(make_outcome(one), make_outcome(one[::-1].copy()))
+
+
+IMAGES = np.linspace(0, 1, 96, dtype=np.float32).reshape(2, 3, 4, 4)
+LABELS = np.array([0, 1])
+
+
+@pytest.fixture
+def ones_own() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (IMAGES.tolist(), LABELS.tolist()),
+        (list(IMAGES), list(LABELS)),
+        (torch.tensor(IMAGES, requires_grad=True), torch.tensor(LABELS)),
+    ],
+)
+def test_images_in_memory_may_be_lists_and_tensors(images: Any, labels: Any) -> None:
+    batch = robusteval.from_arrays(images, labels).batch([0, 1])
+    assert torch.equal(batch.x, torch.from_numpy(IMAGES))
+    assert batch.y.tolist() == [0, 1]
+
+
+def test_pillow_images_in_memory_are_images() -> None:
+    grey = [Image.new("L", (4, 5), value) for value in (3, 255)]
+    assert robusteval.from_arrays(grey, LABELS).shape == (1, 5, 4)
+
+
+def test_data_is_opened_by_a_path_as_well(tmp_path: Path) -> None:
+    np.savez(tmp_path / "val.npz", x=IMAGES, y=LABELS)
+    assert len(robusteval.open_data(tmp_path / "val.npz")) == 2
+
+
+def test_a_module_of_ones_own_is_explained(ones_own: torch.nn.Module) -> None:
+    data = robusteval.from_arrays(IMAGES, ones_own(torch.from_numpy(IMAGES)).argmax(1))
+    found = robusteval.explain(ones_own, data, "noise", samples=1)
+    assert found.record["samples"]["attacked"] == 1
+
+
+MISTAKES: dict[str, tuple[Callable[[torch.nn.Module, Any], Any], str]] = {
+    "no images": (lambda _, __: robusteval.from_arrays(None, LABELS), "has the shape"),
+    "no labels": (lambda _, __: robusteval.from_arrays(IMAGES, None), "give one each"),
+    "uneven images": (
+        lambda _, __: robusteval.from_arrays([IMAGES[0], IMAGES[0, :, 1:]], LABELS),
+        "give images of one shape",
+    ),
+    "open an array": (lambda _, __: robusteval.open_data(IMAGES), "robusteval.from_arrays"),  # type: ignore[arg-type]
+    "a list of images": (
+        lambda _, __: robusteval.from_dataset(list(IMAGES)),
+        "give each image with its label",
+    ),
+    "images without labels": (
+        lambda _, __: robusteval.from_dataset([(IMAGES[0],)]),
+        "tuple of length 1, not a pair",
+    ),
+    "a size in words": (
+        lambda _, __: robusteval.from_dataset([(IMAGES[0], 0)], size="8"),  # type: ignore[arg-type]
+        "--size must be a whole number, not '8'",
+    ),
+    "load nothing": (lambda _, __: robusteval.load(None), "give its path"),  # type: ignore[arg-type]
+    "load into a network": (
+        lambda net, _: robusteval.load("net.pth", arch=net),  # type: ignore[arg-type]
+        "arch cannot be Sequential: name it",
+    ),
+    "load into a class": (
+        lambda _, __: robusteval.load("net.pth", arch=torch.nn.Linear),  # type: ignore[arg-type]
+        "arch cannot be the class Linear: name it",
+    ),
+    "evaluate a path": (
+        lambda _, data: robusteval.evaluate("net.pth", data, ["noise"]),  # type: ignore[arg-type]
+        "give an nn.Module, or what robusteval.load makes of a file",
+    ),
+    "evaluate on a path": (
+        lambda net, _: robusteval.evaluate(net, "val.npz", ["noise"]),  # type: ignore[arg-type]
+        "open a name or path with robusteval.open_data",
+    ),
+    "one attack": (
+        lambda net, data: robusteval.evaluate(net, data, "noise"),
+        "attacks cannot be str: give a list",
+    ),
+    "no attack": (
+        lambda net, data: robusteval.evaluate(net, data, None),  # type: ignore[arg-type]
+        "attacks cannot be NoneType: give a list",
+    ),
+    "an attack in numbers": (
+        lambda net, data: robusteval.evaluate(net, data, [3]),  # type: ignore[list-item]
+        "one of the attacks cannot be int",
+    ),
+    "one interpreter": (
+        lambda net, data: robusteval.evaluate(net, data, ["noise"], interpreters="cam"),
+        "interpreters cannot be str: give a list",
+    ),
+    "a module as a defense": (
+        lambda net, data: robusteval.evaluate(net, data, ["noise"], defenses=[net]),  # type: ignore[list-item]
+        "one of the defenses cannot be Sequential",
+    ),
+    "samples in words": (
+        lambda net, data: robusteval.evaluate(net, data, ["noise"], samples="3"),  # type: ignore[arg-type]
+        "samples must be a whole number, not '3'",
+    ),
+    "a negative seed": (
+        lambda net, data: robusteval.evaluate(net, data, ["noise"], seed=-3),
+        "seed must be at least 0, not -3",
+    ),
+    "out in numbers": (
+        lambda net, data: robusteval.evaluate(net, data, ["noise"], out=3),  # type: ignore[arg-type]
+        "out cannot be int: give its path",
+    ),
+    "explain several attacks": (
+        lambda net, data: robusteval.explain(net, data, ["noise"]),  # type: ignore[arg-type]
+        "attack cannot be list: name one",
+    ),
+    "explain nothing": (
+        lambda net, _: robusteval.explain(net, None, "noise"),  # type: ignore[arg-type]
+        "data cannot be NoneType: open",
+    ),
+    "no run": (lambda _, __: robusteval.load_run(None), "give its path"),  # type: ignore[arg-type]
+    "the accuracy of a run": (
+        lambda _, __: robusteval.robust_accuracy(None),  # type: ignore[arg-type]
+        "give one of run.attacks",
+    ),
+    "a module for ART": (
+        lambda net, _: robusteval.as_estimator(net, input_shape=(3, 4, 4)),  # type: ignore[arg-type]
+        "robusteval.Classifier\\(module, num_classes=10\\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_that_says_what_to_do(
+    mistake: str, ones_own: torch.nn.Module
+) -> None:
+    make, sentence = MISTAKES[mistake]
+    with pytest.raises(UsageError, match=sentence):
+        make(ones_own, robusteval.from_arrays(IMAGES, LABELS))
+
+
+def test_a_report_without_a_place_is_one_sentence(shown: Run) -> None:
+    with pytest.raises(UsageError, match="give its path"):
+        shown.report(None)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.analysis.case import Case, Work, build_case
 from robusteval.analysis.dissection import measure_units
@@ -33,11 +33,12 @@ from robusteval.analysis.sparse_noise import (
 from robusteval.datasets.class_names import check_folders, match_classes
 from robusteval.datasets.concepts import Concepts, Generated
 from robusteval.datasets.dataset import Data
-from robusteval.errors import UsageError
-from robusteval.evaluation.plan import prepare_attack
+from robusteval.errors import UsageError, check_argument
+from robusteval.evaluation.plan import check_draw, prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus
 from robusteval.interpreters.scaling import resize
+from robusteval.models.admission import check_data, wrap_module
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.environment import describe_environment
 from robusteval.models.failures import raise_as_usage_error
@@ -74,7 +75,7 @@ class Explanation:
 
 
 def explain(
-    classifier: Classifier,
+    classifier: nn.Module,
     data: Data,
     attack: str | Spec,
     *,
@@ -91,8 +92,9 @@ def explain(
 
     Parameters
     ----------
-    classifier : Classifier
-        What is attacked; it comes out as it went in.
+    classifier : nn.Module
+        What is attacked; a `Classifier`, or any module, which is then wrapped. It comes out as it
+        went in.
     data : Data
         Where the images come from.
     attack : str or Spec
@@ -125,8 +127,11 @@ def explain(
         If the network or the attack broke.
     """
     progress = progress or Silent()
-    if samples < 1:
-        raise UsageError(f"samples must be at least 1, not {samples}")
+    check_data(data)
+    check_draw(samples, seed)
+    check_argument("attack", attack, (str, Spec), 'name one, such as "pgd:eps=8/255"')
+    if not isinstance(classifier, Classifier):
+        classifier = wrap_module(classifier, data)
     data = match_classes(data, classifier.num_classes, classifier.class_names)
     check_folders(data, classifier.num_classes)
     ready = prepare_attack(attack, classifier, data.shape)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from robusteval.datasets.dataset import image_id
-from robusteval.errors import UsageError
+from robusteval.errors import UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import PROTOCOL, explain_unknown
@@ -415,8 +415,15 @@ class Float32Classifier(PyTorchClassifier):  # type: ignore[misc]
 def as_estimator(classifier: Classifier, *, input_shape: tuple[int, int, int]) -> PyTorchClassifier:
     """The classifier for handing to ART; shares its network.
 
-    UsageError if it is on a device that ART does not know.
+    UsageError if it is no classifier, or on a device that ART does not know.
     """
+    check_argument(
+        "the classifier",
+        classifier,
+        Classifier,
+        "load it with robusteval.load, or make it one of your module with"
+        " robusteval.Classifier(module, num_classes=10)",
+    )
     if classifier.device.type not in ("cpu", "cuda"):
         raise UsageError(f"ART runs on cpu and cuda only, not on {classifier.device.type}")
     with select_device(classifier.device):

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from robusteval.datasets.checks import (
     arrange_nchw,
     check_values,
     convert_labels,
+    convert_to_array,
+    raise_as_unreadable,
 )
 from robusteval.datasets.dataset import ArraySource, Data
 from robusteval.errors import NothingEvaluated
 
 
 def from_arrays(
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Any,
+    labels: Any,
     *,
     name: str = "arrays",
-    class_names: tuple[str, ...] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Data:
     """Images and labels in memory as data, checked as those of a file are.
 
     Parameters
     ----------
-    images : ndarray
-        ``(n, c, h, w)``, ``(n, h, w, c)`` or ``(n, h, w)``; uint8, or floats in [0, 1].
-    labels : ndarray
+    images : array_like
+        An array, a tensor, or a list of arrays or Pillow images of one shape; ``(n, c, h, w)``,
+        ``(n, h, w, c)`` or ``(n, h, w)``; uint8, or floats in [0, 1].
+    labels : array_like
         ``(n,)`` whole numbers from 0 up.
     name : str
         What reports call it.
-    class_names : tuple of str, optional
+    class_names : sequence of str, optional
         What classes are called.
 
     Raises
@@ -40,7 +46,10 @@ def from_arrays(
     NothingEvaluated
         There are no images.
     """
-    source = build_array_source(name, images, labels, class_names)
+    with raise_as_unreadable(name, "give images of one shape, and a number for each as its label"):
+        images, labels = convert_to_array(images), convert_to_array(labels)
+    names = None if class_names is None else tuple(class_names)
+    source = build_array_source(name, images, labels, names)
     c, h, w = source.image(0).shape
     return Data(source, (c, h, w))
 

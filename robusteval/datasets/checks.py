@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,6 +111,14 @@ def convert_labels(name: str, labels: np.ndarray, n: int) -> np.ndarray:
     if not np.array_equal(indices, labels) or indices.min() < 0:
         raise UsageError(f"{name} has labels that are not whole numbers from 0 up: mend them")
     return indices
+
+
+def convert_to_array(value: Any) -> np.ndarray:
+    """A tensor, array, list or number as an array on the processor."""
+    if callable(detach := getattr(value, "detach", None)):
+        value = detach().cpu()
+    array: np.ndarray = np.asarray(value)
+    return array
 
 
 @contextmanager

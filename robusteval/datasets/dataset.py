@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from robusteval.datasets.images import resize_image
-from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.errors import NothingEvaluated, UsageError, check_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,8 +236,9 @@ def check_shape_options(channels: int | None, size: int | None, resize: int | No
     """Refuse options that no images could meet; see `build_data`."""
     if channels not in (None, 1, 3):
         raise UsageError(f"the model takes {channels} channels: only images of 1 or 3 can be read")
-    if size is not None and size < 1:
-        raise UsageError(f"--size must be at least 1 pixel, not {size}")
+    for name, pixels in (("--size", size), ("--resize", resize)):
+        if pixels is not None:
+            check_whole(name, pixels, 1, "pixel")
     if resize is not None and (size is None or resize < size):
         raise UsageError("--resize needs --size, and cannot be smaller than it")
 

@@ -12,6 +12,7 @@ from robusteval.datasets.checks import (
     arrange_nchw,
     check_values,
     convert_labels,
+    convert_to_array,
     raise_as_unreadable,
 )
 from robusteval.datasets.dataset import ArraySource, Data, build_data, check_shape_options
@@ -139,7 +140,13 @@ class DatasetImages:
         with raise_as_unreadable(where, "mend the data set or its transform"):
             item = self.dataset[index]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise UsageError(f"{where} is {type(item).__name__}, not a pair (image, label)")
+            parts = type(item).__name__
+            if isinstance(item, tuple | list):
+                parts += f" of length {len(item)}"
+            raise UsageError(
+                f"{where} is {parts}, not a pair (image, label): give each image with its label, or"
+                " all of them as robusteval.from_arrays(images, labels)"
+            )
         with raise_as_unreadable(where, "give a Pillow image, a tensor or an array"):
             pixels = convert_image(where, item[0], self.channels)
         with raise_as_unreadable(where, "give a label that is a number"):
@@ -165,14 +172,6 @@ def convert_image(where: str, image: Any, channels: int | None) -> np.ndarray:
 def count_channels(image: Image.Image) -> int:
     """Channels of a Pillow image as it is: 1 of grey and black and white, otherwise 3."""
     return 1 if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else 3
-
-
-def convert_to_array(value: Any) -> np.ndarray:
-    """A tensor, array or number as an array on the processor."""
-    if callable(detach := getattr(value, "detach", None)):
-        value = detach().cpu()
-    array: np.ndarray = np.asarray(value)
-    return array
 
 
 def find_labels(dataset: Any) -> np.ndarray:

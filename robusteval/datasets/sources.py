@@ -18,7 +18,7 @@ import numpy as np
 from robusteval.datasets.checks import raise_as_unreadable
 from robusteval.datasets.class_names import match_by_names
 from robusteval.datasets.dataset import ArraySource, Data, Source, build_data, check_shape_options
-from robusteval.errors import UsageError
+from robusteval.errors import UsageError, check_argument
 from robusteval.registry import DATA_SOURCES, Entry
 
 SPLITS = ("test", "train")
@@ -38,7 +38,7 @@ ORDER = (
 
 
 def open_data(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     split: str = "test",
     download: bool = False,
@@ -55,8 +55,8 @@ def open_data(
 
     Parameters
     ----------
-    spec : str
-        One of the forms that `list_kinds` gives.
+    spec : str or path
+        One of the forms that `list_kinds` gives, such as ``digits`` or a file or folder.
     split : {"test", "train"}
         Part of a data set that has parts; ignored by those that have none.
     download : bool
@@ -84,9 +84,16 @@ def open_data(
     """
     if split not in SPLITS:
         raise UsageError(f"there is no split '{split}': choose test or train")
+    check_argument(
+        "data",
+        spec,
+        (str, os.PathLike),
+        "give a name or a path; what is in memory is opened by robusteval.from_arrays or, a torch"
+        " data set, by robusteval.from_dataset",
+    )
     check_shape_options(channels, size, resize)
     options = {"split": split, "download": download, "channels": channels or 3}
-    source = _open_source(spec, options)
+    source = _open_source(os.fspath(spec), options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
     data = build_data(source, channels=channels, size=size, resize=resize, even=even)
     return data if classes is None else match_by_names(data, list(classes), "the class names given")

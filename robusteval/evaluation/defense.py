@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -96,6 +96,7 @@ class WithDetector(Classifier):
         return self._answers
 
 
+@runtime_checkable
 class Defense(Protocol):
     """A defense that is ready to be attacked, as the evaluation sees it.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from robusteval.datasets.dataset import Data
-from robusteval.errors import Interrupted, RobustevalError, UsageError
+from robusteval.errors import Interrupted, RobustevalError, UsageError, check_path
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
@@ -72,9 +72,8 @@ def evaluate(
         attack, see `robusteval.evaluation.map_changes`.
     defenses : sequence of str, Spec or Defense
         Such as ``"detector:file=FILE"`` or the file itself; see `robusteval.evaluation.defense`.
-        Each attack
-        is judged behind each of them as well, where it knows nothing of the defense, and run
-        against it where it does.
+        Each attack is judged behind each of them as well, where it knows nothing of the defense,
+        and run against it where it does.
     progress : Progress, optional
         Where to say how far it is.
 
@@ -91,6 +90,8 @@ def evaluate(
         If something broke; what was finished is kept in `out`.
     """
     progress = progress or Silent()
+    if out is not None:
+        check_path("out", out)
     plan = prepare_plan(
         classifier,
         data,

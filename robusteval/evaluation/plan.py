@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
-from robusteval.errors import UsageError
+from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.admission import check_images, check_labels, wrap_module
+from robusteval.models.admission import check_data, check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import list_versions
 from robusteval.models.failures import raise_as_usage_error
@@ -122,8 +122,11 @@ def prepare_plan(
     network cannot have them.
     """
     progress = progress or Silent()
-    if samples is not None and samples < 1:
-        raise UsageError(f"samples must be at least 1, not {samples}")
+    check_data(data)
+    check_draw(samples, seed)
+    attacks = list_specs("attacks", attacks, '["pgd:eps=8/255"]')
+    interpreters = list_specs("interpreters", interpreters, '["cam"]')
+    defenses = list_specs("defenses", defenses, '["detector.safetensors"]', Defense)
     index = draw(len(data), samples, seed)
     model = classifier if isinstance(classifier, Classifier) else wrap_module(classifier, data)
     data = match_classes(data, model.num_classes, model.class_names)
@@ -196,6 +199,24 @@ def prepare_plan(
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]
     return plan
+
+
+def check_draw(samples: int | None, seed: int) -> None:
+    """Refuse numbers that decide no draw; UsageError."""
+    if samples is not None:
+        check_whole("samples", samples, 1)
+    check_whole("seed", seed, 0)
+
+
+def list_specs(name: str, given: Sequence[T], example: str, *others: type) -> list[T]:
+    """What was asked for of one kind as a list; UsageError if it is none, or holds other things."""
+    advice = f"give a list such as {example}"
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UsageError(f"{name} cannot be {type(given).__name__}: {advice}")
+    asked = list(given)
+    for each in asked:
+        check_argument(f"one of the {name}", each, (str, Spec, *others), advice)
+    return asked
 
 
 def check_defenses(ready: Sequence[Defense], data: Data, index: Positions) -> None:

@@ -10,19 +10,40 @@ from torch import Tensor, nn
 
 from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data, Positions
-from robusteval.errors import RunError, UsageError
+from robusteval.errors import RunError, UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error
 
 
 def wrap_module(module: nn.Module, data: Data) -> Classifier:
-    """A user's module as a classifier that knows its number of classes."""
+    """A user's module as a classifier that knows its number of classes.
+
+    UsageError if it is no module, or no classifier.
+    """
+    check_argument(
+        "the classifier",
+        module,
+        nn.Module,
+        "give an nn.Module, or what robusteval.load makes of a file",
+    )
+    check_data(data)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with frozen(module), torch.no_grad(), raise_as_run_error("the network cannot take the images"):
         logits = module(data.batch([0]).x.to(device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UsageError("the model must return one tensor of logits (n, k)")
     return Classifier(module, num_classes=logits.shape[1]).to(device)
+
+
+def check_data(data: object) -> None:
+    """Refuse what is no `Data`; UsageError."""
+    check_argument(
+        "data",
+        data,
+        Data,
+        "open a name or path with robusteval.open_data, arrays with robusteval.from_arrays, a torch"
+        " data set with robusteval.from_dataset",
+    )
 
 
 def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.errors import UsageError
+from robusteval.errors import UsageError, check_argument, check_path
 from robusteval.models.architecture import (
     ARCH_FORMS,
     Built,
@@ -95,6 +95,14 @@ def load(
     Refused
         The file could not be opened without running code that is in it.
     """
+    check_path("a checkpoint", path)
+    check_argument(
+        "arch",
+        arch,
+        (str, type(None)),
+        'name it, such as "net.py:Net"; a network that is built already needs no load: give it to'
+        " robusteval.evaluate as it is",
+    )
     path = Path(path)
     target = pick_device(str(device))
     raw = read_checkpoint_file(path)

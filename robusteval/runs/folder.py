@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from filelock import Timeout
 
-from robusteval.errors import RunError, UsageError
+from robusteval.errors import RunError, UsageError, check_path
 from robusteval.runs.storage import (
     PartFolder,
     differences,
@@ -297,6 +297,7 @@ def load_run(folder: Path | str) -> Run:
 
     UsageError if there is none; RunError if a cell is missing or was changed.
     """
+    check_path("the folder of a run", folder)
     folder = Path(folder)
     if folder.name == "run.json":
         folder = folder.parent

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robusteval.errors import check_argument
 from robusteval.runs.statistics import Difference, Rate, mean, median, paired_difference
 from robusteval.runs.types import Defended, Flags, Outcome, Threat
 
@@ -82,7 +83,11 @@ def rate(mask: Flags) -> Rate:
 
 
 def robust_accuracy(outcome: Outcome, pred: str = "pred_adv") -> Rate:
-    """Images right at first and still after the attack, of all images of the cell."""
+    """Images right at first and still after the attack, of all images of the cell.
+
+    UsageError for what is no outcome.
+    """
+    check_argument("an outcome", outcome, Outcome, "give one of run.attacks")
     return worst_case([outcome], pred)
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robusteval.errors import check_path
+
 Values = np.ndarray[Any, Any]
 Columns = dict[str, Values]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -294,6 +296,7 @@ class Run:
         RunError
             If the file cannot be written.
         """
+        check_path("a report", path)
         open_report("rendering").write_report(self, Path(path))
 
     def to_record(self) -> dict[str, Any]:
