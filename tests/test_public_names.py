@@ -274,7 +274,7 @@ def test_data_is_opened_by_a_path_as_well(tmp_path: Path) -> None:
 def test_a_module_of_ones_own_is_explained(ones_own: torch.nn.Module) -> None:
     data = robusteval.from_arrays(IMAGES, ones_own(torch.from_numpy(IMAGES)).argmax(1))
     found = robusteval.explain(ones_own, data, "noise", samples=1)
-    assert found.record["samples"]["attacked"] == 1
+    assert found.record.samples.attacked == 1
 
 
 MISTAKES: dict[str, tuple[Callable[[torch.nn.Module, Any], Any], str]] = {
