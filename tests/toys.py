@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,18 @@ from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
+
+
+def late(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of a module that is imported when it is called for the first time.
+
+    Attacks bring their ART classes: tests that are only collected need not wait for ART.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    return call
 
 
 def asked(name: str, **wanted: Any) -> dict[str, Any]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
+from toys import late
 
 import robusteval.attacks.advedge as attack_module
-from robusteval.attacks.advedge import advedge
 from robusteval.attacks.dual_objective import (
     TrackedMask,
     choose_classes,
     smoothed_cross_entropy,
 )
 from robusteval.attacks.dual_plan import RELEASED, choose_recipe
-from robusteval.attacks.pgd import pgd
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import (
     Interpreter,
@@ -35,6 +34,13 @@ from robusteval.models.classifier import Classifier, count_passes, frozen, predi
 from robusteval.models.demo import demo
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.edges import sobel, weigh_edges
+
+if TYPE_CHECKING:
+    from robusteval.attacks.advedge import advedge
+    from robusteval.attacks.pgd import pgd
+else:
+    advedge = late("robusteval.attacks.advedge", "advedge")
+    pgd = late("robusteval.attacks.pgd", "pgd")
 
 SEARCHES = ("pgd", "cw", "stadv")
 VARIANTS = ("adv2", "advedge", "advedge_plus")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Linear
+from toys import Linear, late
 
-from robusteval.attacks.isi import PATIENCE, isi, rank_values
 from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import count_changes
+
+if TYPE_CHECKING:
+    from robusteval.attacks.isi import isi, rank_values
+else:
+    isi = late("robusteval.attacks.isi", "isi")
+    rank_values = late("robusteval.attacks.isi", "rank_values")
 
 GREEDY: dict[str, Any] = {"values": 1, "undo": False, "prune": False}
 
@@ -284,6 +289,8 @@ def test_a_step_that_did_not_help_is_taken_back() -> None:
 
 def test_after_some_steps_taken_back_one_stays() -> None:
     """Or the search would end in a dead end."""
+    from robusteval.attacks.isi import PATIENCE
+
     x = torch.full((1, 1, 3, 4), 0.5)
 
     changed = [

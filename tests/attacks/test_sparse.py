@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
-from toys import Linear
+from toys import Linear, late
 
-from robusteval.art.to_art import AsSeen
-from robusteval.attacks import sigma_zero as sigma_zero_module
-from robusteval.attacks.sigma_zero import differentiate_count, sigma_zero
-from robusteval.attacks.sparse import Sparse, sparse
 from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import count_changes
+
+if TYPE_CHECKING:
+    from robusteval.attacks.sigma_zero import differentiate_count, sigma_zero
+    from robusteval.attacks.sparse import sparse
+else:
+    differentiate_count = late("robusteval.attacks.sigma_zero", "differentiate_count")
+    sigma_zero = late("robusteval.attacks.sigma_zero", "sigma_zero")
+    sparse = late("robusteval.attacks.sparse", "sparse")
 
 SPECS = ("sigma_zero", "sparse", "sparse:variant=paper")
 UNIT, TAU, STEP = 6 / 255, 0.45, 1000.0  # as published
@@ -354,7 +357,7 @@ def test_the_threshold_has_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
     y = labels_of(model, x)
 
     moving = sigma_zero(model, x, y)
-    monkeypatch.setattr(sigma_zero_module, "PACE", 0.0)
+    monkeypatch.setattr("robusteval.attacks.sigma_zero.PACE", 0.0)
     frozen = sigma_zero(model, x, y)
 
     assert labels_of(model, moving).ne(y).all()
@@ -571,6 +574,11 @@ def test_the_published_search_depends_on_the_seed(bands: Classifier) -> None:
 
 def test_dropout_is_off_while_the_attack_searches(bands: Classifier) -> None:
     """The authors' demonstration leaves it on, so a success may be one of a single draw."""
+    from art.estimators.classification import PyTorchClassifier
+
+    from robusteval.art.to_art import AsSeen
+    from robusteval.attacks.sparse import Sparse
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(copy.deepcopy(bands), nn.Dropout(0.5)).train()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
-from toys import Linear
+from toys import Linear, late
 
-from robusteval.attacks.pgd import pgd
 from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Count, count_changes, find_cheapest, prune, round_changes
+
+if TYPE_CHECKING:
+    from robusteval.attacks.pgd import pgd
+else:
+    pgd = late("robusteval.attacks.pgd", "pgd")
 
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
