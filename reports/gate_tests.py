@@ -70,7 +70,7 @@ class ShareEvidence(NamedTuple):
             return Conclusion("inconclusive", reason)
         shown = format_rate(build_rate(rate))
         seen = f"{self.what} {shown} of {rate.n:,}"
-        numbers = (rate.value, *rate.interval, p)
+        numbers = (rate.value, rate.interval.low, rate.interval.high, p)
         if rate.interval.low >= self.floor:
             reason = f"{seen}: the interval lies at or above {floor}."
             return Conclusion("passed", reason, *numbers)

@@ -70,7 +70,7 @@ class FormatOption(Option):
         return self._help.replace("FORMATS", f"{', '.join(names)} or {last}")
 
     @help.setter
-    def help(self, text: str) -> None:
+    def help(self, text: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._help = text
 
 

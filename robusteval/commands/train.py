@@ -98,7 +98,7 @@ class TrainCommand(Command):
         return self._all
 
     @params.setter
-    def params(self, own: list[click.Parameter]) -> None:
+    def params(self, own: list[click.Parameter]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._own = own
 
 

@@ -115,7 +115,8 @@ def convert_labels(name: str, labels: np.ndarray, n: int) -> np.ndarray:
 
 def convert_to_array(value: Any) -> np.ndarray:
     """A tensor, array, list or number as an array on the processor."""
-    if callable(detach := getattr(value, "detach", None)):
+    detach: Any = getattr(value, "detach", None)
+    if detach is not None:
         value = detach().cpu()
     array: np.ndarray = np.asarray(value)
     return array

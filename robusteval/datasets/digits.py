@@ -23,4 +23,6 @@ def open_digits(split: str) -> ArraySource:
     levels = np.rint(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.stack([resize_plane(plane, 32, 32) for plane in levels])
     name = "digits (held out)" if split == "test" else "digits (train)"
-    return ArraySource(name, images[:, None], labels[chosen].astype(np.int64), tuple("0123456789"))
+    return ArraySource(
+        name, images[:, None], np.asarray(labels)[chosen].astype(np.int64), tuple("0123456789")
+    )

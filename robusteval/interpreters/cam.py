@@ -389,9 +389,9 @@ class CallRecorder(TorchFunctionMode):
         if not torch.is_grad_enabled() or args[0].requires_grad:
             return None
         # something must ask for derivatives; a copy, as a network may change its input in place
-        self._image = args[0].detach().requires_grad_().clone()
-        self._origin = self._image.grad_fn
-        return (self._image, *args[1:])
+        image = args[0].detach().requires_grad_().clone()
+        self._image, self._origin = image, image.grad_fn
+        return (image, *args[1:])
 
     def _end(self, _module: nn.Module, _args: Any, logits: Tensor) -> None:
         if self.layer is not None and self._features is None:

@@ -38,7 +38,7 @@ class Layouts:
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         """Take note of a function that was called."""
         sources = [t for t in list_tensors((args, kwargs)) if t.ndim == 4]
-        layouts = {known for t in sources if (known := self.find(t)) is not None}
+        layouts: set[Layout] = {known for t in sources if (known := self.find(t)) is not None}
         for made in list_tensors(output):
             if made.ndim != 4:
                 continue

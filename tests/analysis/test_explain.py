@@ -115,8 +115,8 @@ def test_a_call_after_a_stop_goes_on_from_there_and_finds_the_same(
     stops = [True]
 
     class Stopping(Silent):
-        def begin(self, title: str, total: int) -> None:
-            if title == "Drawing maps" and stops:
+        def begin(self, what: str, total: int) -> None:
+            if what == "Drawing maps" and stops:
                 raise KeyboardInterrupt
 
     def explain_some(cache: WorkCache | None) -> ExplanationRecord:

@@ -469,8 +469,11 @@ def test_estimators_of_other_data_are_refused_by_every_class(
 class Certain(PyTorchClassifier):  # type: ignore[misc]
     """Answers with the classes of its network, hard."""
 
-    def predict(self, x: Array, **kwargs: Any) -> Array:
-        return np.asarray(np.eye(3, dtype=np.float32)[super().predict(x, **kwargs).argmax(1)])
+    def predict(
+        self, x: Array, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> Array:
+        logits = super().predict(x, batch_size, training_mode, **kwargs)
+        return np.asarray(np.eye(3, dtype=np.float32)[logits.argmax(1)])
 
 
 class Told(PyTorchClassifier):  # type: ignore[misc]
@@ -478,16 +481,20 @@ class Told(PyTorchClassifier):  # type: ignore[misc]
 
     asked = 0
 
-    def predict(self, x: Array, **kwargs: Any) -> Array:
+    def predict(
+        self, x: Array, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> Array:
         self.asked += 1
-        return np.asarray(super().predict(x, **kwargs))
+        return np.asarray(super().predict(x, batch_size, training_mode, **kwargs))
 
 
 class Unlike(Told):
     """Answers otherwise where an image is dark."""
 
-    def predict(self, x: Array, **kwargs: Any) -> Array:
-        logits = super().predict(x, **kwargs)
+    def predict(
+        self, x: Array, batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> Array:
+        logits = super().predict(x, batch_size, training_mode, **kwargs)
         return np.asarray(logits * np.where(x.mean((1, 2, 3)) < 0.1, -1, 1)[:, None])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,10 +381,12 @@ def test_anything_of_the_form_is_a_defense(bands: Classifier, data: Data, npz: P
         spec = Spec("mine", {})
         model = bands
         detector = None
-        identity: ClassVar[dict[str, Any]] = {"is": "mine"}
         forwards = 3.0
         seen = data.batch(range(2)).ids
-        facts: ClassVar[dict[str, Any]] = {"forwards": 3.0}
+
+        def __init__(self) -> None:
+            self.identity: dict[str, Any] = {"is": "mine"}
+            self.facts: dict[str, Any] = {"forwards": 3.0}
 
     run = evaluate(bands, data, [NOISE], defenses=[Mine()], probes=False)
 

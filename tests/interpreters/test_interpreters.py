@@ -482,7 +482,8 @@ def test_guided_backprop_is_that_of_captum_on_relu_and_guides_relu6_too() -> Non
         "captum.attr", exc_type=ImportError, reason="captum is not installed"
     )
     network, six = seeded(lambda: Stepped(nn.ReLU)), seeded(lambda: Stepped(nn.ReLU6))
-    network(X), six(X)
+    network(X)
+    six(X)
     six.load_state_dict(network.state_dict())  # activations stay far below 6
 
     with warnings.catch_warnings():
