@@ -179,7 +179,8 @@ def claim_identity(facts: Mapping[str, Any], network: nn.Module) -> dict[str, An
 def derive_identity(classifier: Classifier, **facts: Any) -> dict[str, Any]:
     """Identity of a model that is made from a classifier, with facts of its own in addition."""
     known = classifier.identity
-    sha256 = known.pop("sha256", None)
+    # one without a hash may itself be made from another, which stays the origin of both
+    sha256 = known.pop("sha256", known.get(MADE_FROM))
     return {**known, MADE_FROM: sha256 and str(sha256), **facts}
 
 

@@ -130,6 +130,7 @@ def test_a_model_made_from_one_that_was_made_is_told_apart(parent: Classifier) -
 
     assert hash_model(squeezed(once)) != hash_model(once)
     assert squeezed(once).identity[MADE_FROM] == "of a file"
+    assert once.derive(once.network, again=True).identity[MADE_FROM] == "of a file"
 
 
 def test_a_detector_alone_changes_no_answers(parent: Classifier) -> None:
