@@ -88,13 +88,13 @@ def push(model, x, y, *, way: Way = "up", away: Away | None = None, far: elsewhe
     """Push."""
     return way
 
-@REPORT_FORMATS.add("latex", suffix=".tex")
-def render_latex(records):
-    """A table for LaTeX."""
+@REPORT_FORMATS.add("leaflet", suffix=".leaf")
+def render_leaflet(records):
+    """A table on a leaflet."""
     return ""
 
-@DATA_SOURCES.add("parquet", suffix=(".parquet", ".pq"), written="FILE.parquet")
-def open_parquet(path, *, column: Away = "b"):
+@DATA_SOURCES.add("punched", suffix=(".punched", ".pc"), written="FILE.punched")
+def open_punched(path, *, column: Away = "b"):
     """Images in a column of a Parquet file."""
 '''
 
@@ -145,13 +145,13 @@ def test_names_of_types_are_followed_in_source() -> None:
 @pytest.mark.usefixtures("brought")
 def test_one_module_may_bring_several_kinds() -> None:
     """Each registry takes what is decorated for it, and what it has to know of that."""
-    latex, parquet = REPORT_FORMATS.entry("latex"), DATA_SOURCES.entry("parquet")
+    leaflet, punched = REPORT_FORMATS.entry("leaflet"), DATA_SOURCES.entry("punched")
 
-    assert (latex.summary, latex.suffixes) == ("A table for LaTeX.", (".tex",))
-    assert (parquet.suffixes, parquet.written) == ((".parquet", ".pq"), "FILE.parquet")
-    assert DATA_SOURCES.find_suffix(".PQ") == parquet
-    assert DATA_SOURCES.find_suffix(".tex") is None
-    assert not {"push", "parquet"} & set(REPORT_FORMATS.entries)
+    assert (leaflet.summary, leaflet.suffixes) == ("A table on a leaflet.", (".leaf",))
+    assert (punched.suffixes, punched.written) == ((".punched", ".pc"), "FILE.punched")
+    assert DATA_SOURCES.find_suffix(".PC") == punched
+    assert DATA_SOURCES.find_suffix(".leaf") is None
+    assert not {"push", "punched"} & set(REPORT_FORMATS.entries)
     assert "bringing" not in sys.modules
 
 
