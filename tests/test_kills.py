@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from toys import synthetic
+from toys import save_colour_cnn, synthetic
 
 from robusteval.datasets.sources import open_data
 from robusteval.evaluation.evaluate import evaluate
-from robusteval.models import checkpoint, networks
 from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import load_pictures, load_run
 
@@ -31,29 +29,8 @@ QUICK = f"evaluate net.safetensors {IMAGES} --no-probes --out run"
 def desk(tmp_path: Path) -> Path:
     """A folder with two networks that differ a little, and images."""
     folder = tmp_path / "desk"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = networks.small_cnn(3, channels=3)
-    x, y = synthetic(600, seed=0)
-    images = torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous()
-    optimiser = torch.optim.Adam(network.parameters(), 0.003)
-    for step in range(60):
-        rows = torch.arange(step * 50, step * 50 + 50) % 600
-        logits = network((images[rows] - 0.5) / 0.25)
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y)[rows])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        if step in (50, 59):
-            checkpoint.save(
-                folder / ("net.safetensors" if step == 59 else "other.safetensors"),
-                network.state_dict(),
-                arch="robusteval:small_cnn_rgb",
-                num_classes=3,
-                input_shape=(3, 12, 12),
-                mean=[0.5] * 3,
-                std=[0.25] * 3,
-            )
+    save_colour_cnn(folder / "net.safetensors", steps=60)
+    save_colour_cnn(folder / "other.safetensors", steps=51)
     x, y = synthetic(60, 1)
     np.savez(folder / "bands.npz", x=x, y=y)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import Interpreter
+from robusteval.models import checkpoint, networks
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
@@ -139,23 +141,45 @@ def synthetic(n: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     return images.astype(np.uint8), labels.astype(np.int64)
 
 
+def fit_to_bands(network: nn.Module, steps: int, *, images: int, rate: float) -> None:
+    """Train a network on 600 synthetic images, some of them in a step, normalised to [-2, 2]."""
+    x, y = synthetic(600, seed=0)
+    everything = torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous()
+    labels = torch.from_numpy(y)
+    optimiser = torch.optim.Adam(network.parameters(), rate)
+    for step in range(steps):
+        rows = torch.arange(step * images, step * images + images) % 600
+        logits = network((everything[rows] - 0.5) / 0.25)
+        optimiser.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(logits, labels[rows]))
+        optimiser.step()
+
+
 def trained() -> Bands:
     """`Bands`, trained to near perfection in a second."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Bands()
-    x, y = synthetic(600, seed=0)
-    images = torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous()
-    labels = torch.from_numpy(y)
-    optimiser = torch.optim.Adam(network.parameters(), 0.01)
-    for step in range(80):
-        rows = torch.arange(step * 100, step * 100 + 100) % 600
-        loss = nn.functional.cross_entropy(network((images[rows] - 0.5) / 0.25), labels[rows])
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    fit_to_bands(network, 80, images=100, rate=0.01)
     network.eval().requires_grad_(False)
     return network
+
+
+def save_colour_cnn(path: Path, steps: int) -> None:
+    """Write a checkpoint of a small network with class activation maps, trained for so long."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.small_cnn(3, channels=3)
+    fit_to_bands(network, steps, images=50, rate=0.003)
+    checkpoint.save(
+        path,
+        network.state_dict(),
+        arch="robusteval:small_cnn_rgb",
+        num_classes=3,
+        input_shape=(3, 12, 12),
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
 
 
 class Affine(nn.Module):

@@ -13,7 +13,7 @@ import click
 
 from robusteval.commands.preset import list_presets
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, Entry
-from robusteval.runs.types import format_value as show_value
+from robusteval.runs.types import format_value
 
 from .shell import emit, emit_lines
 
@@ -129,7 +129,7 @@ def lay_out(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
                 ", ".join(filter(None, (*item.get("norms", ()), item.get("knowledge", "")))),
                 ", ".join(item.get("suffixes", ())),
                 *describe_facts(item),
-                " ".join(f"{key}={show_value(value)}" for key, value in given),
+                " ".join(f"{key}={format_value(value)}" for key, value in given),
                 *item.get("attack", ()),
                 *(f"interpreter {spec}" for spec in item.get("interpreter", ())),
             ]

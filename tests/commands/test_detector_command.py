@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner, Result
-from toys import synthetic
+from toys import save_colour_cnn, synthetic
 
 from robusteval.commands.detector import detector, split_interpreters
 from robusteval.commands.shell import Commands
@@ -20,7 +20,7 @@ from robusteval.defenses.map_rows import RowMaker
 from robusteval.defenses.study import Study
 from robusteval.evaluation.defense import prepare_defense
 from robusteval.evaluation.defense_files import is_detector
-from robusteval.models import checkpoint, networks
+from robusteval.models import checkpoint
 
 ATTACK = "pgd:eps=24/255,steps=8"
 ASKED = ("--data", "bands.npz", "--interpreters", "grad,cam", "--extractor", "raw")
@@ -40,28 +40,7 @@ def ran(*words: str) -> Result:
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with class activation maps, trained on the synthetic images for a second."""
     path = tmp_path_factory.mktemp("net") / "net.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = networks.small_cnn(3, channels=3)
-    x, y = synthetic(600, seed=0)
-    images = torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous()
-    optimiser = torch.optim.Adam(made.parameters(), 0.003)
-    for step in range(60):
-        rows = torch.arange(step * 50, step * 50 + 50) % 600
-        logits = made((images[rows] - 0.5) / 0.25)
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y)[rows])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-    checkpoint.save(
-        path,
-        made.state_dict(),
-        arch="robusteval:small_cnn_rgb",
-        num_classes=3,
-        input_shape=(3, 12, 12),
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
+    save_colour_cnn(path, steps=60)
     return path
 
 
