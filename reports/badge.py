@@ -16,7 +16,10 @@ from .record import RunRecord
 
 @REPORT_FORMATS.add("badge")
 def render_badge(records: Sequence[RunRecord]) -> str:
-    """The badge of one run as a line of JSON; UsageError for several."""
+    """The badge of one run as a line of JSON.
+
+    UsageError for several runs.
+    """
     if len(records) != 1:
         raise UsageError("a badge is for one run")
     return build_badge(records[0]) + "\n"
