@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robusteval.datasets.dataset import Batch, Data, Positions, draw
-from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.errors import NothingEvaluated
 from robusteval.evaluation.batches import ResumableMap, split_rows
 from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
@@ -21,6 +21,7 @@ from robusteval.evaluation.work_cache import (
     describe_circumstances,
     hash_inputs,
 )
+from robusteval.models.admission import check_labels
 from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import sample_seeds
@@ -144,12 +145,9 @@ def draw_correct(
     count = 0
     progress.begin("Drawing images", samples)
     for start in range(0, len(order), samples):
-        batch = data.batch(order[start : start + samples])
-        if int(batch.y.max()) >= model.num_classes or int(batch.y.min()) < 0:
-            raise UsageError(
-                f"the labels of {data.name} go up to {int(batch.y.max())}, the network answers"
-                f" with classes 0 to {model.num_classes - 1}: check that they belong together"
-            )
+        index = order[start : start + samples]
+        check_labels(data, index, model)
+        batch = data.batch(index)
         with torch.no_grad(), raise_as_run_error("the network cannot take the images"):
             keep = (predict_classes(model(batch.x.to(model.device))).cpu() == batch.y).numpy()
         keep &= np.cumsum(keep) <= samples - count

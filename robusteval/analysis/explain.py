@@ -30,7 +30,7 @@ from robusteval.analysis.sparse_noise import (
     draw_portraits,
     measure_noise,
 )
-from robusteval.datasets.class_names import check_folders, match_classes
+from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.concepts import Concepts, Generated
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError, check_argument
@@ -133,7 +133,6 @@ def explain(
     if not isinstance(classifier, Classifier):
         classifier = wrap_module(classifier, data)
     data = match_classes(data, classifier.num_classes, classifier.class_names)
-    check_folders(data, classifier.num_classes)
     ready = prepare_attack(attack, classifier, data.shape)
     with raise_as_usage_error():
         regions = build_grid(*data.shape[1:], side)
