@@ -159,7 +159,11 @@ def check_finished(run: Run) -> None:
 
 
 def collect_verdicts(run: Run) -> Baseline:
-    """What a baseline of this run holds, whether or not it should become one."""
+    """What a baseline of this run holds, whether or not it should become one.
+
+    An image that is in the data several times is in it once.
+    """
+    run = run.keep_different()
     return Baseline(
         created=run.created,
         model=ModelIdentity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast, get_args
@@ -54,12 +55,14 @@ PREDICTIONS = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
 def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
     """The record of a run, with what the gates said of it.
 
-    Rates come with the Wilson 95 % interval; no number is infinite or nan, but None.
+    Rates come with the Wilson 95 % interval, over different images; no number is infinite or nan,
+    but None.
     """
+    whole, run = run, run.keep_different()
     groups = [
         (defense, threat, group)
         for defense, outcomes in group_by_defense(run.attacks).items()
-        for threat, group in metrics.group_by_threat(outcomes).items()
+        for threat, group in order_by_radius(metrics.group_by_threat(outcomes))
     ]
     position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
     complete = run.finished
@@ -93,7 +96,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         failures=to_json_types(run.failures),
         not_run=tuple(run.list_unfinished()),
         provenance=build_provenance(run),
-        run=run,
+        run=whole,
     )
     return replace(record, verdict=write_verdict(record))
 
@@ -112,6 +115,22 @@ def build_provenance(run: Run) -> Provenance:
         seed=config.get("seed"),
         command=config.get("command"),
     )
+
+
+def order_by_radius(groups: Mapping[Threat, list[Outcome]]) -> list[tuple[Threat, list[Outcome]]]:
+    """Threats as they appear, but those of one norm and goal together, by rising radius.
+
+    An attack without a radius, which goes as far as it needs, comes last.
+    """
+    places: dict[tuple[str, bool], int] = {}
+    for norm, _, targeted in groups:
+        places.setdefault((norm, targeted), len(places))
+
+    def find_place(item: tuple[Threat, list[Outcome]]) -> tuple[int, float]:
+        norm, eps, targeted = item[0]
+        return places[norm, targeted], math.inf if eps is None else eps
+
+    return sorted(groups.items(), key=find_place)
 
 
 def group_by_defense(outcomes: Iterable[Outcome]) -> dict[str | None, list[Outcome]]:

@@ -94,6 +94,7 @@ def compare(a: Run, b: Run) -> Comparison:
     not comparable: other images, labels, classes or seeds, or no attack that is the same in both.
     """
     check_comparable(a, b)
+    a, b = a.keep_different(), b.keep_different()
     before, after = OrderedRun(a, order_images(a.clean)), OrderedRun(b, order_images(b.clean))
     pairs = [*pair_clean(before, after), *pair_attacks(before, after)]
     unpaired = [*list_unpaired(a, b, "before", "after"), *list_unpaired(b, a, "after", "before")]

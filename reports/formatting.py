@@ -135,7 +135,7 @@ def format_budget(threat: ThreatRecord) -> str:
         return f"eps {format_number(eps)}"
     if format_number(eps) == levels:
         return f"eps {levels} ({eps:.3g})"
-    return f"eps {format_number(eps)} ({eps * 255:.4g}/255)"
+    return f"eps {eps:g} ({eps * 255:.4g}/255)"
 
 
 def format_place(threat: ThreatRecord, defense: str | None) -> str:

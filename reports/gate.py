@@ -100,6 +100,7 @@ def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Che
         There is no gate, or one that needs a baseline and there is none.
     """
     check_finished(run)
+    run = run.keep_different()
     scene = Scene(run, collect_verdicts(run), baseline)
     rules = settings.rules or build_default_rules(scene)
     for rule in rules:

@@ -30,7 +30,8 @@ def cli() -> None:
     \b
     Exit codes: 0 done, 1 a gate failed, 2 a mistake in what was asked, 3
     something broke or a run is incomplete (finished parts are saved), 4
-    checkpoint refused for safety, 5 nothing evaluated or too little to decide,
+    checkpoint refused for safety, 5 nothing evaluated or too little to decide, 6
+    numbers not to be used, as the model is probably not fed as it was trained,
     130 stopped.
     """
 

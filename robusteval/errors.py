@@ -55,6 +55,12 @@ class NothingEvaluated(RobustevalError):
     exit_code = 5
 
 
+class NotToBeUsed(RobustevalError):
+    """The model is probably not fed as it was trained: the numbers printed say nothing of it."""
+
+    exit_code = 6
+
+
 class Interrupted(RobustevalError):
     """Stopped by the user; the finished part is saved and the same command continues."""
 

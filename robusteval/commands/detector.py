@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.commands.preset import check_attack
+from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.types import Spec

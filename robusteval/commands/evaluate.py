@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from robusteval.commands.preset import Preset, change_radius, check_attack, read_preset
-from robusteval.errors import NothingEvaluated, RunError, UsageError
+from robusteval.art.field_names import check_attack
+from robusteval.commands.preset import Preset, change_radius, read_preset
+from robusteval.errors import NothingEvaluated, NotToBeUsed, RunError, UsageError
 from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, parse
 from robusteval.runs.types import Run, Spec
@@ -152,6 +153,9 @@ def evaluate(
 
     The same command continues a run that was stopped.
 
+    Ends with exit code 6 if the numbers are not to be used, since the model is probably not fed as
+    it was trained; with --check the gates decide, see `robusteval check`.
+
     \b
     Examples:
       robusteval evaluate demo
@@ -248,6 +252,12 @@ def exit_by_run(run: Run) -> None:
         )
     if is_all_wrong(run):
         raise NothingEvaluated("no image is classified correctly, so there is nothing to attack")
+    wrong = ", ".join(dict.fromkeys(finding.code for finding in run.findings if finding.misfed))
+    if wrong:
+        raise NotToBeUsed(
+            f"the numbers are not to be used ({wrong}): the model is probably not fed as it was"
+            " trained; mend that first, as the findings say"
+        )
 
 
 def is_all_wrong(run: Run) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from robusteval.commands.preset import check_attack
+from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import parse
 from robusteval.runs.writing import write_atomically

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.commands.preset import check_attack
+from robusteval.art.field_names import check_attack
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.types import Spec
 

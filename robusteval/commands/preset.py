@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, INTERPRETERS, explain_unknown, parse
 from robusteval.runs.types import Spec
@@ -88,11 +89,6 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return Preset(**{**values, "attack": specs, "interpreter": interpreters})
-
-
-def check_attack(spec: Spec) -> Spec:
-    """The attack with its parameters read; ART's are not known before ART is imported."""
-    return spec if spec.name.startswith("art:") else ATTACKS.check_spec(spec)
 
 
 def change_radius(spec: Spec, eps: float) -> Spec:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robusteval.art.field_names import check_attack
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError, check_argument, check_whole
@@ -310,7 +311,7 @@ def prepare_attack(spec: str | Spec, classifier: Classifier, shape: tuple[int, i
                 f" (8/255 is eight grey levels), not {theirs.threat.eps:g}"
             )
         return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
-    spec = ATTACKS.check_spec(spec)
+    spec = check_attack(spec)
     entry = ATTACKS.entry(spec.name)
     given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
     perturb = partial(ATTACKS.load(spec.name), **given)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from robusteval.evaluation.strength import check_strength, is_strong
 from robusteval.runs.statistics import Rate, sign_test
-from robusteval.runs.types import Columns, Finding, Outcome, Spec
+from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +23,10 @@ MARGIN = 0.05  # of accuracy, that another convention must be better by
 
 def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
     """What the clean predictions say of model and data."""
+    found = list(find_repeats(clean))
+    clean = keep_different(clean)
     label, pred = clean["label"], clean["pred_clean"]
     n, right = len(label), pred == label
-    found: list[Finding] = []
 
     asked = clean["steady"] >= 0
     unsteady = int((clean["steady"] == 0).sum())
@@ -86,6 +88,22 @@ def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
             )
         )
     return found + check_slopes(clean["slope_ce"], clean["slope_margin"])
+
+
+def find_repeats(clean: Columns) -> Iterator[Finding]:
+    """Whether images are in the data several times, by content."""
+    different = len(keep_different(clean)["id"])
+    if different == len(clean["id"]):
+        return
+    names = np.unique(np.stack([clean["id"], clean["label"].astype(np.uint64)]), axis=1)[0]
+    torn = int((np.unique(names, return_counts=True)[1] > 1).sum())
+    doubt = f" {torn} of them have several labels, of which one at most is right." if torn else ""
+    yield Finding(
+        "repeated-images",
+        False,
+        f"{len(clean['id'])} images, {different} different ones: each counts once, in rates as in"
+        f" intervals.{doubt}",
+    )
 
 
 def check_seen(clean: Columns, seen: np.ndarray[Any, Any] | None, behind: str) -> list[Finding]:
@@ -273,29 +291,23 @@ def check_outcomes(outcomes: Sequence[Outcome]) -> list[Finding]:
         found += check_attack(outcome)
         found += compare_with_probes(outcome, [o for o in outcomes if o.role != "attack"])
     found += find_black_box_wins(attacks)
-    if attacks and not any(is_strong(o) for o in attacks):
-        found.append(
-            Finding(
-                "weak-attacks",
-                True,
-                "No iterative attack that sees the model was run: what survived here says little"
-                " about a determined attacker; add pgd, or use --preset standard.",
-            )
-        )
+    found += check_strength(attacks)
     return list(dict.fromkeys(found))
-
-
-def is_strong(outcome: Outcome) -> bool:
-    """Whether an attack follows the model's gradient over several steps."""
-    passes = outcome.columns["backwards"][outcome.attacked & ~outcome.success()]
-    several = len(passes) == 0 or float(passes.mean()) >= 10
-    return outcome.knowledge == "white-box" and several and outcome.attack.name != "fgsm"
 
 
 def check_attack(outcome: Outcome) -> list[Finding]:
     """What the columns of one attack say of it."""
     c, name = outcome.columns, str(outcome.attack)
     found = []
+    if outcome.threat.eps == 0:
+        found.append(
+            Finding(
+                "zero-radius",
+                False,
+                f"{name} may change nothing: with eps=0 robust accuracy is clean accuracy.",
+                name,
+            )
+        )
     for bit, what in ((1, "left [0, 1]"), (2, "left the ball"), (4, "held NaN or infinity")):
         count = int(((c["fault"] & bit) > 0).sum())
         if count:

@@ -83,12 +83,13 @@ def rate(mask: Flags) -> Rate:
 
 
 def robust_accuracy(outcome: Outcome, pred: str = "pred_adv") -> Rate:
-    """Images right at first and still after the attack, of all images of the cell.
+    """Images right at first and still after the attack, of all different images of the cell.
 
-    UsageError for what is no outcome.
+    An image that is in the data several times counts once, so that the interval is one of
+    independent draws. UsageError for what is no outcome.
     """
     check_argument("an outcome", outcome, Outcome, "give one of run.attacks")
-    return worst_case([outcome], pred)
+    return worst_case([outcome.keep_different()], pred)
 
 
 def success_rate(outcome: Outcome, pred: str = "pred_adv") -> Rate:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from math import gcd
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
@@ -17,6 +18,18 @@ from robusteval.errors import check_path
 Values = np.ndarray[Any, Any]
 Columns = dict[str, Values]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def keep_different(columns: Columns) -> Columns:
+    """The rows of different images: of those with the same content `id` the first.
+
+    An image that is in the data several times is one draw, not several.
+    """
+    first = np.unique(columns["id"], return_index=True)[1] if columns else np.zeros(0, np.intp)
+    if not columns or len(first) == len(columns["id"]):
+        return columns
+    rows = np.sort(first)
+    return {name: column[rows] for name, column in columns.items()}
 
 
 class Threat(NamedTuple):
@@ -54,9 +67,12 @@ def format_value(value: Any) -> str:
 def format_number(value: float) -> str:
     """A number as a user would write it: grey levels as ``8/255``, others as decimals."""
     levels = round(value * 255) if 0 < value < 1 else 0
-    if 1 <= levels <= 64 and levels / 255 == value:
+    exact = float(f"{value:g}") == value
+    # of more levels only what is no short decimal and no simpler fraction: 128/255, but 0.4
+    short = exact or gcd(levels, 255) > 5
+    if levels / 255 == value and (1 <= levels <= 64 or not short):
         return f"{levels}/255"
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return f"{value:g}" if exact else repr(value)
 
 
 def name_cell(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
@@ -133,6 +149,11 @@ class Outcome:
         reached = made == c["target"] if self.threat.targeted else made != c["label"]
         success: Flags = self.attacked & (reached | (made == -1))
         return success & ~c["flagged"] if "flagged" in c else success
+
+    def keep_different(self) -> Outcome:
+        """The same without images that are there already; itself if all are different."""
+        columns = keep_different(self.columns)
+        return self if columns is self.columns else replace(self, columns=columns)
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able: all but the columns."""
@@ -226,6 +247,23 @@ class Run:
         """The cells that were asked for, without the probes."""
         return tuple(o for o in self.outcomes if o.role == "attack")
 
+    def keep_different(self) -> Run:
+        """The same without images that are there already; itself if all are different.
+
+        What intervals and tests are made of: they take images for independent draws.
+        """
+        clean = keep_different(self.clean)
+        if clean is self.clean:
+            return self
+        return replace(
+            self,
+            clean=clean,
+            outcomes=tuple(outcome.keep_different() for outcome in self.outcomes),
+            defenses=tuple(
+                each._replace(clean=keep_different(each.clean)) for each in self.defenses
+            ),
+        )
+
     def list_asked(self) -> list[str]:
         """The names of the cells that the configuration asks for, behind defenses too."""
         asked = [*(self.config.get("attacks") or ()), *(self.config.get("cells") or ())]
@@ -258,11 +296,13 @@ class Run:
     def __repr__(self) -> str:
         """One line for people: which model on which images, and what is left of its accuracy."""
         model = self.model.get("arch") or "a classifier"
-        right = self.clean["pred_clean"] == self.clean["label"] if self.clean else np.zeros(0)
-        parts = [f"{model} on {self.data.get('name', 'images')}", f"{len(right)} images"]
+        run = self.keep_different()
+        right = run.clean["pred_clean"] == run.clean["label"] if run.clean else np.zeros(0)
+        different = "different " if run is not self else ""
+        parts = [f"{model} on {self.data.get('name', 'images')}", f"{len(right)} {different}images"]
         if len(right):
             parts.append(f"{right.mean():.1%} right")
-        plain = [o for o in self.attacks if o.defense is None and len(o.attacked) == len(right)]
+        plain = [o for o in run.attacks if o.defense is None and len(o.attacked) == len(right)]
         if plain:
             fallen = np.logical_or.reduce([outcome.success() for outcome in plain])
             attacks = "1 attack" if len(plain) == 1 else f"all of {len(plain)} attacks"

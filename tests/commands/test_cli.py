@@ -36,7 +36,7 @@ from robusteval.errors import RunError
 from robusteval.registry import ATTACKS
 
 ROOT = Path(__file__).parents[2]
-CODES = {0, 1, 2, 3, 4, 5, 130}
+CODES = {0, 1, 2, 3, 4, 5, 6, 130}
 BANDS = ["--arch", "arch.py:Bands", "--mean", ".5", "--std", ".25"]
 QUICK = ["--attack", "noise", "--samples", "9", "--no-probes"]
 
@@ -579,6 +579,36 @@ def test_nothing_classified_correctly_ends_with_five(desk: Path) -> None:
     assert result.stderr.endswith(
         "Error: no image is classified correctly, so there is nothing to attack\n"
     )
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_numbers_not_to_be_used_end_with_six(desk: Path, shift: int) -> None:
+    """The report is printed all the same; `report` only shows it."""
+    with np.load("bands.npz") as arrays:  # a few labels are right, so that there is a number
+        labels = (arrays["y"] + shift) % 3
+        labels[:9] = arrays["y"][:9]
+        np.savez("misfed.npz", x=arrays["x"], y=labels)
+
+    result = evaluated("--attack", "noise", "--no-probes", "--data", "misfed.npz", "--out", "run")
+
+    assert result.exit_code == 6
+    assert result.stdout.startswith("Not to be used: ")
+    assert "Error: the numbers are not to be used (" in result.stderr
+    assert ran("report", "run").exit_code == 0
+
+
+def test_with_gates_they_decide_over_numbers_not_to_be_used(desk: Path) -> None:
+    """One for a gate that fails; what is allowed is no mistake."""
+    with np.load("bands.npz") as arrays:
+        labels = np.where(np.arange(60) < 9, arrays["y"], (arrays["y"] + 1) % 3)
+        np.savez("misfed.npz", x=arrays["x"], y=labels)
+    asked = ("--attack", "noise", "--no-probes", "--data", "misfed.npz", "--check")
+    Path("robusteval.toml").write_text("[[gate]]\nfloor = 0.01\n")
+
+    assert evaluated(*asked).exit_code == 1
+    allowed = 'allow = ["convention", "labels-permuted", "guessing", "weak-attacks"]\n'
+    Path("robusteval.toml").write_text(f"{allowed}[[gate]]\nfloor = 0.01\n")
+    assert evaluated(*asked).exit_code == 0
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 from toys import Bands
 
+from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.company import find_company
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier
+from robusteval.reports.baseline import build_baseline
+from robusteval.reports.build import build_record
+from robusteval.reports.compare import compare
+from robusteval.reports.gate import check
+from robusteval.reports.gate_config import Rule, Settings
+from robusteval.runs.metrics import robust_accuracy
+from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Outcome, Run, Spec, Threat
 
 STRONG = "pgd:eps=8/255,steps=20"
@@ -279,6 +287,99 @@ def test_a_single_step_is_called_weak(bands: Classifier, data: Data) -> None:
     """So is noise alone."""
     assert "weak-attacks" in codes(evaluate(bands, data, ["fgsm", "noise"]))
     assert "weak-attacks" in codes(evaluate(bands, data, ["pgd:steps=3,eps=2/255"]))
+
+
+@pytest.mark.parametrize("steps", [2, 5, 7, 9])
+def test_what_is_said_of_few_steps_is_true(bands: Classifier, data: Data, steps: int) -> None:
+    """PGD-7 is iterative and sees the model: its steps are named, and what is missing."""
+    run = evaluate(bands, data, [f"pgd:eps=2/255,steps={steps}"], probes=False)
+
+    (finding,) = (f for f in run.findings if f.code == "weak-attacks")
+    assert finding.grave
+    assert f"pgd:eps=2/255,steps={steps} ({steps} gradient steps)" in finding.message
+    assert "for 10 steps in a row" in finding.message
+    assert finding.message.endswith("add pgd:eps=2/255,steps=50.")
+
+
+def test_ten_steps_are_enough_and_restarts_are_none(bands: Classifier, data: Data) -> None:
+    """Three starts of five steps each are fifteen backward passes and five steps."""
+    assert "weak-attacks" not in codes(evaluate(bands, data, ["pgd:eps=2/255,steps=10"]))
+    assert "weak-attacks" in codes(evaluate(bands, data, ["pgd:eps=2/255,steps=5,restarts=3"]))
+
+
+def test_a_radius_or_norm_without_a_strong_attack_is_named(bands: Classifier, data: Data) -> None:
+    """A strong attack under another threat says nothing of this one."""
+    run = evaluate(
+        bands, data, ["pgd:eps=1/255,steps=20", "fgsm:norm=l2,eps=.01", "noise:eps=2/255"]
+    )
+
+    said = [f.message for f in run.findings if f.code == "weak-attacks"]
+    assert len(said) == 2
+    assert "at l2 eps 0.01: fgsm:norm=l2,eps=0.01 (1 gradient step)." in said[0]
+    assert said[0].endswith("add pgd:norm=l2,eps=0.01,steps=50.")
+    assert "at linf eps 2/255: noise:eps=2/255 (does not see the model)." in said[1]
+
+
+def test_where_nothing_withstood_no_attack_is_weak() -> None:
+    """There is nothing left that a stronger attack could take."""
+    assert not found(outcome([True] * 9, spec="fgsm", steps=1))
+    assert found(outcome([True] * 8 + [False], spec="fgsm", steps=1)) == {"weak-attacks"}
+
+
+def test_a_radius_of_zero_is_remarked_upon(bands: Classifier, data: Data) -> None:
+    """Robust accuracy is then clean accuracy, whatever the attack."""
+    run = evaluate(bands, data, ["pgd:eps=0", "pgd:eps=2/255", "fgsm:norm=l2,eps=0"], probes=False)
+
+    (first, second) = (f for f in run.findings if f.code == "zero-radius")
+    assert (first.cell, second.cell) == ("pgd:eps=0", "fgsm:norm=l2,eps=0")
+    assert not first.grave
+    assert "may change nothing" in first.message
+
+
+def repeat_images(npz: Path, rows: list[int], labels: list[int] | None = None) -> Data:
+    with np.load(npz) as arrays:
+        x, y = arrays["x"][rows], arrays["y"][rows]
+    return from_arrays(x, y if labels is None else np.array(labels))
+
+
+@pytest.mark.parametrize("rows", [[*range(6)] * 8, [*range(7)] * 2 + [0] * 9, [3] * 20])
+def test_intervals_are_over_different_images(bands: Classifier, npz: Path, rows: list[int]) -> None:
+    """An image that is there eight times is one draw: everything is as if it were there once."""
+    some = sorted(set(rows))
+    attacks = ["pgd:eps=2/255,steps=20", "noise:eps=2/255"]
+    many, once = (
+        evaluate(bands, repeat_images(npz, chosen), attacks, probes=False)
+        for chosen in (rows, some)
+    )
+
+    (finding,) = (f for f in many.findings if f.code == "repeated-images")
+    assert finding.message.startswith(f"{len(rows)} images, {len(some)} different ones")
+    assert not finding.grave
+    assert "repeated-images" not in codes(once)
+    for one, other in zip(many.attacks, once.attacks, strict=True):
+        assert robust_accuracy(one) == robust_accuracy(other)
+        assert robust_accuracy(one).interval == wilson(robust_accuracy(one).k, len(some))
+    here, there = build_record(many), build_record(once)
+    assert here.clean_accuracy == there.clean_accuracy
+    assert [w.robust_accuracy for w in here.worst_cases] == [
+        w.robust_accuracy for w in there.worst_cases
+    ]
+    assert f"{len(some)} different images" in repr(many)
+    rules = Settings(rules=(Rule(floor=0.3),))
+    assert check(many, rules).gates[0] == check(once, rules).gates[0]
+    assert len(build_baseline(many).ids) == len(some)
+    (pair, *_) = compare(many, many).pairs
+    assert pair.before.n == len(some)
+
+
+def test_an_image_with_two_labels_is_named(bands: Classifier, npz: Path) -> None:
+    """One of them at most is right."""
+    data = repeat_images(npz, [0, 1, 1, 2, 2, 2], [0, 1, 2, 1, 1, 0])
+    run = evaluate(bands, data, [], probes=False)
+
+    (finding,) = (f for f in run.findings if f.code == "repeated-images")
+    assert finding.message.startswith("6 images, 3 different ones")
+    assert "2 of them have several labels" in finding.message
 
 
 def outcome(

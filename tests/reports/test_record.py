@@ -35,7 +35,7 @@ from sklearn.metrics import roc_auc_score
 
 from robusteval.reports import attack_tables, formatting, gate_words
 from robusteval.reports.markdown import list_lines, shorten_document
-from robusteval.reports.measures import build_rate, to_json_types
+from robusteval.reports.measures import ThreatRecord, build_rate, to_json_types
 from robusteval.reports.record import GateOutcome, GateRow
 from robusteval.runs import metrics
 from robusteval.runs.statistics import Rate, wilson
@@ -451,6 +451,8 @@ def test_a_time_has_the_unit_it_deserves(seconds: float | None, expected: str) -
         (Threat("linf", 8 / 255, False), "linf eps 8/255 (0.0314)"),
         (Threat("linf", 0.031, True), "linf eps 0.031 (7.905/255) targeted"),
         (Threat("l2", 0.5, False), "l2 eps 0.5 (127.5/255)"),
+        (Threat("l2", 128 / 255, False), "l2 eps 128/255 (0.502)"),
+        (Threat("l2", 2 / 3, False), "l2 eps 0.666667 (170/255)"),
         (Threat("l0", 24.0, False), "l0 eps 24"),
         (Threat("l2", None, True), "l2 minimum norm targeted"),
     ],
@@ -461,6 +463,39 @@ def test_a_radius_is_shown_on_both_scales(
     record = record_of(make_run(make_outcome([True], threat=threat)))
 
     assert formatting.format_threat(record.worst_cases[0].threat) == expected
+
+
+def test_several_radii_stand_in_ascending_order(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Of each norm and goal together, without a radius last; in whatever order they were given."""
+    asked = [
+        Threat("linf", 16 / 255, False),
+        Threat("l2", None, False),
+        Threat("linf", 2 / 255, True),
+        Threat("linf", 2 / 255, False),
+        Threat("l2", 0.5, False),
+        Threat("linf", 8 / 255, False),
+    ]
+    cells = [
+        make_outcome([True, False], threat=threat, spec=Spec("pgd", {"eps": threat.eps or 1.0}))
+        for threat in asked
+    ]
+    record = record_of(make_run(*cells))
+
+    assert [str(build_key(case.threat)) for case in record.worst_cases] == [
+        "linf eps 2/255",
+        "linf eps 8/255",
+        "linf eps 16/255",
+        "l2 eps 0.5",
+        "l2 minimum",
+        "linf eps 2/255 targeted",
+    ]
+    assert record.verdict.index("2/255") < record.verdict.index("8/255")
+
+
+def build_key(threat: ThreatRecord) -> Threat:
+    return Threat(threat.norm, threat.eps, threat.targeted)
 
 
 @pytest.fixture(params=HOSTILE)

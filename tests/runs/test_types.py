@@ -39,6 +39,8 @@ CONFIG = {"attacks": ["pgd:eps=8/255"], "samples": 3, "seed": 0}
         (Spec("pgd", {"eps": 0.3, "step": None}), "pgd:eps=0.3,step=none"),
         (Spec("art:SquareAttack", {"verbose": False}), "art:SquareAttack:verbose=false"),
         (Spec("pgd", {"eps": 1 / 3}), "pgd:eps=0.3333333333333333"),
+        (Spec("pgd", {"eps": 128 / 255}), "pgd:eps=128/255"),
+        (Spec("pgd", {"eps": 0.4}), "pgd:eps=0.4"),
     ],
 )
 def test_a_spec_prints_as_a_user_writes_it(spec: Spec, text: str) -> None:
@@ -61,6 +63,7 @@ def test_grey_levels_are_shown_as_fractions(levels: int) -> None:
     [
         (Threat("linf", 8 / 255, False), "linf eps 8/255"),
         (Threat("l2", 0.5, True), "l2 eps 0.5 targeted"),
+        (Threat("l2", 128 / 255, False), "l2 eps 128/255"),
         (Threat("l2", None, False), "l2 minimum"),
     ],
 )

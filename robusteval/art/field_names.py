@@ -1,0 +1,105 @@
+"""Attacks by the names that the field knows, and what each is called here. Imports no ART."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+
+from robusteval.errors import UsageError
+from robusteval.registry import ATTACKS, parse
+from robusteval.runs.types import Spec
+
+# By a name in lower case, of letters and digits alone, all that comes near it, the best first:
+# attacks as they are asked for, or presets. Only what is there is named.
+CALLED_HERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("autoattack", "aa", "standard", "autoattackstandard", "autoattackrand", "autoattackplus"),
+        ("--preset autoattack", "--preset standard"),
+    ),
+    **dict.fromkeys(("quick",), ("--preset quick", "--preset standard")),
+    **dict.fromkeys(("interpretation",), ("--preset interpretation",)),
+    **dict.fromkeys(
+        ("cw", "cw2", "cwl2", "carlini", "carliniwagner", "carliniwagnerl2", "l2cw"),
+        ("art:CarliniL2Method", "fmn:norm=l2"),
+    ),
+    **dict.fromkeys(("cwlinf", "carlinilinf", "linfcw"), ("art:CarliniLInfMethod",)),
+    **dict.fromkeys(("cwl0", "carlinil0"), ("art:CarliniL0Method", "sigma_zero")),
+    **dict.fromkeys(("deepfool", "df"), ("fab", "art:DeepFool")),
+    **dict.fromkeys(
+        ("apgd", "autopgd", "apgdce", "apgddlr", "apgdt", "apgdtargeted", "autoprojected"),
+        ("apgd", "art:AutoProjectedGradientDescent"),
+    ),
+    **dict.fromkeys(("fab", "fabt", "fastadaptiveboundary"), ("fab", "art:DeepFool")),
+    **dict.fromkeys(("square", "squareattack"), ("square", "art:SquareAttack")),
+    **dict.fromkeys(("fmn", "fastminimumnorm"), ("fmn", "sigma_zero")),
+    **dict.fromkeys(("ddn", "decoupleddirectionandnorm"), ("ddn", "fmn", "art:CarliniL2Method")),
+    **dict.fromkeys(("bim", "ifgsm", "basiciterative"), ("pgd:random_start=false",)),
+    **dict.fromkeys(("mim", "mifgsm", "momentumiterative"), ("art:MomentumIterativeMethod", "pgd")),
+    **dict.fromkeys(("fgm", "ffgsm", "rfgsm", "fastgradient"), ("fgsm",)),
+    **dict.fromkeys(("pgdl2", "l2pgd"), ("pgd:norm=l2",)),
+    **dict.fromkeys(("pgdlinf", "linfpgd", "projectedgradientdescent"), ("pgd",)),
+    **dict.fromkeys(("cwpgd", "pgdcw", "pgdmargin"), ("pgd:loss=margin",)),
+    **dict.fromkeys(("jsma", "saliencymap"), ("art:SaliencyMapMethod", "sparse")),
+    **dict.fromkeys(("ead", "elasticnet"), ("art:ElasticNet",)),
+    **dict.fromkeys(("boundary",), ("art:BoundaryAttack",)),
+    **dict.fromkeys(("hsja", "hopskipjump"), ("art:HopSkipJump",)),
+    **dict.fromkeys(("zoo",), ("art:ZooAttack",)),
+    **dict.fromkeys(("onepixel", "pixel"), ("art:PixelAttack",)),
+    **dict.fromkeys(("newtonfool",), ("art:NewtonFool",)),
+    **dict.fromkeys(("spatial", "rotation"), ("art:SpatialTransformation",)),
+    **dict.fromkeys(("uap", "universal"), ("art:UniversalPerturbation",)),
+    **dict.fromkeys(("sparsefool", "sparsers", "l0"), ("sigma_zero", "sparse")),
+    **dict.fromkeys(("sigmazero",), ("sigma_zero",)),
+    **dict.fromkeys(("gaussian", "uniform", "random", "gaussiannoise", "gn"), ("noise",)),
+    **dict.fromkeys(("adv2", "acid"), ("advedge:variant=adv2",)),
+}
+NUMBERED = re.compile(r"(pgd|apgd|bim)(\d+)")  # such as PGD-20: steps
+
+
+def check_attack(spec: Spec) -> Spec:
+    """The attack with its parameters read; ART's are not known before ART is imported.
+
+    UsageError for what is none; where the field knows it, the message says how it is asked for
+    here.
+    """
+    if spec.name.startswith("art:"):
+        return spec
+    if spec.name not in ATTACKS.entries:
+        ways = list(list_ways(spec.name))
+        if ways:
+            raise UsageError(
+                f"no attack is called {spec.name!r} here: give {' or '.join(ways)}"
+                f" ({describe_lists(ways)})"
+            )
+    return ATTACKS.check_spec(spec)
+
+
+def list_ways(name: str) -> Iterator[str]:
+    """How an attack is asked for that goes by another name; nothing for one that nobody knows."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    numbered = NUMBERED.fullmatch(plain)
+    if numbered is not None and plain not in CALLED_HERE:
+        kind = "apgd" if numbered[1] == "apgd" and "apgd" in ATTACKS.entries else "pgd"
+        yield f"{kind}:steps={numbered[2]}"
+        return
+    ways = CALLED_HERE.get(plain) or CALLED_HERE.get(plain.removesuffix("attack"))
+    if ways is None:  # the class of ART without its prefix
+        known = {way for each in CALLED_HERE.values() for way in each if way.startswith("art:")}
+        ways = tuple(way for way in known if way.removeprefix("art:").lower() == plain)
+    yield from filter(exists, ways)
+
+
+def exists(way: str) -> bool:
+    """Whether a preset or an attack is there; of ART all are."""
+    if way.startswith("--preset "):
+        name = way.removeprefix("--preset ")
+        return files("robusteval").joinpath("presets", f"{name}.toml").is_file()
+    return way.startswith("art:") or parse(way).name in ATTACKS.entries
+
+
+def describe_lists(ways: list[str]) -> str:
+    """Where there is more of this kind."""
+    if any(way.startswith("--preset ") for way in ways):
+        return "a set of attacks: `robusteval list presets` shows what is in it"
+    return "`robusteval list attacks` shows all"
