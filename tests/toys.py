@@ -32,8 +32,12 @@ def late(module: str, name: str) -> Callable[..., Any]:
 
 
 def asked(name: str, **wanted: Any) -> dict[str, Any]:
-    """Those of the parameters that the attack has; `eps` only where there is a radius."""
+    """Those of the parameters that the attack has; `eps` only where there is a radius.
+
+    A search without gradients gets five queries for each step, 150 where none are named.
+    """
     known = ATTACKS.entries[name].parameters
+    wanted = {"queries": 5 * wanted.get("steps", 30), **wanted}
     has_radius = "eps" in known and known["eps"].default is not None
     return {
         key: value

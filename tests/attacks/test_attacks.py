@@ -194,7 +194,7 @@ def test_an_attack_without_seeds_is_deterministic(bands: Classifier, name: str) 
     y, state = labels_of(bands, x), torch.get_rng_state()
     model = attackable(name, bands)
 
-    first, second = (ATTACKS.load(name)(model, x, y) for _ in range(2))
+    first, second = (ATTACKS.load(name)(model, x, y, **asked(name)) for _ in range(2))
 
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
