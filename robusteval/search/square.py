@@ -133,7 +133,8 @@ def choose_side(query: int, queries: int, share: float, h: int, w: int) -> int:
 
 def find_places(u: Tensor, room: int) -> Tensor:
     """Whole numbers from 0 to `room`, each as likely, of numbers from [0, 1)."""
-    return (u * (room + 1)).long().clamp_max(room)
+    places: Tensor = (u * (room + 1)).long().clamp_max(room)
+    return places
 
 
 def start_with_stripes(ball: Ball, seeds: Tensor) -> Tensor:
