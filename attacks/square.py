@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search.balls import Ball, Norm
+from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop, build_class_objective
 from robusteval.search.square import search_square
 
@@ -20,7 +22,7 @@ def square(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    norm: Norm = "linf",
+    norm: Literal["linf", "l2"] = "linf",
     eps: float = 8 / 255,
     queries: int = 5000,
     share: float = 0.8,

@@ -127,7 +127,7 @@ def choose_side(query: int, queries: int, share: float, h: int, w: int) -> int:
     queries of 10,000, which are scaled to `queries`.
     """
     reached = int(query * 10_000 / queries)
-    part = share / 2 ** sum(reached > at for at in HALVED_AT)
+    part = share * 0.5 ** sum(reached > at for at in HALVED_AT)
     return min(max(round(math.sqrt(part * h * w)), 1), h, w)
 
 
@@ -174,7 +174,7 @@ def build_bumps(side: int, like: Tensor) -> Tensor:
         ring = torch.maximum(rows[:, None], columns)  # distance from the top, in rings
         falls = 1 / torch.arange(1, max(height, side) // 2 + 2).double().square()
         heights = falls.flip(0).cumsum(0).flip(0)
-        hill = heights[ring]
+        hill: Tensor = heights[ring]
         return hill / hill.norm().clamp_min(1e-12)
 
     upper = side // 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from toys import Affine, late
 
 from robusteval.models.classifier import Classifier, count_passes, predict_classes
 from robusteval.models.seeds import per_image
-from robusteval.search.balls import Norm, measure_distances, quantise
+from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.square import build_bumps, choose_side
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def count(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> tuple[Tens
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_network_without_gradients_falls(norm: Norm) -> None:
+def test_a_network_without_gradients_falls(norm: Literal["linf", "l2"]) -> None:
     """Its input is rounded, so that every gradient is zero."""
     weight = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
     model = Weighed(weight, bias=float(weight.sum()) * 0.5 - 1.0, levels=20)
@@ -76,7 +76,9 @@ def test_a_network_without_gradients_falls(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("h", "w"), [(8, 8), (6, 11), (11, 6)])
 @pytest.mark.parametrize("edge", ["row", "column"])
-def test_the_last_row_and_column_are_searched(norm: Norm, h: int, w: int, edge: str) -> None:
+def test_the_last_row_and_column_are_searched(
+    norm: Literal["linf", "l2"], h: int, w: int, edge: str
+) -> None:
     """A network that looks at nothing else, with alternating signs, falls to small windows."""
     weight = torch.zeros(1, h, w)
     line = weight[0, -1] if edge == "row" else weight[0, :, -1]
