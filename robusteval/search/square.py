@@ -172,10 +172,11 @@ def build_bumps(side: int, like: Tensor) -> Tensor:
         rows = (torch.arange(height) - height // 2).abs()
         columns = (torch.arange(side) - side // 2).abs()
         ring = torch.maximum(rows[:, None], columns)  # distance from the top, in rings
-        falls = 1 / torch.arange(1, max(height, side) // 2 + 2).double().square()
-        heights = falls.flip(0).cumsum(0).flip(0)
-        hill: Tensor = heights[ring]
-        return hill / hill.norm().clamp_min(1e-12)
+        falls = torch.arange(1, max(height, side) // 2 + 2).double().square().reciprocal()
+        heights: Tensor = falls.flip(0).cumsum(0).flip(0)
+        hill = heights[ring]
+        length: Tensor = hill.norm().clamp_min(1e-12)
+        return hill / length
 
     upper = side // 2
     bump = torch.cat([build_hill(upper), -build_hill(side - upper)]) if upper else torch.ones(1, 1)
