@@ -32,6 +32,7 @@ from robusteval.models.weights import (
     split_safetensors,
 )
 from robusteval.registry import DEFENSES
+from robusteval.runs.reading import WEIGHTS, check_regular, read_bytes
 from robusteval.runs.writing import write_atomically
 from robusteval.search.balls import quantise
 
@@ -218,12 +219,13 @@ class MapDetector:
             If there is none, or it is damaged.
         """
         path = Path(path)
+        check_regular(path, WEIGHTS)
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
         if not is_detector(path):
             raise UsageError(f"{path} is no detector: `robusteval defend detector` writes them")
         try:
-            raw = path.read_bytes()
+            raw = read_bytes(path, WEIGHTS)
             header, body = split_safetensors(raw)
             notes = header["__metadata__"]
             if notes.get(CHECKSUM) != compute_checksum(header, body):

@@ -17,6 +17,7 @@ from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.reading import WEIGHTS, read_bytes
 from robusteval.runs.types import Spec
 
 from .map_features import (
@@ -138,7 +139,7 @@ def hash_mask_network(view: View, model: Classifier) -> str | None:
     """Hash the mask network that a view looks through by SHA-256, None if it does not."""
     if all(spec.name != "rts" for spec in view.specs):
         return None
-    return hashlib.sha256(locate_mask_network(model).read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(locate_mask_network(model), WEIGHTS)).hexdigest()
 
 
 def count_forwards(view: View, model: Classifier, x: Tensor, seeds: Tensor) -> float:

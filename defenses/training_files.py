@@ -17,6 +17,7 @@ from filelock import Timeout
 from torch import Tensor, nn
 
 from robusteval.errors import RunError, UsageError
+from robusteval.runs.reading import WEIGHTS, check_regular
 from robusteval.runs.storage import differences
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
@@ -118,6 +119,7 @@ class TrainingState:
         UsageError if the file is damaged, or of another training.
         """
         path = self.files.state
+        check_regular(path, WEIGHTS)
         try:
             with safetensors.safe_open(path, "pt") as file:
                 notes = file.metadata()

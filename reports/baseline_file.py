@@ -15,6 +15,7 @@ import numpy as np
 
 from robusteval.errors import UsageError
 from robusteval.runs.plain import from_plain, to_plain
+from robusteval.runs.reading import RECORD, read_text
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Flags, Threat
 
@@ -135,7 +136,7 @@ def read_baseline(path: Path) -> Baseline:
     is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, RECORD))
     except OSError as error:
         raise UsageError(
             f"cannot read the baseline {path} ({error.strerror or error}):"

@@ -31,8 +31,11 @@ from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, explain_unknown, parse, read_number
+from robusteval.runs.reading import check_amount, read_toml
 from robusteval.runs.types import Spec, Threat
 
+MOST_GATES = 1000
+MOST_TRIED = 100  # lines that may begin a gate, where texts of several lines may only look so
 WORST, CLEAN = "worst-case", "clean"
 EXAMPLE = """[[gate]]
 floor = 0.4      # robust accuracy of at least 40 %
@@ -132,7 +135,7 @@ def find_settings(folder: Path) -> Settings:
     if (folder / "robusteval.toml").exists():
         return read_settings(folder / "robusteval.toml")
     project = folder / "pyproject.toml"
-    if project.exists() and "robusteval" in get_tools(read_toml(project)[1]):
+    if project.exists() and "robusteval" in get_tools(read_settings_file(project)[1]):
         return read_settings(project)
     return Settings()
 
@@ -143,7 +146,7 @@ def read_settings(path: Path) -> Settings:
     UsageError that names file and gate if something in it is unknown, of the wrong type, or out of
     range.
     """
-    text, table = read_toml(path)
+    text, table = read_settings_file(path)
     if path.name == "pyproject.toml":
         if not isinstance(get_tools(table).get("robusteval"), dict):
             raise UsageError(f"{path} has no table [tool.robusteval]")
@@ -157,7 +160,8 @@ def read_settings(path: Path) -> Settings:
         raise UsageError(f"{path}: allow must be a list of codes of findings, not {allow!r}")
     if gates is not None and not is_list_of(gates, dict):
         raise UsageError(f"{path}: gate must be tables, each below [[{name_header(path)}]]")
-    lines = find_lines(text, path)
+    check_amount(str(path), len(gates or ()), MOST_GATES, "gates")
+    lines = find_lines(text, path, len(gates or ()))
     return Settings(
         alpha=float(table.get("alpha", 0.05)),
         baseline=path.parent / baseline if baseline else None,
@@ -170,11 +174,10 @@ def read_settings(path: Path) -> Settings:
     )
 
 
-def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+def read_settings_file(path: Path) -> tuple[str, dict[str, Any]]:
     """Text and content of a TOML file; UsageError if there is none."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return text, tomllib.loads(text)
+        return read_toml(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -211,13 +214,20 @@ def show_path(path: Path) -> str:
         return path.name
 
 
-def find_lines(text: str, path: Path) -> dict[int, int]:
-    """The line of each gate, both counted from 1, as far as they can be told."""
+def find_lines(text: str, path: Path, gates: int) -> dict[int, int]:
+    """The line of each of so many gates, both counted from 1, as far as they can be told."""
     found: dict[int, int] = {}
     lines = text.split("\n")
-    for line, content in enumerate(lines, 1):
-        if not re.match(r"\s*(\[\[.*gate.*\]\]|gate\s*=)", content):
-            continue
+    header = rf"\s*\[\[\s*{re.escape(name_header(path))}\s*\]\]"
+    plain = [line for line, content in enumerate(lines, 1) if re.match(header, content)]
+    if len(plain) == gates and not re.search(r"""\"{3}|'{3}|gate\s*=""", text):
+        return dict(enumerate(plain, 1))
+    likely = [
+        line
+        for line, content in enumerate(lines, 1)
+        if re.match(r"\s*(\[\[.*gate.*\]\]|gate\s*=)", content)
+    ]
+    for line in likely[:MOST_TRIED]:
         # what only looks like a gate, in a text of several lines, ends no document
         try:
             table = tomllib.loads("\n".join(lines[:line]))

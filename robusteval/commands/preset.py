@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, INTERPRETERS, explain_unknown, parse
+from robusteval.runs.reading import read_toml
 from robusteval.runs.types import Spec
 
 
@@ -60,7 +61,7 @@ def read_preset(name: str) -> Preset:
             )
         return known[name]
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        _, values = read_toml(path)
     except OSError as error:
         raise UsageError(f"cannot read the preset {name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -16,8 +16,9 @@ from robusteval.datasets.checks import raise_as_unreadable
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.image_files import FileSource
 from robusteval.errors import UsageError
+from robusteval.runs.reading import NAMES, check_amount, read_text
 
-MOST_BYTES = 2**24  # of a list of names
+MOST_NAMES = 100_000  # ImageNet has 21,841 classes
 ADVICE = (
     "name the outputs in order with --classes FILE, one name a line (in Python:"
     " open_data(..., classes=[...]))"
@@ -27,18 +28,16 @@ ADVICE = (
 def read_class_names(path: Path) -> list[str]:
     """The names in a file: a JSON list, or one a line; UsageError if they cannot be read."""
     with raise_as_unreadable(path, "give a text file with one class name a line"):
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-        if len(raw) > MOST_BYTES:
-            raise UsageError(f"{path} is too large for a list of class names")
-        text = raw.decode("utf-8-sig")
+        text = read_text(path, NAMES, "utf-8-sig")
     if text.lstrip().startswith("["):
         with raise_as_unreadable(path, "a JSON list of names is needed"):
             names = json.loads(text)
         if not all(isinstance(name, str) for name in names):
             raise UsageError(f"{path} must be a JSON list of names, each of them a text")
-        return [str(name) for name in names]
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    check_amount(str(path), len(names), MOST_NAMES, "names")
+    return [str(name) for name in names]
 
 
 def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.images import find_orientation, open_image, to_chw, to_hwc, turn_upright
 from robusteval.errors import UsageError
+from robusteval.runs.reading import MANIFEST, check_amount, read_bytes
 
 Array = np.ndarray[Any, Any]
 
+MOST_ROWS = 200_000  # of a table; Broden has 63,305 images
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -236,11 +241,10 @@ def open_concepts(folder: Path, shape: tuple[int, int, int]) -> Concepts:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    with raise_as_unreadable(path, "save it as comma-separated text in UTF-8"):
+        text = read_bytes(path, MANIFEST).decode("utf-8-sig")
+        check_amount(str(path), text.count("\n"), MOST_ROWS, "rows")
+        return list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
 
 
 def is_image(path: Path) -> bool:
@@ -266,9 +270,11 @@ def read_labels(path: Path, shape: tuple[int, int, int]) -> Tensor:
 def open_picture(
     path: Path, mode: str, shape: tuple[int, int, int], how: Image.Resampling
 ) -> Image.Image:
-    """A picture of one mode and size."""
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode).resize((shape[2], shape[1]), how)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    """A picture of one mode and size, upright."""
+    with (
+        raise_as_unreadable(path, "replace it or leave it out"),
+        open_image(path) as image,
+    ):
+        pixels = to_chw(np.asarray(image.convert(mode)))
+        upright = np.ascontiguousarray(turn_upright(pixels, find_orientation(image)))
+        return Image.fromarray(to_hwc(upright)).resize((shape[2], shape[1]), how)

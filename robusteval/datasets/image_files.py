@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from robusteval.datasets.checks import (
 from robusteval.datasets.images import SUFFIXES, decode_image
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES
+from robusteval.runs.reading import MANIFEST, PICTURE, check_amount, read_bytes
 
+MOST_ROWS = 2_000_000  # of a list; ImageNet has 1,281,167 images to train on
 SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
 
 
@@ -55,7 +58,7 @@ class FileSource:
     def raw(self, index: int) -> bytes:
         """Read the file as it is."""
         with raise_as_unreadable(self.files[index], "replace it or leave it out"):
-            return self.files[index].read_bytes()
+            return read_bytes(self.files[index], PICTURE)
 
     def image(self, index: int) -> np.ndarray:
         """Decode the file to `(c, h, w)`, float32 in [0, 1]."""
@@ -141,11 +144,10 @@ def _write_notes(classes: list[str], by_class: list[list[Path]]) -> tuple[str, .
 def open_manifest(path: Path, channels: int) -> FileSource:
     """image files listed with the columns file,label; paths relative to the CSV."""
     files, labels = [], []
-    with (
-        raise_as_unreadable(path, "save it as comma-separated text in UTF-8"),
-        path.open(newline="", encoding="utf-8-sig") as text,
-    ):
-        rows = csv.DictReader(text)
+    with raise_as_unreadable(path, "save it as comma-separated text in UTF-8"):
+        text = read_bytes(path, MANIFEST).decode("utf-8-sig")
+        check_amount(str(path), text.count("\n"), MOST_ROWS, "rows")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
         columns = [column.strip() for column in rows.fieldnames or ()]
         if not {"file", "label"}.issubset(columns):
             found = ", ".join(columns) or "nothing"

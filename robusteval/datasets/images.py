@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from robusteval.errors import UsageError
+from robusteval.runs.reading import PICTURE, check_amount, open_regular, raise_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,19 @@ SUFFIXES = frozenset(
 )
 # Left to choose, Pillow would open PostScript under any name, and that starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+PIXELS = 50_000_000  # of an image; decoded they take 12 bytes each, and some more at times
+ORIENTATION = 0x0112  # the tag of EXIF
+# for each orientation: whether axes are exchanged, then the steps along rows and columns
+TURNS = {
+    1: (False, 1, 1),
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
 
 
 def png_round_trip(x: Tensor) -> Tensor | None:
@@ -51,16 +67,54 @@ def png_round_trip(x: Tensor) -> Tensor | None:
 
 
 def decode_image(path: Path, channels: int) -> np.ndarray:
-    """Decode a file to ``(c, h, w)``, float32 in [0, 1]."""
-    with warnings.catch_warnings():
+    """Decode a file to ``(c, h, w)``, float32 in [0, 1], upright as its EXIF says."""
+    with open_image(path) as file:
+        pixels = turn_upright(read_pixels(file, channels), find_orientation(file))
+    if pixels.dtype == np.uint8:
+        levels = pixels.astype(np.float32, order="C")
+        levels /= np.float32(255)
+        return levels
+    return np.ascontiguousarray(pixels)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image file of one of `FORMATS`, with its size checked and its pixels not yet decoded.
+
+    UsageError if it has more pixels than are read; whatever Pillow raises on a damaged file.
+    """
+    most = raise_limit(PIXELS)
+    usual = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings(), open_regular(path, PICTURE) as file:
         # What Pillow thinks of metadata and palettes does not concern the pixels.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as file:
-            pixels = read_pixels(file, channels)
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32, order="C") / np.float32(255)
-    return pixels
+        try:
+            Image.MAX_IMAGE_PIXELS = most if usual and most > PIXELS else usual
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"cannot identify image file as one of {', '.join(FORMATS)}") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+        with image:
+            check_amount(str(path), image.width * image.height, PIXELS, "pixels")
+            yield image
+
+
+def find_orientation(image: Image.Image) -> int:
+    """How a camera was held, as EXIF numbers it: 1 is upright; so is what says nothing."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged metadata is no reason to lose the pixels
+        return 1
+    return found if found in TURNS else 1
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """View pixels ``(c, h, w)``, stored as the camera was held, as they are to be looked at."""
+    transpose, rows, columns = TURNS[orientation]
+    turned = pixels.transpose(0, 2, 1) if transpose else pixels
+    return turned[:, ::rows, ::columns]
 
 
 def read_pixels(image: Image.Image, channels: int) -> np.ndarray:
@@ -86,15 +140,23 @@ def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.nd
     if (h, w) == (size, size):
         return image
     h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
-    if h * w > (Image.MAX_IMAGE_PIXELS or np.inf):
+    if h * w > min(raise_limit(PIXELS), Image.MAX_IMAGE_PIXELS or np.inf):
         raise UsageError(f"{where} is too long and narrow to be resized: leave it out")
-    levels = np.rint(image * 255)
-    eight_bit = np.array_equal(levels / np.float32(255), image)
-    planes = levels.astype(np.uint8) if eight_bit else image
-    resized = np.stack([resize_plane(plane, h, w) for plane in planes]).astype(np.float32)
+    eight_bit = all(
+        np.array_equal(_round_levels(plane) / np.float32(255), plane) for plane in image
+    )
     top, left = round((h - size) / 2), round((w - size) / 2)
-    centre = resized[:, top : top + size, left : left + size]
+    centre = np.empty((len(image), size, size), dtype=np.float32)
+    for plane, part in zip(image, centre, strict=True):  # one at a time, as photos are large
+        levels = _round_levels(plane).astype(np.uint8) if eight_bit else plane
+        part[:] = resize_plane(levels, h, w)[top : top + size, left : left + size]
     return centre / np.float32(255) if eight_bit else centre
+
+
+def _round_levels(plane: np.ndarray) -> np.ndarray:
+    """The nearest of 256 levels to each value in [0, 1], as floats."""
+    levels: np.ndarray = np.rint(plane * 255)
+    return levels
 
 
 def resize_plane(plane: np.ndarray, h: int, w: int) -> np.ndarray:

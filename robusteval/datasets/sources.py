@@ -20,6 +20,7 @@ from robusteval.datasets.class_names import match_by_names
 from robusteval.datasets.dataset import ArraySource, Data, Source, build_data, check_shape_options
 from robusteval.errors import UsageError, check_argument
 from robusteval.registry import DATA_SOURCES, Entry
+from robusteval.runs.reading import ARRAYS, check_regular
 
 SPLITS = ("test", "train")
 # of the sources that come with the suite, in lists and messages
@@ -128,6 +129,8 @@ def _open_source(spec: str, options: dict[str, Any]) -> Source:
         return _call_source(kind, Path(os.path.expanduser(root)), options)
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
+        if not path.is_dir():
+            check_regular(path, ARRAYS)
         entry = _find_entry(path, entries)
         if entry is not None:
             return _call_source(entry.name, path, options)

@@ -14,6 +14,9 @@ from robusteval.datasets.checks import (
 from robusteval.datasets.dataset import ArraySource
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import DATA_SOURCES
+from robusteval.runs.reading import check_regular
+
+ARCHIVE = 10**9  # bytes of a file; SVHN's largest part has 182 MB
 
 # (class in torchvision.datasets, where it keeps its files below the root)
 TORCHVISION = {
@@ -60,6 +63,10 @@ def read_torchvision_set(kind: str, root: Path, split: str, download: bool) -> A
     class_name, place = TORCHVISION[kind]
     part: dict[str, Any] = {"split": split} if kind == "svhn" else {"train": split == "train"}
     constructor = getattr(_import_datasets(), class_name)
+    expected = root / place.format(split=split)
+    for file in expected.iterdir() if expected.is_dir() else (expected,):
+        if not file.is_dir():
+            check_regular(file, ARCHIVE)
     # The constructor compares the MD5 sums of CIFAR's and SVHN's files with the published ones
     # before it opens them, so no other pickle than CIFAR's own is ever unpickled. MNIST's
     # unpacked files have no published sums; they are parsed as plain numbers.
@@ -70,7 +77,6 @@ def read_torchvision_set(kind: str, root: Path, split: str, download: bool) -> A
             raise RunError(
                 f"{kind} could not be fetched into {root}: {explain_cause(error)}"
             ) from error
-        expected = root / place.format(split=split)
         raise UsageError(
             f"no complete {kind} below {root}: {expected} is missing or damaged; "
             "name the folder that holds it, or pass --download to fetch it"

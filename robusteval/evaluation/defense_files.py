@@ -8,12 +8,15 @@ from typing import Any
 
 from robusteval.errors import UsageError
 from robusteval.registry import DEFENSES, parse
+from robusteval.runs.reading import RECORD, WEIGHTS, check_regular, open_regular, raise_limit
 from robusteval.runs.types import Spec
 
 
 def parse_defense(text: str) -> Spec:
     """Parse a spec, or make the one that stands for a file."""
     path = Path(text)
+    if not path.is_dir():
+        check_regular(path, WEIGHTS)
     if not path.is_file():
         if path.suffix and text.partition(":")[0] not in DEFENSES.entries:
             raise UsageError(f"there is no file {text}; `robusteval list defenses` shows the forms")
@@ -23,9 +26,9 @@ def parse_defense(text: str) -> Spec:
 
 def is_detector(path: Path) -> bool:
     """Whether a file is one that `robusteval defend detector` wrote, by its first bytes."""
-    with path.open("rb") as file:
+    with open_regular(path, WEIGHTS) as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length < 2**27 else b""
+        text = file.read(length) if length <= raise_limit(RECORD) else b""
     try:
         return "detector" in json.loads(text)["__metadata__"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from robusteval.errors import UsageError
 from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
+from robusteval.runs.reading import ARRAYS, NAMES, WEIGHTS, open_regular, read_bytes
 from robusteval.runs.storage import PartFolder, digest, pack, unpack
 from robusteval.runs.writing import remove_leftovers, write_atomically
 
@@ -58,8 +60,8 @@ class WorkCache:
         if self.folder is None:
             return work()
         path = self.folder / f"{hash_inputs(facts, arrays)}.npz"
-        with suppress(OSError, ValueError, KeyError):  # what is not whole is made again
-            columns = unpack(path.read_bytes())
+        with suppress(OSError, ValueError, KeyError, UsageError):  # what is not whole is made again
+            columns = unpack(read_bytes(path, ARRAYS), ARRAYS)
             return tuple(columns[str(i)] for i in range(len(columns)))
         found = work()
         write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
@@ -98,9 +100,9 @@ class WorkCache:
         """Remove what a kill has left beside a file that was finished, and nothing else."""
         if self.folder is None or not out.is_file():
             return
-        with suppress(OSError):
+        with suppress(OSError, UsageError):
             empty = not any(self.folder.iterdir())
-            if empty or (self.folder / DONE).read_bytes() == hash_file(out).encode():
+            if empty or read_bytes(self.folder / DONE, NAMES) == hash_file(out).encode():
                 self.clear()
 
     def clear(self) -> None:
@@ -133,7 +135,7 @@ class WorkCache:
 
 def hash_file(path: Path) -> str:
     """Hash the content of a file by SHA-256."""
-    with path.open("rb") as file:
+    with open_regular(path, WEIGHTS) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -152,5 +154,5 @@ def describe_circumstances(classifier: Classifier, seed: int) -> list[Any]:
     Versions, device, classifier, the mask network of RTS if there is one, and the seed.
     """
     masks = locate_mask_network(classifier)
-    rts = hashlib.sha256(masks.read_bytes()).hexdigest() if masks.exists() else None
+    rts = hash_file(masks) if masks.exists() else None
     return [describe_environment(classifier.device), hash_model(classifier), rts, seed]

@@ -29,6 +29,7 @@ from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.models.identity import hash_answers
 from robusteval.registry import INTERPRETERS
 from robusteval.runs.cache_folder import cache_folder
+from robusteval.runs.reading import WEIGHTS, check_regular
 
 FORMAT = 1  # of the file and of the network in it
 NOTES = "robusteval_rts"  # key of the file's header
@@ -335,6 +336,7 @@ def locate_mask_network(model: nn.Module) -> Path:
 
 def read_mask_network(path: Path) -> MaskNetwork:
     """The mask network in a file; UsageError if it is damaged."""
+    check_regular(path, WEIGHTS)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = json.loads(file.metadata()[NOTES])

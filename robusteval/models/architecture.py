@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.runs.reading import NAMES, WEIGHTS, check_regular, read_bytes
 
 Shape = tuple[int, int, int]
 State = dict[str, Tensor]
@@ -130,6 +131,7 @@ def _from_user(arch: str, sized: dict[str, Any]) -> Built:
         code = [Path(file)] if (file := getattr(module, "__file__", None)) else []
         return Built(_called(module, function, name, sized), name, _hash(code))
     path = Path(source).resolve()
+    check_regular(path, NAMES)
     if not path.is_file():
         raise UsageError(f"there is no file {source} to take the architecture from")
     with _folder_importable(path.parent) as helpers:
@@ -145,7 +147,7 @@ def _executed(path: Path, name: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     with raise_as_architecture_error(name):
         # under the rules of their file, not under the __future__ imports of ours
-        code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
+        code = compile(read_bytes(path, NAMES), path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
     return module
 
@@ -214,7 +216,7 @@ def _portions(module: ModuleType) -> Iterable[str]:
 
 def _hash(files: Sequence[Path]) -> str | None:
     """SHA-256 of one file, or of the hashes of several; None where there is none."""
-    hashes = [hashlib.sha256(file.read_bytes()) for file in files]
+    hashes = [hashlib.sha256(read_bytes(file, WEIGHTS)) for file in files]
     if len(hashes) < 2:
         return hashes[0].hexdigest() if hashes else None
     return hashlib.sha256(b"".join(h.digest() for h in hashes)).hexdigest()

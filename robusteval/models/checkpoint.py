@@ -37,9 +37,11 @@ from robusteval.models.weights import (
     select_plain_states,
     serialise_safetensors,
 )
+from robusteval.runs.reading import check_amount
 from robusteval.runs.writing import write_atomically
 
 SIZES = (32, 28, 224)  # tried in this order where nothing says what images the network takes
+MOST_NUMBERS = 3 * 800 * 800  # of an image: the largest that timm has a network for
 MASKS = "robusteval_masks"  # a tensor beside the weights; the header's note "mask" says the rest
 
 
@@ -244,10 +246,12 @@ def _find_shape(notes: Mapping[str, Any], file: str) -> Shape | None:
     value = notes.get("input")
     if value is None:
         return None
-    if not isinstance(value, list) or not all(type(n) is int and 1 <= n <= 4096 for n in value):
+    if not isinstance(value, list) or not all(type(n) is int and 1 <= n <= 2**20 for n in value):
         value = []
     match value:
         case [c, h, w]:
+            title = f"an image as the metadata of {file} describes it"
+            check_amount(title, c * h * w, MOST_NUMBERS, "numbers")
             return c, h, w
         case _:
             raise UsageError(f"the metadata of {file} is wrong: input must be [channels, h, w]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ WRAPPERS = (  # in the order in which they are tried
 TOP = "."  # what the outermost level of a file is called
 DEPTH = 3  # a hostile file can wrap itself
 MOST_LISTED = 12
+MOST_PLACES = 8  # of one dict in the others; a hostile file can name it a thousand times at each
 MOST_TRIED = 20  # different layouts, of each of which a network is built
 
 
@@ -39,17 +41,22 @@ class Choice(NamedTuple):
 
 def list_states(content: Any) -> dict[str, State]:
     """The state dicts in what `torch.save` was given by their keys, well-known keys first."""
-    return dict(_list_states(content, "", DEPTH))
+    return dict(_list_states(content, "", DEPTH, Counter()))
 
 
-def _list_states(content: Any, place: str, depth: int) -> Iterator[tuple[str, State]]:
-    if not isinstance(content, Mapping):
+def _list_states(
+    content: Any, place: str, depth: int, seen: Counter[int]
+) -> Iterator[tuple[str, State]]:
+    if not isinstance(content, Mapping) or seen[id(content)] == MOST_PLACES:
         return
+    seen[id(content)] += 1
     known = [name for name in WRAPPERS if name in content]
     others = [name for name in content if isinstance(name, str) and name not in known]
     own = {name: content[name] for name in others if isinstance(content[name], Tensor)}
     for name in [*known, *others] if depth else ():
-        yield from _list_states(content[name], f"{place}.{name}" if place else name, depth - 1)
+        yield from _list_states(
+            content[name], f"{place}.{name}" if place else name, depth - 1, seen
+        )
     if own:
         yield place or TOP, {name: tensor.detach() for name, tensor in own.items()}
 

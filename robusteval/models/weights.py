@@ -18,25 +18,36 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from robusteval.errors import Refused, UsageError
+from robusteval.errors import Refused, RobustevalError, UsageError
 from robusteval.models.architecture import State, escape
-from robusteval.models.archive import (
-    build_damage,
-    check_archive,
-    check_legacy_storages,
-    check_storages,
-)
+from robusteval.models.archive import check_archive, check_legacy_storages, check_storages
 from robusteval.models.copies import TOP, list_states
+from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
+from robusteval.runs.reading import (
+    WEIGHTS,
+    check_amount,
+    check_regular,
+    open_regular,
+    read_bytes,
+)
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+HEADER = 8 * 10**6  # bytes of the JSON in front of tensors
+START = 4096  # bytes that say what a file is
+PLAIN = 64 * 10**6  # bytes of a file that can only be refused, but with the reason
 CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the rest of the file
 
 
 def read_checkpoint_file(path: Path) -> bytes:
+    """All of a file of weights; what cannot be one by its first bytes is not read further."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the file with the weights")
     try:
-        raw = path.read_bytes()
+        with open_regular(path, WEIGHTS) as file:
+            start = file.read(START)
+        if not _may_hold_weights(start):
+            check_regular(path, PLAIN)
+        raw = read_bytes(path, WEIGHTS)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except OSError as error:
@@ -44,6 +55,11 @@ def read_checkpoint_file(path: Path) -> bytes:
     if not raw:
         raise UsageError(f"{path} is empty; download or copy it again")
     return raw
+
+
+def _may_hold_weights(start: bytes) -> bool:
+    """Whether a file that begins so may be a large one: one of safetensors or of PyTorch."""
+    return start[8:9] == b"{" or start.startswith((b"PK\x03\x04", LEGACY_MAGIC))
 
 
 def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str, Any]]:
@@ -55,13 +71,13 @@ def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str,
         _check_contents(raw, file)
         return _find_states(_torch_load(raw, file), file), {}
     if raw.startswith(LEGACY_MAGIC):
-        if _list_globals(raw, 5) is None:  # a torn name would look like a forbidden one
+        if _list_globals(raw, 5, file) is None:  # a torn name would look like a forbidden one
             raise build_damage(file)
         check_legacy_storages(raw, file)
         return _find_states(_torch_load(raw, file), file), {}
-    names = _list_globals(raw, 1)
+    names = _list_globals(raw, 1, file)
     if names:
-        raise _refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
+        raise build_code_refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
     if raw.startswith(b"\x80"):
         raise build_damage(file) if names is None else _without_state(file, "a plain pickle")
     start = raw[:1024].lstrip().lower()
@@ -76,13 +92,17 @@ def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str,
 
 
 def _parse_safetensors(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
+    check_amount(f"the header of {file}", int.from_bytes(raw[:8], "little"), HEADER, "bytes")
     try:
-        state = safetensors.torch.load(raw)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError):
+        state = safetensors.torch.load(raw)  # first: it stops where the header is none
+        check_amount(file, len(state), MOST_TENSORS, "tensors")
+        header, body = split_safetensors(raw)
+        notes = header.get("__metadata__", {})
+        found = compute_checksum(header, body)
+    except RobustevalError:
+        raise
+    except Exception:  # whatever damaged bytes lead to, in two readers
         raise build_damage(file) from None
-    header, body = split_safetensors(raw)
-    notes = header.get("__metadata__", {})
-    found = compute_checksum(header, body)
     if notes.get(CHECKSUM, found) != found:
         raise build_damage(file)
     return state, {key: _parse_note(text) for key, text in notes.items()}
@@ -114,9 +134,9 @@ def _check_contents(raw: bytes, file: str) -> None:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if any(n.endswith((".py", "/constants.pkl")) or "/code/" in n for n in names):
-        raise _refusal(file, "the code inside this TorchScript archive")
+        raise build_code_refusal(file, "the code inside this TorchScript archive")
     if any(n.endswith(("archive_format", "serialized_exported_program.json")) for n in names):
-        raise _refusal(file, "the program inside this torch.export archive")
+        raise build_code_refusal(file, "the program inside this torch.export archive")
     folder = names[0].partition("/")[0]  # torch looks nowhere else
     if f"{folder}/data.pkl" not in names:
         raise UsageError(f"{file} is a zip file, but not one written by torch.save")
@@ -130,7 +150,7 @@ def _check_contents(raw: bytes, file: str) -> None:
     check_storages(archive, f"{folder}/data.pkl", file)
 
 
-def _list_globals(raw: bytes, pickles: int) -> list[str] | None:
+def _list_globals(raw: bytes, pickles: int, file: str) -> list[str] | None:
     """Names of the objects a run of pickles would import, None where one is cut short.
 
     Reads the instructions without following them. The names are for messages, not for judging
@@ -142,7 +162,7 @@ def _list_globals(raw: bytes, pickles: int) -> list[str] | None:
         for _ in range(pickles):
             texts: list[str] = []
             memo: dict[Any, str] = {}
-            for opcode, argument, _position in pickletools.genops(stream):
+            for opcode, argument, _ in limit_length(pickletools.genops(stream), file):
                 if opcode.name in ("GLOBAL", "INST"):
                     names.append(str(argument).replace(" ", "."))
                 elif opcode.name == "STACK_GLOBAL":
@@ -153,6 +173,8 @@ def _list_globals(raw: bytes, pickles: int) -> list[str] | None:
                     memo[len(memo)] = texts[-1] if texts else ""
                 elif "GET" in opcode.name:
                     texts.append(memo.get(argument, ""))
+    except Refused:
+        raise
     except Exception:  # pickletools raises whatever the bytes lead it into
         return None
     return names
@@ -170,17 +192,9 @@ def _torch_load(raw: bytes, file: str) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         wanted = named[1] if named else "more than plain tensors"
-        raise _refusal(file, escape(wanted)) from None
+        raise build_code_refusal(file, escape(wanted)) from None
     except Exception:  # whatever damaged bytes lead to
         raise build_damage(file) from None
-
-
-def _refusal(file: str, wanted: str) -> Refused:
-    return Refused(
-        f"{file} was not opened, because that could run code: it needs {wanted}. If you trust it, "
-        "load it yourself and save its tensors alone: "
-        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-    )
 
 
 def _find_states(content: Any, file: str) -> dict[str, State]:

@@ -26,6 +26,7 @@ import numpy as np
 from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError, check_path
+from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
 from robusteval.runs.storage import (
     PartFolder,
     differences,
@@ -152,8 +153,8 @@ class Store:
         """
         # version 0.1.0 kept candidates where the pictures of a finished cell are
         for path in (self._place_candidates(key), self.pictures / f"{key}.npz"):
-            with suppress(OSError, ValueError):
-                candidates = unpack(path.read_bytes())
+            with suppress(OSError, ValueError, UsageError):
+                candidates = unpack(read_bytes(path, ARRAYS), ARRAYS)
                 if CANDIDATES <= candidates.keys():
                     return candidates
         self.parts.remove_parts(key)
@@ -202,7 +203,7 @@ class Store:
 def read_record(path: Path) -> dict[str, Any]:
     """Read a ``run.json``; UsageError if it is none, or of a newer format."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, RECORD))
         version = record["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None

@@ -6,15 +6,15 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robusteval.errors import RunError
+from robusteval.errors import RunError, UsageError
+from robusteval.runs.archives import SUFFIX, open_archive, read_array
+from robusteval.runs.reading import ARRAYS, COLUMNS, check_amount, read_bytes
 from robusteval.runs.types import Columns
 from robusteval.runs.writing import write_atomically
 
@@ -33,12 +33,15 @@ def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(content: bytes) -> Columns:
-    """Columns of an ``.npz`` file; ValueError if it is none."""
+def unpack(content: bytes, usual: int = COLUMNS) -> Columns:
+    """Columns of an ``.npz`` file of at most so many bytes; ValueError if it is none."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with open_archive(io.BytesIO(content), "the archive") as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+            check_amount("the archive, unpacked,", total, usual, "bytes")
+            names = [name.removesuffix(SUFFIX) for name in archive.namelist()]
+            return {name: read_array(archive, name, usual) for name in names}
+    except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise nearly anything
         raise ValueError(str(error)) from None
 
 
@@ -58,9 +61,11 @@ def read_columns(path: Path, sha256: str) -> Columns:
             f"{path} is a link: a run is read from its own folder alone, so copy it there"
         )
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, COLUMNS)
     except OSError:
         raise RunError(f"{path} is missing: run the evaluation again to restore it") from None
+    except UsageError as error:
+        raise RunError(error.message) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
     try:
@@ -95,11 +100,11 @@ class PartFolder:
             return
         for path in sorted(self.locate(key).glob("*.npz")):
             try:
-                content = path.read_bytes()
+                content = read_bytes(path, ARRAYS)
                 if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
                     raise ValueError(f"{path} is damaged")
-                yield unpack(content)
-            except ValueError:
+                yield unpack(content, ARRAYS)
+            except (ValueError, UsageError):
                 path.unlink()
 
     def save_part(self, key: str, columns: Columns) -> None:

@@ -131,7 +131,7 @@ def test_folders_that_hold_no_concepts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no images with masks"):
         open_concepts(tmp_path, SHAPE)
     (tmp_path / "index.csv").write_text("image\na.png\n")
-    with pytest.raises(UsageError, match=r"cannot read .*label\.csv"):
+    with pytest.raises(UsageError, match=r"label\.csv cannot be read"):
         open_concepts(tmp_path, SHAPE)
     (tmp_path / "label.csv").write_text("number,name\n1,a\n")
     with pytest.raises(UsageError, match="number, name and category"):
@@ -145,5 +145,5 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     broden(tmp_path)
     (tmp_path / "images" / "x" / "a_color.png").write_text("no")
 
-    with pytest.raises(UsageError, match=r"cannot read .*a_color\.png"):
+    with pytest.raises(UsageError, match=r"a_color\.png cannot be read"):
         open_concepts(tmp_path, SHAPE).probe(0)

@@ -18,7 +18,7 @@ import scipy.io
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from robusteval.datasets import checks, npz
 from robusteval.datasets.dataset import ArraySource, Data, draw, image_id
@@ -1016,12 +1016,19 @@ def test_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> 
     np.testing.assert_array_equal(decoded(tmp_path / "a.png"), expected)
 
 
-def test_orientation_of_the_camera_is_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", [*range(9), 77])
+def test_image_is_upright_whichever_way_the_camera_was_held(
+    tmp_path: Path, orientation: int, suffix: str
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels(4, 5, 3)).save(tmp_path / "a.png", exif=exif)
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels(4, 5, 3)).save(path, exif=exif)
+    with Image.open(path) as file:
+        upright = np.asarray(ImageOps.exif_transpose(file)).transpose(2, 0, 1)
 
-    assert decoded(tmp_path / "a.png").shape == (3, 4, 5)
+    np.testing.assert_array_equal(decoded(path), upright / np.float32(255))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".tiff", ".webp"])

@@ -14,6 +14,7 @@ from torch import nn
 
 from robusteval.errors import Refused, UsageError
 from robusteval.models.checkpoint import load
+from robusteval.models.copies import list_states
 from robusteval.models.weights import parse_checkpoint
 
 Entry = tuple[str, bytes]
@@ -199,7 +200,7 @@ def test_more_entries_than_any_network_needs_are_refused(monkeypatch: pytest.Mon
 
 
 def test_longer_pickle_than_any_state_dict_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robusteval.models.archive.MOST_INSTRUCTIONS", 9)
+    monkeypatch.setattr("robusteval.models.pickles.MOST_INSTRUCTIONS", 9)
 
     with pytest.raises(Refused, match="long"):
         read(pack())
@@ -235,3 +236,110 @@ def test_bytes_without_a_directory_are_damaged_and_not_refused(tmp_path: Path) -
 
     with pytest.raises(UsageError, match="damaged"):
         load(tmp_path / "net.pt", arch="robusteval:digits_cnn")
+
+
+def word(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def whole(value: int) -> bytes:
+    return b"\x8a\x0c" + value.to_bytes(12, "little")
+
+
+CLASH = 2**61 - 1  # whole numbers that differ by it have one hash
+TENSOR = pack_state()[pack_state().index(b"ctorch._utils") : -2]
+ASKS = {
+    "a call by another call": b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\nbytearray\n"
+    b"ctorch\nTensor\n" + whole(2**34) + b"\x85}tR",
+    "a bytearray of a tensor as its size": b"cbuiltins\nbytearray\n" + TENSOR + b"\x85R",
+    "a tensor without numbers": b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n("
+    + whole(9)
+    + b"tR",
+    "a nested tensor": b"ctorch._utils\n_rebuild_nested_tensor\n(" + TENSOR * 4 + b"tR",
+    "quantised numbers": b"ctorch._utils\n_rebuild_qtensor\n(" + TENSOR + b"tR",
+    "an array": b"ctorch._utils\n_rebuild_device_tensor_from_numpy\n(" + TENSOR + b"tR",
+    "a tensor set to another place": TENSOR + b"(" + TENSOR + b"K\x00K\x09K\x01tb",
+    "a parameter of a number": b"ctorch._utils\n_rebuild_parameter\n(K\x01\x89}tR",
+    "a text in a slow encoding": b"c_codecs\nencode\n" + word("x") + word("punycode") + b"\x86R",
+    "the same result called": b"ccollections\nOrderedDict\n)R)R",
+    "attributes of a set": b"cbuiltins\nset\n]\x85R}b",
+    "a dict of one hash": b"}("
+    + b"".join(whole(2**62 + i * CLASH) + b"N" for i in range(2000))
+    + b"u",
+    "a set of one hash": b"cbuiltins\nset\n]("
+    + b"".join(whole(2**62 + i * CLASH) for i in range(2000))
+    + b"e\x85R",
+    "pairs of one hash": b"ccollections\nOrderedDict\n]("
+    + b"".join(b"](" + whole(2**62 + i * CLASH) + b"Ne" for i in range(2000))
+    + b"e\x85R",
+    "keys nested without end": b"})" + b"\x85" * 90_000 + b"Ns",
+    "keys that are tensors": b"}" + TENSOR + b"Ns",
+}
+
+
+@pytest.mark.parametrize("asked", ASKS.values(), ids=ASKS)
+def test_what_no_state_dict_needs_is_refused_before_torch_sees_it(
+    asked: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills the memory, reaches elsewhere, takes the square of its length, or ends us."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
+    hostile = b"\x80\x02}" + word("w") + asked + b"s."
+
+    with pytest.raises(Refused, match=r"net\.pt was not opened"):
+        read(pack([("net/data.pkl", hostile), *HONEST[1:]]))
+
+
+@pytest.mark.parametrize(
+    "name", ["posix system", "builtins eval", "torch hub", "torch._utils _import_dotted_name"]
+)
+def test_name_that_no_state_dict_needs_is_refused_with_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
+    hostile = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n."
+
+    with pytest.raises(Refused, match="could run code: it needs " + name.replace(" ", ".")):
+        read(pack([("net/data.pkl", hostile), *HONEST[1:]]))
+
+
+def test_dicts_of_python_two_are_read() -> None:
+    """Ordered dicts as lists of pairs, and the names of its builtins."""
+    pairs = b"ccollections\nOrderedDict\n](](" + word("w") + TENSOR + b"ee\x85R"
+    raw = b"\x80\x02" + pairs + b"}" + word("_metadata") + b"}sb."
+
+    assert list(read(pack([("net/data.pkl", raw), *HONEST[1:]]))) == ["w"]
+
+
+def test_more_tensors_than_any_network_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robusteval.models.pickles.MOST_TENSORS", 2)
+    three = b"\x80\x02(" + TENSOR * 3 + b"t."
+
+    with pytest.raises(Refused, match="3 tensors, the limit is 2"):
+        read(pack([("net/data.pkl", three), *HONEST[1:]]))
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packing_that_torch_does_not_use_is_refused_before_it_is_unpacked(packing: int) -> None:
+    kept = io.BytesIO()
+    with zipfile.ZipFile(kept, "w") as archive:
+        for name, content in HONEST:
+            archive.writestr(name, content, packing if name.endswith("0") else None)
+
+    with pytest.raises(Refused, match="packed"):
+        read(kept.getvalue())
+
+
+def test_safetensors_with_a_long_header_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robusteval.models.weights.HEADER", 99)
+    monkeypatch.setattr("safetensors.torch.load", lambda _: pytest.fail("it was read"))
+    header = b'{"__metadata__":{"a":"' + b"x" * 99 + b'"}}'
+
+    with pytest.raises(UsageError, match=r"header of net\.pt has 124 bytes.*LIMITS=2"):
+        parse_checkpoint(len(header).to_bytes(8, "little") + header, "net.pt")
+
+
+def test_one_dict_under_many_names_is_looked_at_a_few_times() -> None:
+    content: dict[str, Any] = {}
+    content.update({f"k{i}": content for i in range(500)}, w=torch.zeros(1))
+
+    assert 1 <= len(list_states(content)) <= 8

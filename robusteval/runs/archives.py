@@ -1,0 +1,128 @@
+"""Archives of NumPy arrays, of which nothing is unpacked before its size is known and right."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from typing import IO, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from robusteval.runs.reading import check_amount
+
+DIRECTORY = 10**6  # bytes of the list of members; one takes 46 and its name
+END = struct.Struct("<4s4H2LH")
+END_64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR = struct.Struct("<4sLQL")
+COMMENT = 2**16  # bytes that may follow the end record
+HEADER = 10_000  # characters that describe an array
+PACKING = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others a few bytes can fill the memory
+SUFFIX = ".npy"
+LARGE = 64 * 10**6  # bytes from which on an array may not be a bomb,
+RATIO = 200  # which unpacked is so many times its size
+
+
+class Layout(NamedTuple):
+    """What the beginning of an array's file says of it, and how long that is in bytes."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    begin: int
+
+
+def open_archive(file: BinaryIO, name: str) -> zipfile.ZipFile:
+    """The zip archive in an open file.
+
+    UsageError if its list of members is long; what `zipfile` raises if it is none.
+    """
+    check_amount(f"the list of members of {name}", _measure_directory(file), DIRECTORY, "bytes")
+    return zipfile.ZipFile(file)
+
+
+def _measure_directory(file: BinaryIO) -> int:
+    """Bytes that the end of a zip file states for its directory, 0 where it states none."""
+    end = file.seek(0, io.SEEK_END)
+    start = max(0, end - COMMENT - END.size - LOCATOR.size - END_64.size)
+    file.seek(start)
+    tail = file.read()
+    file.seek(0)
+    sizes = [0]
+    # all that can be taken for an end record: readers differ in which they take
+    place = tail.rfind(b"PK\x05\x06")
+    while place >= 0:
+        if place + END.size <= len(tail):
+            sizes.append(END.unpack_from(tail, place)[5])
+        place = tail.rfind(b"PK\x05\x06", 0, place)
+    large = tail.rfind(b"PK\x06\x06")
+    while large >= 0:
+        if large + END_64.size <= len(tail):
+            sizes.append(END_64.unpack_from(tail, large)[8])
+        large = tail.rfind(b"PK\x06\x06", 0, large)
+    return max(size for size in sizes if size != 0xFFFFFFFF)
+
+
+def read_layout(archive: zipfile.ZipFile, key: str, usual: int) -> Layout:
+    """What an array in an archive is, by its first bytes.
+
+    Parameters
+    ----------
+    archive : ZipFile
+        As `open_archive` gives it.
+    key : str
+        Name of the array.
+    usual : int
+        Limit of its size in bytes.
+
+    Raises
+    ------
+    UsageError
+        It is larger.
+    ValueError
+        It is not packed as NumPy packs, no array of plain numbers, or not as long as it says.
+    """
+    entry = archive.getinfo(key + SUFFIX)
+    check_amount(f"the array {key}", entry.file_size, usual, "bytes")
+    if entry.file_size > LARGE:
+        ratio = entry.file_size // max(1, entry.compress_size)
+        check_amount(f"the array {key}", ratio, RATIO, "times the bytes that it is packed in")
+    if entry.compress_type not in PACKING or entry.flag_bits & 1:
+        raise ValueError(f"the array {key} is not packed as numpy.savez does it")
+    with archive.open(entry) as packed:
+        layout = _read_header(packed, key)
+    if layout.begin + math.prod(layout.shape) * layout.dtype.itemsize != entry.file_size:
+        raise ValueError(f"the array {key} is not as long as its shape says")
+    return layout
+
+
+def _read_header(packed: IO[bytes], key: str) -> Layout:
+    start = packed.read(8)
+    if len(start) < 8 or start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in WIDTHS:
+        raise ValueError(f"the array {key} is no .npy file")
+    width = WIDTHS[start[6:]]
+    counted = packed.read(width)
+    length = int.from_bytes(counted, "little")
+    if length > HEADER:
+        raise ValueError(f"the array {key} has a header of {length} bytes")
+    text = io.BytesIO(counted + packed.read(length))
+    shape, fortran, dtype = (
+        np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    )(text)
+    if dtype.hasobject:
+        raise ValueError(f"the array {key} is no plain one, it holds Python objects")
+    if min(shape, default=0) < 0 or not dtype.itemsize:
+        raise ValueError(f"the array {key} has the shape {shape} and type {dtype}")
+    return Layout(shape, fortran, dtype, 8 + width + length)
+
+
+WIDTHS = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of a header's length, by version
+
+
+def read_array(archive: zipfile.ZipFile, key: str, usual: int) -> np.ndarray[Any, Any]:
+    """An array of an archive, in memory; what `read_layout` raises."""
+    read_layout(archive, key, usual)
+    with archive.open(key + SUFFIX) as packed:
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(packed, allow_pickle=False)
+    return array
