@@ -20,7 +20,7 @@ from robusteval.evaluation.perturbing import Perturbed, perturb
 from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.models.classifier import Classifier, predict_classes
-from robusteval.models.failures import raise_as_run_error
+from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.types import Columns
 from robusteval.search.balls import quantise
@@ -238,10 +238,12 @@ def measure_slope(model: nn.Module, x: Tensor, y: Tensor, asked: Tensor, loss: L
     if not bool(asked.any()):
         return out
     z = x[asked].requires_grad_()
-    value = attacker_loss(model(z), y[asked], targeted=False, loss=loss).sum()
-    if value.requires_grad:
+    try:
+        value = attacker_loss(model(z), y[asked], targeted=False, loss=loss).sum()
         grad = torch.autograd.grad(value, z)[0]
         out[asked] = grad.flatten(1).abs().amax(1).double()
-    else:
-        out[asked] = 0.0  # the network cuts the graph
+    except Exception:
+        if explain_no_gradient(model, x[asked]) is None:
+            raise
+        out[asked] = 0.0
     return out

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from robusteval.errors import RunError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier, Passes, count_passes
-from robusteval.models.failures import raise_as_run_error
+from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import draw_targets
 
 
@@ -67,6 +70,7 @@ def perturb(
     started = time.perf_counter()
     with (
         count_passes(model, len(x), model.device) as passes,
+        explain_failure(attack, model, x),
         raise_as_run_error("the attack broke"),
     ):
         returned = attack.perturb(
@@ -77,6 +81,20 @@ def perturb(
     seconds = time.perf_counter() - started
     x_adv, fault = repair(returned, x, attack.threat)
     return Perturbed(returned, x_adv, fault, goal, passes, seconds)
+
+
+@contextmanager
+def explain_failure(attack: Attack, model: Classifier, x: Tensor) -> Iterator[None]:
+    """Where an attack that follows the gradient broke, say so if the model gives none."""
+    try:
+        yield
+    except RunError as error:
+        if attack.knowledge != "white-box" or not len(x):
+            raise
+        reason = explain_no_gradient(model, x[:1])
+        if reason is None:
+            raise
+        raise RunError(reason) from error
 
 
 def choose_goals(attack: Attack, y: Tensor, seeds: Tensor, classes: int) -> Tensor:

@@ -54,7 +54,8 @@ def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
             Finding(
                 "non-finite",
                 True,
-                f"{broken} of {n} images get logits that are NaN or infinite; they count as wrong.",
+                f"{broken} of {n} images get logits that are NaN or infinite; they count as wrong."
+                " To switch a class off give it a large negative logit, such as -1e4.",
             )
         )
     if clean["brightest"].max() <= 2 / 255:
@@ -78,7 +79,8 @@ def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
                 )
             )
     chance = 1 / num_classes
-    if right.mean() < 1 and Rate(int(right.sum()), n).interval.low <= chance:
+    answers = n - broken  # of others nothing is known
+    if answers and right.mean() < 1 and Rate(int(right.sum()), answers).interval.low <= chance:
         found.append(
             Finding(
                 "guessing",
@@ -176,6 +178,8 @@ def find_convention(
     """
     import torch
 
+    from robusteval.models.classifier import predict_classes
+
     label = data.labels[index]
     base = pred == label
     if base.mean() > 1 - MARGIN:
@@ -212,10 +216,11 @@ def find_convention(
             batch = data.batch(index[part])
             x, y = batch.x.to(mean.device), batch.y.to(mean.device)
             for name, convention in conventions.items():
-                right[name][part] = (classifier(convention(x)).argmax(1) == y).cpu().numpy()
+                found = predict_classes(classifier(convention(x)))
+                right[name][part] = (found == y).cpu().numpy()
             advance(len(x))
-    right["if every label were 1 less"] = pred + 1 == label
-    right["if every label were 1 more"] = pred - 1 == label
+    right["if every label were 1 less"] = (pred >= 0) & (pred + 1 == label)
+    right["if every label were 1 more"] = (pred >= 0) & (pred - 1 == label)
 
     best = max(right, key=lambda name: int(right[name].sum()))
     there = right[best]

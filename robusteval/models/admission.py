@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data, Positions
 from robusteval.errors import RunError, UsageError, check_argument
-from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.failures import raise_as_run_error
+from robusteval.models.architecture import escape
+from robusteval.models.classifier import Classifier, check_logits, frozen
+from robusteval.models.failures import is_out_of_memory, raise_as_run_error
+from robusteval.models.forward_modes import find_float_type
 
 
 def wrap_module(module: nn.Module, data: Data) -> Classifier:
@@ -27,12 +31,78 @@ def wrap_module(module: nn.Module, data: Data) -> Classifier:
         "give an nn.Module, or what robusteval.load makes of a file",
     )
     check_data(data)
+    x = data.batch([0]).x
+    what = "the network cannot take the images"
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with frozen(module), torch.no_grad(), raise_as_run_error("the network cannot take the images"):
-        logits = module(data.batch([0]).x.to(device))
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UsageError("the model must return one tensor of logits (n, k)")
-    return Classifier(module, num_classes=logits.shape[1]).to(device)
+    x = x.to(device, find_float_type(module))
+    with refuse_changes(module), frozen(module), torch.no_grad(), raise_as_run_error(what):
+        block = find_batch_size(module, x)
+        logits = check_logits(module(repeat_image(x, block or 1)))
+    return Classifier(module, num_classes=logits.shape[1], block=block).to(device)
+
+
+# images at a time that a network may be made for
+BATCHES = (2, 4, 8, 16, 32, 64, 128, 256, 10, 20, 50, 100, 200)
+
+
+def repeat_image(x: Tensor, n: int) -> Tensor:
+    """An image ``(1, c, h, w)`` n times, in memory of its own: networks may write to it."""
+    return x.repeat(n, 1, 1, 1)
+
+
+def find_batch_size(module: nn.Module, x: Tensor) -> int | None:
+    """The number of images that a network wants at a time; None if it takes the image alone.
+
+    Whatever it raises for one image ``(1, c, h, w)`` is raised where no other number will do.
+    """
+    try:
+        module(repeat_image(x, 1))
+        return None
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        for size in BATCHES:
+            try:
+                if len(check_logits(module(repeat_image(x, size)))) == size:
+                    return size
+            except Exception:  # of another batch it says nothing
+                continue
+        raise
+
+
+@contextmanager
+def refuse_changes(module: nn.Module) -> Iterator[None]:
+    """Refuse a model whose answers change it, and leave it as it was.
+
+    Raises
+    ------
+    UsageError
+        A buffer is another after the passes inside, which were made in eval mode: the model would
+        come out changed, and every answer would depend on what was asked before.
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    yield
+    changed = [
+        name
+        for name, buffer in module.named_buffers()
+        if name in before and not is_same(buffer, before[name])
+    ]
+    if not changed:
+        return
+    buffers = dict(module.named_buffers())
+    for name in changed:
+        buffers[name].data = before[name]
+    raise UsageError(
+        f"the model changes while it answers, in eval mode too: {escape(changed[0])} is another"
+        " after one batch, so that its answers depend on what was asked before; see to it that"
+        " eval() reaches this layer (a train or eval of your own must call torch's), or change it"
+        " only where self.training is true"
+    )
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two buffers hold the same, NaN for NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def check_data(data: object) -> None:
@@ -59,13 +129,33 @@ def check_labels(data: Data, index: np.ndarray[Any, Any], classifier: Classifier
 
 
 def check_images(data: Data, index: Positions, classifier: Classifier) -> None:
-    """Refuse images that the network cannot take, before anything is written."""
+    """Refuse images that the network cannot take, before anything is written.
+
+    One that takes a fixed number at a time is called with as many from here on.
+    """
     x = data.batch(index[:1]).x.to(classifier.device)
     what = f"the network cannot take images {tuple(x.shape[1:])}"
     try:
-        with frozen(classifier), torch.no_grad(), raise_as_run_error(what):
-            classifier(x)
+        with refuse_changes(classifier), frozen(classifier), torch.no_grad():
+            with raise_as_run_error(what):
+                classifier(x)
     except RunError as error:
-        raise UsageError(f"{error}: bring them to another size with --size") from None
+        block = find_other_block(classifier, x)
+        if block is None:
+            raise UsageError(f"{error}: bring them to another size with --size") from None
+        classifier.block = block
+    except UsageError:
+        raise
     except Exception:
         return  # memory ran out, which is dealt with batch by batch
+
+
+def find_other_block(classifier: Classifier, x: Tensor) -> int | None:
+    """The block in which a classifier that fails takes an image ``(1, c, h, w)``, if there is."""
+    images = (x - classifier.mean) / classifier.std
+    network = classifier.network
+    try:
+        with frozen(classifier), torch.no_grad():
+            return find_batch_size(network, images.to(find_float_type(network)))
+    except Exception:
+        return None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from robusteval.errors import UsageError
+from robusteval.models.forward_modes import (
+    ImageByImage,
+    find_float_type,
+    without_checkpointing,
+)
 
 
 class Classifier(nn.Module):
@@ -120,8 +124,12 @@ class Classifier(nn.Module):
         if self.training:
             return self._logits(x)
         size = self.block or choose_block_size(x.shape[1:].numel(), x.device)
-        # memory format picks kernels too, so it is fixed as well
-        return torch.cat([self._block(part, size) for part in torch.split(x.contiguous(), size)])
+        x = x.contiguous()  # memory format picks kernels too, so it is fixed as well
+        if len(x) <= size:
+            return self._block(x, size)
+        # each a tensor of its own, which the network may change in place
+        parts = [x[start : start + size].clone() for start in range(0, len(x), size)]
+        return torch.cat([self._block(part, size) for part in parts])
 
     def _block(self, x: Tensor, size: int) -> Tensor:
         n = len(x)
@@ -130,13 +138,27 @@ class Classifier(nn.Module):
         return self._logits(torch.cat([x, x.new_zeros(size - n, *x.shape[1:])]))[:n]
 
     def _logits(self, x: Tensor) -> Tensor:
+        x = x.to(find_float_type(self.network))
         if self.training:
             logits = self.network(x)
         else:
-            with ImageByImage(len(x)):
+            with ImageByImage(len(x)), without_checkpointing():
                 logits = self.network(x)
-        assert isinstance(logits, Tensor), "the network must return one tensor of logits"
+        return check_logits(logits).float()
+
+
+def check_logits(logits: object) -> Tensor:
+    """What a network returned, if it is logits ``(n, k)``; UsageError if not."""
+    if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
+    if isinstance(logits, Tensor):
+        found = f"a tensor of {logits.ndim} axes"
+    else:
+        found = type(logits).__name__
+    raise UsageError(
+        f"the model must return one tensor of logits (n, k), not {found}: wrap it in a module that"
+        " picks them out"
+    )
 
 
 MADE_FROM = "made_from"  # in an identity: the hash of the model that this one was made from
@@ -184,72 +206,6 @@ def derive_identity(classifier: Classifier, **facts: Any) -> dict[str, Any]:
     return {**known, MADE_FROM: sha256 and str(sha256), **facts}
 
 
-class ImageByImage(TorchFunctionMode):
-    """Linear layers as one product per image, smooth activations image by image.
-
-    In a product of the whole batch the rows at its end can be summed in another order than the
-    others (seen with MKL for odd widths), and the last values of a tensor that do not fill a vector
-    register go through another implementation of a sigmoid or an exponential than the others: an
-    image's last digits would depend on its place.
-    """
-
-    def __init__(self, images: int) -> None:
-        super().__init__()
-        self.images = images
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
-            return self.linear(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if (
-            name.rstrip("_") in SMOOTH
-            and args
-            and "out" not in kwargs
-            and not fills_registers(args[0])
-        ):
-            in_place = name.endswith("_") or kwargs.get("inplace", False)
-            return self.pointwise(func, args, kwargs, in_place)
-        return func(*args, **kwargs)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`F.linear` of ``(m, …, k)`` as m products."""
-        rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
-        out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
-        out = out.reshape(*x.shape[:-1], -1)
-        return out if bias is None else out + bias
-
-    def pointwise(
-        self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any, in_place: bool
-    ) -> Tensor:
-        """A function of one value at a time, of each of m equal parts of ``(m * k, …)``."""
-        x: Tensor = args[0]
-        if x.ndim == 0 or len(x) % self.images:
-            return func(*args, **kwargs)
-        parts = x.split(len(x) // self.images)  # type: ignore[no-untyped-call]
-        if not in_place:
-            return torch.cat([func(part, *args[1:], **kwargs) for part in parts])
-        return x.copy_(torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts]))
-
-
-# activations whose vectorised and scalar implementations round differently
-SMOOTH = {
-    *("sigmoid", "logsigmoid", "log_sigmoid", "silu", "gelu", "mish", "softplus", "expit"),
-    *("elu", "selu", "celu", "tanh", "exp", "expm1", "erf"),
-}
-
-
-def fills_registers(x: Tensor) -> bool:
-    """Whether a tensor fills vector registers to its end, however threads share it."""
-    if x.device.type != "cpu":
-        return True
-    lanes, grain = 64, 2**15  # four registers of floats at once; what one thread does alone
-    threads = max(1, min(torch.get_num_threads(), math.ceil(x.numel() / grain)))
-    return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
-
-
 def choose_block_size(values: int, device: torch.device) -> int:
     """Images per network call, for images of `values` numbers: a power of two.
 
@@ -263,12 +219,26 @@ def choose_block_size(values: int, device: torch.device) -> int:
     return size
 
 
-def absorb(content: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
-    """Let a hash take up a state dict: names, shapes, types and bits, in the order of names."""
+def absorb(content: hashlib._Hash, state: Mapping[str, Any]) -> None:
+    """Let a hash take up a state dict: names, shapes, types and bits, in the order of names.
+
+    Quantised layers keep tuples and types there, and a module may add what it likes: of this
+    plain values count, and of other objects only what they are.
+    """
     for name, value in sorted(state.items()):
-        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        content.update(bits.numpy().tobytes())
+        if isinstance(value, Tensor):
+            if value.is_quantized:
+                value = value.dequantize()
+            content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            bits = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            content.update(bits.numpy().tobytes())
+        elif isinstance(value, Mapping):
+            absorb(content, {f"{name}.{key}": item for key, item in value.items()})
+        elif isinstance(value, list | tuple):
+            absorb(content, {f"{name}.{i}": item for i, item in enumerate(value)})
+        else:
+            plain = isinstance(value, int | float | str | bytes | torch.dtype | None)
+            content.update(f"{name} {value if plain else type(value).__name__}".encode())
 
 
 def predict_classes(logits: Tensor) -> Tensor:
@@ -277,13 +247,26 @@ def predict_classes(logits: Tensor) -> Tensor:
     return torch.where(finite, logits.argmax(1), -1)
 
 
+def switch_to_eval(module: nn.Module) -> None:
+    """Call a module's `eval`; UsageError if it breaks, as by a `train` of the user's own."""
+    try:
+        module.eval()
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"eval() of the model raised {type(error).__name__} ({text}): its own train or eval is"
+            " in the way; torch's train(mode) takes a bool, so give a method for training another"
+            " name"
+        ) from error
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """The module in eval mode and without parameter gradients; put back as it was afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     try:
-        module.eval()
+        switch_to_eval(module)
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None  # so that nothing is added to the user's in place

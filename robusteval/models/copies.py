@@ -71,7 +71,7 @@ def choose_state(
     states : mapping
         As from `list_states`; not empty.
     wanted : str, optional
-        The key that the user names.
+        The key that the user names, or a prefix of names in a state dict without its dot.
     fits : callable
         Whether a network of the architecture takes a state dict.
     file : str
@@ -83,6 +83,11 @@ def choose_state(
         There is none of that key, or nothing is asked for and two that differ fit.
     """
     if wanted is not None and wanted not in states:
+        for state in states.values():
+            prefix = f"{wanted}."
+            part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            if part:
+                return Choice(part, wanted, several=True)
         raise UsageError(
             f"{file} holds no state dict {escape(wanted)}: --weights can be {_enumerate(states)}"
         )

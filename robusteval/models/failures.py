@@ -76,6 +76,36 @@ def run_in_parts(
     return done
 
 
+# what attacks a model that gives no gradient, with what it needs
+WITHOUT_GRADIENT = "noise, art:SquareAttack or art:HopSkipJump"
+
+
+def explain_no_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
+    """Why a model gives no gradient at images ``(n, c, h, w)``, and what attacks it all the same.
+
+    NumPy inside, a detached graph and quantised layers are reasons; None if it gives one. Running
+    out of memory says nothing and passes as it is.
+    """
+    z = x.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            value = model(z).sum()
+            if (
+                value.requires_grad
+                and torch.autograd.grad(value, z, allow_unused=True)[0] is not None
+            ):
+                return None
+        reason = "its logits do not hang on the images by operations of torch"
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return (
+        f"the model gives no gradient ({reason}): use attacks that need none, such as"
+        f" {WITHOUT_GRADIENT}"
+    )
+
+
 @contextmanager
 def raise_as_run_error(what: str) -> Iterator[None]:
     """Turn whatever breaks in other people's code into a RunError of one sentence.

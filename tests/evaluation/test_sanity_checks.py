@@ -72,6 +72,22 @@ def test_a_sound_model_has_no_findings(bands: Classifier, data: Data) -> None:
     assert not evaluate(bands, data, [STRONG, "noise:eps=8/255"]).findings
 
 
+def test_logits_that_are_not_finite_bring_no_advice(trained_bands: Bands, data: Data) -> None:
+    """Neither on how to feed the model nor on its labels: nothing is known of its answers."""
+
+    def lose_a_class(z: Tensor) -> Tensor:
+        return torch.cat([z, z.new_full((len(z), 1), torch.nan)], 1)
+
+    def switch_off(z: Tensor) -> Tensor:
+        return torch.cat([z[:, :2], z[:, 2:] - torch.inf], 1)
+
+    for change in (lose_a_class, switch_off):
+        run = evaluate(tampered(trained_bands, logits=change), data, ["noise"], samples=30)
+
+        assert codes(run) & {"convention", "guessing", "labels-permuted"} == set()
+        assert any("-1e4" in f.message for f in run.findings if f.code == "non-finite")
+
+
 def test_outputs_that_differ_between_calls_are_found(trained_bands: Bands, data: Data) -> None:
     """A random defense, or dropout that is always on."""
     run = evaluate(
@@ -179,7 +195,8 @@ def test_a_network_that_cuts_the_graph_is_found(trained_bands: Bands, data: Data
     run = evaluate(tampered(trained_bands, images=Tensor.detach), data, [STRONG], samples=30)
 
     assert "zero-gradient" in codes(run)
-    assert "does not require grad" in run.failures[STRONG]
+    assert "gives no gradient" in run.failures[STRONG]
+    assert "art:SquareAttack" in run.failures[STRONG]
 
 
 def test_logits_that_are_not_finite_are_found(trained_bands: Bands, data: Data) -> None:

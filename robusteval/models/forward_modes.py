@@ -1,0 +1,125 @@
+"""How a network is called in eval mode, so that an image's logits are its own and derivable."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class ImageByImage(TorchFunctionMode):
+    """Linear layers as one product per image, smooth activations image by image.
+
+    In a product of the whole batch the rows at its end can be summed in another order than the
+    others (seen with MKL for odd widths), and the last values of a tensor that do not fill a vector
+    register go through another implementation of a sigmoid or an exponential than the others: an
+    image's last digits would depend on its place.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
+            return self.linear(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if (
+            name.rstrip("_") in SMOOTH
+            and args
+            and "out" not in kwargs
+            and not fills_registers(args[0])
+        ):
+            in_place = name.endswith("_") or kwargs.get("inplace", False)
+            return self.pointwise(func, args, kwargs, in_place)
+        return func(*args, **kwargs)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`F.linear` of ``(m, …, k)`` as m products."""
+        rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
+        out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
+        out = out.reshape(*x.shape[:-1], -1)
+        return out if bias is None else out + bias
+
+    def pointwise(
+        self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any, in_place: bool
+    ) -> Tensor:
+        """A function of one value at a time, of each of m equal parts of ``(m * k, …)``."""
+        x: Tensor = args[0]
+        if x.ndim == 0 or len(x) % self.images:
+            return func(*args, **kwargs)
+        parts = x.split(len(x) // self.images)  # type: ignore[no-untyped-call]
+        if not in_place:
+            return torch.cat([func(part, *args[1:], **kwargs) for part in parts])
+        return x.copy_(torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts]))
+
+
+# activations whose vectorised and scalar implementations round differently
+SMOOTH = {
+    *("sigmoid", "logsigmoid", "log_sigmoid", "silu", "gelu", "mish", "softplus", "expit"),
+    *("elu", "selu", "celu", "tanh", "exp", "expm1", "erf"),
+}
+
+
+def fills_registers(x: Tensor) -> bool:
+    """Whether a tensor fills vector registers to its end, however threads share it."""
+    if x.device.type != "cpu":
+        return True
+    lanes, grain = 64, 2**15  # four registers of floats at once; what one thread does alone
+    threads = max(1, min(torch.get_num_threads(), math.ceil(x.numel() / grain)))
+    return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
+
+
+def find_float_type(network: nn.Module) -> torch.dtype:
+    """The type of the images that a network takes: that of its parameters, if all have the same."""
+    kinds = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    return kinds.pop() if len(kinds) == 1 else torch.float32
+
+
+# how torch.utils.checkpoint makes a backward pass compute activations again
+RECOMPUTING = (
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",  # the same from torch 2.14 on
+)
+
+
+class Kept:
+    """In the place of the checkpointing that `torch.autograd.grad` cannot pass through."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+        """The function's result; its activations are kept."""
+        return function(*args)
+
+
+def keep_activations(*_: Any, **__: Any) -> Iterator[None]:
+    """Neither before nor after the function is there anything to do."""
+    yield
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Keep activations where the network asks torch.utils.checkpoint not to.
+
+    They would be computed again in the backward pass, outside of `ImageByImage` and hence by other
+    operations, which torch refuses. Values and derivatives are the same, for more memory.
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    with ExitStack() as stack:
+        for name in RECOMPUTING:
+            if hasattr(module, name):
+                stack.enter_context(patch.object(module, name, keep_activations))
+        if hasattr(module, "CheckpointFunction"):
+            stack.enter_context(patch.object(module, "CheckpointFunction", Kept))
+        yield

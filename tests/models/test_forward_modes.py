@@ -1,0 +1,132 @@
+"""Networks that torch runs are run: other float types, in-place layers, recomputed activations."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robusteval.models.classifier import Classifier
+from robusteval.models.forward_modes import find_float_type
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3)
+        ).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(11, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of a classifier that calls the network with four images at a time, and a gradient."""
+    z = images.clone().requires_grad_()
+    logits = Classifier(network, num_classes=3, block=4, mean=(0.4,), std=(0.5,)).eval()(z)
+    return logits.detach(), torch.autograd.grad(logits[:, 0].sum(), z)[0]
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class InPlace(Wrapped):
+    """Scales what it is given where it lies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.mul_(2.0).clamp_(min=-5).div_(2.0))
+        return logits
+
+
+class Recomputed(Wrapped):
+    """Keeps no activation of two parts, one inside of the other's function."""
+
+    def __init__(self, network: nn.Module, reentrant: bool) -> None:
+        super().__init__(network)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        def head(maps: Tensor) -> Tensor:
+            logits: Tensor = self.network[2:](maps)  # type: ignore[index]
+            return logits
+
+        maps = checkpoint(self.network[:2], x, use_reentrant=self.reentrant)  # type: ignore[index]
+        logits: Tensor = checkpoint(head, maps, use_reentrant=self.reentrant)
+        return logits
+
+
+@pytest.mark.parametrize("images_at_a_time", [1, 4, 11])
+def test_a_network_may_write_to_its_input(
+    network: nn.Module, images: Tensor, images_at_a_time: int
+) -> None:
+    """In blocks of one tensor, too; the caller's images stay what they are."""
+    some = images[:images_at_a_time]
+    before = some.clone()
+
+    logits, grad = answer(InPlace(network), some)
+    plain, slope = answer(network, some)
+
+    torch.testing.assert_close(logits, plain)
+    torch.testing.assert_close(grad, slope)
+    assert torch.equal(some, before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_that_are_recomputed_change_nothing(
+    network: nn.Module, images: Tensor, reentrant: bool
+) -> None:
+    """Where torch itself knows the way and where it does not (reentrant), bit for bit."""
+    logits, grad = answer(Recomputed(network, reentrant), images)
+    plain, slope = answer(network, images)
+
+    assert torch.equal(logits, plain)
+    assert torch.equal(grad, slope)
+
+
+def test_checkpointing_outside_of_a_classifier_is_untouched(
+    network: nn.Module, images: Tensor
+) -> None:
+    answer(Recomputed(network, reentrant=False), images)
+    calls: list[int] = []
+
+    def count(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x.sin()
+
+    z = images.clone().requires_grad_()
+    torch.autograd.grad(checkpoint(count, z, use_reentrant=False).sum(), z)
+
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_come_as_float32(network: nn.Module, images: Tensor, kind: torch.dtype) -> None:
+    """Whether the head alone or the whole network is of another type."""
+
+    class Head(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.network(x).to(kind)
+            return logits
+
+    head, _ = answer(Head(network), images)
+    plain, _ = answer(network, images)
+    whole, grad = answer(network.to(kind), images)
+
+    assert head.dtype == whole.dtype == grad.dtype == torch.float32
+    torch.testing.assert_close(head, plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(whole, plain, rtol=3e-2, atol=3e-2)
+
+
+def test_a_network_of_mixed_types_is_given_float32() -> None:
+    """It converts what it has to."""
+    mixed = nn.Sequential(nn.Linear(2, 2).half(), nn.Linear(2, 2))
+
+    assert find_float_type(mixed) is torch.float32
+    assert find_float_type(nn.Linear(2, 2).double()) is torch.float64
+    assert find_float_type(nn.Flatten()) is torch.float32
