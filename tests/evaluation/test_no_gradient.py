@@ -74,15 +74,14 @@ def test_a_zero_gradient_is_one(bands: Classifier) -> None:
     assert explain_no_gradient(lambda z: bands(z.detach()), x) is not None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # users have such networks all the same
 def test_quantised_layers_run_from_python(data: Data) -> None:
     """Their state dict holds tuples and types; two that differ are told apart."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = [nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval() for _ in range(2)]
-    quantised = [
-        torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
-        for network in made
-    ]
+    quantise: Any = torch.ao.quantization.quantize_dynamic
+    quantised = [quantise(network, {nn.Linear}, dtype=torch.qint8) for network in made]
 
     runs = [evaluate(network, data, [NOISE], probes=False) for network in quantised]
 
