@@ -66,9 +66,8 @@ model_options = combine_options(
             "Model",
             "--weights",
             metavar="KEY",
-            help="Which state dict of a file that holds several, such as state_dict_ema, or the prefix"
-            " of the tensors that are meant. [default:"
-            " the only one that fits]",
+            help="Which state dict of a file that holds several, such as state_dict_ema, or the"
+            " prefix of the tensors that are meant. [default: the only one that fits]",
         ),
     ]
 )

@@ -74,7 +74,9 @@ def test_a_zero_gradient_is_one(bands: Classifier) -> None:
     assert explain_no_gradient(lambda z: bands(z.detach()), x) is not None
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # users have such networks all the same
+@pytest.mark.filterwarnings(
+    "ignore:.*quanti:UserWarning", "ignore:.*quanti:DeprecationWarning"
+)  # users have such networks all the same
 def test_quantised_layers_run_from_python(data: Data) -> None:
     """Their state dict holds tuples and types; two that differ are told apart."""
     with torch.random.fork_rng():
