@@ -3,9 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# options of the command line, and what they are called in Python where that is something else
+PYTHON_NAMES = {
+    **{
+        f"--{name}": name.replace("-", "_")
+        for name in (
+            *("arch", "mean", "std", "num-classes", "weights", "device", "size", "resize"),
+            *("classes", "split", "download", "samples", "seed", "out", "fresh", "batch-size"),
+        )
+    },
+    "--attack": "attacks",
+    "--defense": "defenses",
+    "--interpreter": "interpreters",
+    "--data": "data",
+}
+_commands = 0  # of the command line that are running; none: a caller in Python reads the errors
+
+
+@contextmanager
+def speak_of_options() -> Iterator[None]:
+    """Inside, readers of errors know the options of the command line, and Python names nothing."""
+    global _commands
+    _commands += 1
+    try:
+        yield
+    finally:
+        _commands -= 1
+
+
+def name_in_python(message: str) -> str:
+    """The message, for a caller in Python with the arguments that its options stand for."""
+    if _commands or "in Python" in message or "from Python" in message:
+        return message
+    options = re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", message)
+    known = [PYTHON_NAMES[name] for name in dict.fromkeys(options) if name in PYTHON_NAMES]
+    return f"{message} (in Python: {', '.join(known)})" if known else message
 
 
 class RobustevalError(Exception):
@@ -23,6 +60,7 @@ class RobustevalError(Exception):
     exit_code = 3
 
     def __init__(self, message: str = "", lines: Iterable[str] = ()) -> None:
+        message = name_in_python(message)
         super().__init__(message)
         self.message = message
         self.lines = tuple(lines)

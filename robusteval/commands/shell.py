@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 
 import click
 
-from robusteval.errors import Interrupted, RobustevalError, RunError, UsageError
+from robusteval.errors import (
+    Interrupted,
+    RobustevalError,
+    RunError,
+    UsageError,
+    speak_of_options,
+)
 from robusteval.registry import read_number
 from robusteval.runs.types import spell_line
 
@@ -25,7 +31,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; code of a user or of ART has no say in how the process ends."""
         try:
-            return super().invoke(ctx)
+            with speak_of_options():
+                return super().invoke(ctx)
         except SystemExit:
             raise RunError("the network or an attack tried to end the program") from None
 

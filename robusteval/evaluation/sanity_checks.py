@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from robusteval.errors import name_in_python
 from robusteval.evaluation.strength import check_strength, is_strong
 from robusteval.runs.statistics import Rate, sign_test
 from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
@@ -232,7 +233,8 @@ def find_convention(
             "convention",
             True,
             f"{base.mean():.1%} of {len(base)} images are classified correctly as given, but"
-            f" {there.mean():.1%} {best}: the model is probably not fed as it was trained.",
+            f" {there.mean():.1%} {name_in_python(best)}: the model is probably not fed as it was"
+            " trained.",
         )
     ]
 

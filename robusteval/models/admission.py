@@ -17,6 +17,7 @@ from robusteval.models.architecture import escape
 from robusteval.models.classifier import Classifier, check_logits, frozen
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.models.forward_modes import find_float_type
+from robusteval.models.user_code import suggest_image_shape
 
 
 def wrap_module(module: nn.Module, data: Data) -> Classifier:
@@ -142,7 +143,7 @@ def check_images(data: Data, index: Positions, classifier: Classifier) -> None:
     except RunError as error:
         block = find_other_block(classifier, x)
         if block is None:
-            raise UsageError(f"{error}: bring them to another size with --size") from None
+            raise UsageError(f"{error}{suggest_image_shape(error.__cause__)}") from None
         classifier.block = block
     except UsageError:
         raise

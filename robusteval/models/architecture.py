@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
 import sys
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.models.user_code import describe_exception
 from robusteval.runs.reading import NAMES, WEIGHTS, check_regular, read_bytes
 
 Shape = tuple[int, int, int]
@@ -118,12 +121,71 @@ def _unknown(sentence: str, name: str, known: Sequence[str]) -> NoReturn:
     raise UsageError(f"{escape(sentence)}; there is {', '.join(close) or 'none'}") from None
 
 
+def check_source(arch: str, folder: Path) -> None:
+    """Refuse the name of an architecture whose code is elsewhere; UsageError with the right form.
+
+    Code runs only from where it was named: a file beside the checkpoint, in `folder`, or in the
+    current folder is suggested and not taken.
+    """
+    source, _, function = arch.rpartition(":")
+    if source in ("torchvision", "robusteval", "timm"):
+        return
+    if arch.endswith(".py"):
+        found = find_file(arch, folder)
+        names = list_definitions(found) if found else []
+        form = " or ".join(f"{found}:{name}" for name in names) or f"{arch}:FUNCTION"
+        raise UsageError(f"--arch {arch} names no function: write {form}")
+    if not source:
+        module, _, attribute = arch.rpartition(".")
+        found = find_file(f"{module.replace('.', '/')}.py", folder) if module else None
+        if found is not None:
+            raise UsageError(f"--arch {arch} is not an architecture: write {found}:{attribute}")
+        known = _torchvision_models()
+        hint = f"torchvision:{arch}, of " if arch in known.list_models(module=known) else ""
+        raise UsageError(f"--arch {escape(arch)} is not an architecture: give {hint}{ARCH_FORMS}")
+    stem = source.rstrip(":").removesuffix(".py")
+    if source.endswith(".py"):
+        check_regular(Path(source).resolve(), NAMES)
+        if not Path(source).is_file():
+            found = find_file(source, folder)
+            hint = f"; write {found}:{function}" if found else ""
+            raise UsageError(f"there is no file {source} to take the architecture from{hint}")
+    elif not _is_module(source):
+        paths = (f"{stem}.py", f"{stem.replace('.', '/')}.py")
+        found = next(filter(None, (find_file(path, folder) for path in paths)), None)
+        if found is not None:
+            raise UsageError(f"there is no module {source}: write {found}:{function}")
+
+
+def find_file(name: str, folder: Path) -> Path | None:
+    """The file of this name here or, by its last part, in `folder`; None if there is none."""
+    for path in (Path(name), folder / Path(name).name):
+        if path.is_file():
+            return path
+    return None
+
+
+def list_definitions(path: Path) -> list[str]:
+    """The first few classes and functions that a file of Python defines; it is not executed."""
+    try:
+        body = ast.parse(read_bytes(path, NAMES)).body
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError, UsageError):
+        return []
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [node.name for node in body if isinstance(node, kinds) and node.name[0] != "_"][:3]
+
+
+def _is_module(name: str) -> bool:
+    """Whether Python would find a module of this name, which is not imported."""
+    try:
+        return name in sys.modules or importlib.util.find_spec(name.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _from_user(arch: str, sized: dict[str, Any]) -> Built:
     source, _, function = arch.rpartition(":")
-    if arch.endswith(".py"):
-        raise UsageError(f"--arch {arch} names no function: write {arch}:FUNCTION")
-    if not source:
-        raise UsageError(f"--arch {arch} is not an architecture: give {ARCH_FORMS}")
+    check_source(arch, Path())
     name = name_publicly(arch)
     if not source.endswith(".py"):
         with raise_as_architecture_error(name):
@@ -131,9 +193,6 @@ def _from_user(arch: str, sized: dict[str, Any]) -> Built:
         code = [Path(file)] if (file := getattr(module, "__file__", None)) else []
         return Built(_called(module, function, name, sized), name, _hash(code))
     path = Path(source).resolve()
-    check_regular(path, NAMES)
-    if not path.is_file():
-        raise UsageError(f"there is no file {source} to take the architecture from")
     with _folder_importable(path.parent) as helpers:
         module = _executed(path, name)
         network = _called(module, function, name, sized)
@@ -175,7 +234,7 @@ def raise_as_architecture_error(name: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{name} raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"{name} raised {describe_exception(error)}") from error
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from robusteval.models.architecture import (
     Built,
     Shape,
     State,
+    check_source,
     escape,
     find_preset,
     name_publicly,
@@ -31,6 +32,7 @@ from robusteval.models.environment import pick_device
 from robusteval.models.masked import Masked
 from robusteval.models.misfit import build_with_weights, fits_network
 from robusteval.models.normalisation import choose_normalisation
+from robusteval.models.user_code import describe_exception
 from robusteval.models.weights import (
     parse_checkpoint,
     read_checkpoint_file,
@@ -111,6 +113,7 @@ def load(
     states, notes = parse_checkpoint(raw, path.name)
     states = select_plain_states(states, weights, len(raw), path.name)
     arch = arch or _find_arch(notes, path.name)
+    check_source(arch, path.parent)
     fits = partial(fits_network, arch, num_classes)
     state, key, several = choose_state(states, weights, fits, path.name)
     masks = state.pop(MASKS, None)
@@ -293,7 +296,7 @@ def _probe_network(built: Built, shape: Shape | None) -> tuple[int | None, int]:
         except UsageError as error:  # of masks
             raise UsageError(f"the masks do not fit {built.name}: {error}") from None
         except Exception as error:  # whatever a network does on images it was not made for
-            failure = error
+            failure = describe_exception(error)
             continue
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

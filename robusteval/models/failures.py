@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import RobustevalError, RunError, UsageError
+from robusteval.models.user_code import describe_exception
 
 Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
 Result = TypeVar("Result")
@@ -125,8 +126,7 @@ def raise_as_run_error(what: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())[:300]
-        raise RunError(f"{what} ({type(error).__name__}: {text})") from error
+        raise RunError(f"{what} ({describe_exception(error)})") from error
 
 
 @contextmanager
