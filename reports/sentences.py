@@ -311,6 +311,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
             format_hash(data),
         ),
     )
+    if data.get("turned"):
+        yield "orientation", f"{data['turned']} images are turned upright, as their EXIF says"
     if data.get("labels"):
         yield "labels", f"matched {data['labels']}"
     versions = (

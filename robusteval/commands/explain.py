@@ -139,7 +139,11 @@ def explain(
             seed=seed,
             side=side,
             layer=layer,
-            concepts=None if concepts is None else open_concepts(concepts, shape),
+            concepts=(
+                None
+                if concepts is None
+                else open_concepts(concepts, shape, allow_outside=request.allow_outside)
+            ),
             progress=session.progress,
             cache=done,
             command=spell_command(),

@@ -83,6 +83,28 @@ classes_option = option(
 )
 
 
+def split_names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """Option callback: names separated by commas."""
+    return None if value is None else value.split(",")
+
+
+table_options = (
+    option(
+        "Data",
+        "--columns",
+        callback=split_names,
+        metavar="IMAGE,LABEL",
+        help="Columns of a CSV file with the image's path and its label. [default: file,label]",
+    ),
+    option(
+        "Data",
+        "--allow-outside",
+        is_flag=True,
+        help="Paths in a table (FILE.csv, index.csv of concepts) may lead out of its folder.",
+    ),
+)
+
+
 def build_data_options(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
     """The options that name images; `split` is the part of named data sets by default."""
     return combine_options(
@@ -118,6 +140,7 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
                 help="Let torchvision download a data set that is missing.",
             ),
             classes_option,
+            *table_options,
         ]
     )
 

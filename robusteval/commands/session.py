@@ -36,6 +36,8 @@ class Request:
     size: int | None
     download: bool
     classes: Path | None
+    columns: list[str] | None
+    allow_outside: bool
 
     @property
     def data_name(self) -> str:
@@ -63,7 +65,14 @@ class Request:
         download = self.download and split is None
         split = split or self.split
         return open_images(
-            classifier, self.data_name, split, download, self.size, classes=self.classes
+            classifier,
+            self.data_name,
+            split,
+            download,
+            self.size,
+            classes=self.classes,
+            columns=self.columns,
+            allow_outside=self.allow_outside,
         )
 
     def open_both(self, progress: Bars) -> tuple[Classifier, Data]:
@@ -142,6 +151,8 @@ def open_images(
     size: int | None,
     *,
     classes: Path | None = None,
+    columns: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> Data:
     """The data as this classifier takes it, with labels as it counts them."""
     from robusteval.datasets.class_names import match_classes, read_class_names
@@ -161,6 +172,8 @@ def open_images(
         size=size,
         resize=resize,
         classes=None if classes is None else read_class_names(classes),
+        columns=columns,
+        allow_outside=allow_outside,
     )
     return match_classes(data, classifier.num_classes, classifier.class_names)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,13 @@ from robusteval.errors import UsageError
 from robusteval.runs.types import format_number
 
 from .measuring import find_unseen, spell_evaluation
-from .running import classes_option, device_option, model_options
+from .running import (
+    classes_option,
+    combine_options,
+    device_option,
+    model_options,
+    table_options,
+)
 from .session import load_model, open_session
 from .shell import (
     Command,
@@ -130,6 +137,7 @@ def list_hyper_parameters() -> Iterator[Option]:
     help="Let torchvision download a data set that is missing.",
 )
 @classes_option
+@combine_options(table_options)
 @model_options
 @option(
     "Model",
@@ -153,6 +161,8 @@ def train(
     size: int | None,
     download: bool,
     classes: Path | None,
+    columns: list[str] | None,
+    allow_outside: bool,
     arch: str | None,
     mean: list[float] | None,
     std: list[float] | None,
@@ -193,27 +203,26 @@ def train(
 
     def open_both(progress: Bars) -> tuple[Classifier, Data]:
         from robusteval.datasets.class_names import read_class_names
+        from robusteval.datasets.sources import open_data
         from robusteval.defenses.training_files import is_helper
 
         progress.console.quiet = is_helper()
         options = {"mean": mean, "std": std, "num_classes": num_classes}
         place = choose_device(device)
-        names = None if classes is None else read_class_names(classes)
-        if start is None:
-            return start_untrained(
-                str(arch), data, size, download, settings, place, classes=names, **options
-            )
-        return continue_trained(
-            start,
+        open_images = partial(
+            open_data,
             data,
-            size,
-            download,
-            progress,
-            arch=arch,
-            weights=weights,
-            classes=names,
-            device=place,
-            **options,
+            split="train",
+            download=download,
+            size=size,
+            classes=None if classes is None else read_class_names(classes),
+            columns=columns,
+            allow_outside=allow_outside,
+        )
+        if start is None:
+            return start_untrained(str(arch), open_images, settings, place, **options)
+        return continue_trained(
+            start, open_images, progress, arch=arch, weights=weights, device=place, **options
         )
 
     with open_session(open_both, fresh=fresh) as session:
@@ -250,49 +259,35 @@ def choose_device(device: str) -> str:
 
 def start_untrained(
     arch: str,
-    data: str,
-    size: int | None,
-    download: bool,
+    open_images: Callable[..., Data],
     settings: TrainingSettings,
     device: str,
-    *,
-    classes: Sequence[str] | None,
     **options: Any,
 ) -> tuple[Classifier, Data]:
     """A classifier with random weights, and the images to train it on."""
-    from robusteval.datasets.sources import open_data
     from robusteval.defenses.training_start import build_untrained, find_input_channels
     from robusteval.models.environment import pick_device
 
     target = pick_device(device)
     channels = find_input_channels(arch)
-    images = open_data(
-        data, split="train", download=download, channels=channels, size=size, classes=classes
-    )
+    images = open_images(channels=channels)
     return build_untrained(arch, images, settings, device=target, **options), images
 
 
 def continue_trained(
     start: str,
-    data: str,
-    size: int | None,
-    download: bool,
+    open_images: Callable[..., Data],
     progress: Bars,
-    *,
-    classes: Sequence[str] | None,
     **options: Any,
 ) -> tuple[Classifier, Data]:
     """The classifier in a checkpoint, and the images to go on training it on."""
     from robusteval.datasets.class_names import match_classes
-    from robusteval.datasets.sources import open_data
 
     classifier = load_model(start, progress, **options)
     if "mask" in classifier.identity:
         raise UsageError(f"{start} has masked units, which training cannot keep: train before")
     channels = classifier.identity.get("input_channels")
-    images = open_data(
-        data, split="train", download=download, channels=channels, size=size, classes=classes
-    )
+    images = open_images(channels=channels)
     return classifier, match_classes(images, classifier.num_classes, classifier.class_names)
 
 

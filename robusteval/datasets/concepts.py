@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.image_files import InsideFolder
 from robusteval.datasets.images import find_orientation, open_image, to_chw, to_hwc, turn_upright
 from robusteval.errors import UsageError
 from robusteval.runs.reading import MANIFEST, check_amount, read_bytes
@@ -178,8 +179,12 @@ class Broden:
     number is red plus 256 times green; several are separated by semicolons.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], *, allow_outside: bool = False
+    ) -> None:
         self.name, self.shape, self._pictures = folder.name, shape, folder / "images"
+        self._index = folder / "index.csv"
+        self._inside = None if allow_outside else InsideFolder(folder)
         labels, rows = read_table(folder / "label.csv"), read_table(folder / "index.csv")
         try:
             self.concepts = tuple(
@@ -212,25 +217,34 @@ class Broden:
                     k = self._number.get(number)
                     if k is not None:
                         found[k] = found[k] | mask if k in found else mask
-        return Probe(read_image(self._pictures / name, self.shape), found, frozenset(seen))
+        return Probe(read_image(self._locate(name), self.shape), found, frozenset(seen))
+
+    def _locate(self, name: str) -> Path:
+        path = self._pictures / name
+        if self._inside is not None:
+            self._inside.check(path, str(self._index))
+        return path
 
     def _labels(self, item: str) -> Iterator[tuple[int, Tensor]]:
         if item.isdecimal():
             yield int(item), torch.ones(self.shape[1:], dtype=torch.bool)
             return
-        labels = read_labels(self._pictures / item, self.shape)
+        labels = read_labels(self._locate(item), self.shape)
         for number in np.unique(labels.numpy()).tolist():
             if number:
                 yield number, labels == number
 
 
-def open_concepts(folder: Path, shape: tuple[int, int, int]) -> Concepts:
+def open_concepts(
+    folder: Path, shape: tuple[int, int, int], *, allow_outside: bool = False
+) -> Concepts:
     """The images with masks in a folder, as images of `shape` ``(c, h, w)``.
 
-    UsageError if the folder has none of the known layouts.
+    Paths in ``index.csv`` stay inside the folder unless `allow_outside`. UsageError if the folder
+    has none of the known layouts.
     """
     if (folder / "index.csv").exists():
-        return Broden(folder, shape)
+        return Broden(folder, shape, allow_outside=allow_outside)
     if (folder / "images").is_dir():
         return Folder(folder, shape)
     raise UsageError(

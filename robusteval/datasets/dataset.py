@@ -166,6 +166,11 @@ class Data:
         matching: str | None = getattr(self.source, "matching", None)
         return matching
 
+    def count_turned(self, index: Sequence[int] | np.ndarray) -> int:
+        """How many of the images at these positions are turned upright, as their EXIF says."""
+        count: Callable[[Any], int] | None = getattr(self.source, "count_turned", None)
+        return 0 if count is None else count(index)
+
     @property
     def transform(self) -> str:
         """How images are brought to one shape, in words."""

@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ import numpy as np
 from robusteval.datasets.checks import (
     raise_as_unreadable,
 )
-from robusteval.datasets.images import SUFFIXES, decode_image
+from robusteval.datasets.images import SUFFIXES, decode_image, read_orientation
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES
 from robusteval.runs.reading import MANIFEST, PICTURE, check_amount, read_bytes
 
 MOST_ROWS = 2_000_000  # of a list; ImageNet has 1,281,167 images to train on
+COLUMNS = ("file", "label")
+LOOKED_AT = 32  # images, for a remark
 SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
 
 
@@ -40,6 +43,7 @@ class FileSource:
     notes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     matching: str | None = None
+    orientations: dict[int, int] = field(default_factory=dict)  # by position, of those looked at
 
     @property
     def positions(self) -> np.ndarray:
@@ -58,7 +62,18 @@ class FileSource:
     def raw(self, index: int) -> bytes:
         """Read the file as it is."""
         with raise_as_unreadable(self.files[index], "replace it or leave it out"):
-            return read_bytes(self.files[index], PICTURE)
+            content = read_bytes(self.files[index], PICTURE)
+        self.orientations[index] = read_orientation(content)
+        # the pixels are others than where EXIF is ignored
+        return content if self.orientations[index] == 1 else content + b"upright"
+
+    def count_turned(self, index: Sequence[int] | np.ndarray) -> int:
+        """How many of the images at these positions are turned upright, as their EXIF says."""
+        positions = [int(position) for position in index]
+        for position in positions:
+            if position not in self.orientations:
+                self.raw(position)
+        return sum(self.orientations[position] != 1 for position in positions)
 
     def image(self, index: int) -> np.ndarray:
         """Decode the file to `(c, h, w)`, float32 in [0, 1]."""
@@ -109,7 +124,7 @@ def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in by_class])
     files = tuple(file for files in by_class for file in files)
-    notes = _write_notes(classes, by_class)
+    notes = (*_write_notes(classes, by_class), *note_turned(files))
     return FileSource(name, files, labels, channels, tuple(classes), notes, tuple(classes))
 
 
@@ -140,31 +155,85 @@ def _write_notes(classes: list[str], by_class: list[list[Path]]) -> tuple[str, .
     return tuple(notes)
 
 
+def note_turned(files: Sequence[Path]) -> tuple[str, ...]:
+    """A sentence if some of the images, of which a few are looked at, are turned upright."""
+    for path in files[:: max(1, len(files) // LOOKED_AT)]:
+        with suppress(OSError, UsageError):
+            if read_orientation(read_bytes(path, PICTURE)) != 1:
+                return (
+                    f"images are turned upright as their EXIF says, such as {path.name}; a training"
+                    " that read them as they are stored (torchvision's loader does) saw them lying",
+                )
+    return ()
+
+
 @DATA_SOURCES.add("csv", suffix=".csv", written="FILE.csv")
-def open_manifest(path: Path, channels: int) -> FileSource:
+def open_manifest(
+    path: Path,
+    channels: int,
+    columns: tuple[str, str] | None = None,
+    allow_outside: bool = False,
+) -> FileSource:
     """image files listed with the columns file,label; paths relative to the CSV."""
-    files, labels = [], []
+    names = columns or COLUMNS
     with raise_as_unreadable(path, "save it as comma-separated text in UTF-8"):
         text = read_bytes(path, MANIFEST).decode("utf-8-sig")
         check_amount(str(path), text.count("\n"), MOST_ROWS, "rows")
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        columns = [column.strip() for column in rows.fieldnames or ()]
-        if not {"file", "label"}.issubset(columns):
-            found = ", ".join(columns) or "nothing"
+        header = [column.strip() for column in rows.fieldnames or ()]
+        if not set(names).issubset(header):
+            found = ", ".join(header) or "nothing"
             raise UsageError(
-                f"{path} needs a first line with the columns file,label; found {found}"
+                f"{path} needs a first line with the columns {','.join(names)}; found {found}:"
+                " name those of the image and of the label with --columns, as in --columns"
+                " image,label"
             )
-        rows.fieldnames = columns
+        rows.fieldnames = header
+        inside = None if allow_outside else InsideFolder(path.parent)
+        files, labels = [], []
         for row in rows:
             where = f"{path}, line {rows.line_num}"
-            file, label = path.parent / (row["file"] or ""), (row["label"] or "").strip()
+            file = path.parent / (row[names[0]] or "")
+            if inside is not None:
+                inside.check(file, where)
             if not os.path.isfile(file):
                 raise UsageError(f"{where}: there is no file {file}; paths are relative to the CSV")
-            if not re.fullmatch("[0-9]{1,18}", label):
-                raise UsageError(
-                    f"{where}: the label '{label}' is not a non-negative integer; "
-                    "give class indices from 0 up, in the order of the model's outputs"
-                )
             files.append(file)
-            labels.append(int(label))
-    return FileSource(path.name, tuple(files), np.array(labels, dtype=np.int64), channels)
+            labels.append(read_label(row[names[1]] or "", where))
+    notes = note_turned(files)
+    return FileSource(
+        path.name, tuple(files), np.array(labels, dtype=np.int64), channels, notes=notes
+    )
+
+
+def read_label(text: str, where: str) -> int:
+    """A label in a table, such as 3 or 3.0; UsageError if it is none."""
+    match = re.fullmatch(r"([0-9]{1,18})(?:\.0*)?", text.strip())
+    if match is None:
+        raise UsageError(
+            f"{where}: the label '{text.strip()}' is not a non-negative integer; "
+            "give class indices from 0 up, in the order of the model's outputs"
+        )
+    return int(match[1])
+
+
+class InsideFolder:
+    """Refuses paths that a table names and that lead out of its folder, by links as well."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.path.realpath(folder)
+        self.known: dict[str, str] = {}  # folders of files and where they really are
+
+    def check(self, file: Path, where: str) -> None:
+        """UsageError if a path leads out; a path to nothing passes."""
+        parent, name = os.path.split(file)
+        if parent not in self.known:
+            self.known[parent] = os.path.realpath(parent)
+        found = os.path.join(self.known[parent], name)
+        if name in ("", os.curdir, os.pardir) or os.path.islink(found):
+            found = os.path.realpath(found)
+        if os.path.commonpath((self.folder, found)) != self.folder:
+            raise UsageError(
+                f"{where}: {file} is not in the folder of the table: put it there, or pass"
+                " --allow-outside (in Python: allow_outside=True)"
+            )

@@ -25,6 +25,7 @@ SUFFIXES = frozenset(
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 50_000_000  # of an image; decoded they take 12 bytes each, and some more at times
 ORIENTATION = 0x0112  # the tag of EXIF
+EXIF_IN_PNG = (b"eXIf", b"Raw profile type")
 # for each orientation: whether axes are exchanged, then the steps along rows and columns
 TURNS = {
     1: (False, 1, 1),
@@ -108,6 +109,20 @@ def find_orientation(image: Image.Image) -> int:
     except Exception:  # damaged metadata is no reason to lose the pixels
         return 1
     return found if found in TURNS else 1
+
+
+def read_orientation(content: bytes) -> int:
+    """How a camera was held, by the bytes of a file, of which no pixel is decoded."""
+    if content.startswith(b"\x89PNG") and not any(mark in content for mark in EXIF_IN_PNG):
+        return 1  # Pillow would decode it all to find that there is none
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                few = image.width * image.height <= raise_limit(PIXELS)
+                return find_orientation(image) if few else 1
+        except Exception:  # whatever is wrong is said when it is decoded
+            return 1
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -47,12 +47,15 @@ def open_data(
     size: int | None = None,
     resize: int | None = None,
     classes: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> Data:
     """Open a data set without decoding more than its first image.
 
-    Image files are read with Pillow as torchvision's loader reads them: alpha is dropped, EXIF
-    orientation is ignored, of several frames the first is taken. Grey of 16 bits is scaled, not
-    clipped. Files become colour unless `channels` is 1.
+    Image files are read with Pillow as torchvision's loader reads them: alpha is dropped, of
+    several frames the first is taken. Unlike there, photos are turned upright as their EXIF says,
+    which a note tells. Grey of 16 bits is scaled, not clipped. Files become colour unless
+    `channels` is 1.
 
     Parameters
     ----------
@@ -73,6 +76,11 @@ def open_data(
     classes : sequence of str, optional
         Names of the network's outputs in their order; a folder's images get the position of its
         name as their label. Without it folders are counted in sorted order.
+    columns : sequence of str, optional
+        The two columns of a CSV file that hold the path of the image and its label, ``file`` and
+        ``label`` if not given.
+    allow_outside : bool
+        Whether paths in a CSV file may lead out of its folder.
 
     Raises
     ------
@@ -93,11 +101,29 @@ def open_data(
         " data set, by robusteval.from_dataset",
     )
     check_shape_options(channels, size, resize)
-    options = {"split": split, "download": download, "channels": channels or 3}
+    options = {
+        "split": split,
+        "download": download,
+        "channels": channels or 3,
+        "columns": check_columns(columns),
+        "allow_outside": allow_outside,
+    }
     source = _open_source(os.fspath(spec), options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
     data = build_data(source, channels=channels, size=size, resize=resize, even=even)
     return data if classes is None else match_by_names(data, list(classes), "the class names given")
+
+
+def check_columns(columns: Sequence[str] | None) -> tuple[str, str] | None:
+    """The columns of image and label; UsageError if they are not two."""
+    if columns is None:
+        return None
+    names = [name.strip() for name in columns if isinstance(name, str)]
+    if isinstance(columns, str) or len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise UsageError(
+            "--columns takes two names, those of image and label: --columns image,label"
+        )
+    return names[0], names[1]
 
 
 def list_kinds() -> list[tuple[str, str]]:

@@ -81,6 +81,7 @@ class Recording:
             "transform": data.transform,
             "range": seen,
             "class_names": list(data.class_names) if data.class_names else None,
+            **({"turned": turned} if (turned := data.count_turned(self.plan.index)) else {}),
             **(
                 {"labels": matching} if (matching := getattr(data.source, "matching", None)) else {}
             ),

@@ -141,6 +141,34 @@ def test_folders_that_hold_no_concepts_are_refused(tmp_path: Path) -> None:
         open_concepts(tmp_path, SHAPE)
 
 
+@pytest.mark.parametrize("column", ["image", "color"])
+def test_paths_of_an_index_stay_in_its_folder_unless_allowed(tmp_path: Path, column: str) -> None:
+    root = tmp_path / "broden"
+    for path in (tmp_path / "out.png", root / "images" / "in.png"):
+        save(path, np.full((4, 4, 3), (1, 1, 0)))
+    row = {"image": "in.png", "color": "in.png", column: "../../out.png"}
+    (root / "index.csv").write_text(f"image,color\n{row['image']},{row['color']}\n")
+    (root / "label.csv").write_text("number,name,category\n257,a,color\n")
+
+    with pytest.raises(UsageError, match=r"index\.csv: .*out\.png is not in the folder"):
+        open_concepts(root, SHAPE).probe(0)
+    assert open_concepts(root, SHAPE, allow_outside=True).probe(0).masks.keys() == {0}
+
+
+def test_a_concept_and_its_mask_are_turned_upright_together(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    values = np.zeros((24, 24, 3), np.uint8)
+    values[0] = 255
+    for folder in ("images", "masks/one"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / folder / "a.png", exif=exif)
+    image, masks, _ = open_concepts(tmp_path, SHAPE).probe(0)
+
+    assert image[:, -1].min() == 1 == image.sum() / 72
+    assert torch.equal(masks[0], image[0] > 0)
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     broden(tmp_path)
     (tmp_path / "images" / "x" / "a_color.png").write_text("no")

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -700,7 +701,7 @@ def test_manifest_with_byte_order_mark_and_quotes_is_read(folder: Path) -> None:
         (("file,label", ",1"), "line 2: there is no file"),
         (("file,label", "a.png,cat"), "line 2: the label 'cat' is not a non-negative integer"),
         (("file,label", "a.png,-1"), "line 2: the label '-1'"),
-        (("file,label", "a.png,1.0"), "line 2: the label '1.0'"),
+        (("file,label", "a.png,1.5"), "line 2: the label '1.5'"),
         (("file,label", "a.png,1_0"), "line 2: the label '1_0'"),
         (("file,label", "a.png"), "line 2: the label ''"),
         (("file,label", "a.png," + "9" * 5000), "is not a non-negative integer"),
@@ -710,6 +711,107 @@ def test_bad_manifest_is_refused(tmp_path: Path, lines: tuple[str, ...], said: s
     save_image(tmp_path / "a.png", pixels(4, 4, 3))
 
     assert said in refusal(save_manifest(tmp_path / "list.csv", *lines))
+
+
+def test_columns_of_a_manifest_can_be_named(folder: Path, tmp_path: Path) -> None:
+    spec = save_manifest(
+        tmp_path / "a.csv", "id, image,file,target", "7,pets/dog/b.png,no,1", "8,pets/cat/z.png,,0"
+    )
+
+    assert open_data(spec, columns=("image", "target")).labels.tolist() == [1, 0]
+    assert "found id, image, file, target: name those" in refusal(spec)
+    assert "image,x; found id" in refusal(spec, columns=["image", "x"])
+
+
+@pytest.mark.parametrize("columns", ["ab", ["a"], ["a", ""], ["a", "b", "c"], ["a", "a"], [1, 2]])
+def test_columns_are_two_names(folder: Path, columns: Any) -> None:
+    assert "two names" in refusal(folder, columns=columns)
+
+
+def test_whole_number_is_one_label_however_it_is_written(folder: Path, tmp_path: Path) -> None:
+    lines = [f"pets/dog/b.png,{text}" for text in ("3", "3.0", " 3. ", "03", "0.0")]
+    spec = save_manifest(tmp_path / "a.csv", "file,label", *lines)
+    npz = save_npz(tmp_path / "a.npz", x=pixels(5, 6, 5), y=[3.0, 3.0, 3.0, 3.0, -0.0])
+
+    assert open_data(spec).labels.tolist() == [3, 3, 3, 3, 0]
+    assert open_data(npz).labels.tolist() == [3, 3, 3, 3, 0]
+    assert open_data(npz).labels.dtype == open_data(spec).labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("label", ["0.5", "-0", "1e0", "0x1", "1_0", "nan", "", "1.0.0", ".0"])
+def test_other_labels_of_a_manifest_are_refused(folder: Path, tmp_path: Path, label: str) -> None:
+    spec = save_manifest(tmp_path / "a.csv", "file,label", f"pets/dog/b.png,{label}")
+
+    assert "line 2: the label" in refusal(spec)
+
+
+@pytest.mark.parametrize("how", ["up", "absolute", "link", "linked folder", "up and down"])
+def test_paths_of_a_manifest_stay_in_its_folder_unless_allowed(
+    folder: Path, tmp_path: Path, how: str
+) -> None:
+    lists = tmp_path / "lists"
+    (lists / "sub").mkdir(parents=True)
+    (lists / "linked").symlink_to(folder, target_is_directory=True)
+    (lists / "link.png").symlink_to(folder / "dog" / "b.png")
+    named = {
+        "up": "../pets/dog/b.png",
+        "absolute": str(folder / "dog" / "b.png"),
+        "link": "link.png",
+        "linked folder": "linked/dog/b.png",
+        "up and down": "sub/../../pets/dog/b.png",
+    }
+    spec = save_manifest(lists / "a.csv", "file,label", f"{named[how]},1")
+
+    assert "line 2: " in refusal(spec)
+    assert "--allow-outside" in refusal(spec)
+    assert len(open_data(spec, allow_outside=True)) == 1
+
+
+def test_paths_of_a_manifest_may_be_written_in_any_way_that_stays(tmp_path: Path) -> None:
+    """The folder itself may be behind a link."""
+    save_image(tmp_path / "real" / "a" / "b.png", pixels(6, 5, 3))
+    (tmp_path / "real" / "again").symlink_to("a", target_is_directory=True)
+    (tmp_path / "seen").symlink_to("real", target_is_directory=True)
+    whole = tmp_path / "seen" / "a" / "b.png"
+    spec = save_manifest(
+        tmp_path / "seen" / "a.csv", "file,label", "a/../a/b.png,0", "again/b.png,1", f"{whole},2"
+    )
+
+    assert len(open_data(spec)) == 3
+
+
+def test_file_outside_is_not_even_looked_for(tmp_path: Path) -> None:
+    """Otherwise a table could ask what there is."""
+    spec = save_manifest(tmp_path / "a.csv", "file,label", "/nowhere/at/all.png,0")
+
+    assert "not in the folder" in refusal(spec)
+
+
+def test_photos_that_are_turned_are_said_and_known_apart(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, orientation in (("a", exif), ("b", Image.Exif())):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        image = Image.fromarray(pixels(4, 4, 3, seed=ord(name)))
+        image.save(tmp_path / "photos" / name / "1.jpg", exif=orientation, quality=95)
+    opened = open_data(str(tmp_path / "photos"))
+    stored = (tmp_path / "photos" / "a" / "1.jpg").read_bytes()
+
+    assert "turned upright as their EXIF says, such as 1.jpg" in opened.notes[0]
+    assert [opened.count_turned([i]) for i in (0, 1)] == [1, 0]
+    assert opened.count_turned([0, 1]) == 1
+    assert opened.source.raw(0) != stored
+    shutil.rmtree(tmp_path / "photos" / "a")
+    (tmp_path / "photos" / "a").mkdir()
+    assert open_data(str(tmp_path / "photos")).source.raw(0) == opened.source.raw(1)
+
+
+def test_damaged_orientation_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    damaged = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff"
+    Image.fromarray(pixels(4, 5, 3)).save(path, exif=damaged)
+
+    assert decoded(path).shape == (3, 4, 5)
 
 
 def test_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
