@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
 from robusteval.errors import RunError, UsageError
+from robusteval.models.weights import read_sealed, serialise_safetensors
 from robusteval.runs.reading import WEIGHTS, check_regular
 from robusteval.runs.storage import differences
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
@@ -121,12 +121,14 @@ class TrainingState:
         path = self.files.state
         check_regular(path, WEIGHTS)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                notes = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors, notes = read_sealed(path)
             config, history = json.loads(notes["config"]), json.loads(notes["history"])
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-            raise UsageError(f"{path} is damaged: add --fresh to begin anew") from None
+            epochs = [Epoch(**line) for line in history]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise UsageError(
+                f"{path} is damaged, so that this training cannot go on from it: put back a copy"
+                " of it, or add --fresh to begin anew"
+            ) from None
         if lines := list(differences(config, self.config)):
             raise UsageError(
                 f"{path} holds an unfinished training of another kind; choose another --out, or"
@@ -134,7 +136,7 @@ class TrainingState:
                 (f"  {line}" for line in lines[:8]),
             )
         self._load_tensors(tensors)
-        return [Epoch(**line) for line in history]
+        return epochs
 
     def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
         network: dict[str, Tensor] = {}
@@ -157,11 +159,9 @@ class TrainingState:
         tensors = {f"network.{name}": tensor for name, tensor in network.items()}
         for row, memory in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{row}.{key}": tensor for key, tensor in memory.items()}
-        # clones, because the format holds no shared memory
-        tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         lines = [epoch._asdict() for epoch in history]
         notes = {"config": json.dumps(self.config), "history": json.dumps(lines)}
-        write_atomically(self.files.state, safetensors.torch.save(tensors, notes))
+        write_atomically(self.files.state, serialise_safetensors(tensors, notes))
         self.write_history(history)
 
     def write_history(self, history: Sequence[Epoch]) -> None:

@@ -235,11 +235,15 @@ def list_changed_results(old: Baseline, new: Baseline) -> Iterator[str]:
         elif before[name] != after[name] or any(flips.get(name, ())):
             said = "{} lost, {} gained".format(*flips[name]) if name in flips else "other images"
             yield f"{name}: {before[name]} -> {after[name]} ({said})"
+    for known in new.defenses:
+        there = old.find_defense(known.defense)
+        if there is not None and there.fpr != known.fpr:
+            yield f"{known.defense}.fpr: {there.fpr} -> {known.fpr}"
     cells = {cell.title: cell for cell in old.cells}
     for cell in new.cells:
         if cell.title in cells:
-            there = cells[cell.title].settings
-            for line in differences(there, cell.settings, cell.title):
+            before_it = cells[cell.title].settings
+            for line in differences(before_it, cell.settings, cell.title):
                 yield line.replace(" there, ", " -> ").removesuffix(" here")
 
 

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 
 from robusteval.errors import UsageError
+from robusteval.registry import parse
 from robusteval.runs.plain import from_plain, to_plain
 from robusteval.runs.reading import RECORD, read_text
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Flags, Threat
+from robusteval.runs.validation import check_threat
 
 from .baseline import Baseline, BaselineCell, BaselineDefense, DataIdentity, ModelIdentity
 
 KIND = "robusteval baseline"
 VERSION = 1
+# what reading a record raises that does not fit together
+UNFIT = (AttributeError, KeyError, TypeError, ValueError, RecursionError, UsageError)
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,18 @@ class StoredBaseline:
 
 
 def render_baseline(baseline: Baseline) -> str:
-    """The baseline as JSON text: ASCII, the same for the same run, with a digest of itself."""
-    record = to_plain(store_baseline(baseline))
-    return json.dumps({**record, "digest": digest(record)}, indent=1, allow_nan=False) + "\n"
+    """The baseline as JSON text: ASCII, the same for the same run, with a digest of itself.
+
+    UsageError if `read_baseline` could not read it again, as of a run that somebody changed.
+    """
+    try:
+        record = to_plain(store_baseline(baseline))
+        whole = {**record, "digest": digest(record)}
+        text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+        decode_baseline(json.loads(text))
+    except UNFIT as error:
+        raise UsageError(f"no baseline can be made of this run: {error}") from None
+    return text
 
 
 def store_baseline(baseline: Baseline) -> StoredBaseline:
@@ -154,7 +167,7 @@ def read_baseline(path: Path) -> Baseline:
             f"{path} has version {version}, this version of robusteval reads {VERSION}: install a"
             " newer one, or make the baseline again"
         )
-    said = record.pop("digest", None)
+    said = record.get("digest")
     if said is None or said != try_digest(record):
         raise UsageError(
             f"{path} was changed after it was made, or it is damaged: restore it, or make it again"
@@ -162,28 +175,27 @@ def read_baseline(path: Path) -> Baseline:
         )
     try:
         return decode_baseline(record)
-    except (AttributeError, KeyError, TypeError, ValueError, UsageError):
+    except UNFIT as error:
         raise UsageError(
-            f"{path} is damaged: its parts do not fit together; make it again with"
-            " `robusteval baseline update RUN`"
+            f"{path} is damaged ({error}): make it again with `robusteval baseline update RUN`"
         ) from None
 
 
 def try_digest(record: dict[str, Any]) -> str | None:
     """The digest of a record; None if there are values in it that no record can have."""
     try:
-        return digest(record)
+        return digest({name: value for name, value in record.items() if name != "digest"})
     except (ValueError, RecursionError):
         return None
 
 
 def decode_baseline(record: dict[str, Any]) -> Baseline:
-    """The baseline in the record of a file; some error of Python's if it does not fit together."""
-    stored = from_plain(StoredBaseline, record)
+    """The baseline in the record of a file; one of `UNFIT` if it does not fit together."""
+    stored = from_plain(StoredBaseline, {k: v for k, v in record.items() if k != "digest"})
     ids = np.frombuffer(base64.b64decode(stored.ids, validate=True), dtype="<u8")
     n = len(ids)
     if stored.version != VERSION or stored.images != n or n == 0:
-        raise ValueError(f"{n} images")
+        raise ValueError(f"it holds {n} images where it names {stored.images}")
     baseline = Baseline(
         created=stored.created,
         model=stored.model,
@@ -208,6 +220,19 @@ def decode_baseline(record: dict[str, Any]) -> Baseline:
             for known in stored.defenses
         ),
     )
+    titles = [cell.title for cell in baseline.cells]
+    if len(set(titles)) < len(titles):
+        raise ValueError("two of its cells have one name")
     for cell in baseline.cells:
         digest(cell.settings)  # its parts can be read
+        check_threat(cell.threat, f"the cell {cell.title}")
+        right = baseline.clean_behind(cell.defense)
+        if right is None:
+            raise ValueError(f"the cell {cell.title} is behind a defense that is not there")
+        if (cell.robust & ~right).any():
+            raise ValueError(f"the cell {cell.title} has robust images that were wrong before")
+    for known in baseline.defenses:
+        parse(known.defense)
+        if known.fpr is not None and not 0 <= known.fpr <= 1:
+            raise ValueError(f"the rate of false alarms of {known.defense} is none")
     return baseline

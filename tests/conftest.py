@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from toys import Bands, Linear, synthetic, trained
 
 from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import Store
-from robusteval.runs.types import Columns, Outcome, Run, Spec, Threat
+from robusteval.runs.keys import list_keys
+from robusteval.runs.types import Columns, Outcome, Picture, Run, Spec, Threat
 
 Made = np.ndarray[Any, Any]
 
@@ -191,18 +192,34 @@ def keep_in_ball(outcome: Outcome) -> Columns:
     return {**outcome.columns, norm: np.minimum(outcome.columns[norm], eps)}
 
 
+def save_cells(store: Store, run: Run, pictures: Mapping[int, list[Picture]] = {}) -> list[str]:
+    """Write the cells of a run, as an evaluation does; their keys, those of attacks last.
+
+    `pictures` are by the position of the attack.
+    """
+    config = run.to_record()["config"]
+    keys = []
+
+    def save(columns: Columns, entry: dict[str, Any], shown: Sequence[Picture] = ()) -> None:
+        keys.append(min(list_keys(config, entry)))
+        store.save_cell(keys[-1], columns, entry, shown)
+
+    save(run.clean, {"role": "clean"})
+    for defended in run.defenses:
+        save(defended.clean, {**defended.to_record(), "facts": defended.facts})
+    for i, outcome in enumerate(run.outcomes):
+        save(keep_in_ball(outcome), outcome.to_record(), pictures.get(i, ()))
+    return keys
+
+
 @pytest.fixture
 def keep_run() -> Callable[[Run, Path], Path]:
     """Writes a run to a folder, as an evaluation does."""
 
     def keep(run: Run, folder: Path) -> Path:
-        with Store.open(folder, run.to_record()["config"]) as store:
-            store.save_cell("clean", run.clean, {"role": "clean"})
-            for i, outcome in enumerate(run.outcomes):
-                store.save_cell(f"cell{i}", keep_in_ball(outcome), outcome.to_record())
-            record = run.to_record()
-            keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
-            store.save_record(record, keys)
+        record = run.to_record()
+        with Store.open(folder, record["config"]) as store:
+            store.save_record(record, save_cells(store, run))
         return folder
 
     return keep

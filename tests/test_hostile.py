@@ -22,7 +22,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import reportable
-from conftest import keep_in_ball
+from conftest import save_cells
 from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
@@ -447,31 +447,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Run]:
             np.zeros((4, 4, 3), np.float32),
         )
         folder = tmp_path_factory.mktemp("run")
-        config = {key: value for key, value in run.config.items() if key != "command"}
-        with Store.open(folder, config) as open_store:
-            keys = ["clean", *(f"{i}" for i in range(len(run.defenses) + len(run.outcomes)))]
-            open_store.save_cell("clean", run.clean, {"role": "clean"})
-            free = iter(keys[1:])
-            for each in run.defenses:
-                entry = {"role": "defense", "defense": each.spec._asdict(), "kind": each.kind}
-                open_store.save_cell(next(free), each.clean, {**entry, "facts": each.facts})
-            for i, outcome in enumerate(run.outcomes):
-                pictures = [picture] if i == 0 else []
-                columns = keep_in_ball(outcome)
-                open_store.save_cell(next(free), columns, outcome.to_record(), pictures)
-            record = {name: getattr(run, name) for name in ("model", "data", "environment")}
-            record |= {name: getattr(run, name) for name in ("status", "failures", "seconds")}
-            findings = [finding._asdict() for finding in run.findings]
-            open_store.save_record(
-                {
-                    **record,
-                    "config": config,
-                    "findings": findings,
-                    "created": run.created,
-                    "command": run.config["command"],
-                },
-                keys,
-            )
+        record = run.to_record()
+        with Store.open(folder, record["config"]) as open_store:
+            open_store.save_record(record, save_cells(open_store, run, {0: [picture]}))
         return load_run(folder)
 
     return store

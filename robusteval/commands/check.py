@@ -165,9 +165,13 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
     if baseline.is_dir():
         raise UsageError(f"{baseline} is a folder: name a file with --baseline")
     old = read_baseline(baseline) if baseline.exists() else None
-    emit_lines(list_changes(old, new) or ["nothing changes"])
+    text = render_baseline(new)
+    changes = list_changes(old, new)
+    emit_lines(changes or ["nothing changes"])
     if dry_run:
         tell(f"{baseline} was not written: --dry-run.")
-        return
-    write_atomically(baseline, render_baseline(new).encode())
-    tell(f"{baseline} was written.")
+    elif not changes:
+        tell(f"{baseline} was left as it is.")
+    else:
+        write_atomically(baseline, text.encode())
+        tell(f"{baseline} was written.")

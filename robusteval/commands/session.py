@@ -99,7 +99,7 @@ class Session(NamedTuple):
         """What an earlier call has finished of `out`; from now on a stop loses little."""
         from robusteval.evaluation.work_cache import WorkCache
 
-        done = WorkCache(locate_work(out))
+        done = WorkCache(locate_work(out), self.progress.say)
         if done.has_results:
             self.progress.say(f"Continuing with what {done.folder} holds.")
         self.stop.loses_nothing()
@@ -139,7 +139,7 @@ def load_model(checkpoint: str, progress: Bars, *, device: str, **options: Any) 
             if done == total:
                 progress.end()
 
-        checkpoint = str(demo(progress=show_training))
+        checkpoint = str(demo(progress=show_training, say=progress.say))
     return load(checkpoint, **options, device=target)
 
 

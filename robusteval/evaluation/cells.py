@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +13,19 @@ from robusteval.evaluation.batches import ResumableMap, batch_by_id
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
-from robusteval.evaluation.map_changes import QUALITY, Measurement
+from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
-from robusteval.runs.storage import digest
+from robusteval.runs.keys import (
+    QUALITY,
+    hash_attack,
+    hash_clean,
+    hash_oblivious,
+    hash_quality,
+)
 from robusteval.runs.types import Columns, Outcome, Picture
 
 
@@ -107,8 +113,8 @@ class Cells:
         """Fill in `target.clean`: every image as it is."""
         plan, defended = self.plan, target.defended
         entry = {"role": "clean"} if defended is None else defended.to_record()
-        key = digest({"role": entry["role"], "basis": select_basis(plan), **target.key_facts})
-        columns = self.store.find_cell(key)
+        key = hash_clean(plan.config, target.identity)
+        columns = self.store.find_clean(key, None if defended is None else defended.kind)
         if columns is None:
             known = self.targets[0].clean
             rows = np.arange(len(plan.index))
@@ -124,8 +130,7 @@ class Cells:
 
     def compute_quality(self, measurement: Measurement) -> Columns:
         """What maps of the first images that were right are worth, nan for the others."""
-        facts = {"role": "quality", "maps": self.plan.config["maps"], "images": QUALITY}
-        key = digest({**facts, "basis": select_basis(self.plan)})
+        key = hash_quality(self.plan.config, QUALITY)
         columns = self.store.find_cell(key)
         if columns is None:
             clean = self.targets[0].clean
@@ -156,11 +161,15 @@ class Cells:
         plain = target.defense is None and shown
         defended = [each for each in self.targets[1:] if plain and each not in without]
         measurement = target.measurement if shown else None
-        keys = hash_attack(self.plan, attack, target, defended, maps=measurement is not None)
-        stored = [outcome for key in keys if (outcome := self.store.find_outcome(key)) is not None]
-        if len(stored) == len(keys):
+        keys = hash_cells(self.plan, attack, target, defended, maps=measurement is not None)
+        stored = [
+            self.store.find_outcome(key, each.clean)
+            for key, each in zip(keys, (target, *defended), strict=True)
+        ]
+        finished = [outcome for outcome in stored if outcome is not None]
+        if len(finished) == len(keys):
             self.keys += keys
-            return stored
+            return finished
 
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
         rows = rows if shown else rows[:PROBED]
@@ -191,10 +200,8 @@ class Cells:
             outcomes.append(outcome)
         self.keys += keys
         # nothing continues these: the attack itself is done
-        for key in hash_attack(self.plan, attack, target, without, maps=measurement is not None)[
-            1:
-        ]:
-            self.store.parts.remove_parts(key)
+        for each in without:
+            self.store.parts.remove_parts(hash_oblivious(keys[0], each.identity))
         return outcomes
 
     def _attack_rows(
@@ -233,28 +240,15 @@ class Cells:
         return batch_by_id(rows, ids, size)
 
 
-def select_basis(plan: Plan) -> dict[str, Any]:
-    """Select what every cell's numbers depend on."""
-    names = ("model", "data", "samples", "seed", "versions", "device")
-    return {name: plan.config[name] for name in names}
-
-
-def hash_attack(
+def hash_cells(
     plan: Plan, attack: Attack, target: Target, defended: Sequence[Target], *, maps: bool
 ) -> list[str]:
     """Hash what the numbers of an attack's cells depend on: a key for the target, one for each
     of `defended`; `maps` says whether these are measured."""
-    facts = {
-        "role": attack.role,
-        "attack": attack.spec.name,
-        "resolved": attack.resolved,
-        "basis": select_basis(plan),
-        **target.key_facts,
-    }
-    if maps:
-        facts["maps"] = plan.config["maps"]
-    key = digest(facts)
-    return [key, *(digest({"oblivious": key, **each.key_facts}) for each in defended)]
+    key = hash_attack(
+        plan.config, attack.role, attack.spec, attack.resolved, target.identity, maps=maps
+    )
+    return [key, *(hash_oblivious(key, each.identity) for each in defended)]
 
 
 def place_columns(

@@ -130,7 +130,8 @@ def execute(
     blocks = [model.block for model in models]
     try:
         with ExitStack() as stack:
-            store = stack.enter_context(Store.open(folder, plan.config, fresh=fresh))
+            say = (progress or Silent()).say
+            store = stack.enter_context(Store.open(folder, plan.config, fresh=fresh, say=say))
             for model in models:
                 stack.enter_context(frozen(model))
             stack.enter_context(exact_arithmetic())

@@ -82,6 +82,8 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     if threat.eps is None:
         return x_adv, fault
     reach = measure_distances(x_adv, x).get(threat.norm)
+    if threat.norm == "ssim":  # whose radius is the likeness that may be lost
+        reach = 1 - ssim(x_adv, x).double()
     if reach is None:
         return x_adv, fault
     far = (reach > threat.eps * (1 + TOLERANCE) + TOLERANCE).to(x.device)

@@ -27,7 +27,6 @@ from robusteval.search.noise import add_equal_noise_in_box
 
 TOP = 0.2  # share of a map's cells that the intersection over union compares
 EDGE = 0.1  # strength from which a pixel is on an edge, as for AdvEdge+ (arXiv:2211.15926)
-QUALITY = 32  # images on which maps are held against chance
 PORTIONS = 32  # in which pixels appear or go, for that
 ROOM = 256 * 2**20  # bytes of benign maps that are kept from one attack to the next
 

@@ -54,9 +54,9 @@ class Target:
     clean: Columns = field(default_factory=dict)
 
     @property
-    def key_facts(self) -> dict[str, Any]:
-        """What a cell's numbers depend on because of the defense; nothing without one."""
-        return {} if self.defense is None else {"defense": self.defense.identity}
+    def identity(self) -> Any:
+        """What a cell's numbers depend on because of the defense, JSON-able; None without one."""
+        return None if self.defense is None else self.defense.identity
 
     @property
     def spec(self) -> Spec | None:

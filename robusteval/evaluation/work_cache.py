@@ -17,7 +17,8 @@ from robusteval.models.classifier import Classifier
 from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
 from robusteval.runs.reading import ARRAYS, NAMES, WEIGHTS, open_regular, read_bytes
-from robusteval.runs.storage import PartFolder, digest, pack, unpack
+from robusteval.runs.seals import check_seal, seal
+from robusteval.runs.storage import PartFolder, digest, pack, remove_entry, unpack
 from robusteval.runs.writing import remove_leftovers, write_atomically
 
 RUN = "run-"  # before the name of an evaluation's folder
@@ -34,11 +35,16 @@ class WorkCache:
     ----------
     folder : Path, optional
         Where they are kept; nothing is if not given.
+    say : callable, optional
+        Told in a sentence what is damaged and will be computed again.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, say: Callable[[str], object] = lambda text: None
+    ) -> None:
         self.folder = folder
-        self.parts = PartFolder(folder)  # of a `robusteval.evaluation.batches.ResumableMap`
+        self.say = say
+        self.parts = PartFolder(folder, say)  # of a `robusteval.evaluation.batches.ResumableMap`
 
     @property
     def has_results(self) -> bool:
@@ -59,12 +65,21 @@ class WorkCache:
         """
         if self.folder is None:
             return work()
-        path = self.folder / f"{hash_inputs(facts, arrays)}.npz"
-        with suppress(OSError, ValueError, KeyError, UsageError):  # what is not whole is made again
-            columns = unpack(read_bytes(path, ARRAYS), ARRAYS)
+        key = hash_inputs(facts, arrays)
+        path = self.folder / f"{key}.npz"
+        try:
+            content = read_bytes(path, ARRAYS)
+            check_seal(content, key)
+            columns = unpack(content, ARRAYS)
             return tuple(columns[str(i)] for i in range(len(columns)))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, UsageError):
+            self.say(f"{path} is damaged: what it held is computed again.")
+            remove_entry(path)
         found = work()
-        write_atomically(path, pack({str(i): array for i, array in enumerate(found)}))
+        columns = {str(i): array for i, array in enumerate(found)}
+        write_atomically(path, seal(pack(columns), key))
         return found
 
     def name_run_folder(self, facts: Any) -> Path | None:

@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +25,7 @@ from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.models.identity import hash_answers
+from robusteval.models.weights import read_sealed
 from robusteval.registry import INTERPRETERS
 from robusteval.runs.cache_folder import cache_folder
 from robusteval.runs.reading import WEIGHTS, check_regular
@@ -325,7 +324,7 @@ def find_mask_network(model: nn.Module) -> MaskNetwork:
     if place not in _loaded:
         for old in [each for each in _loaded if each[0] == path and each[1] != changed]:
             del _loaded[old]
-        _loaded[place] = read_mask_network(path)
+        _loaded[place] = read_mask_network(path, hash_answers(model))
     return _loaded[place]
 
 
@@ -334,13 +333,14 @@ def locate_mask_network(model: nn.Module) -> Path:
     return cache_folder() / f"rts-{hash_answers(model)[:32]}.safetensors"
 
 
-def read_mask_network(path: Path) -> MaskNetwork:
-    """The mask network in a file; UsageError if it is damaged."""
+def read_mask_network(path: Path, model: str) -> MaskNetwork:
+    """The mask network in a file, trained for the model of this hash; UsageError if it is not."""
     check_regular(path, WEIGHTS)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            notes = json.loads(file.metadata()[NOTES])
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        state, texts = read_sealed(path)
+        notes = json.loads(texts[NOTES])
+        if notes["model"] != model:
+            raise ValueError("of another model")
         c, h, w = notes["shape"]
         network = MaskNetwork(
             (c, h, w), [FeatureScale(*s) for s in notes["scales"]], notes["classes"]
@@ -348,5 +348,7 @@ def read_mask_network(path: Path) -> MaskNetwork:
         network.load_state_dict(state)
         network.acceptance = Acceptance(**notes["acceptance"])
     except Exception:  # whatever a file that is not ours makes of this
-        raise UsageError(f"{path} is damaged: remove it and train the mask network anew") from None
+        raise UsageError(
+            f"{path} is damaged, or of another model: remove it and train the mask network anew"
+        ) from None
     return network.eval().requires_grad_(False)

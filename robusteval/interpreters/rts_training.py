@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
@@ -29,6 +27,8 @@ from robusteval.interpreters.rts import (
 from robusteval.models.admission import check_labels, wrap_module
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.identity import hash_answers
+from robusteval.models.weights import serialise_safetensors
 from robusteval.progress import Progress, Silent
 from robusteval.runs.writing import write_atomically
 from robusteval.search.losses import margin
@@ -53,11 +53,15 @@ def prepare_rts(
 ) -> MaskNetwork:
     """The mask network kept for this model, or one trained on the spot; see `train_rts`.
 
-    One that misses its test is trained anew, once, with four times as many steps.
+    One that is damaged is trained again. One that misses its test is trained anew, once, with four
+    times as many steps.
     """
-    if locate_mask_network(model).exists():
-        return find_mask_network(model)
     progress = progress or Silent()
+    if (path := locate_mask_network(model)).exists():
+        try:
+            return find_mask_network(model)
+        except UsageError:
+            progress.say(f"{path} is damaged: the masks of rts are trained again.")
     try:
         return train_rts(model, data, seed=seed, steps=steps, progress=progress)
     except UselessMaskNetwork:
@@ -137,6 +141,7 @@ def train_rts(
             " more images"
         )
     notes = {
+        "model": hash_answers(model),
         "shape": list(data.shape),
         "scales": [list(scale) for scale in network.scales],
         "classes": classifier.num_classes,
@@ -146,9 +151,9 @@ def train_rts(
         "seed": seed,
         "steps": steps,
     }
-    tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     header = {NOTES: json.dumps(notes, sort_keys=True)}
-    write_atomically(locate_mask_network(model), safetensors.torch.save(tensors, header))
+    content = serialise_safetensors(network.state_dict(), header)
+    write_atomically(locate_mask_network(model), content)
     return network
 
 

@@ -27,7 +27,11 @@ DECAY = 0.01
 SHIFT = 2  # pixels, at most, in each direction
 
 
-def demo(cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
+def demo(
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Path:
     """The checkpoint of a `digits_cnn` trained on handwritten digits, trained if not there yet.
 
     Parameters
@@ -36,6 +40,8 @@ def demo(cache: Path | None = None, progress: Callable[[int, int], None] | None 
         Folder to keep it in; `cache_folder` if not given.
     progress : callable, optional
         Told steps done and steps in all, from zero on; not called where nothing is trained.
+    say : callable, optional
+        Told in a sentence if the file is damaged, and therefore trained again.
 
     Returns
     -------
@@ -52,6 +58,8 @@ def demo(cache: Path | None = None, progress: Callable[[int, int], None] | None 
     path = (cache or cache_folder()) / f"digits_cnn-{_recipe(images)[:16]}.safetensors"
     if _is_sound(path):
         return path
+    if path.exists():
+        say(f"{path} is damaged: the demo network is trained again.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -234,6 +234,22 @@ def select_plain_states(
     return plain
 
 
+def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors and notes of a file that `serialise_safetensors` made.
+
+    OSError if there is none, ValueError if it is not, byte for byte, what was written.
+    """
+    raw = path.read_bytes()
+    try:
+        header, body = split_safetensors(raw)
+        notes = header["__metadata__"]
+        if notes.pop(CHECKSUM) != compute_checksum(header, body):
+            raise ValueError("other bytes than were written")
+        return safetensors.torch.load(raw), notes
+    except Exception:  # whatever damaged bytes lead to
+        raise ValueError(f"{path} is damaged") from None
+
+
 def serialise_safetensors(state: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
     """A safetensors file with a checksum; equal contents give equal bytes."""
     # clones, because the format holds no shared memory

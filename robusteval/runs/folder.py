@@ -3,7 +3,7 @@
 A run is a folder::
 
     run.json                what was asked, of which model and data, where; one entry per cell
-    samples/<key>.npz       the columns of one cell
+    samples/<key>.npz       the columns of one cell, sealed under its key
     samples/<key>.parts/    what is finished of a cell that is not, and images it may show
     pictures/<key>.npz      a few of its images, for people to look at
 
@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,12 @@ import numpy as np
 from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError, check_path
+from robusteval.runs.keys import list_keys
 from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
-from robusteval.runs.storage import (
-    PartFolder,
-    differences,
-    pack,
-    read_columns,
-    unpack,
-)
-from robusteval.runs.types import (
-    Columns,
-    Outcome,
-    Picture,
-    Run,
-    Values,
-)
-from robusteval.runs.validation import check_entries, check_run
+from robusteval.runs.seals import check_seal, seal
+from robusteval.runs.storage import PartFolder, differences, pack, read_columns, unpack
+from robusteval.runs.types import Columns, Outcome, Picture, Run, Values
+from robusteval.runs.validation import check_clean, check_entries, check_outcome, check_run
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 FORMAT = 1
@@ -62,26 +52,42 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 class Store:
-    """The folder of one run, open for writing by this process alone."""
+    """The folder of one run, open for writing by this process alone.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    say : callable, optional
+        Told in a sentence what is damaged and will be computed again.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], object] = lambda text: None) -> None:
         self.folder = folder
+        self.say = say
         self.samples = folder / "samples"
         self.pictures = folder / "pictures"
-        self.parts = PartFolder(self.samples)  # what is finished of cells that are not
+        self.parts = PartFolder(self.samples, say)  # what is finished of cells that are not
         self.created = ""  # when the run was begun
         self.seconds = 0.0  # what earlier calls spent on it
         self._entries: dict[str, dict[str, Any]] = {}
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, config: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
+    def open(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        fresh: bool = False,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> Iterator[Store]:
         """Lock the folder and continue the run in it, or begin one.
 
         UsageError if it holds another run (the message tells the difference), something that is
         no run, or cannot be written; RunError if another process is at it.
         """
-        store = cls(folder)
+        store = cls(folder, say)
         with ExitStack() as stack:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +106,7 @@ class Store:
                 raise UsageError(
                     f"cannot write to {folder} ({error.strerror or error}): choose another --out"
                 ) from None
+            refuse_links(folder)
             store._take_over(config, fresh)
             yield store
 
@@ -127,23 +134,50 @@ class Store:
             )
         for below in (self.samples, self.pictures):
             remove_leftovers(below, r".+\.npz")
-        self._entries = {entry["key"]: entry for entry in record["cells"]}
+        self._entries = {
+            entry["key"]: entry for entry in record["cells"] if is_of_run(record["config"], entry)
+        }
+        for entry in record["cells"]:
+            if entry["key"] not in self._entries:
+                self.say(f"The cell {entry['key']} in {path} is of another run: it is left out.")
         self.created, self.seconds = record["created"], record["seconds"]
+
+    def find_clean(self, key: str, kind: str | None = None) -> Columns | None:
+        """Find the columns of clean images, behind a defense of this kind if one is named.
+
+        None if there are none that can be trusted.
+        """
+        return self._find(key, lambda columns: check_clean(columns, kind))
 
     def find_cell(self, key: str) -> Columns | None:
         """Find the columns of a finished cell; None if there are none that can be trusted."""
+        return self._find(key, lambda columns: None)
+
+    def find_outcome(self, key: str, clean: Columns) -> Outcome | None:
+        """Find a finished attack on these clean images; None if none can be trusted."""
+        outcomes: list[Outcome] = []
+
+        def check(columns: Columns) -> None:
+            outcomes.append(Outcome.from_record(self._entries[key], columns))
+            check_outcome(outcomes[0], clean)
+
+        return None if self._find(key, check) is None else outcomes[0]
+
+    def _find(self, key: str, check: Callable[[Columns], object]) -> Columns | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
         try:
-            return read_cell(self.folder, entry)
-        except RunError:
-            return None  # damaged: computed again
-
-    def find_outcome(self, key: str) -> Outcome | None:
-        """Find a finished attack; None if there is none that can be trusted."""
-        columns = self.find_cell(key)
-        return None if columns is None else Outcome.from_record(self._entries[key], columns)
+            columns = read_cell(self.folder, entry)
+            check(columns)
+            read_pictures(self.folder, entry)
+        except (RunError, ValueError, KeyError, TypeError, AttributeError):
+            path = self.samples / f"{key}.npz"
+            if path.exists():
+                self.say(f"{path} is damaged, or of another cell: it is computed again.")
+            del self._entries[key]
+            return None
+        return columns
 
     def read_candidates(self, key: str) -> Columns:
         """Read what `save_candidates` kept of a cell that is not finished; empty if nothing.
@@ -154,15 +188,20 @@ class Store:
         # version 0.1.0 kept candidates where the pictures of a finished cell are
         for path in (self._place_candidates(key), self.pictures / f"{key}.npz"):
             with suppress(OSError, ValueError, UsageError):
-                candidates = unpack(read_bytes(path, ARRAYS), ARRAYS)
+                content = read_bytes(path, ARRAYS)
+                check_seal(content, key, needed=False)
+                candidates = unpack(content, ARRAYS)
                 if CANDIDATES <= candidates.keys():
                     return candidates
+        if self._place_candidates(key).exists():
+            folder = self.parts.locate(key)
+            self.say(f"{folder} is damaged: what it held is computed again.")
         self.parts.remove_parts(key)
         return {}
 
     def save_candidates(self, key: str, candidates: Columns) -> None:
         """Keep the images that may become the pictures of a cell; they go with its parts."""
-        write_atomically(self._place_candidates(key), pack(candidates))
+        write_atomically(self._place_candidates(key), seal(pack(candidates), key))
 
     def _place_candidates(self, key: str) -> Path:
         return self.parts.locate(key) / "candidates"
@@ -175,12 +214,12 @@ class Store:
         pictures: Sequence[Picture] = (),
     ) -> None:
         """Keep a whole cell; its parts go once the record names it."""
-        content = pack(columns)
+        content = seal(pack(columns), key)
         write_atomically(self.samples / f"{key}.npz", content)
         sha256 = hashlib.sha256(content).hexdigest()
         self._entries[key] = {"key": key, "sha256": sha256, **entry}
         if pictures:
-            content = pack(pack_pictures(pictures))
+            content = seal(pack(pack_pictures(pictures)), key)
             write_atomically(self.pictures / f"{key}.npz", content)
             self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
 
@@ -198,6 +237,24 @@ class Store:
         for key in keys:
             if key in self._entries:
                 self.parts.remove_parts(key)
+
+
+def refuse_links(folder: Path) -> None:
+    """UsageError if a part of the folder of a run leads out of it."""
+    for name in ("run.json", "samples", "pictures"):
+        if (folder / name).is_symlink():
+            raise UsageError(
+                f"{folder / name} is a link: a run is kept in its own folder alone, so put there"
+                " what it leads to"
+            )
+
+
+def is_of_run(config: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Whether a cell's key is the hash of what the record says of the cell and of the run."""
+    try:
+        return entry["key"] in list_keys(config, entry)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -224,7 +281,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
     """Read the columns of a cell; RunError if the file is gone or not the one that was written."""
-    return read_columns(folder / "samples" / f"{entry['key']}.npz", entry["sha256"])
+    key = entry["key"]
+    return read_columns(folder / "samples" / f"{key}.npz", entry["sha256"], key)
 
 
 def pack_pictures(pictures: Sequence[Picture]) -> Columns:
@@ -260,18 +318,22 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
         return {}
     folder = Path(run.folder)
     cells = [cell for cell in read_record(folder / "run.json")["cells"] if "attack" in cell]
-    found = {}
-    for position, cell in enumerate(cells):
-        if cell.get("pictures"):
-            path = folder / "pictures" / f"{cell['key']}.npz"
-            columns = read_columns(path, cell["pictures"])
-            try:
-                found[position] = unpack_pictures(columns)
-            except (KeyError, TypeError, ValueError, IndexError):
-                raise RunError(
-                    f"{path} holds no pictures: run the evaluation again to restore it"
-                ) from None
-    return found
+    found = {position: read_pictures(folder, cell) for position, cell in enumerate(cells)}
+    return {position: pictures for position, pictures in found.items() if pictures}
+
+
+def read_pictures(folder: Path, entry: dict[str, Any]) -> list[Picture]:
+    """Read the pictures of a cell; none if it has none, RunError if they are gone or damaged."""
+    if not entry.get("pictures"):
+        return []
+    path = folder / "pictures" / f"{entry['key']}.npz"
+    columns = read_columns(path, entry["pictures"], entry["key"])
+    try:
+        return unpack_pictures(columns)
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise RunError(
+            f"{path} holds no pictures: run the evaluation again to restore it"
+        ) from None
 
 
 def unpack_pictures(columns: Columns) -> list[Picture]:
@@ -303,10 +365,17 @@ def load_run(folder: Path | str) -> Run:
     if folder.name == "run.json":
         folder = folder.parent
     path = folder / "run.json"
+    refuse_links(folder)
     if not path.exists():
         raise UsageError(f"{folder} is not the folder of a run: there is no run.json in it")
     record = read_record(path)
     try:
+        for entry in record["cells"]:
+            if not is_of_run(record["config"], entry):
+                raise ValueError(
+                    f"the cell {entry['key']} is of another run, or was changed: its name is not"
+                    " the hash of what it says"
+                )
         # a key that is there twice is one cell
         cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
         run = Run.from_record(record, cells.values(), str(folder))

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from robusteval.errors import RunError, UsageError
 from robusteval.runs.archives import SUFFIX, open_archive, read_array
 from robusteval.runs.reading import ARRAYS, COLUMNS, check_amount, read_bytes
+from robusteval.runs.seals import check_seal, seal
 from robusteval.runs.types import Columns
 from robusteval.runs.writing import write_atomically
 
@@ -54,8 +56,11 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
 
 
-def read_columns(path: Path, sha256: str) -> Columns:
-    """The columns in a file of this hash; RunError if it is gone, changed, or lies elsewhere."""
+def read_columns(path: Path, sha256: str, key: str) -> Columns:
+    """The columns in a file of this hash that was sealed under this key, if it was.
+
+    RunError if it is gone, changed, of another cell, or lies elsewhere.
+    """
     if path.is_symlink() or path.parent.is_symlink():
         raise RunError(
             f"{path} is a link: a run is read from its own folder alone, so copy it there"
@@ -69,9 +74,36 @@ def read_columns(path: Path, sha256: str) -> Columns:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path} was changed after the run: run the evaluation again to restore it")
     try:
+        check_seal(content, key, needed=False)
+    except ValueError:
+        raise RunError(
+            f"{path} is of another cell: run the evaluation again to restore it"
+        ) from None
+    try:
         return unpack(content)
     except ValueError as error:
         raise RunError(f"{path} is no archive of arrays ({error})") from None
+
+
+def unpack_part(content: bytes, key: str) -> Columns:
+    """Some rows of a key, the column ``row`` says which; ValueError if they are none."""
+    check_seal(content, key)
+    columns = unpack(content, ARRAYS)
+    rows = columns.get("row")
+    if rows is None or rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ValueError("no rows")
+    if any(values.shape[:1] != rows.shape for values in columns.values()):
+        raise ValueError("columns of several lengths")
+    return columns
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, or a folder or link that stands where one should be."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class PartFolder:
@@ -81,12 +113,17 @@ class PartFolder:
     ----------
     folder : Path, optional
         Where they are kept; nothing is if not given.
+    say : callable, optional
+        Told in a sentence what is damaged and will be computed again.
     """
 
     SUFFIX = ".parts"
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(
+        self, folder: Path | None, say: Callable[[str], object] = lambda text: None
+    ) -> None:
         self.folder = folder
+        self.say = say
 
     def locate(self, key: str) -> Path:
         """Where the parts of a key are kept; ValueError if nothing is."""
@@ -98,20 +135,22 @@ class PartFolder:
         """Read the parts that were kept under a key, in any order; damaged ones are removed."""
         if self.folder is None:
             return
+        if self.locate(key).is_symlink():
+            remove_entry(self.locate(key))  # what is kept goes nowhere else
         for path in sorted(self.locate(key).glob("*.npz")):
             try:
-                content = read_bytes(path, ARRAYS)
-                if not path.stem == hashlib.sha256(content).hexdigest()[:16]:
-                    raise ValueError(f"{path} is damaged")
-                yield unpack(content, ARRAYS)
-            except (ValueError, UsageError):
-                path.unlink()
+                columns = unpack_part(read_bytes(path, ARRAYS), key)
+            except (OSError, ValueError, UsageError):
+                self.say(f"{path} is damaged: what it held is computed again.")
+                remove_entry(path)
+                continue
+            yield columns
 
     def save_part(self, key: str, columns: Columns) -> None:
         """Keep some rows; the column ``row`` says which."""
         if self.folder is None:
             return
-        content = pack(columns)
+        content = seal(pack(columns), key)
         name = hashlib.sha256(content).hexdigest()[:16]
         write_atomically(self.locate(key) / f"{name}.npz", content)
 

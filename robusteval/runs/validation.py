@@ -13,26 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.runs.types import Columns, Defended, Outcome, Run, Values
+from robusteval.runs.metrics import find_right
+from robusteval.runs.types import Columns, Defended, Outcome, Run, Threat, Values
 
 IMAGES = ("index", "id", "label")
-CLEAN = (*IMAGES, "pred_clean")
+CLEAN = (*IMAGES, "pred_clean", "margin_clean", "confidence_clean")
+WATCHED = ("score", "flagged")  # what a detector says
 ATTACKED = (
-    *(*CLEAN, "attacked", "target", "pred_adv", "pred_8bit", "pred_png"),
+    *(
+        *IMAGES,
+        "pred_clean",
+        "margin_clean",
+        "attacked",
+        "target",
+        "pred_adv",
+        "pred_8bit",
+        "pred_png",
+    ),
     *("l0", "l0_pixels", "l1", "l2", "linf", "ssim", "psnr"),
     *("margin_adv", "confidence_adv", "forwards", "backwards", "seconds", "fault"),
 )
+DISTANCES = ("l0", "l0_pixels", "l1", "l2", "linf")
 WHOLE = ("index", "label", "target", "pred_clean", "pred_adv", "pred_8bit", "pred_png", "fault")
 # the least that a column may hold; nan is no number and passes
 LEAST = {
     **dict.fromkeys(("index", "label", "fault", "forwards", "backwards", "seconds"), 0),
-    **dict.fromkeys(("l0", "l0_pixels", "l1", "l2", "linf"), 0),
+    **dict.fromkeys(DISTANCES, 0),
     **dict.fromkeys(("confidence_clean", "confidence_adv"), 0),
     **dict.fromkeys(("target", "pred_clean"), -1),
     **dict.fromkeys(("pred_adv", "pred_8bit", "pred_png"), -2),
 }
 SLACK = 1e-4  # of a radius: distances are measured in float64, images are float32
-NAME = re.compile(r"[0-9A-Za-z_]{1,64}")  # of a file; a key that we write is 64 hex digits
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,8 +53,8 @@ def check_entries(cells: Iterable[Any]) -> None:
         if not isinstance(cell, dict):
             raise ValueError("a cell is no table")
         key = cell.get("key")
-        if not isinstance(key, str) or not NAME.fullmatch(key):
-            raise ValueError("a cell has no key of letters and digits")
+        if not isinstance(key, str) or not HASH.fullmatch(key):
+            raise ValueError("a cell has no key of 64 hex digits")
         hashes = [cell.get("sha256")] + [cell[name] for name in ("pictures",) if name in cell]
         if not all(isinstance(found, str) and HASH.fullmatch(found) for found in hashes):
             raise ValueError(f"the cell {key} has no hash of 64 hex digits")
@@ -52,16 +63,25 @@ def check_entries(cells: Iterable[Any]) -> None:
 def check_run(run: Run) -> None:
     """Whether the parts of a run are of the right types and about the same images."""
     check_facts(run)
-    check_columns(run.clean, CLEAN if run.clean else (), "the clean images")
-    if run.clean and len(np.unique(run.clean["index"])) < len(run.clean["index"]):
-        raise ValueError("the clean images have a position twice")
+    if run.clean:
+        check_clean(run.clean)
     clean: dict[str | None, Columns] = {None: run.clean}
     for defended in run.defenses:
         check_defended(defended, run.clean)
         clean[str(defended.spec)] = defended.clean
     for outcome in run.outcomes:
         defense = None if outcome.defense is None else str(outcome.defense)
-        check_outcome(outcome, clean.get(defense, run.clean))
+        if defense not in clean:
+            raise ValueError(f"the cell {outcome.attack} is behind a defense that is not there")
+        check_outcome(outcome, clean[defense])
+
+
+def check_clean(clean: Columns, kind: str | None = None) -> None:
+    """Whether columns are those of clean images; `kind` is that of the defense, if any."""
+    title = "the clean images" if kind is None else "the clean images behind a defense"
+    check_columns(clean, (*CLEAN, *(WATCHED if kind == "detector" else ())), title)
+    if len(np.unique(clean["index"])) < len(clean["index"]):
+        raise ValueError(f"{title} have a position twice")
 
 
 def check_facts(run: Run) -> None:
@@ -86,8 +106,7 @@ def check_defended(defended: Defended, clean: Columns) -> None:
     check_spec(defended.spec, title)
     if defended.kind not in ("model", "detector") or not isinstance(defended.facts, dict):
         raise ValueError(f"{title} are of no kind")
-    needed = ("score", "flagged") if defended.kind == "detector" else ()
-    check_columns(defended.clean, (*CLEAN, *needed), title)
+    check_clean(defended.clean, defended.kind)
     check_same_images(defended.clean, clean, title)
 
 
@@ -97,26 +116,35 @@ def check_outcome(outcome: Outcome, clean: Columns) -> None:
     title = f"the cell {outcome.attack}"
     if outcome.defense is not None:
         check_spec(outcome.defense, title)
-    norm, eps, targeted = outcome.threat
-    if not isinstance(norm, str) or not isinstance(targeted, bool):
-        raise ValueError(f"{title} has no threat")
-    if eps is not None and (type(eps) not in (int, float) or not eps >= 0):
-        raise ValueError(f"{title} has a radius that is no number from 0 up")
+    check_threat(outcome.threat, title)
     texts = (outcome.knowledge, outcome.role, *outcome.notes)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{title} says of itself what is no text")
     if not isinstance(outcome.resolved, dict) or not isinstance(outcome.adaptive, bool):
         raise ValueError(f"{title} has no parameters")
     c = outcome.columns
-    check_columns(c, ATTACKED, title)
-    if outcome.role == "attack":
-        check_same_images(c, clean, title)
-    elif clean and not np.isin(c["id"], clean["id"]).all():
-        raise ValueError(f"{title} is about other images")
-    if eps is not None and norm in ("l1", "l2", "linf"):
-        far = c[norm][c["attacked"]]
-        if (far > eps * (1 + SLACK) + 1e-6).any():
-            raise ValueError(f"{title} has images outside the ball of its threat")
+    check_columns(c, (*ATTACKED, *(WATCHED if "flagged" in clean else ())), title)
+    check_same_images(c, clean, title, whole=outcome.role == "attack")
+    norm, eps, _ = outcome.threat
+    far = measure_radius(c, norm)
+    if eps is not None and far is not None and (far > eps * (1 + SLACK) + 1e-6).any():
+        raise ValueError(f"{title} has images outside the ball of its threat")
+
+
+def check_threat(threat: Threat, title: str) -> None:
+    """Whether norm, radius and goal are some."""
+    norm, eps, targeted = threat
+    if not isinstance(norm, str) or not isinstance(targeted, bool):
+        raise ValueError(f"{title} has no threat")
+    if eps is not None and (type(eps) not in (int, float) or not 0 <= eps < math.inf):
+        raise ValueError(f"{title} has a radius that is no number from 0 up")
+
+
+def measure_radius(columns: Columns, norm: str) -> Values | None:
+    """How far images ``(n,)`` went in a norm; None where nothing is known of it."""
+    if norm == "ssim":
+        return np.asarray(1 - columns["ssim"])
+    return columns[norm] if norm in DISTANCES else None
 
 
 def check_spec(spec: Any, title: str) -> None:
@@ -136,9 +164,11 @@ def check_columns(columns: Mapping[str, Values], needed: Iterable[str], title: s
     for name, values in columns.items():
         if values.dtype.kind not in list_kinds(name):
             raise ValueError(f"{title} have a column {name} of type {values.dtype}")
+        if name in DISTANCES and not np.isfinite(values).all():
+            raise ValueError(f"{title} have a column {name} with values that are no numbers")
         if name in LEAST and (values < LEAST[name]).any():
             raise ValueError(f"{title} have a column {name} with values below {LEAST[name]}")
-        if name.startswith("confidence") and (values > 1 + SLACK).any():
+        if name.startswith(("confidence", "ssim")) and (values > 1 + SLACK).any():
             raise ValueError(f"{title} have a column {name} with values above 1")
 
 
@@ -151,8 +181,20 @@ def list_kinds(name: str) -> str:
     return "iu" if name in WHOLE else "fiub"
 
 
-def check_same_images(columns: Columns, clean: Columns, title: str) -> None:
-    """Whether the rows are the images of the run, in their order."""
+def check_same_images(columns: Columns, clean: Columns, title: str, *, whole: bool = True) -> None:
+    """Whether the rows are the images of the run, or some of them, in their order.
+
+    Of a cell also whether the model said of them what it says there.
+    """
+    if any(name not in clean for name in IMAGES):
+        raise ValueError(f"{title} are about images that the run does not have")
+    rows = slice(None) if whole else np.isin(clean["index"], columns["index"])
+    known = {name: values[rows] for name, values in clean.items()}
+    if "attacked" in columns:
+        known["attacked"] = find_right(known)
     for name in IMAGES:
-        if name not in clean or not np.array_equal(columns[name], clean[name]):
+        if not np.array_equal(columns[name], known[name]):
             raise ValueError(f"{title} are not about the images of the run: {name} differs")
+    for name in ("pred_clean", "attacked") if "attacked" in columns else ():
+        if not np.array_equal(columns[name], known[name]):
+            raise ValueError(f"{title} is of another model: {name} differs")

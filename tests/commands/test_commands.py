@@ -168,7 +168,7 @@ def test_a_folder_that_is_no_run_a_changed_and_a_newer_one_are_told_apart(desk: 
     """Two, three, two."""
     Path("empty").mkdir()
     changed, newer = desk("changed", 10), desk("newer", 10)
-    cell = changed / "samples" / "cell0.npz"
+    cell = max((changed / "samples").iterdir())
     cell.write_bytes(cell.read_bytes()[:-1])
     record = newer / "run.json"
     record.write_text(record.read_text().replace('"format": 1', '"format": 99'))
@@ -225,8 +225,21 @@ def test_a_baseline_is_written_only_when_asked(desk: Desk) -> None:
 
     wet = ran("baseline", "update", "run")
     assert (wet.exit_code, wet.stdout) == (0, dry.stdout)
+    first, written = file.read_bytes(), file.stat().st_mtime_ns
+    again = ran("baseline", "update", "run")
+    assert (again.exit_code, again.stdout) == (0, "nothing changes\n")
+    assert "was left as it is" in again.stderr
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == (first, written)
+
+
+def test_the_same_run_at_another_time_leaves_the_baseline_as_it_is(desk: Desk) -> None:
+    desk("run", 100)
+    desk("later", 100, created="2027-01-01T00:00:00+00:00")
+    ran("baseline", "update", "run")
+    file = Path("robustness-baseline.json")
     first = file.read_bytes()
-    assert ran("baseline", "update", "run").exit_code == 0
+
+    assert ran("baseline", "update", "later").stdout == "nothing changes\n"
     assert file.read_bytes() == first
 
 

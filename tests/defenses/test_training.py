@@ -611,7 +611,13 @@ def test_unfinished_training_of_another_kind_is_not_continued(tmp_path: Path) ->
 
     with pytest.raises(UsageError, match=r"settings.gamma: 0.5 there, 0.25 here"):
         run(out, replace(QUICK, gamma=0.25))
-    (tmp_path / "net.state.safetensors").write_bytes(b"torn")
+    state = tmp_path / "net.state.safetensors"
+    raw = state.read_bytes()
+    for place in (30, len(raw) // 2, len(raw) - 1):  # in the notes and in the weights
+        state.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(UsageError, match="damaged"):
+            run(out, QUICK)
+    state.write_bytes(b"torn")
     with pytest.raises(UsageError, match="damaged"):
         run(out, QUICK)
     run(out, QUICK, fresh=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.evaluation.work_cache import Arrays, WorkCache
+from robusteval.evaluation.work_cache import Arrays, WorkCache, hash_inputs
 
 DATA = (np.arange(6, dtype=np.float32).reshape(2, 3),)
 
@@ -75,11 +75,69 @@ def test_what_is_damaged_is_made_again(folder: Path, damage: Callable[[bytes], b
     WorkCache(folder).compute([], DATA, work)
     (path,) = folder.iterdir()
     path.write_bytes(damage(path.read_bytes()))
+    said: list[str] = []
 
-    found = WorkCache(folder).compute([], DATA, work)
+    found = WorkCache(folder, said.append).compute([], DATA, work)
 
     np.testing.assert_array_equal(found[0], 2 * DATA[0])
     assert work.times == 2
+    assert said == [f"{path} is damaged: what it held is computed again."]
+
+
+def test_every_flipped_byte_is_noticed(folder: Path) -> None:
+    """Of header, arrays, directory and seal."""
+    WorkCache(folder).compute([], DATA, Work())
+    (path,) = folder.iterdir()
+    raw = path.read_bytes()
+    for place in range(0, len(raw), 7):
+        work = Work()
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 16]) + raw[place + 1 :])
+
+        found = WorkCache(folder).compute([], DATA, work)
+
+        np.testing.assert_array_equal(found[0], 2 * DATA[0])
+        assert work.times == 1
+
+
+def test_a_result_under_another_name_is_not_taken(folder: Path) -> None:
+    work = Work()
+    WorkCache(folder).compute([1], DATA, lambda: (np.zeros(3),))
+    (path,) = folder.iterdir()
+    path.rename(folder / f"{hash_inputs([2], DATA)}.npz")
+
+    found = WorkCache(folder).compute([2], DATA, work)
+
+    np.testing.assert_array_equal(found[0], 2 * DATA[0])
+
+
+def test_parts_of_another_work_and_what_are_no_parts_are_dropped(folder: Path) -> None:
+    one, other = "a" * 64, "b" * 64
+    WorkCache(folder).parts.save_part(one, {"row": np.arange(2)})
+    here = folder / f"{other}.parts"
+    (folder / f"{one}.parts").rename(here)
+    WorkCache(folder).parts.save_part(other, {"row": np.arange(3), "x": np.arange(2)})
+    WorkCache(folder).parts.save_part(other, {"x": np.arange(2)})
+    WorkCache(folder).parts.save_part(other, {"row": np.array(["a", "b"])})
+    (here / "folder.npz").mkdir()
+    WorkCache(folder).parts.save_part(other, {"row": np.arange(4)})
+    said: list[str] = []
+
+    (part,) = WorkCache(folder, said.append).parts.read_parts(other)
+
+    assert part["row"].tolist() == [0, 1, 2, 3]
+    assert len(said) == 5
+    assert len(list(here.iterdir())) == 1
+
+
+def test_parts_behind_a_link_are_not_read(folder: Path) -> None:
+    key = "a" * 64
+    WorkCache(folder).parts.save_part(key, {"row": np.arange(2)})
+    (folder / f"{key}.parts").rename(folder / "elsewhere")
+    (folder / f"{key}.parts").symlink_to(folder / "elsewhere")
+
+    assert not list(WorkCache(folder).parts.read_parts(key))
+    WorkCache(folder).parts.save_part(key, {"row": np.arange(3)})
+    assert len(list((folder / "elsewhere").iterdir())) == 1
 
 
 def test_what_breaks_leaves_nothing(folder: Path) -> None:

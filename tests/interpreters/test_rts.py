@@ -322,6 +322,34 @@ def test_a_damaged_file_is_refused(empty: Path, network: Bands) -> None:
         find_mask_network(model)
 
 
+def test_a_flipped_byte_is_noticed_said_and_trained_again(
+    kept: Path, empty: Path, network: Bands, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier(network)
+    path = locate_mask_network(model)
+    raw = (kept / path.name).read_bytes()
+    monkeypatch.setattr(rts_training, "train_rts", lambda *given, **named: "trained again")
+    for place in (30, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        told = Told()
+
+        assert prepare_rts(model, data, progress=told) == "trained again"
+        assert ["is damaged" in text for text in told.said] == [True]
+    path.write_bytes(raw)
+    assert isinstance(prepare_rts(model, data), MaskNetwork)
+
+
+def test_a_mask_network_of_another_model_is_not_taken(
+    kept: Path, empty: Path, network: Bands
+) -> None:
+    name = locate_mask_network(classifier(network)).name
+    other = Classifier(network, mean=(0.4,), std=(0.25,), num_classes=3, identity={"sha256": "x"})
+    locate_mask_network(other).write_bytes((kept / name).read_bytes())
+
+    with pytest.raises(UsageError, match="of another model"):
+        find_mask_network(other)
+
+
 # Mistakes
 
 

@@ -78,8 +78,10 @@ def test_damaged_demo_is_trained_again(tmp_path: Path, damage: str) -> None:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes({"torn": bytes(raw[:-9]), "empty": b"", "flipped": bytes(raw)}[damage])
+    said: list[str] = []
 
-    assert path == demo_network.demo(tmp_path)
+    assert path == demo_network.demo(tmp_path, say=said.append)
+    assert ["is damaged" in text for text in said] == [True]
     assert checkpoint.load(path).num_classes == 10
     assert [path] == list(tmp_path.iterdir())
 

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from robusteval.errors import NothingEvaluated, RobustevalError, RunError, UsageError
-from robusteval.reports.baseline import Baseline, DataIdentity, build_baseline, list_changes
+from robusteval.reports.baseline import (
+    Baseline,
+    DataIdentity,
+    build_baseline,
+    collect_verdicts,
+    list_changes,
+)
 from robusteval.reports.baseline_file import (
     decode_bits,
     encode_bits,
@@ -221,6 +227,12 @@ def test_other_white_space_is_no_edit(file: Path, run: Run) -> None:
         lambda record: record.update(versions=[]),
         lambda record: record.update(version="1"),
         lambda record: record.pop("seed"),
+        lambda record: record["cells"].append(record["cells"][0]),
+        lambda record: record["cells"][0]["threat"].update(eps=-1),
+        lambda record: record["cells"][0].update(robust=encode_bits(first(95))),
+        lambda record: record["cells"][2].update(defense="jpeg"),
+        lambda record: record["defenses"][0].update(fpr=5),
+        lambda record: record["defenses"][0].update(defense=""),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_even_with_a_digest(
@@ -233,6 +245,31 @@ def test_parts_that_do_not_fit_are_refused_even_with_a_digest(
 
     with pytest.raises(UsageError, match="damaged"):
         read_baseline(file)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"arch": 3, "sha256": "0"}},
+        {"environment": {"torch": 2.1}},
+        {"created": 2026},
+        {"config": {"seed": "first"}},
+        {"data": {"name": "digits", "sha256": [1]}},
+        {"defenses": ()},
+    ],
+)
+def test_what_could_not_be_read_again_is_never_written(run: Run, changed: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no baseline can be made of this run"):
+        render_baseline(collect_verdicts(replace(run, **changed)))
+
+
+def test_another_rate_of_false_alarms_is_a_change(run: Run) -> None:
+    (defended,) = run.defenses
+    other = replace(run, defenses=(defended._replace(facts={"fpr": 0.01}),))
+
+    lines = list_changes(build_baseline(run), build_baseline(other))
+
+    assert lines == [f"{DETECTOR}.fpr: 0.05 -> 0.01"]
 
 
 def test_ids_are_little_endian(file: Path, run: Run) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reportable
-from conftest import keep_in_ball
+from conftest import save_cells
 from PIL import Image
 from reportable import as_dict, html_of, record_of
 
@@ -522,16 +522,9 @@ def test_text_from_outside_stays_text(
 
 def stored(run: Run, folder: Path) -> Run:
     """The run, written to a folder with pictures and read back."""
-    found = pictures_of(run, 8)
-    with Store.open(folder, run.config) as store:
-        store.save_cell("clean", run.clean, {"role": "clean"})
-        for i, outcome in enumerate(run.outcomes):
-            store.save_cell(f"cell{i}", keep_in_ball(outcome), outcome.to_record(), found[i])
-        record = {name: getattr(run, name) for name in ("model", "data", "environment", "status")}
-        facts = {"created": run.created, "seconds": run.seconds, "failures": {}, "findings": []}
-        keys = ["clean", *(f"cell{i}" for i in range(len(run.outcomes)))]
-        command = {"config": run.config, "command": run.config["command"]}
-        store.save_record({**record, **facts, **command}, keys)
+    record = run.to_record()
+    with Store.open(folder, record["config"]) as store:
+        store.save_record(record, save_cells(store, run, pictures_of(run, 8)))
     return load_run(folder)
 
 

@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import clean_columns, save_cells
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.registry import parse, read_number
 from robusteval.runs import folder as folder_module
 from robusteval.runs.folder import FORMAT, Store, load_run
+from robusteval.runs.keys import hash_attack, hash_clean
 from robusteval.runs.storage import differences, digest, pack, unpack
 from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, format_value
 from robusteval.runs.writing import write_atomically
@@ -29,6 +32,7 @@ from robusteval.runs.writing import write_atomically
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
 CONFIG = {"attacks": ["pgd:eps=8/255"], "samples": 3, "seed": 0}
+KEY = hash_clean(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +220,19 @@ def record(**changed: Any) -> dict[str, Any]:
     }
 
 
+def find_key(folder: Path, role: str) -> str:
+    """The key of the cell of this role."""
+    cells = json.loads((folder / "run.json").read_text())["cells"]
+    return str(next(cell["key"] for cell in cells if cell["role"] == role))
+
+
 def test_a_cell_comes_back_in_the_next_session(tmp_path: Path, columns: Columns) -> None:
     with Store.open(tmp_path / "run", CONFIG) as store:
-        store.save_cell("key", columns, {"role": "clean"})
-        store.save_record(record(), ["key"])
+        store.save_cell(KEY, columns, {"role": "clean"})
+        store.save_record(record(), [KEY])
 
     with Store.open(tmp_path / "run", CONFIG) as store:
-        assert same(store.find_cell("key"), columns)
+        assert same(store.find_cell(KEY), columns)
         assert store.find_cell("other") is None
 
 
@@ -230,13 +240,15 @@ def test_an_attack_comes_back_in_the_next_session(
     tmp_path: Path, make_outcome: MakeOutcome
 ) -> None:
     outcome = make_outcome([True, False])
+    key = hash_attack(CONFIG, "attack", outcome.attack, outcome.resolved)
+    clean = clean_columns(outcome.columns["label"], outcome.attacked)
     with Store.open(tmp_path, CONFIG) as store:
-        store.save_cell("key", outcome.columns, outcome.to_record())
-        store.save_record(record(), ["key"])
+        store.save_cell(key, outcome.columns, outcome.to_record())
+        store.save_record(record(), [key])
 
     with Store.open(tmp_path, CONFIG) as store:
-        again = store.find_outcome("key")
-        assert store.find_outcome("other") is None
+        again = store.find_outcome(key, clean)
+        assert store.find_outcome("other", clean) is None
 
     assert again is not None
     assert (again.attack, again.threat) == (outcome.attack, outcome.threat)
@@ -246,16 +258,17 @@ def test_an_attack_comes_back_in_the_next_session(
 def test_parts_stay_until_the_record_names_the_cell(tmp_path: Path, columns: Columns) -> None:
     with Store.open(tmp_path, CONFIG) as store:
         store.save_record(record(status="incomplete"), [])
-        store.parts.save_part("key", columns)
-        store.parts.save_part("key", columns)
-        store.parts.save_part("key", {"id": columns["id"][:1]})
+        part = {**columns, "row": np.arange(len(columns["id"]))}
+        store.parts.save_part(KEY, part)
+        store.parts.save_part(KEY, part)
+        store.parts.save_part(KEY, {"row": part["row"][:1]})
 
     with Store.open(tmp_path, CONFIG) as store:
-        assert sorted(len(part) for part in store.parts.read_parts("key")) == [1, 4]
-        store.save_cell("key", columns, {"role": "clean"})
-        assert len(list(store.parts.read_parts("key"))) == 2
-        store.save_record(record(status="incomplete"), ["key"])
-        assert list(store.parts.read_parts("key")) == []
+        assert sorted(len(part) for part in store.parts.read_parts(KEY)) == [1, len(part)]
+        store.save_cell(KEY, columns, {"role": "clean"})
+        assert len(list(store.parts.read_parts(KEY))) == 2
+        store.save_record(record(status="incomplete"), [KEY])
+        assert list(store.parts.read_parts(KEY)) == []
 
 
 def halved(content: bytes) -> bytes:
@@ -274,12 +287,12 @@ def test_a_damaged_part_is_dropped(
     tmp_path: Path, columns: Columns, damage: Callable[[bytes], bytes]
 ) -> None:
     with Store.open(tmp_path, CONFIG) as store:
-        store.parts.save_part("key", columns)
-        (part,) = (tmp_path / "samples" / "key.parts").iterdir()
+        store.parts.save_part(KEY, {**columns, "row": np.arange(len(columns["id"]))})
+        (part,) = (tmp_path / "samples" / f"{KEY}.parts").iterdir()
         content = part.read_bytes()
         part.write_bytes(damage(content))
 
-        assert list(store.parts.read_parts("key")) == []
+        assert list(store.parts.read_parts(KEY)) == []
         assert not part.exists()
 
 
@@ -288,17 +301,14 @@ def run_folder(tmp_path: Path, make_outcome: MakeOutcome) -> Path:
     """A finished run of one clean cell, one attack and one probe."""
     attack = make_outcome([True, False, False], right=[True, True, False], notes=("slow",))
     probe = make_outcome([True, True], role="probe:noise", spec=Spec("noise", {"tries": 3}))
-    clean = {name: attack.columns[name] for name in ("index", "id", "label", "pred_clean")}
+    clean = clean_columns(attack.columns["label"], attack.attacked)
     finding = Finding("note", False, "Small.", "pgd")
     folder = tmp_path / "run"
+    facts = record(findings=[finding._asdict()], failures={"art:X": "broke"})
+    run = Run.from_record(facts, [({"role": "clean"}, clean)])
     with Store.open(folder, CONFIG) as store:
-        store.save_cell("clean", clean, {"role": "clean"})
-        store.save_cell("attack", attack.columns, attack.to_record())
-        store.save_cell("probe", probe.columns, probe.to_record())
-        store.save_record(
-            record(findings=[finding._asdict()], failures={"art:X": "broke"}),
-            ["clean", "attack", "probe", "missing"],
-        )
+        keys = save_cells(store, replace(run, outcomes=(attack, probe)))
+        store.save_record(facts, [*keys, "missing"])
     return folder
 
 
@@ -322,24 +332,26 @@ def test_a_run_comes_back_from_its_folder(run_folder: Path, name: str) -> None:
 
 
 def test_a_changed_cell_is_refused_and_computed_again(run_folder: Path) -> None:
-    path = run_folder / "samples" / "attack.npz"
+    key = find_key(run_folder, "attack")
+    path = run_folder / "samples" / f"{key}.npz"
     stored = unpack(path.read_bytes())
     path.write_bytes(pack({**stored, "pred_adv": stored["label"]}))
 
-    with pytest.raises(RunError, match=r"attack\.npz was changed after the run"):
+    with pytest.raises(RunError, match=r"\.npz was changed after the run"):
         load_run(run_folder)
     with Store.open(run_folder, CONFIG) as store:
-        assert store.find_cell("attack") is None
-        assert store.find_cell("clean") is not None
+        assert store.find_cell(key) is None
+        assert store.find_cell(find_key(run_folder, "clean")) is not None
 
 
 def test_a_missing_cell_is_refused_and_computed_again(run_folder: Path) -> None:
-    (run_folder / "samples" / "attack.npz").unlink()
+    key = find_key(run_folder, "attack")
+    (run_folder / "samples" / f"{key}.npz").unlink()
 
     with pytest.raises(RunError, match="missing: run the evaluation again"):
         load_run(run_folder)
     with Store.open(run_folder, CONFIG) as store:
-        assert store.find_cell("attack") is None
+        assert store.find_cell(key) is None
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -401,8 +413,9 @@ def test_differences_name_the_way_to_them() -> None:
 def test_fresh_throws_the_old_run_away_and_nothing_else(run_folder: Path) -> None:
     (run_folder / "notes.txt").write_text("mine")
 
+    key = find_key(run_folder, "attack")
     with Store.open(run_folder, {"seed": 7}, fresh=True) as store:
-        assert store.find_cell("attack") is None
+        assert store.find_cell(key) is None
 
     assert (run_folder / "notes.txt").read_text() == "mine"
     assert not (run_folder / "samples").exists()
@@ -545,15 +558,16 @@ def test_no_run_is_no_run(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_whole_but_no_columns_are_refused(run_folder: Path) -> None:
-    path = run_folder / "samples" / "attack.npz"
+    key = find_key(run_folder, "attack")
+    path = run_folder / "samples" / f"{key}.npz"
     path.write_bytes(b"no archive")
     whole = json.loads((run_folder / "run.json").read_text())
     for entry in whole["cells"]:
-        if entry["key"] == "attack":
+        if entry["key"] == key:
             entry["sha256"] = hashlib.sha256(b"no archive").hexdigest()
     edit(run_folder, cells=whole["cells"])
 
-    with pytest.raises((UsageError, RunError), match=r"attack\.npz|damaged"):
+    with pytest.raises((UsageError, RunError), match="no archive of arrays"):
         load_run(run_folder)
 
 
