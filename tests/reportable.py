@@ -176,6 +176,7 @@ def defended(
     alarm = score > 1.645
     quiet = right & ~alarm
     caught, missed = rng.normal(2.0, 1.0, n), rng.normal(0.3, 1.0, n)
+    seen = {"pred_clean": np.arange(n) % 10 + ~right}  # an alarm changes no prediction
     outcomes = (
         attack(PGD, LINF, 0.97),
         attack(APGD, LINF, 0.99),
@@ -192,6 +193,7 @@ def defended(
             adaptive=False,
             score=caught,
             flagged=caught > 1.645,
+            **seen,
         ),
         behind(
             attack(SPARSE, Threat("l0", None, False), 0.95, quiet),
@@ -199,6 +201,7 @@ def defended(
             adaptive=True,
             score=missed,
             flagged=missed > 1.645,
+            **seen,
         ),
     )
     run = make_run(*outcomes, **changed)

@@ -26,6 +26,7 @@ import numpy as np
 from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError, check_path
+from robusteval.runs.facts import check_depth
 from robusteval.runs.keys import list_keys
 from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
 from robusteval.runs.seals import check_seal, seal
@@ -257,10 +258,16 @@ def is_of_run(config: dict[str, Any], entry: dict[str, Any]) -> bool:
         return False
 
 
+def refuse_constant(text: str) -> None:
+    """ValueError: NaN and Infinity are no JSON, and nothing that we write."""
+    raise ValueError(f"{text} is no number")
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Read a ``run.json``; UsageError if it is none, or of a newer format."""
     try:
-        record = json.loads(read_text(path, RECORD))
+        record = json.loads(read_text(path, RECORD), parse_constant=refuse_constant)
+        check_depth(record)
         version = record["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is not the record of a run, or it is damaged") from None
@@ -318,8 +325,24 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
         return {}
     folder = Path(run.folder)
     cells = [cell for cell in read_record(folder / "run.json")["cells"] if "attack" in cell]
-    found = {position: read_pictures(folder, cell) for position, cell in enumerate(cells)}
-    return {position: pictures for position, pictures in found.items() if pictures}
+    found = {}
+    for position, cell in enumerate(cells):
+        if pictures := read_pictures(folder, cell):
+            found[position] = pictures
+            check_pictures(pictures, run.outcomes[position], folder)
+    return found
+
+
+def check_pictures(pictures: Sequence[Picture], outcome: Outcome, folder: Path) -> None:
+    """RunError if pictures are not of rows of the cell, or of maps that it does not tell of."""
+    rows = len(outcome.columns["id"])
+    for picture in pictures:
+        known = all(f"map_distance:{name}" in outcome.columns for name in picture.maps)
+        if picture.row >= rows or not known:
+            raise RunError(
+                f"the pictures of {outcome.attack} in {folder} are of another cell: run the"
+                " evaluation again to restore them"
+            )
 
 
 def read_pictures(folder: Path, entry: dict[str, Any]) -> list[Picture]:
@@ -339,9 +362,19 @@ def read_pictures(folder: Path, entry: dict[str, Any]) -> list[Picture]:
 def unpack_pictures(columns: Columns) -> list[Picture]:
     """Pictures from their arrays; KeyError, TypeError, ValueError or IndexError if it is none."""
     c = columns
-    if c["clean"].dtype != np.uint8 or c["clean"].ndim != 4 or c["clean"].shape != c["delta"].shape:
+    clean, delta = c["clean"], c["delta"]
+    if clean.dtype != np.uint8 or clean.ndim != 4 or clean.shape != delta.shape:
         raise ValueError("no images")
+    if clean.shape[3] not in (1, 3) or not clean.size or not np.isfinite(delta).all():
+        raise ValueError("no images")
+    if c["row"].dtype.kind not in "iu" or (c["row"] < 0).any():
+        raise ValueError("no rows")
     maps = list(pair_maps(c))
+    for _, *views in maps:
+        if any(view.dtype.kind != "f" or view.ndim != 3 or not view.size for view in views):
+            raise ValueError("no maps")
+        if views[0].shape != views[1].shape:
+            raise ValueError("maps of several sizes")
     rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
     return [
         Picture(

@@ -6,13 +6,25 @@ hash. Everything here raises ValueError with what is wrong, in a few words.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from robusteval.runs.facts import (
+    CONFIG,
+    DATA,
+    DEFENSE,
+    MODEL,
+    check_facts,
+    check_maps,
+    is_flag,
+    is_number,
+    is_plain,
+    is_text,
+    is_time,
+)
 from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Defended, Outcome, Run, Threat, Values
 
@@ -43,6 +55,9 @@ LEAST = {
     **dict.fromkeys(("target", "pred_clean"), -1),
     **dict.fromkeys(("pred_adv", "pred_8bit", "pred_png"), -2),
 }
+EDGES = ("edge_energy", "edge_area")  # of the change, whatever the interpreter
+CHANGES = ("map_distance", "map_iou", "map_noise", *EDGES)  # of maps by an attack
+WORTH = ("insertion", "chance_insertion", "deletion", "chance_deletion", "forgotten")  # of maps
 SLACK = 1e-4  # of a radius: distances are measured in float64, images are float32
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -62,9 +77,10 @@ def check_entries(cells: Iterable[Any]) -> None:
 
 def check_run(run: Run) -> None:
     """Whether the parts of a run are of the right types and about the same images."""
-    check_facts(run)
+    check_circumstances(run)
     if run.clean:
         check_clean(run.clean)
+        check_map_columns(run.clean, WORTH, "the clean images")
     clean: dict[str | None, Columns] = {None: run.clean}
     for defended in run.defenses:
         check_defended(defended, run.clean)
@@ -84,19 +100,21 @@ def check_clean(clean: Columns, kind: str | None = None) -> None:
         raise ValueError(f"{title} have a position twice")
 
 
-def check_facts(run: Run) -> None:
+def check_circumstances(run: Run) -> None:
     """Types of what the record says besides its cells."""
-    for name in ("attacks", "cells", "defenses"):
-        asked = run.config.get(name) or []
-        if not isinstance(asked, list) or not all(isinstance(each, str) for each in asked):
-            raise ValueError(f"{name} is no list of names")
-    if not all(isinstance(reason, str) for reason in run.failures.values()):
+    check_facts(run.model, MODEL, "the model")
+    check_facts(run.data, DATA, "the data")
+    check_facts(run.config, CONFIG, "the settings")
+    check_maps(run.config.get("maps"))
+    if not all(map(is_text, run.environment.values())):
+        raise ValueError("the environment is no list of texts")
+    if not all(map(is_text, run.failures.values())):
         raise ValueError("a failure has no reason")
-    if not math.isfinite(run.seconds) or run.seconds < 0:
+    if not is_time(run.seconds):
         raise ValueError("the seconds are no time")
     for finding in run.findings:
         texts = (finding.code, finding.message, finding.cell or "")
-        if not all(isinstance(text, str) for text in texts) or not isinstance(finding.grave, bool):
+        if not all(map(is_text, texts)) or not is_flag(finding.grave):
             raise ValueError("a finding is none")
 
 
@@ -106,6 +124,7 @@ def check_defended(defended: Defended, clean: Columns) -> None:
     check_spec(defended.spec, title)
     if defended.kind not in ("model", "detector") or not isinstance(defended.facts, dict):
         raise ValueError(f"{title} are of no kind")
+    check_facts(defended.facts, DEFENSE, "a defense")
     check_clean(defended.clean, defended.kind)
     check_same_images(defended.clean, clean, title)
 
@@ -124,6 +143,7 @@ def check_outcome(outcome: Outcome, clean: Columns) -> None:
         raise ValueError(f"{title} has no parameters")
     c = outcome.columns
     check_columns(c, (*ATTACKED, *(WATCHED if "flagged" in clean else ())), title)
+    check_map_columns(c, CHANGES, title)
     check_same_images(c, clean, title, whole=outcome.role == "attack")
     norm, eps, _ = outcome.threat
     far = measure_radius(c, norm)
@@ -136,7 +156,7 @@ def check_threat(threat: Threat, title: str) -> None:
     norm, eps, targeted = threat
     if not isinstance(norm, str) or not isinstance(targeted, bool):
         raise ValueError(f"{title} has no threat")
-    if eps is not None and (type(eps) not in (int, float) or not 0 <= eps < math.inf):
+    if eps is not None and not (is_number(eps) and eps >= 0):
         raise ValueError(f"{title} has a radius that is no number from 0 up")
 
 
@@ -151,6 +171,8 @@ def check_spec(spec: Any, title: str) -> None:
     """Whether name and parameters are some."""
     if not isinstance(spec.name, str) or not isinstance(spec.parameters, dict):
         raise ValueError(f"{title} has no name or no parameters")
+    if not all(value is None or is_plain(value) for value in spec.parameters.values()):
+        raise ValueError(f"{title} has a parameter that nobody could write")
 
 
 def check_columns(columns: Mapping[str, Values], needed: Iterable[str], title: str) -> None:
@@ -170,6 +192,17 @@ def check_columns(columns: Mapping[str, Values], needed: Iterable[str], title: s
             raise ValueError(f"{title} have a column {name} with values below {LEAST[name]}")
         if name.startswith(("confidence", "ssim")) and (values > 1 + SLACK).any():
             raise ValueError(f"{title} have a column {name} with values above 1")
+
+
+def check_map_columns(columns: Columns, needed: tuple[str, ...], title: str) -> None:
+    """Whether what the columns say of the maps of an interpreter is all there."""
+    first, *others = needed
+    for name in columns:
+        what, _, interpreter = name.partition(":")
+        for other in others if what == first else ():
+            column = f"{other}:{interpreter}" if other not in EDGES else other
+            if column not in columns:
+                raise ValueError(f"{title} lack the column {column}")
 
 
 def list_kinds(name: str) -> str:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.runs.folder import Store
+from robusteval.runs.keys import hash_clean
 from robusteval.runs.storage import pack
 from robusteval.runs.types import Columns
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
@@ -157,8 +158,9 @@ def test_one_at_a_time_holds_a_lock_whose_file_comes_and_goes(tmp_path: Path) ->
 
 def test_opening_a_run_removes_what_a_kill_left_and_nothing_of_the_user(tmp_path: Path) -> None:
     with Store.open(tmp_path, CONFIG) as store:
-        store.save_cell("one", {"id": np.arange(2)}, {"role": "clean"})
-        store.save_record(RECORD, ["one"])
+        key = hash_clean(CONFIG)
+        store.save_cell(key, {"id": np.arange(2)}, {"role": "clean"})
+        store.save_record(RECORD, [key])
     ours = [f".run.json.{TOKEN}.tmp", f"samples/.two.npz.{TOKEN}.tmp", "samples/.two.npz.77.tmp"]
     mine = [".notes.tmp", f".notes.{TOKEN}.tmp", "samples/.mine.txt.77.tmp", "samples/two.npz.bak"]
     for name in (*ours, *mine):
