@@ -237,9 +237,10 @@ def select_plain_states(
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     """The tensors and notes of a file that `serialise_safetensors` made.
 
-    OSError if there is none, ValueError if it is not, byte for byte, what was written.
+    OSError if there is none, UsageError if it is no ordinary file, ValueError if it is not, byte
+    for byte, what was written.
     """
-    raw = path.read_bytes()
+    raw = read_bytes(path, WEIGHTS)
     try:
         header, body = split_safetensors(raw)
         notes = header["__metadata__"]
