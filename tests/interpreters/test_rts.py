@@ -328,15 +328,18 @@ def test_a_flipped_byte_is_noticed_said_and_trained_again(
     model = classifier(network)
     path = locate_mask_network(model)
     raw = (kept / path.name).read_bytes()
-    monkeypatch.setattr(rts_training, "train_rts", lambda *given, **named: "trained again")
+    trained: list[str] = []
+    monkeypatch.setattr(rts_training, "train_rts", lambda *_, **named: trained.append("again"))
     for place in (30, len(raw) // 2, len(raw) - 1):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
         told = Told()
 
-        assert prepare_rts(model, data, progress=told) == "trained again"
+        prepare_rts(model, data, progress=told)
         assert ["is damaged" in text for text in told.said] == [True]
+    assert trained == ["again"] * 3
     path.write_bytes(raw)
     assert isinstance(prepare_rts(model, data), MaskNetwork)
+    assert trained == ["again"] * 3
 
 
 def test_a_mask_network_of_another_model_is_not_taken(
