@@ -9,7 +9,8 @@ import torch
 from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 
-from robusteval.art.to_art import AsSeen, check_estimator, to_images
+from robusteval.art.as_seen import AsSeen
+from robusteval.art.to_art import check_estimator, to_class_indices, to_images
 from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError
 from robusteval.evaluation.batches import split_evenly
@@ -125,7 +126,7 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
         x : ndarray
             Images ``(n, c, h, w)`` in [0, 1]; they are rounded to 8 bits.
         y : ndarray
-            ``(n,)``, 0 as they are, 1 attacked.
+            0 as they are, 1 attacked: ``(n,)`` or ``(n, 1)``, or one-hot ``(n, 2)``.
         batch_size : int
             Images explained at a time.
         nb_epochs : int
@@ -147,9 +148,8 @@ class MapDetection(EvasionDetector):  # type: ignore[misc]
         """
         if kwargs:
             raise TypeError(f"unknown arguments of fit: {', '.join(kwargs)}")
-        images, label = to_images(x), np.asarray(y)
-        if label.shape != (len(images),) or not np.isin(label, (0, 1)).all():
-            raise ValueError(f"y must be 0 or 1 for each of the {len(images)} images")
+        images = to_images(x)
+        label = to_class_indices(y, len(images), len(NAMES))
         sources = group_images(images, label, groups)
         view = self.choose_view((images.shape[1], images.shape[2], images.shape[3]))
         view.check_network(self.model)

@@ -162,3 +162,19 @@ def check_whole(name: str, value: Any, least: int, unit: str = "") -> None:
 def check_path(name: str, value: object) -> None:
     """Refuse what is no path; UsageError."""
     check_argument(name, value, (str, os.PathLike), "give its path")
+
+
+def check_image_form(x: Any) -> None:
+    """Refuse what are no images ``(n, c, h, w)``, as data in tables; ValueError."""
+    shape = getattr(x, "shape", None)
+    if shape is not None and len(shape) != 4:
+        raise ValueError(
+            f"x must be images (n, c, h, w), not of shape {tuple(shape)}: other data have no pixels"
+            " to count and no neighbours"
+        )
+
+
+def explain_words(name: str, words: tuple[Any, ...], value: Any) -> str:
+    """A sentence for a value that is none of some words."""
+    shown = ", ".join(str(word).lower() if word is None else str(word) for word in words)
+    return f"{name} must be one of {shown}, not {value!r}"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, wraps
 from importlib import import_module, metadata
 from importlib.util import find_spec, resolve_name
+from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 from types import NoneType
@@ -37,7 +38,7 @@ from typing import (
     get_type_hints,
 )
 
-from robusteval.errors import UsageError, raise_as_missing
+from robusteval.errors import UsageError, check_image_form, explain_words, raise_as_missing
 from robusteval.runs.types import Spec, Threat
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -401,7 +402,8 @@ def find_import(name: str, module: str) -> tuple[str, str] | None:
 
 
 def refuse_wrong_words(function: F) -> F:
-    """The function with a ValueError for a word that the annotation of its keyword excludes."""
+    """The function with a ValueError for words that annotations exclude, and what is no image."""
+    of_images = list(signature(function).parameters)[:2] == ["model", "x"]
 
     @cache
     def list_words() -> dict[str, tuple[Any, ...]]:
@@ -417,6 +419,8 @@ def refuse_wrong_words(function: F) -> F:
         for name, words in list_words().items():
             if name in kwargs and kwargs[name] not in words:
                 raise ValueError(explain_words(name, words, kwargs[name]))
+        if of_images and len(args) > 1:
+            check_image_form(args[1])
         return function(*args, **kwargs)
 
     return cast(F, check_and_call)
@@ -428,12 +432,6 @@ def list_choices(hint: Any) -> Iterator[Any]:
     if all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
         for kind in kinds:
             yield from get_args(kind) or (None,)
-
-
-def explain_words(name: str, words: tuple[Any, ...], value: Any) -> str:
-    """A sentence for a value that is none of some words."""
-    shown = ", ".join(str(word).lower() if word is None else str(word) for word in words)
-    return f"{name} must be one of {shown}, not {value!r}"
 
 
 def read_constant(node: ast.expr) -> Any:

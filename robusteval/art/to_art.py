@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
-from art.defences import preprocessor
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from robusteval.art.as_seen import AsSeen
 from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen, predict_classes
@@ -130,6 +129,22 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         with frozen(AsSeen(self.estimator)) as model:
             # the function knows the ranges of its parameters
             self._perturb(model, nothing, torch.zeros(0, dtype=torch.int64), {})
+            if not self.estimator.all_framework_preprocessing:
+                self._try_maps(model)
+
+    def _try_maps(self, model: nn.Module) -> None:
+        """ValueError if the attack follows a map that preprocessing in NumPy does not let it.
+
+        One of few steps, on one image of nothing.
+        """
+        if "interpreter" not in self._defaults:
+            return
+        trial = copy(self)
+        trial.steps = 1
+        x = torch.full((1, *self.estimator.input_shape), 0.5, device=self.estimator.device)
+        with torch.no_grad():
+            y = model(x).argmax(1).cpu()
+        trial._perturb(model, x, y, {})
 
     def _perturb(self, model: nn.Module, x: Tensor, y: Tensor, given: dict[str, Any]) -> Tensor:
         settings = {name: getattr(self, name) for name in self._defaults}
@@ -334,68 +349,6 @@ def to_mask(mask: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(f"a mask of shape {mask.shape} does not fit images {shape}") from None
-
-
-class AsSeen(nn.Module):
-    """An estimator as a module: its preprocessing, then its network, then the logits."""
-
-    def __init__(self, estimator: PyTorchClassifier) -> None:
-        super().__init__()
-        self.estimator = estimator
-        self.network = estimator._model  # ART's wrapper, returns a list
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, k)`` of images ``(n, c, h, w)``, n = 0 included."""
-        n = len(x)
-        if n == 0:  # not every network takes an empty batch
-            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-        if self.estimator.all_framework_preprocessing:
-            x, _ = self.estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
-        else:
-            x = NumpyPreprocessing.apply(x, self.estimator)
-        logits = self.network(x)[-1]
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ValueError(
-                "the estimator's network must return one tensor of logits (n, k): wrap it in a"
-                " module that does"
-            )
-        return logits[:n]
-
-
-class NumpyPreprocessing(torch.autograd.Function):
-    """An estimator's preprocessing in NumPy, with ART's estimate of its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, estimator: PyTorchClassifier) -> Tensor:
-        """Preprocessed images."""
-        ctx.images, ctx.estimator = x.detach().cpu().numpy(), estimator
-        z, _ = estimator._apply_preprocessing(ctx.images.copy(), y=None, fit=False)
-        return torch.as_tensor(z).to(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """The estimate; not differentiable again, which is a ValueError."""
-        (grad,) = grads
-        if torch.is_grad_enabled():  # as the derivative is to be differentiated
-            raise ValueError(explain_no_second_derivative(ctx.estimator))
-        with torch.enable_grad():  # the normaliser behind a NumPy defence is in torch
-            passed = ctx.estimator._apply_preprocessing_gradient(ctx.images, grad.cpu().numpy())
-        return torch.as_tensor(passed).to(grad), None
-
-
-def explain_no_second_derivative(estimator: PyTorchClassifier) -> str:
-    """Say what to put in the place of preprocessing in NumPy, torch twins by name."""
-    found = []
-    for step in estimator.preprocessing_operations:
-        if not isinstance(step, PreprocessorPyTorch):
-            name = type(step).__name__
-            twin = f"{name}PyTorch"
-            known = hasattr(preprocessor, twin)
-            found.append(f"{name} (use {twin})" if known else f"{name} (ART has none in torch)")
-    return (
-        "maps of a derivative need preprocessing that torch can differentiate twice, not"
-        f" {', '.join(found)}: take a PreprocessorPyTorch, or put it into the network"
-    )
 
 
 class Float32Classifier(PyTorchClassifier):  # type: ignore[misc]

@@ -30,8 +30,9 @@ from art.exceptions import EstimatorError
 from torch import Tensor, nn
 from toys import Bands, asked, attackable, synthetic
 
+from robusteval.art.as_seen import AsSeen
 from robusteval.art.from_art import ArtFunction, from_art, list_art_attacks
-from robusteval.art.to_art import Array, ArtAttack, AsSeen, Float32Classifier, as_estimator
+from robusteval.art.to_art import Array, ArtAttack, Float32Classifier, as_estimator
 from robusteval.attacks.advedge import AdvEdge
 from robusteval.attacks.pgd import FGSM, PGD
 from robusteval.datasets.dataset import image_id

@@ -576,7 +576,7 @@ def test_dropout_is_off_while_the_attack_searches(bands: Classifier) -> None:
     """The authors' demonstration leaves it on, so a success may be one of a single draw."""
     from art.estimators.classification import PyTorchClassifier
 
-    from robusteval.art.to_art import AsSeen
+    from robusteval.art.as_seen import AsSeen
     from robusteval.attacks.sparse import Sparse
 
     with torch.random.fork_rng():

@@ -12,7 +12,7 @@ from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 from toys import Bands, synthetic
 
-from robusteval.art.to_art import AsSeen
+from robusteval.art.as_seen import AsSeen
 from robusteval.attacks.pgd import pgd
 from robusteval.defenses import boosting
 from robusteval.defenses.evasion_detector import MapDetection
