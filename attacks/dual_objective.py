@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robusteval.interpreters.explainer import (
     Interpreter,
@@ -28,7 +27,7 @@ from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Stop, keep_best
-from robusteval.search.losses import margin
+from robusteval.search.losses import cross_entropy, margin
 
 from .dual_plan import DualPlan
 
@@ -235,7 +234,7 @@ class DualObjective:
         if plan.floor is not None:
             return plan.price * (-margin(logits, self.goal)).clamp_min(plan.floor)
         if step < 0 or plan.smoothing == "none":
-            return plan.price * F.cross_entropy(logits, self.goal, reduction="none")
+            return plan.price * cross_entropy(logits, self.goal)
         least = 0.95 + 0.04 * step / plan.steps
         probability = least + (1 - least) * self.draws[:, step]
         shares = 9 if plan.smoothing == "published" else logits.shape[1] - 1

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, autograd, nn
-from torch.nn import functional as F
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.evaluation.defense import WithDetector
@@ -16,6 +15,7 @@ from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.registry import ATTACKS, INTERPRETERS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Stop
+from robusteval.search.losses import attacker_loss, cross_entropy
 from robusteval.search.moves import Signed
 
 from .dual_objective import (
@@ -268,7 +268,10 @@ class Suspicion:
                 terms = self.measure_terms(maps, logits, left)
             else:
                 logits = self.model(x_adv)
-        loss = F.cross_entropy(logits, goal, reduction="none")
+        if not terms:
+            loss = attacker_loss(logits, goal, targeted=True, loss="ce")
+        else:
+            loss = cross_entropy(logits, goal)
         for term in terms:
             loss = loss + weight * term
         return loss, predict_classes(logits.detach()) == goal

@@ -63,8 +63,10 @@ def pgd(
         Searches, each from its own random start, on the images that are not finished.
     random_start : bool
         Start the first search at a random point of the ball instead of at `x`.
-    loss : {"ce", "margin", "dlr"}
-        What is lowered: cross-entropy, logit margin, or difference of logits ratio.
+    loss : {"ce", "margin", "pm", "dlr"}
+        What is lowered: cross-entropy in the form that keeps its direction however sure the model
+        is, logit margin, probability margin, or difference of logits ratio; see
+        `robusteval.search.losses.attacker_loss`.
     stop : {"8bit", "float", "never"}
         When an image is finished, see `robusteval.search.descent.descend`.
 

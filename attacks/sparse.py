@@ -12,7 +12,7 @@ from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
-from robusteval.search.losses import attacker_loss
+from robusteval.search.losses import cross_entropy
 
 Variant = Literal["scaled", "paper"]
 
@@ -165,7 +165,7 @@ def search_as_published(
             return
         x_adv = x_adv.detach().requires_grad_()
         logits, is_adv = judge(x_adv, left)
-        loss = attacker_loss(logits, y[left], targeted=targeted, loss="ce")
+        loss = cross_entropy(logits, y[left]) * (1 if targeted else -1)
         total = total + autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0)
         if i == 0:  # what succeeds unchanged is done
             kept.take(left, x_adv.detach(), is_adv)
@@ -191,7 +191,7 @@ def search_as_published(
             kept.take(left, x_adv.detach(), is_adv)
         if last:
             break
-        loss = attacker_loss(logits, target, targeted=True, loss="ce")
+        loss = cross_entropy(logits, target)
         grad = autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0)
         # the published count of weights has no gradient
         weight = weight - step * grad * dense

@@ -20,6 +20,7 @@ from robusteval.interpreters.cam import Head, observe_head
 from robusteval.models.classifier import frozen
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Score, descend_from_starts
+from robusteval.search.losses import cross_entropy, divergence
 
 from .training_settings import OF_BOTH, OF_MAPS, Term, Weighting, Weights
 
@@ -92,11 +93,18 @@ def compute_losses(
     attacked: NetworkOutput | None,
     y: Tensor,
     weighting: Weighting,
+    *,
+    search: bool = False,
 ) -> Tensor:
-    """Compute the weighted sum of the terms ``(n,)``; a side that no term needs may be None."""
+    """Compute the weighted sum of the terms ``(n,)``; a side that no term needs may be None.
+
+    For a `search` the terms have the same values and, in the attacked logits alone, derivatives
+    that keep their direction however sure the network is. Training is better off with those that
+    vanish.
+    """
     total = torch.zeros(len(y), device=y.device)
     for term, weight in weights.items():
-        total = total + weight * _compute_term(term, clean, attacked, y, weighting)
+        total = total + weight * _compute_term(term, clean, attacked, y, weighting, search=search)
     return total
 
 
@@ -106,15 +114,21 @@ def _compute_term(
     attacked: NetworkOutput | None,
     y: Tensor,
     weighting: Weighting,
+    *,
+    search: bool,
 ) -> Tensor:
     if term == "clean":
         assert clean is not None
         return F.cross_entropy(clean.logits, y, reduction="none")
     assert attacked is not None
     if term == "adversarial":
+        if search:
+            return cross_entropy(attacked.logits, y)
         return F.cross_entropy(attacked.logits, y, reduction="none")
     assert clean is not None
     if term == "divergence":  # Theoretically Principled Trade-off (TRADES), arXiv:1901.08573
+        if search:
+            return divergence(clean.logits, attacked.logits)
         before, after = clean.logits.log_softmax(1), attacked.logits.log_softmax(1)
         return (before.exp() * (before - after)).sum(1)
     assert clean.maps is not None
@@ -199,7 +213,8 @@ def find_worst_images(
                 clean = run_network(model, x, weights)
 
         def objective(x_adv: Tensor, index: Tensor) -> Score:
-            value = compute_losses(weights, clean, run_network(model, x_adv, weights), y, weighting)
+            found = run_network(model, x_adv, weights)
+            value = compute_losses(weights, clean, found, y, weighting, search=True)
             # nothing is finished before the last step: `index` is always the whole batch
             return Score(-value, torch.zeros_like(y, dtype=torch.bool))
 

@@ -62,6 +62,8 @@ class Watcher:
         What each feature adds to the score's logit ``(4 * interpreters,)``; 20 if not given.
     interpreters : tuple of str
         Whose maps it looks at.
+    draw : int
+        Seed of the patterns of signs under which the mean of a map is a feature.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class Watcher:
         threshold: float = 0.5,
         slope: Tensor | None = None,
         interpreters: tuple[str, ...] = ("grad", "input_x_gradient"),
+        draw: int = 3,
     ) -> None:
-        self.threshold = threshold
+        self.threshold, self.draw = threshold, draw
         self.slope = slope
         self.explainers = tuple(Interpreter.build_differentiable(name, {}) for name in interpreters)
         self.seen = np.zeros(0, np.uint64)
@@ -81,7 +84,8 @@ class Watcher:
         found = []
         for some in maps:
             values = some.flatten(1)
-            draw = torch.rand(4, values.shape[1], generator=torch.Generator().manual_seed(3))
+            generator = torch.Generator().manual_seed(self.draw)
+            draw = torch.rand(4, values.shape[1], generator=generator)
             found += [(values * (pattern - 0.5).sign()).mean(1) for pattern in draw.to(values)]
         return torch.stack(found, 1)
 

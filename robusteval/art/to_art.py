@@ -27,6 +27,7 @@ from robusteval.errors import UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import PROTOCOL, explain_unknown
+from robusteval.search.losses import CrossEntropy
 
 Array = np.ndarray[Any, Any]
 
@@ -382,7 +383,7 @@ def as_estimator(classifier: Classifier, *, input_shape: tuple[int, int, int]) -
     with select_device(classifier.device):
         return Float32Classifier(
             model=classifier,
-            loss=nn.CrossEntropyLoss(),
+            loss=CrossEntropy(),
             input_shape=input_shape,
             nb_classes=classifier.num_classes,
             clip_values=(0.0, 1.0),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robusteval.datasets.dataset import Batch, Positions
 from robusteval.errors import RobustevalError, RunError
@@ -24,7 +25,7 @@ from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.types import Columns
 from robusteval.search.balls import quantise
-from robusteval.search.losses import Loss, attacker_loss, margin
+from robusteval.search.losses import margin
 
 STEADY = 128  # images predicted twice, and under other conventions
 PROBED = 64  # images whose gradients and probes are looked at
@@ -85,8 +86,8 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "probabilities": resemble_probabilities(logits),
         "darkest": x.flatten(1).amin(1).double(),
         "brightest": x.flatten(1).amax(1).double(),
-        "slope_ce": measure_slope(model, x, y, probed, "ce"),
-        "slope_margin": measure_slope(model, x, y, probed, "margin"),
+        "slope_ce": measure_slope(model, x, y, probed, F.cross_entropy),
+        "slope_margin": measure_slope(model, x, y, probed, margin),
     }
     made = {name: column.cpu().numpy() for name, column in columns.items()}
     return {"index": batch.index, "id": batch.ids, **made}
@@ -232,14 +233,23 @@ def resemble_probabilities(logits: Tensor) -> Tensor:
     return (logits.sum(1) - 1).abs().lt(1e-3) & logits.ge(0).all(1) & logits.le(1).all(1)
 
 
-def measure_slope(model: nn.Module, x: Tensor, y: Tensor, asked: Tensor, loss: Loss) -> Tensor:
-    """Largest entry of the loss's gradient at the images asked for ``(n,)``; NaN for others."""
+def measure_slope(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    asked: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Largest entry of the loss's gradient at the images asked for ``(n,)``; NaN for others.
+
+    Cross-entropy is here as torch has it, which attacks from elsewhere differentiate.
+    """
     out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     if not bool(asked.any()):
         return out
     z = x[asked].requires_grad_()
     try:
-        value = attacker_loss(model(z), y[asked], targeted=False, loss=loss).sum()
+        value = loss(model(z).float(), y[asked]).sum()
         grad = torch.autograd.grad(value, z)[0]
         out[asked] = grad.flatten(1).abs().amax(1).double()
     except Exception:

@@ -145,8 +145,10 @@ def check_slopes(ce: np.ndarray[Any, Any], margin: np.ndarray[Any, Any]) -> list
             Finding(
                 "saturated",
                 False,
-                f"Cross-entropy is flat at {saturated.sum()} of {n} images although the logits are"
-                " not: attack with loss=margin or loss=dlr.",
+                f"The model is so sure of {saturated.sum()} of {n} images that cross-entropy is"
+                " flat there in float32, though the logits are not: the attacks here keep its"
+                " direction, those from elsewhere that differentiate it as it stands fail without"
+                " the model being robust.",
             )
         )
     return found
