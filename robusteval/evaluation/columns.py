@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "probabilities": resemble_probabilities(logits),
         "darkest": x.flatten(1).amin(1).double(),
         "brightest": x.flatten(1).amax(1).double(),
-        "slope_ce": measure_slope(model, x, y, probed, F.cross_entropy),
+        "slope_ce": measure_slope(model, x, y, probed, partial(F.cross_entropy, reduction="sum")),
         "slope_margin": measure_slope(model, x, y, probed, margin),
     }
     made = {name: column.cpu().numpy() for name, column in columns.items()}
