@@ -10,7 +10,7 @@ from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import build_class_objective, descend_from_starts
 
 
-@ATTACKS.add("noise", norms=("linf", "l2"), knowledge="none")
+@ATTACKS.add("noise", norms=("linf", "l2", "l1"), knowledge="none")
 def noise(
     model: nn.Module,
     x: Tensor,
@@ -25,8 +25,8 @@ def noise(
 ) -> Tensor:
     """Random points of the ball, the first that fools: the baseline below any attack.
 
-    Uniform in the linf cube, uniform in direction on the rim of the l2 ball. No paper: the control
-    of arXiv:1902.06705, section 4.3.
+    Uniform in the linf cube, uniform in direction on the rim of the l2 ball, uniform on that of the
+    l1 ball. No paper: the control of arXiv:1902.06705, section 4.3.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def noise(
         One seed per image ``(n,)``; zeros if not given.
     mask : Tensor, optional
         Broadcastable to `x`; zero where a pixel may not change.
-    norm : {"linf", "l2"}
+    norm : {"linf", "l2", "l1"}
         Norm of the ball.
     eps : float
         Radius of the ball, in units of the [0, 1] pixel range.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
-from robusteval.search.balls import Ball, Norm
+from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop, build_class_objective, descend_from_starts
 from robusteval.search.losses import Loss, attacker_loss
 
@@ -21,7 +23,7 @@ def pgd(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    norm: Norm = "linf",
+    norm: Literal["linf", "l2"] = "linf",
     eps: float = 8 / 255,
     steps: int = 40,
     step: float | None = None,
@@ -107,7 +109,7 @@ def fgsm(
     targeted: bool = False,
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
-    norm: Norm = "linf",
+    norm: Literal["linf", "l2"] = "linf",
     eps: float = 8 / 255,
 ) -> Tensor:
     """One gradient step to the edge of the ball: quick, and no evidence of robustness.

@@ -42,7 +42,8 @@ def asked(name: str, **wanted: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in wanted.items()
-        if key in known and (key != "eps" or has_radius or wanted.get("norm") in ("linf", "l2"))
+        if key in known
+        and (key != "eps" or has_radius or wanted.get("norm") in ("linf", "l2", "l1"))
     }
 
 

@@ -89,7 +89,7 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     far = (reach > threat.eps * (1 + TOLERANCE) + TOLERANCE).to(x.device)
     fault[far] |= LEFT_BALL
     if bool(far.any()):
-        if threat.norm in ("linf", "l2"):
+        if threat.norm in ("linf", "l2", "l1"):
             near = Ball.around(x[far], threat.norm, threat.eps).project(x_adv[far])  # type: ignore[arg-type]
         else:
             near = x[far]  # no projection is known for this norm: the attack failed

@@ -253,7 +253,7 @@ def list_probes(outcomes: Sequence[Outcome]) -> list[ProbeAttack]:
     wanted: list[ProbeAttack] = []
     for outcome in outcomes:
         norm, eps, targeted = outcome.threat
-        if not is_strong(outcome) or eps is None or norm not in ("linf", "l2"):
+        if not is_strong(outcome) or eps is None or norm not in ("linf", "l2", "l1"):
             continue
         if "interpreter" in outcome.resolved:
             continue  # it also has a map to keep: dear, and no measure of the class alone
@@ -273,7 +273,7 @@ def build_unlimited(outcome: Outcome) -> Spec:
     return Spec(
         "pgd",
         {
-            "norm": outcome.threat.norm,
+            "norm": "linf" if linf else "l2",
             "eps": 1.0 if linf else 100.0,
             "steps": 50,
             "random_start": False,

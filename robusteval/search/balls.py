@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robusteval.models.seeds import per_image
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
 # how far beyond eps a float32 image may seem to lie, in units of the [0, 1] pixel range and as
 # a share of eps: the difference of two multiples of 1/255 is itself only known to 6e-8
@@ -62,8 +62,8 @@ class Ball(NamedTuple):
         `mask`, broadcastable to `x`, is zero where a pixel may not change. ValueError for a norm
         or radius that makes no sense.
         """
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"norm must be linf or l2, not {norm!r}")
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm must be linf, l2 or l1, not {norm!r}")
         if not 0 <= eps < math.inf or (norm == "linf" and eps > 1):
             most = "from 0 to 1" if norm == "linf" else "0 or more"
             raise ValueError(
@@ -90,14 +90,22 @@ class Ball(NamedTuple):
         lower, upper = self.lower[index], self.upper[index]
         return self._replace(x=self.x[index], lower=lower, upper=upper)
 
+    def holds_a_level(self) -> bool:
+        """Whether `eps` is enough to change a single value by one of 255 grey levels."""
+        return self.eps * (1 + TOLERANCE) + TOLERANCE >= 1 / 255
+
     def holds(self, z: Tensor) -> Tensor:
         """Which images ``(n,)`` lie in the ball, up to `TOLERANCE`."""
-        delta = (z - self.x).flatten(1)
-        size = delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+        size = measure_distances(z, self.x)[self.norm].to(z.device)
         return size <= self.eps * (1 + TOLERANCE) + TOLERANCE
 
     def project(self, z: Tensor) -> Tensor:
-        """`z` brought into the ball, without exceeding `eps` by a rounding error."""
+        """`z` brought into the ball, without exceeding `eps` by a rounding error.
+
+        linf and l1: the nearest point. l2: into the ball first, then into the box.
+        """
+        if self.norm == "l1":
+            z = project_l1(z, self.x, self.lower, self.upper, self.eps)
         if self.norm == "l2":
             delta = (z - self.x) * (self.upper > self.lower)
             size = _column(delta.flatten(1).norm(dim=1).clamp_min(1e-12))
@@ -109,7 +117,8 @@ class Ball(NamedTuple):
     def quantise(self, z: Tensor) -> Tensor:
         """An 8-bit image near `z`, inside the ball if `x` is an 8-bit image itself.
 
-        Rounds to the nearest and, where that would leave the ball, towards `x`.
+        Rounds to the nearest where that stays inside. Else, under linf, towards `x`; under l2 and
+        l1 towards `x` first, then up again where most of a level is missing, as far as `eps` goes.
         """
         if self.norm == "linf":
             levels = math.floor((self.eps + TOLERANCE) * 255) / 255
@@ -117,12 +126,17 @@ class Ball(NamedTuple):
             near = quantise(z)
         else:
             near = quantise(z)
-            towards = quantise(self.x + ((z - self.x) * 255).trunc() / 255)
-            near = torch.where(_column(self.holds(near)), near, towards)
+            for second in (_round_within(z, self), _round_towards(z, self.x)):
+                near = torch.where(_column(self.holds(near)), near, second)
         return torch.where(self.upper > self.lower, near, self.x)
 
     def find_direction(self, grad: Tensor) -> Tensor:
-        """The direction of unit length along which a function with this gradient rises most."""
+        """The direction of unit length along which a function with this gradient rises most.
+
+        Under l1 that is the one value whose entry is largest; `find_sparse_direction` has more.
+        """
+        if self.norm == "l1":
+            return self.find_sparse_direction(grad, torch.ones(len(grad), device=grad.device))
         grad = grad.nan_to_num(0.0, 0.0, 0.0)
         if self.norm == "linf":
             return grad.sign()
@@ -131,15 +145,101 @@ class Ball(NamedTuple):
         grad = grad / _column(grad.flatten(1).abs().amax(1).clamp_min(1e-38))
         return grad / _column(grad.flatten(1).norm(dim=1).clamp_min(1e-12))
 
+    def find_sparse_direction(
+        self, grad: Tensor, width: Tensor, stuck: Tensor | None = None
+    ) -> Tensor:
+        """Signs of the `width` ``(n,)`` largest entries of a gradient, of l1 length one together.
+
+        arXiv:2103.01208, section 3.2. Entries as large as the last one taken are taken too. Departs
+        from the paper where values are `stuck` ``(n, c, h, w)``, at their bound: as long as there
+        are others, one of those is taken, so that the step leads somewhere.
+        """
+        grad = grad.nan_to_num(0.0, 0.0, 0.0) * (self.upper > self.lower)
+        size = grad.abs()
+        free = size if stuck is None else size.masked_fill(stuck, 0.0)
+        last = (width.long() - 1).clamp(0, size[0].numel() - 1).unsqueeze(1)
+        least = size.flatten(1).sort(dim=1, descending=True).values.gather(1, last).squeeze(1)
+        most = free.flatten(1).amax(1)
+        least = torch.where(most > 0, torch.minimum(least, most), least)
+        taken = size >= _column(least)
+        length = (taken & (free > 0)).flatten(1).sum(1).clamp_min(1)
+        return grad.sign() * taken / _column(length)
+
     def sample(self, seeds: Tensor) -> Tensor:
         """One random point per image from its own seed ``(n,)``: uniform in the linf cube,
-        uniform in direction on the rim of the l2 ball."""
+        uniform in direction on the rim of the l2 ball, uniform on the rim of the l1 ball."""
         if self.norm == "linf":
             draw = per_image(seeds, self.x.shape[1:]).to(self.x)
             return self.project(self.x + self.eps * (2 * draw - 1))
+        if self.norm == "l1":
+            draw = 2 * per_image(seeds, self.x.shape[1:]).to(self.x) - 1
+            draw = draw.sign() * -torch.log1p(-draw.abs())  # Laplace: exponential with a sign
+            size = _column(draw.flatten(1).abs().sum(1).clamp_min(1e-12))
+            return self.project(self.x + draw * self.eps / size)
         draw = per_image(seeds, self.x.shape[1:], normal=True).to(self.x)
         size = _column(draw.flatten(1).norm(dim=1).clamp_min(1e-12))
         return self.project(self.x + draw * self.eps / size)
+
+
+def project_l1(z: Tensor, x: Tensor, lower: Tensor, upper: Tensor, eps: float) -> Tensor:
+    """The nearest image to `z` within `lower`, `upper` and l1 distance `eps` of `x`.
+
+    Mind the box! l1-APGD for sparse adversarial attacks on image classifiers, arXiv:2103.01208,
+    Prop. 2.1: each change shrinks by the same lambda and stops at its bound. The sum of changes
+    falls with lambda in straight pieces, which end where a value leaves its bound and where one is
+    back at `x`; so lambda is found by sorting. All images are ``(n, c, h, w)``; in float64, and no
+    image leaves the ball by a rounding error.
+    """
+    exact = to_double(x).flatten(1)
+    v = to_double(z).flatten(1) - exact  # (n, d)
+    room = torch.where(
+        v > 0, to_double(upper).flatten(1) - exact, exact - to_double(lower).flatten(1)
+    )
+    size = v.abs()
+
+    # the sum at the 2 d ends of pieces, in rising order of lambda
+    ends, order = torch.cat([size - room, size], 1).sort(dim=1, stable=True)
+    slope = torch.where(order < size.shape[1], -1.0, 1.0).to(ends).cumsum(1)  # whole numbers
+    first = room.sum(1, keepdim=True)
+    total = torch.cat([first, first + _cumulate(slope[:, :-1] * ends.diff(dim=1))], 1)
+
+    # the piece in which it falls to eps, and the place there
+    after = (total > eps).sum(1, keepdim=True).clamp(1, total.shape[1] - 1)
+    high, low = total.gather(1, after - 1), total.gather(1, after)
+    left, right = ends.gather(1, after - 1), ends.gather(1, after)
+    share = ((high - eps) / (high - low).clamp_min(1e-300)).clamp(0, 1)
+    shrunk = (size - (left + share * (right - left)).clamp_min(0)).clamp_min(0)
+    delta = v.sign() * torch.minimum(shrunk, room)
+
+    near = (exact + delta).to(x)
+    # a value of float32 can lie a last bit beyond: round towards x
+    far = ((to_double(near) - exact).abs() > delta.abs()).to(near.device)
+    return torch.where(far, torch.nextafter(near, x.flatten(1)), near).view_as(z)
+
+
+def _round_towards(z: Tensor, x: Tensor) -> Tensor:
+    """`z` with each change as whole levels, rounded towards `x`."""
+    return quantise(x + ((z - x) * 255).trunc() / 255)
+
+
+def _round_within(z: Tensor, ball: Ball) -> Tensor:
+    """The same, then up where less than half a level is missing, least first, as eps allows."""
+    power = 2 if ball.norm == "l2" else 1
+    delta = to_double(z - ball.x).flatten(1) * 255  # (n, d), in levels
+    whole = delta.abs().floor()
+    missing, order = (whole + 1 - delta.abs()).sort(dim=1, stable=True)
+    price = ((whole + 1) ** power - whole**power).gather(1, order)
+    budget = (ball.eps * (1 + TOLERANCE) * 255) ** power - (whole**power).sum(1, keepdim=True)
+    paid = (price.cumsum(1) <= budget) & (missing <= 0.5)  # whole numbers: exact in any order
+    levels = whole + torch.zeros_like(whole).scatter(1, order, paid.to(whole))
+    change = (delta.sign() * levels / 255).to(ball.x).view_as(z)
+    return quantise(ball.x + change)
+
+
+def _cumulate(values: Tensor) -> Tensor:
+    """Cumulated rows ``(n, d)``, the same bits in any company: a single row is summed otherwise."""
+    rows = values.expand(2, -1) if len(values) == 1 else values
+    return rows.cumsum(1)[: len(values)]
 
 
 def _column(values: Tensor) -> Tensor:

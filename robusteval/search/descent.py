@@ -10,7 +10,7 @@ from torch import Tensor, autograd, nn
 
 from robusteval.models.classifier import book_rows, predict_classes
 from robusteval.search.balls import Ball, quantise
-from robusteval.search.losses import Loss, attacker_loss
+from robusteval.search.losses import Loss, aimed_loss, attacker_loss
 
 Stop = Literal["8bit", "float", "never"]
 Count = Literal["l0", "l0_pixels"]
@@ -35,6 +35,13 @@ class Found(NamedTuple):
     is_adv: Tensor  # (n,) bool
     finished: Tensor  # (n,) bool, there is nothing to gain from searching on
 
+    @classmethod
+    def nothing(cls, start: Tensor) -> Found:
+        """Before a search: the start, behind whatever will be found."""
+        none = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        worst = torch.full((len(start),), torch.inf, device=start.device)
+        return cls(start.clone(), worst, none, none.clone())
+
 
 def build_class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: Loss) -> Objective:
     """The objective of a prediction other than `y` ``(n,)`` or, `targeted`, of just that."""
@@ -45,6 +52,21 @@ def build_class_objective(model: nn.Module, y: Tensor, *, targeted: bool, loss: 
         value = attacker_loss(logits, y[index], targeted=targeted, loss=loss)
         hit = predict_classes(logits.detach()) == y[index]
         return Score(value, hit if targeted else ~hit)
+
+    return objective
+
+
+def build_aimed_objective(model: nn.Module, y: Tensor, target: Tensor, loss: Loss) -> Objective:
+    """The objective of leaving `y` ``(n,)`` by way of class `target` ``(n,)``.
+
+    Any class other than `y` is a success.
+    """
+
+    def objective(x_adv: Tensor, index: Tensor) -> Score:
+        with book_rows(index):
+            logits = model(x_adv)  # (m, k)
+        value = aimed_loss(logits, y[index], target[index], loss)
+        return Score(value, predict_classes(logits.detach()) != y[index])
 
     return objective
 
@@ -114,10 +136,8 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
     Found
         The best image of each search: any success before none, then the lowest loss.
     """
-    n, device = len(start), start.device
-    none = torch.zeros(n, dtype=torch.bool, device=device)
-    best = Found(start.clone(), torch.full((n,), torch.inf, device=device), none, none.clone())
-    left = torch.arange(n, device=device)  # rows still searched
+    best = Found.nothing(start)
+    left = torch.arange(len(start), device=start.device)  # rows still searched
     x_adv = start
 
     for i in range(steps + 1):
@@ -169,23 +189,48 @@ def descend_from_starts(
     """
     if seeds is None:
         seeds = torch.zeros(len(ball.x), dtype=torch.int64)
-    best: Found | None = None
-    left = torch.arange(len(seeds), device=ball.x.device)  # survivors
-    for restart in range(restarts):
+
+    def search(left: Tensor, restart: int) -> Found:
         here = ball.pick(left)
         random = random_start or restart > 0
         start = here.sample(seeds[left.cpu()] + restart) if random else here.x
         moves = BallMoves(here, step)
-        found = descend(restrict_objective(objective, left), moves, start, steps=steps, stop=stop)
-        if best is None:
-            best = found
-        else:
-            keep_best(best, left, found)
-        left = (~best.finished).nonzero().flatten()
+        some = restrict_objective(objective, left)
+        return descend(some, moves, start, steps=steps, stop=choose_stop(stop, ball))
+
+    return repeat_search(search, ball.x, restarts)
+
+
+def repeat_search(search: Callable[[Tensor, int], Found], x: Tensor, times: int) -> Found:
+    """One search after the other on the images that are not finished, the best of each image.
+
+    Parameters
+    ----------
+    search : callable
+        Given rows ``(m,)`` of `x` and how many searches went before; what it found for them.
+    x : Tensor
+        The images ``(n, c, h, w)``.
+    times : int
+        Searches of an image, at most.
+
+    Returns
+    -------
+    Found
+        As `keep_best` chooses.
+    """
+    best = Found.nothing(x)
+    left = torch.arange(len(x), device=x.device)
+    for run in range(times):
         if len(left) == 0:
             break
-    assert best is not None, "restarts must be at least 1"
+        keep_best(best, left, search(left, run))
+        left = (~best.finished).nonzero().flatten()
     return best
+
+
+def choose_stop(stop: Stop, ball: Ball) -> Stop:
+    """`stop`, but `float` for `8bit` in a ball too small for any 8-bit image besides its centre."""
+    return "float" if stop == "8bit" and not ball.holds_a_level() else stop
 
 
 def keep_best(best: Found, index: Tensor, found: Found) -> None:
@@ -200,7 +245,9 @@ def keep_best(best: Found, index: Tensor, found: Found) -> None:
     )
     is_better = (rank > had) | ((rank == had) & (found.loss <= best.loss[index]))
     for column, values in zip(best, found, strict=True):
-        column[index[is_better]] = values[is_better]
+        choice = is_better.view(-1, *(1,) * (values.ndim - 1))
+        # by rows and not by a mask, for whose length the host would wait
+        column[index] = torch.where(choice, values, column[index])
 
 
 def round_successes(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:

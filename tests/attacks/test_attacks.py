@@ -337,7 +337,7 @@ def test_finished_images_cost_no_pass(bands: Classifier) -> None:
     wrong = torch.where(torch.arange(4) < 2, (y + 1) % 3, y)
 
     with count_passes(bands, 4, x.device) as passes:
-        pgd(bands, x, wrong, eps=0.2 / 255, steps=10, restarts=3, random_start=False)
+        pgd(bands, x, wrong, eps=1 / 255, steps=10, restarts=3, random_start=False)
 
     assert passes.backwards.tolist() == [1, 1, 30, 30]
     assert passes.forwards.tolist() == [2, 2, 33, 33]

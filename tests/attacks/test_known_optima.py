@@ -20,10 +20,11 @@ from toys import Linear, asked, attackable
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS, Entry
 from robusteval.search.balls import measure_distances, quantise
+from robusteval.search.hyperplane import measure_to_hyperplane, project_to_hyperplane
 from robusteval.search.ssim_ball import C2, structure_distance
 
 SLACK, TOLERANCE = 1.25, 1.01
-BUDGETS = {"linf": "eps", "l2": "eps", "ssim": "eps2"}
+BUDGETS = {"linf": "eps", "l2": "eps", "l1": "eps", "ssim": "eps2"}
 # what makes the budget one of the result, where it is one of each step otherwise; and as many
 # queries as a search without gradients takes for sixty values
 SETTINGS = {"reference": "original", "queries": 1000}
@@ -56,6 +57,9 @@ def find_optimum(network: Linear, x: Tensor, norm: str, *, keep_mean: bool) -> f
         return float(network.distance(x, norm))
     if norm == "ssim":
         return find_structure_optimum(network, x, keep_mean=keep_mean)
+    if norm == "l1":
+        normal, gap = network.weight.detach()[None], torch.tensor([-side])
+        return float(measure_to_hyperplane(x, normal, gap, "l1"))
     # the furthest that each value can go against the side, best first
     weight = network.weight.detach() * math.copysign(1, side)
     best = torch.maximum(weight * x[0], weight * (x[0] - 1))
@@ -132,10 +136,10 @@ def test_an_attack_comes_near_to_the_optimum(
 
 def test_all_norms_have_a_known_optimum() -> None:
     """An attack in another norm needs its optimum written down here."""
-    assert {norm for _, norm in CASES} == {"linf", "l2", "l0", "l0_pixels", "ssim"}
+    assert {norm for _, norm in CASES} == {"linf", "l2", "l1", "l0", "l0_pixels", "ssim"}
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l0", "l0_pixels", "ssim"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0", "l0_pixels", "ssim"])
 def test_the_optimum_is_one(colour: Classifier, colour_images: Tensor, norm: str) -> None:
     """The best image of that size is on the boundary, and none is beyond it with less."""
     network = colour.network
@@ -148,6 +152,9 @@ def test_the_optimum_is_one(colour: Classifier, colour_images: Tensor, norm: str
             best = x - size * weight.sign()
         elif norm == "l2":
             best = x - size * weight / weight.norm()
+        elif norm == "l1":
+            normal, gap = network.weight.detach()[None], torch.tensor([-side])
+            best = x + project_to_hyperplane(x, normal, gap, "l1")
         elif norm == "ssim":
             continue  # by a second formula in the tests of the ball
         else:
@@ -160,7 +167,7 @@ def test_the_optimum_is_one(colour: Classifier, colour_images: Tensor, norm: str
         after = float((best * network.weight).sum() + network.bias)
         assert measure_size(best, x, norm) == pytest.approx(size, rel=1e-5)
         assert after * side < 1e-4 * abs(side)
-        if norm in ("linf", "l2"):
+        if norm in ("linf", "l2", "l1"):
             assert after == pytest.approx(0, abs=1e-4)
 
 

@@ -134,13 +134,26 @@ def test_png_is_not_judged_where_it_cannot_hold_the_image() -> None:
     assert judge_result(classifier, x, x, y, THREAT)["pred_png"].tolist() == [-2]
 
 
-def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) -> None:
-    """What is too far in l1 goes back to the original."""
+def test_what_is_too_far_in_l1_comes_back_into_the_ball(classifier: Classifier) -> None:
+    """And is named."""
     x, y = grey(0.3, 0.3), torch.zeros(2, dtype=torch.int64)
     x_adv = grey(0.9, 0.3)
     x_adv[1, 0, 0, 0] += 0.5
 
     columns = judge_result(classifier, x_adv, x, y, Threat("l1", 1.0, False))
+
+    assert columns["fault"].tolist() == [LEFT_BALL, 0]
+    assert columns["l1"] == pytest.approx([1, 0.5])
+    assert (columns["l1"] <= 1).all()
+
+
+def test_a_ball_without_a_projection_fails_the_attack(classifier: Classifier) -> None:
+    """What changes too many values goes back to the original."""
+    x, y = grey(0.3, 0.3), torch.zeros(2, dtype=torch.int64)
+    x_adv = grey(0.9, 0.3)
+    x_adv[1, 0, 0, 0] += 0.5
+
+    columns = judge_result(classifier, x_adv, x, y, Threat("l0", 4.0, False))
 
     assert columns["fault"].tolist() == [LEFT_BALL, 0]
     assert columns["l1"] == pytest.approx([0, 0.5])

@@ -32,7 +32,7 @@ def test_distances_are_those_of_the_definition() -> None:
     assert [0.5, 0] == found["linf"].tolist()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @settings(max_examples=40, deadline=None)
 @given(eps=st.floats(0, 1), seed=st.integers(0, 2**20))
 def test_projection_never_leaves_ball_or_box(norm: Norm, eps: float, seed: int) -> None:
@@ -47,13 +47,13 @@ def test_projection_never_leaves_ball_or_box(norm: Norm, eps: float, seed: int) 
     assert bool(((z >= 0) & (z <= 1)).all())
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_projection_leaves_inner_points_alone(norm: Norm) -> None:
     """A point well inside the ball is its own projection."""
     x = images()
     z = (x + 0.001).clamp(0, 1)
 
-    projected = Ball.around(x, norm, 0.5).project(z)
+    projected = Ball.around(x, norm, 0.5 if norm != "l1" else 5.0).project(z)
 
     torch.testing.assert_close(projected, z, atol=1e-6, rtol=0)
 
@@ -72,7 +72,7 @@ def test_masked_pixels_stay() -> None:
     x = images()
     mask = torch.zeros(1, 1, 7, 9)
     mask[..., :4] = 1
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         ball = Ball.around(x, norm, 0.3, mask)
         for z in (
             ball.project(torch.rand(x.shape)),
@@ -83,7 +83,66 @@ def test_masked_pixels_stay() -> None:
             assert not torch.equal(z[..., :4], x[..., :4])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@settings(max_examples=40, deadline=None)
+@given(eps=st.floats(0, 30), seed=st.integers(0, 2**20))
+def test_projection_on_the_l1_ball_is_the_nearest_point(eps: float, seed: int) -> None:
+    """Against the shrinking of all changes by halving an interval, with a third at 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 1, 5, 4, generator=generator)
+    x = torch.where(torch.rand(x.shape, generator=generator) < 1 / 3, x.round(), x)
+    z = x + torch.randn(x.shape, generator=generator)
+    v = (z - x).double()
+    room = torch.where(v > 0, 1 - x.double(), x.double())
+    low, high = torch.zeros(3, 1, 1, 1), torch.full((3, 1, 1, 1), 10.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = torch.minimum((v.abs() - middle).clamp_min(0), room).flatten(1).sum(1) > eps
+        over = over.view(-1, 1, 1, 1)
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    expected = x + v.sign() * torch.minimum((v.abs() - low).clamp_min(0), room)
+
+    near = Ball.around(x, "l1", eps).project(z)
+
+    torch.testing.assert_close(near.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_projection_on_the_l1_ball_stops_at_a_mask() -> None:
+    """What may not change takes no part of the radius."""
+    x, mask = torch.full((1, 1, 1, 3), 0.5), torch.tensor([0.0, 1.0, 1.0])
+
+    z = Ball.around(x, "l1", 0.3, mask).project(torch.tensor([9.0, 0.9, 0.2]).view(1, 1, 1, 3))
+
+    torch.testing.assert_close(z.flatten(), torch.tensor([0.5, 0.7, 0.4]))
+
+
+def test_rounding_spends_what_the_radius_allows() -> None:
+    """Where rounding to the nearest would leave the ball, those that miss least are rounded up."""
+    x = torch.zeros(1, 1, 1, 4)
+    changes = torch.tensor([1.6, 2.9, 0.7, 1.2]).view(1, 1, 1, 4) / 255
+    for norm, eps, expected in (
+        ("l1", 6.4, [1, 3, 1, 1]),
+        ("l1", 7.0, [2, 3, 1, 1]),
+        ("l2", 15**0.5, [2, 3, 1, 1]),
+        ("l2", 14**0.5, [1, 3, 1, 1]),
+    ):
+        ball = Ball.around(x, norm, eps / 255)  # type: ignore[arg-type]
+        levels = ball.quantise(x + changes) * 255
+        assert levels.flatten().tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_sparse_steps_move_the_largest_entries() -> None:
+    """As many as asked for; where all of them are stuck, the next one as well."""
+    grad = torch.tensor([[4.0, -3.0, 2.0, 0.5], [4.0, -3.0, 2.0, 0.5]]).view(2, 1, 1, 4)
+    ball = Ball.around(torch.full((2, 1, 1, 4), 0.5), "l1", 1.0)
+    stuck = torch.tensor([False, False, False, False, True, True, False, False]).view(2, 1, 1, 4)
+
+    step = ball.find_sparse_direction(grad, torch.tensor([2.0, 2.0]), stuck)
+
+    assert step.flatten(1).tolist() == [[0.5, -0.5, 0, 0], [1, -1, 1, 0]]
+    assert ball.find_direction(grad).flatten(1).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_rounded_images_are_8_bit_and_inside_if_the_original_is_8_bit(norm: Norm) -> None:
     """Also for radii between two grey levels."""
     x = quantise(images())
@@ -97,7 +156,7 @@ def test_rounded_images_are_8_bit_and_inside_if_the_original_is_8_bit(norm: Norm
         assert bool(ball.holds(z).all())
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_samples_depend_on_their_seed_alone(norm: Norm) -> None:
     """The same image and seed give the same point in any batch."""
     x = images()
@@ -124,7 +183,7 @@ def test_steps_have_unit_length_and_rise_most() -> None:
 def test_a_gradient_that_is_not_finite_gives_no_direction() -> None:
     """NaN must not spread into the image."""
     x = images(1)
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         step = Ball.around(x, norm, 0.1).find_direction(torch.full_like(x, torch.nan))
         assert torch.equal(step, torch.zeros_like(x))
 
@@ -140,7 +199,7 @@ def test_radii_that_make_no_sense_are_refused(norm: Norm, eps: float) -> None:
 
 def test_an_unknown_norm_is_refused() -> None:
     """The message names the known ones."""
-    with pytest.raises(ValueError, match="linf or l2"):
+    with pytest.raises(ValueError, match="linf, l2 or l1"):
         Ball.around(images(), "l7", 0.1)  # type: ignore[arg-type]
 
 

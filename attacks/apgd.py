@@ -1,0 +1,145 @@
+"""Auto-PGD: the first attack of every strong ensemble."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.art.to_art import ArtAttack
+from robusteval.models.classifier import book_rows
+from robusteval.registry import ATTACKS
+from robusteval.search.apgd import search_apgd
+from robusteval.search.balls import Ball, Norm
+from robusteval.search.descent import (
+    Found,
+    Objective,
+    Stop,
+    build_aimed_objective,
+    build_class_objective,
+    repeat_search,
+    restrict_objective,
+)
+from robusteval.search.losses import Loss
+from robusteval.search.starts import Order, diversify_start, order_targets
+
+Start = Literal["uniform", "odi", "image"]
+
+
+@ATTACKS.add("apgd", norms=("linf", "l2", "l1"), knowledge="white-box")
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    seeds: Tensor | None = None,
+    mask: Tensor | None = None,
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    steps: int = 100,
+    loss: Loss = "ce",
+    restarts: int = 1,
+    start: Start = "uniform",
+    odi_steps: int = 2,
+    targets: int = 0,
+    by: Order = "distance",
+    candidates: int = 100,
+    stop: Stop = "8bit",
+) -> Tensor:
+    """Descent without a step size to choose, restarted and aimed at classes on the survivors.
+
+    Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks, arXiv:2003.01690, algorithm 1; l1: arXiv:2103.01208. Departs from the authors' code
+    in counting a hit of any class where it aims at one, in drawing an image's starts from its own
+    seed, and in ending the search for an image at its first success that survives 8 bits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Reach class `y` instead of leaving it.
+    seeds : Tensor, optional
+        One seed per image ``(n,)`` for the starts; zeros if not given.
+    mask : Tensor, optional
+        Broadcastable to `x`; zero where a pixel may not change.
+    norm : {"linf", "l2", "l1"}
+        Norm of the ball.
+    eps : float
+        Radius of the ball, in units of the [0, 1] pixel range.
+    steps : int
+        Gradient steps of one search.
+    loss : {"ce", "margin", "pm", "dlr"}
+        What is lowered: cross-entropy, logit margin, probability margin, or difference of logits
+        ratio; with `targets` each with the one class in the place of the best other.
+    restarts : int
+        Searches, or rounds of one search per target, on the images that are not finished.
+    start : {"uniform", "odi", "image"}
+        Where a search begins: at a random point of the ball, where the network answers otherwise
+        (output diversified initialisation, arXiv:2003.06878), or at `x`, restarts at random.
+    odi_steps : int
+        Steps of `odi`, each of one more forward and backward pass.
+    targets : int
+        Aim at so many other classes of each image, the most promising first, one search for each;
+        any class but `y` is a success. 0: no aim. Of k classes no more than k - 1.
+    by : {"distance", "logits"}
+        What makes a target promising: the distance to it in the linearised network (MALT,
+        arXiv:2407.02240), for a backward pass per candidate, or its logit.
+    candidates : int
+        Classes whose distance is measured, those of the largest logits.
+    stop : {"8bit", "float", "never"}
+        When an image is finished, see `robusteval.search.apgd.search_apgd`.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)`` inside the ball and in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, or the model has one class and `targets` are wanted.
+    """
+    ball = Ball.around(x, norm, eps, mask)
+    least = {"steps": steps, "restarts": restarts, "odi_steps": odi_steps, "candidates": candidates}
+    for name, value in least.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if targets < 0 or (targets and targeted):
+        raise ValueError("targets must be 0 or more, and 0 with targeted, which has its own")
+    if len(x) == 0:
+        return x.clone()
+    given = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
+    aims: list[Tensor] = []
+    if targets:
+        order = order_targets(model, ball, y, count=targets, by=by, candidates=candidates)
+        aims = list(order.unbind(1))
+
+    def search(left: Tensor, run: int) -> Found:
+        some, here = given[left.cpu()] + run, ball.pick(left)
+        if start == "odi":
+            with book_rows(left):
+                x_adv = diversify_start(model, here, some, steps=odi_steps)
+        else:
+            x_adv = here.x if start == "image" and run == 0 else here.sample(some)
+        objective: Objective
+        if aims:
+            objective = build_aimed_objective(model, y, aims[run % len(aims)], loss)
+        else:
+            objective = build_class_objective(model, y, targeted=targeted, loss=loss)
+        objective = restrict_objective(objective, left)
+        return search_apgd(objective, here, x_adv, steps=steps, stop=stop)
+
+    return repeat_search(search, x, restarts * max(len(aims), 1)).x_adv
+
+
+class APGD(ArtAttack):
+    """`apgd` as an ART evasion attack."""
+
+    perturb = staticmethod(apgd)
