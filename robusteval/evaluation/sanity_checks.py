@@ -269,18 +269,12 @@ def list_probes(outcomes: Sequence[Outcome]) -> list[ProbeAttack]:
 
 def build_unlimited(outcome: Outcome) -> Spec:
     """A gradient attack that may change every pixel to anything."""
-    linf = outcome.threat.norm == "linf"
-    return Spec(
-        "pgd",
-        {
-            "norm": "linf" if linf else "l2",
-            "eps": 1.0 if linf else 100.0,
-            "steps": 50,
-            "random_start": False,
-            "loss": "margin",
-            "stop": "float",
-        },
-    )
+    norm = outcome.threat.norm
+    facts = {"norm": norm, "eps": {"linf": 1.0, "l2": 100.0, "l1": 1e6}[norm], "steps": 50}
+    search = {"loss": "margin", "stop": "float"}
+    if norm == "l1":
+        return Spec("apgd", {**facts, "start": "image", **search})
+    return Spec("pgd", {**facts, "random_start": False, **search})
 
 
 def double_radius(outcome: Outcome) -> Spec:

@@ -72,6 +72,19 @@ def test_a_sound_model_has_no_findings(bands: Classifier, data: Data) -> None:
     assert not evaluate(bands, data, [STRONG, "noise:eps=8/255"]).findings
 
 
+def test_an_attack_in_l1_has_probes_in_l1(bands: Classifier, data: Data) -> None:
+    """Noise of its size, no limit at all, and twice its radius, which a sound model bears out."""
+    run = evaluate(bands, data, ["apgd:norm=l1,eps=2,steps=20"], samples=30)
+
+    probes = {o.role: o.threat for o in run.outcomes if o.role != "attack"}
+    assert {role: (threat.norm, threat.eps) for role, threat in probes.items()} == {
+        "probe:noise": ("l1", 2.0),
+        "probe:unlimited": ("l1", 1e6),
+        "probe:double": ("l1", 4.0),
+    }
+    assert not run.findings
+
+
 def test_logits_that_are_not_finite_bring_no_advice(trained_bands: Bands, data: Data) -> None:
     """Neither on how to feed the model nor on its labels: nothing is known of its answers."""
 
