@@ -16,7 +16,7 @@ from .detector_report import KEPT
 
 def write_remarks(report: DetectorRecord) -> list[DetectorRemark]:
     """Write what a reader must not miss; `grave` if it speaks against the detector."""
-    found = [*remark_leaks(report.leaks), *remark_alarms(report)]
+    found = [*remark_leaks(report.leaks, report.images.total), *remark_alarms(report)]
     for baseline in report.baselines:
         if baseline.gain.low <= 0:
             text = f"It is not shown to do better than {baseline.name}"
@@ -53,8 +53,14 @@ def show_gain(gain: Estimate) -> str:
     return f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
 
 
-def remark_leaks(leaks: LeakChecks) -> list[DetectorRemark]:
-    """Remark on a procedure that finds something where there is nothing."""
+FEW = 50  # images, below which a leak test that finds something may do so by chance
+
+
+def remark_leaks(leaks: LeakChecks, images: int) -> list[DetectorRemark]:
+    """Remark on a procedure that finds something where there is nothing, in so many images."""
+    follows = "it leaks, and no figure here means anything"
+    if images < FEW:
+        follows = f"it leaks, or {images} images are too few to tell; give more --samples"
     found = []
     for area, what in (
         (leaks.shuffled, "images from their twins with labels exchanged"),
@@ -65,7 +71,7 @@ def remark_leaks(leaks: LeakChecks) -> list[DetectorRemark]:
                 write_remark(
                     True,
                     f"The same procedure tells {what} (AUC {area.value:.3f}), where there is"
-                    " nothing to find: it leaks, and no figure here means anything.",
+                    f" nothing to find: {follows}.",
                 )
             )
     return found

@@ -259,9 +259,16 @@ class TrainingRun:
             mean=identity.get("mean"),
             std=identity.get("std"),
             data=self.loop.data.name,
+            **self.name_classes(),
             training={**asdict(settings), "epoch": line.epoch, "from": self.origin},
             validation={"images": line.held_out, "clean": line.clean, "robust": line.robust},
         )
+
+    def name_classes(self) -> dict[str, list[str]]:
+        """What the outputs are called, as far as the classifier or the data say it for all."""
+        names = self.classifier.class_names or self.loop.data.class_names
+        known = names is not None and len(names) == self.classifier.num_classes
+        return {"class_names": list(names)} if known and names else {}
 
     def report_epoch(self, line: Epoch) -> None:
         """Say how the epoch went and how long the others may take."""

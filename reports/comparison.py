@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from robusteval.runs.types import Run
+from robusteval.runs.types import Run, spell_json
 
 from . import formatting
 from .compare import Comparison, Flip, Pair, PairKind, name_run
@@ -158,7 +158,7 @@ def build_side(run: Run) -> RunSide:
 
 def render_comparison_json(record: ComparisonRecord) -> str:
     """The record as JSON text in one line, because there may be many images; ASCII only."""
-    return json.dumps(to_json_types(record), allow_nan=False)
+    return spell_json(json.dumps(to_json_types(record), allow_nan=False))
 
 
 def list_doubts(before: Run, after: Run) -> Iterator[str]:

@@ -18,6 +18,7 @@ from robusteval.runs.detector_record import (
     TransferFigures,
 )
 from robusteval.runs.plain import to_plain
+from robusteval.runs.types import spell_json
 
 from .formatting import format_rate
 from .terminal import (
@@ -35,7 +36,7 @@ MANY = 4  # attacks, from more of which on the matrix has no room for intervals
 
 def render_detector_json(record: DetectorRecord) -> str:
     """The record as JSON text, ASCII only."""
-    return json.dumps(to_plain(record), indent=1) + "\n"
+    return spell_json(json.dumps(to_plain(record), indent=1)) + "\n"
 
 
 def print_detector(record: DetectorRecord, console: Console) -> None:

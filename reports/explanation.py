@@ -21,6 +21,7 @@ from robusteval.runs.explanation_record import (
     SparseNoiseFigures,
     UnitFigures,
 )
+from robusteval.runs.types import spell_json
 
 from . import formatting
 from .measures import drop_not_finite, to_json_types
@@ -45,7 +46,7 @@ MEANS = {
 
 def render_explanation_json(record: ExplanationRecord) -> str:
     """The record as JSON text, ASCII only; what is not finite is null."""
-    return json.dumps(to_json_types(record), indent=1, allow_nan=False) + "\n"
+    return spell_json(json.dumps(to_json_types(record), indent=1, allow_nan=False)) + "\n"
 
 
 def write_explanation_verdict(record: ExplanationRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from typing import Any
 
@@ -22,6 +23,7 @@ TYPES = (
     ("promotion", "#f0a500"),
     ("counter-productive", "#7fd6c2"),
 )
+WIDEST = 30  # characters of a line above a picture
 LONGEST = 20  # characters of a class in a picture
 VIEWS = ("clean, label", "clean, predicted", "adversarial, label", "adversarial, predicted")
 
@@ -89,7 +91,12 @@ def draw_image(ax: Any, pixels: Array, title: str) -> None:
     """An image with its title."""
     grey = pixels.ndim == 3 and pixels.shape[2] == 1
     ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=1)
-    ax.set_title(title, fontsize=9, parse_math=False)
+    ax.set_title(fold_title(title), fontsize=9, parse_math=False)
+
+
+def fold_title(title: str) -> str:
+    """A title in lines that are no wider than the picture below, so that neighbours stay apart."""
+    return "\n".join(textwrap.wrap(title, WIDEST))
 
 
 def colour_by_type(panel: ExplainedPanel) -> Array:

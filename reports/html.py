@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -39,6 +40,9 @@ PLACES = (
     " a radius, by distance without one. Changes are amplified around mid-grey. Maps, where"
     " interpreters were asked for, are for the class predicted, bright where high."
 )
+
+
+NO_BREAK = "&#160;%"
 
 
 class Drawing(NamedTuple):
@@ -80,8 +84,13 @@ def to_html(records: Sequence[RunRecord]) -> str:
     """
     pages = [build_page(record) for record in records]
     template = compile_template()
-    room = LIMIT - len(template.render(pages=pages).encode())
-    return template.render(pages=list(add_pictures(pages, room)))
+    room = LIMIT - len(keep_percents(template.render(pages=pages)).encode())
+    return keep_percents(template.render(pages=list(add_pictures(pages, room))))
+
+
+def keep_percents(page: str) -> str:
+    """The page such that no line of its text ends between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %(?=[^<>]*<)", NO_BREAK, page)
 
 
 def compile_template() -> Template:
@@ -116,7 +125,7 @@ def compile_template() -> Template:
 
 def spell_out_invisible(value: Any) -> Any:
     """Text with all that does not show spelled out; what the template itself made as it is."""
-    if isinstance(value, str) and not (hasattr(value, "__html__") or value.isprintable()):
+    if isinstance(value, str) and not hasattr(value, "__html__"):
         return visible(value)
     return value
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from robusteval.registry import REPORT_FORMATS
-from robusteval.runs.types import Run
+from robusteval.runs.types import Run, spell_json
 
 from .measures import (
     Behind,
@@ -427,4 +427,4 @@ def to_json(records: RunRecord | Sequence[RunRecord]) -> str:
     """Records as JSON text, ASCII only; several of them as one object with all."""
     runs = (records,) if isinstance(records, RunRecord) else tuple(records)
     whole = runs[0] if len(runs) == 1 else RunRecords(SCHEMA, runs)
-    return json.dumps(to_json_types(whole), indent=2, allow_nan=False)
+    return spell_json(json.dumps(to_json_types(whole), indent=2, allow_nan=False))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from robusteval.errors import UsageError
+from robusteval.errors import RobustevalError, RunError, UsageError
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import Run
 from robusteval.runs.writing import write_atomically
@@ -72,7 +72,20 @@ def render_records(records: Sequence[RunRecord], form: str, *, page: bool) -> st
         from .terminal import print_reports
 
         return render_console(lambda console: print_reports(records, console), page=False)
-    made: str | bytes = REPORT_FORMATS.load(form)(records)
+    render = REPORT_FORMATS.load(form)
+    if render.__module__.startswith(f"{__package__}."):
+        ours: str | bytes = render(records)
+        return ours
+    try:
+        made: str | bytes = render(records)
+    except RobustevalError:
+        raise
+    except Exception as error:  # code of another package
+        from robusteval.models.user_code import describe_exception
+
+        raise RunError(f"the report format {form} broke ({describe_exception(error)})") from error
+    if not isinstance(made, str | bytes):
+        raise RunError(f"the report format {form} gave {type(made).__name__}, not text or bytes")
     return made
 
 

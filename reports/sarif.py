@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from robusteval import __version__
 from robusteval.registry import REPORT_FORMATS
-from robusteval.runs.types import visible
+from robusteval.runs.types import spell_json, visible
 
 from . import formatting
 from .problems import LONGEST, Problem, clip_path, list_run_problems, name_runs, shorten
@@ -63,7 +63,8 @@ def render_sarif(records: Sequence[RunRecord]) -> str:
         "columnKind": "utf16CodeUnits",
         "results": [build_result(problem, name, ids) for problem, name in kept],
     }
-    return json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
+    whole = {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    return spell_json(json.dumps(whole, indent=1)) + "\n"
 
 
 def name_rule(problem: Problem) -> str:

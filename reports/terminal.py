@@ -25,6 +25,7 @@ GAP = 2  # between columns
 SHORT = 12  # a line of the title of a column
 STYLES = {"clean": "", "threat": "italic", "attack": "", "worst": "bold"}
 MARKS = {"✗": "red", "!": "yellow", "?": "yellow", "✓": "", "-": ""}
+GLUE = "\ue000"  # for private use: a blank at which rich breaks no line, until it is printed
 PLAIN = str.maketrans({"–": "-", "✗": "x", "✓": "+", "×": "x", "“": '"', "”": '"'})
 
 
@@ -117,9 +118,17 @@ def encode_for_stream(console: Console, shown: str) -> str:
     return shown
 
 
+def keep_percents(text: Text) -> Text:
+    """The text such that no line ends between a number and its percent sign."""
+    for found in re.finditer(r"(?<=\d) (?=%)", text.plain):
+        text = text[: found.start()] + Text(GLUE, text.style) + text[found.end() :]
+    return text
+
+
 def print_trimmed(console: Console, item: RenderableType) -> None:
     """Print without the blanks at the ends of lines that layout leaves behind."""
-    for line in console.render_lines(item, pad=False):
+    for printed in console.render_lines(item, pad=False):
+        line = [Segment(part.text.replace(GLUE, " "), part.style) for part in printed]
         while line and not line[-1].text.strip():
             line.pop()
         if line:
@@ -129,7 +138,7 @@ def print_trimmed(console: Console, item: RenderableType) -> None:
 
 def print_paragraph(console: Console, content: str, style: str = "") -> None:
     """A paragraph."""
-    print_trimmed(console, make_printable(console, content, style))
+    print_trimmed(console, keep_percents(make_printable(console, content, style)))
 
 
 def print_heading(console: Console, title: str) -> None:
@@ -148,9 +157,8 @@ def print_list(console: Console, title: str, items: Sequence[str]) -> None:
     grid.add_column(overflow="fold")
     for item in items:
         mark, _, rest = item.partition(" ")
-        grid.add_row(
-            make_printable(console, mark, MARKS[mark]), make_printable(console, rest, MARKS[mark])
-        )
+        said = keep_percents(make_printable(console, rest, MARKS[mark]))
+        grid.add_row(make_printable(console, mark, MARKS[mark]), said)
     print_trimmed(console, grid)
 
 
@@ -184,7 +192,7 @@ def print_gates(console: Console, record: RunRecord) -> None:
         for fact in filter(
             None, (gate_words.write_gate_numbers(gate), *gate_words.explain_gate(gate))
         ):
-            grid.add_row("", make_printable(console, fact))
+            grid.add_row("", keep_percents(make_printable(console, fact)))
     print_trimmed(console, grid)
 
 

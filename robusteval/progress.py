@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -21,10 +23,12 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from robusteval.errors import UsageError
 from robusteval.runs.types import spell_line
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 WIDE = 80  # columns a bar and the time left need
+PROGRESS = ("begin", "advance", "end", "say")  # what `Progress` can do
 SLOWEST = 3600.0  # seconds between steps from which the time left can still be told
 
 
@@ -58,6 +62,26 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Say nothing."""
+
+
+@contextmanager
+def open_progress(progress: Progress | bool | None) -> Iterator[Progress]:
+    """Where a call from Python says how far it is: True for bars on stderr, None for nowhere.
+
+    UsageError for what is neither, nor has the methods of `Progress`.
+    """
+    if progress is True:
+        with Bars(Stderr()) as bars:
+            yield bars
+    elif progress is None or progress is False:
+        yield Silent()
+    elif all(callable(getattr(progress, name, None)) for name in PROGRESS):
+        yield progress
+    else:
+        raise UsageError(
+            f"progress cannot be {type(progress).__name__}: give True for bars on stderr, or an"
+            f" object with the methods {', '.join(PROGRESS)}"
+        )
 
 
 class Stderr(Console):

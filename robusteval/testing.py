@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def assert_robust(
     model: nn.Module | str | os.PathLike[str],
-    data: Data | str | tuple[Array, Array],
+    data: Data | str | os.PathLike[str] | tuple[Array, Array],
     *,
     attack: str | Spec | Sequence[str | Spec],
     floor: float,
@@ -29,6 +29,12 @@ def assert_robust(
     seed: int = 0,
     allow: Sequence[str] = (),
     allow_inconclusive: bool = False,
+    arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    num_classes: int | None = None,
+    weights: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Attack a model, and raise unless its robust accuracy is at least `floor`.
 
@@ -39,9 +45,9 @@ def assert_robust(
     Parameters
     ----------
     model : nn.Module, str or path
-        A `Classifier`, any module that maps images in [0, 1] to logits, or the path of a checkpoint
-        that says itself how to be read (others: `robusteval.models.checkpoint.load`).
-    data : Data, str, or pair of arrays or tensors
+        A `Classifier`, any module that maps images in [0, 1] to logits, or the path of a
+        checkpoint.
+    data : Data, str, path, or pair of arrays or tensors
         As for the option ``--data``; or images (n, c, h, w), floats in [0, 1] or integers to 255,
         and labels (n,).
     attack : str or Spec, or several
@@ -56,6 +62,11 @@ def assert_robust(
         Codes of grave findings that are no reason to fail.
     allow_inconclusive : bool
         Accept a sample that leaves open on which side of the floor the model is.
+    arch, mean, std, num_classes, weights
+        How the checkpoint is read, as for `robusteval.load`; only with a path.
+    classes : sequence of str, optional
+        Names of the network's outputs in order, as for `robusteval.open_data`; only with data that
+        are named.
 
     Raises
     ------
@@ -73,9 +84,14 @@ def assert_robust(
 
     if not SHARE.holds(floor):
         raise UsageError(f"floor must be {SHARE} (0.4 is 40 %), not {floor!r}")
-    network = load_network(model)
+    given = {"arch": arch, "mean": mean, "std": std, "num_classes": num_classes, "weights": weights}
+    network = load_network(
+        model, {name: value for name, value in given.items() if value is not None}
+    )
     attacks = [attack] if isinstance(attack, str | Spec) else list(attack)
-    run = evaluate(network, prepare_images(network, data), attacks, samples=samples, seed=seed)
+    run = evaluate(
+        network, prepare_images(network, data, classes), attacks, samples=samples, seed=seed
+    )
     made = check(run, Settings(rules=(Rule(floor=floor),), allow=tuple(allow)))
     tolerated = ("passed", "inconclusive") if allow_inconclusive else ("passed",)
     unkept = [gate for gate in made.gates if gate.outcome not in tolerated]
@@ -83,29 +99,40 @@ def assert_robust(
         raise AssertionError("\n".join(map(spell_line, explain_failure(run, unkept, floor))))
 
 
-def load_network(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """The model itself, or the one in a checkpoint."""
+def load_network(model: nn.Module | str | os.PathLike[str], options: dict[str, Any]) -> nn.Module:
+    """The model itself, or the one in a checkpoint that is read with these options."""
     if isinstance(model, str | os.PathLike):
         from robusteval.models.checkpoint import load
 
-        return load(model)
+        return load(model, **options)
+    if options:
+        raise UsageError(
+            f"{', '.join(options)}: only a checkpoint is read so, and the model is no path"
+        )
     return model
 
 
-def prepare_images(network: nn.Module, data: Data | str | tuple[Array, Array]) -> Data:
+def prepare_images(
+    network: nn.Module,
+    data: Data | str | os.PathLike[str] | tuple[Array, Array],
+    classes: Sequence[str] | None = None,
+) -> Data:
     """Images and labels as the network takes them; UsageError if they are none."""
     from robusteval.datasets.dataset import Data
     from robusteval.datasets.sources import open_data
     from robusteval.models.classifier import Classifier
 
+    if classes is not None and not isinstance(data, str | os.PathLike):
+        raise UsageError("classes are for data that are named: give these data their class names")
     if isinstance(data, Data):
         return data
-    if isinstance(data, str):
+    if isinstance(data, str | os.PathLike):
+        name = os.fspath(data)
         if isinstance(network, Classifier):
             from robusteval.commands.session import open_images
 
-            return open_images(network, data, "test", False, None)
-        return open_data(data)
+            return open_images(network, name, "test", False, None, names=classes)
+        return open_data(name, classes=classes)
     if not isinstance(data, tuple) or len(data) != 2:
         raise UsageError(
             "data must be a Data, a text as for --data, or a pair of images and labels, not"

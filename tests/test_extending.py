@@ -199,6 +199,37 @@ def test_a_report_format_of_one_file_is_written(
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (KeyError("row"), "the report format lines broke (KeyError: 'row', in test_extending.py"),
+        (7, "the report format lines gave int, not text or bytes"),
+    ],
+)
+def test_a_report_format_that_breaks_is_named(
+    bands: Classifier,
+    npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Any,
+    said: str,
+) -> None:
+    """It is code of another package, and no bug of ours."""
+
+    def render(records: object) -> object:
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    evaluate(bands, open_data(str(npz)), ["noise"], samples=6, probes=False, out=tmp_path / "run")
+    monkeypatch.setitem(REPORT_FORMATS._functions, "lines", render)
+    result = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--format", "lines"])
+
+    assert result.exit_code == 3
+    assert f"Error: {said}" in result.stderr
+
+
+@pytest.mark.usefixtures("installed")
 def test_a_data_source_of_one_file_is_opened(tmp_path: Path) -> None:
     path, images = tmp_path / "my.raw", np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
     path.write_bytes(b"\0" + images[0].tobytes() + b"\1" + images[1].tobytes())

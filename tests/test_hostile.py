@@ -530,6 +530,17 @@ def test_a_narrow_terminal_is_not_steered_either(kind: str, run_with: Callable[[
 
 
 @pytest.mark.parametrize("name", REPORT_FORMATS.entries)
+def test_no_registered_format_carries_a_command_of_a_runner(
+    name: str, run_with: Callable[[str], Run]
+) -> None:
+    """GitHub's and Azure's runners obey ``##[`` anywhere in what a step prints."""
+    text = SEVERAL["old-command"] if "old-command" in SEVERAL else HOSTILE["old-command"]
+    made = REPORT_FORMATS.load(name)([record_of(run_with(text), gates(text))])
+
+    assert "##[" not in (made if isinstance(made, str) else made.decode())
+
+
+@pytest.mark.parametrize("name", REPORT_FORMATS.entries)
 def test_every_registered_format_writes_only_what_prints(
     name: str, run_with: Callable[[str], Run]
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from robusteval import progress as module
-from robusteval.progress import Bars, Silent, Stderr, short
+from robusteval.errors import UsageError
+from robusteval.progress import Bars, Silent, Stderr, open_progress, short
 
 
 def plain() -> tuple[Bars, io.StringIO]:
@@ -194,3 +195,24 @@ def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_cut_is_shown(text: str, expected: str) -> None:
     """With its mark the text has the width."""
     assert short(text, 4) == expected
+
+
+def test_a_call_from_python_shows_bars_where_true_is_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing for None and False, an object of one's own as it is, a sentence for the rest."""
+    with open_progress(True) as bars:
+        bars.say("hello")
+    assert capsys.readouterr().err == "hello\n"
+    for nothing in (None, False):
+        with open_progress(nothing) as silent:
+            silent.say("hello")
+    assert not capsys.readouterr().err
+    own = Silent()
+    with open_progress(own) as same:
+        assert same is own
+    with (
+        pytest.raises(UsageError, match="progress cannot be int: give True"),
+        open_progress(3),  # type: ignore[arg-type]
+    ):
+        pass

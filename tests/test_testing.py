@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from toys import Linear
 
 from robusteval.datasets.dataset import Data
@@ -48,6 +49,41 @@ def share(network: Linear, pair: Pair) -> float:
     normal = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), x)[0]
     far = gap / normal.flatten(1).abs().sum(1)
     return float((far > 0.02).float().mean())
+
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(30, 2))
+"""
+
+
+def test_a_checkpoint_is_read_as_the_options_say(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Architecture, normalisation, and which of two state dicts; names of folders of data."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK)
+    flat = {"1.weight": torch.zeros(2, 30), "1.bias": torch.tensor([3.0, 0.0])}
+    steep = {"1.weight": torch.zeros(2, 30), "1.bias": torch.tensor([0.0, 3.0])}
+    torch.save({"model": flat, "model_ema": steep}, "net.pth")
+    np.savez("d.npz", x=pair[0].numpy(), y=np.ones(len(pair[0]), np.int64))
+    read: dict[str, Any] = {"arch": "net.py:Net", "mean": (0.5,), "std": (0.25,)}
+
+    assert_robust(
+        "net.pth", Path("d.npz"), attack=PGD, floor=0.9, weights="model_ema", **read, allow=CODES
+    )
+    with pytest.raises(NothingEvaluated):
+        assert_robust("net.pth", "d.npz", attack=PGD, floor=0.9, weights="model", **read)
+    with pytest.raises(UsageError, match="arch: only a checkpoint is read so"):
+        assert_robust(nn.Flatten(), "d.npz", attack=PGD, floor=0.9, arch="net.py:Net")
+    with pytest.raises(UsageError, match="classes are for data that are named"):
+        assert_robust(nn.Flatten(), pair, attack=PGD, floor=0.9, classes=["a", "b"])
+
+
+CODES = ("zero-gradient", "unlimited", "loss-not-rising", "guessing")
 
 
 def test_a_robust_model_passes(network: Linear, pair: Pair, share: float) -> None:

@@ -12,7 +12,7 @@ from robusteval.art.field_names import check_attack
 from robusteval.commands.preset import Preset, change_radius, read_preset
 from robusteval.errors import NothingEvaluated, NotToBeUsed, RunError, UsageError
 from robusteval.evaluation.defense_files import parse_defense
-from robusteval.registry import DEFENSES, INTERPRETERS, parse
+from robusteval.registry import DEFENSES, INTERPRETERS, REPORT_FORMATS, parse
 from robusteval.runs.types import Run, Spec
 
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
@@ -171,6 +171,7 @@ def evaluate(
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
 
+    refuse_file(out)
     if not checked and (baseline or config):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
     gates = read_gates(baseline, config) if checked else None
@@ -218,6 +219,23 @@ def evaluate(
     verdicts = judge_runs([run], *gates)
     print_report([run], form, verdicts)
     exit_by_verdicts(verdicts)
+
+
+# endings of what a report, a picture or a network is written to, and no folder of a run
+FILES = (".tex", ".pdf", ".png", ".svg", ".log", ".toml", ".pt", ".pth", ".safetensors", ".npz")
+
+
+def refuse_file(out: Path | None) -> None:
+    """Refuse a name that is a file's for the folder of a run, before it becomes one."""
+    if out is None or out.is_dir() or not out.suffix:
+        return
+    suffix = out.suffix.lower()
+    if suffix in FILES or REPORT_FORMATS.find_suffix(suffix) is not None:
+        folder = out.with_suffix("")
+        raise UsageError(
+            f"--out names the folder of the run, and {out.name} looks like a file: give --out"
+            f" {folder}, and write a report of it with `robusteval report {folder} --out FILE`"
+        )
 
 
 def choose_attacks(

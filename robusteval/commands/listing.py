@@ -13,7 +13,7 @@ import click
 
 from robusteval.commands.preset import list_presets
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, Entry
-from robusteval.runs.types import format_value
+from robusteval.runs.types import format_value, spell_json
 
 from .shell import emit, emit_lines
 
@@ -83,7 +83,7 @@ def list_(what: str | None, as_json: bool) -> None:
     if what:
         everything = {what: everything[what]}
     if as_json:
-        emit(json.dumps(everything, indent=1) + "\n")
+        emit(spell_json(json.dumps(everything, indent=1)) + "\n")
     else:
         emit_lines(lay_out(everything))
 

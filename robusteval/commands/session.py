@@ -51,7 +51,9 @@ class Request:
         return [(name, getattr(self, name)) for name in names]
 
     def require_data(self, ask: str) -> None:
-        """Refuse to go on without images, unless the model is the demo network."""
+        """Refuse to go on without a file and images, unless the model is the demo network."""
+        if self.checkpoint != "demo" and not Path(self.checkpoint).exists():
+            raise UsageError(f"there is no file {self.checkpoint}")
         if self.data is None and self.checkpoint != "demo":
             raise UsageError(f"{ask} with --data; `robusteval list data` shows the forms")
 
@@ -153,6 +155,7 @@ def open_images(
     classes: Path | None = None,
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Data:
     """The data as this classifier takes it, with labels as it counts them."""
     from robusteval.datasets.class_names import match_classes, read_class_names
@@ -171,7 +174,7 @@ def open_images(
         channels=hint.get("input_channels"),
         size=size,
         resize=resize,
-        classes=None if classes is None else read_class_names(classes),
+        classes=names if classes is None else read_class_names(classes),
         columns=columns,
         allow_outside=allow_outside,
     )

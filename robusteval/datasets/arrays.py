@@ -15,7 +15,7 @@ from robusteval.datasets.checks import (
     raise_as_unreadable,
 )
 from robusteval.datasets.dataset import ArraySource, Data
-from robusteval.errors import NothingEvaluated
+from robusteval.errors import NothingEvaluated, UsageError
 
 
 def from_arrays(
@@ -62,4 +62,10 @@ def build_array_source(
     if len(images) == 0:
         raise NothingEvaluated(f"{name} holds no images: there is nothing to evaluate")
     check_values(name, images)
-    return ArraySource(name, images, convert_labels(name, labels, len(images)), class_names)
+    numbers = convert_labels(name, labels, len(images))
+    if class_names is not None and numbers.max() >= len(class_names):
+        raise UsageError(
+            f"{name} has labels up to {numbers.max()} and {len(class_names)} class names: name"
+            " every class"
+        )
+    return ArraySource(name, images, numbers, class_names)

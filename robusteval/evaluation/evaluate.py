@@ -24,7 +24,7 @@ from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
-from robusteval.progress import Progress, Silent
+from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
 from robusteval.runs.types import Finding, Run, Spec, name_cell
 
@@ -42,7 +42,7 @@ def evaluate(
     probes: bool = True,
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Run:
     """Attack a classifier and judge the results.
 
@@ -74,8 +74,8 @@ def evaluate(
         Such as ``"detector:file=FILE"`` or the file itself; see `robusteval.evaluation.defense`.
         Each attack is judged behind each of them as well, where it knows nothing of the defense,
         and run against it where it does.
-    progress : Progress, optional
-        Where to say how far it is.
+    progress : Progress or bool, optional
+        Where to say how far it is; True for bars on stderr.
 
     Returns
     -------
@@ -89,25 +89,25 @@ def evaluate(
     RunError
         If something broke; what was finished is kept in `out`.
     """
-    progress = progress or Silent()
     if out is not None:
         check_path("out", out)
-    plan = prepare_plan(
-        classifier,
-        data,
-        attacks,
-        samples=samples,
-        seed=seed,
-        probes=probes,
-        interpreters=interpreters,
-        defenses=defenses,
-        progress=progress,
-    )
-    if out is not None:
-        return execute(plan, Path(out), batch_size=batch_size, fresh=fresh, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="robusteval-") as folder:
-        run = execute(plan, Path(folder), batch_size=batch_size, progress=progress)
-        return replace(run, folder=None)
+    with open_progress(progress) as shown:
+        plan = prepare_plan(
+            classifier,
+            data,
+            attacks,
+            samples=samples,
+            seed=seed,
+            probes=probes,
+            interpreters=interpreters,
+            defenses=defenses,
+            progress=shown,
+        )
+        if out is not None:
+            return execute(plan, Path(out), batch_size=batch_size, fresh=fresh, progress=shown)
+        with tempfile.TemporaryDirectory(prefix="robusteval-") as folder:
+            run = execute(plan, Path(folder), batch_size=batch_size, progress=shown)
+            return replace(run, folder=None)
 
 
 def execute(

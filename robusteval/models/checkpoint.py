@@ -109,6 +109,11 @@ def load(
     )
     path = Path(path)
     target = pick_device(str(device))
+    if str(path) == "demo" and not path.exists():
+        raise UsageError(
+            "there is no file demo: `demo` is a network only to the commands; load(demo()) with"
+            " `from robusteval.models.demo import demo`, which trains it once, gives the same"
+        )
     raw = read_checkpoint_file(path)
     states, notes = parse_checkpoint(raw, path.name)
     states = select_plain_states(states, weights, len(raw), path.name)

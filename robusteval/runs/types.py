@@ -400,6 +400,14 @@ def open_report(module: str) -> ModuleType:
     return import_module(f"robusteval.reports.{module}")
 
 
+COMMAND = "##["  # how runners of GitHub and Azure know a command anywhere in a line
+
+
+def spell_json(text: str) -> str:
+    """JSON in which no runner finds a command: it stands in strings only, where it is escaped."""
+    return text.replace(COMMAND, "#\\u0023[")
+
+
 def spell_line(text: str) -> str:
     """The text as one line of a stream, of which neither a terminal nor a CI runner obeys a part.
 
@@ -407,11 +415,15 @@ def spell_line(text: str) -> str:
     ``##[`` anywhere. Everything that is printed goes through here, or through the escaping of its
     format.
     """
-    return visible(text).replace("::", ":\\x3a").replace("##[", "#\\x23[")
+    return visible(text).replace("::", ":\\x3a")
 
 
 def visible(text: str) -> str:
-    """The text with everything that would not show, or would steer a terminal, spelled out."""
-    return "".join(
+    """The text with everything that would not show, or would steer a reader, spelled out.
+
+    A reader is a terminal, or a CI runner: GitHub's and Azure's obey ``##[`` wherever it stands.
+    """
+    shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+    return shown.replace(COMMAND, "#\\x23[")

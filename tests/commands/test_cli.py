@@ -611,6 +611,28 @@ def test_with_gates_they_decide_over_numbers_not_to_be_used(desk: Path) -> None:
     assert evaluated(*asked).exit_code == 0
 
 
+def test_a_file_that_is_not_there_is_said_before_anything_else(desk: Path) -> None:
+    result = ran("evaluate", "nix.pth")
+
+    assert result.exit_code == 2
+    assert result.stderr == "Error: there is no file nix.pth\n"
+
+
+@pytest.mark.parametrize("name", ["q.tex", "report.html", "out/run.json", "net.PTH"])
+def test_a_file_is_no_run_folder(desk: Path, name: str) -> None:
+    """A name that is a file's would become a folder of this name."""
+    result = evaluated(*QUICK, "--out", name)
+
+    assert result.exit_code == 2
+    assert f"--out {Path(name).with_suffix('')}, and write a report" in result.stderr
+    assert not Path(name).exists()
+
+
+def test_a_run_folder_may_have_a_dot(desk: Path) -> None:
+    assert evaluated(*QUICK, "--out", "run.v2").exit_code == 0
+    assert (desk / "run.v2" / "run.json").exists()
+
+
 def replaced(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Let `fgsm` do something else to each batch that it is given."""
     ATTACKS.load("fgsm")

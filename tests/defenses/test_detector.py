@@ -760,7 +760,10 @@ def test_remarks_speak_of_leaks_alarms_and_baselines(found: FittedDetector) -> N
 
     texts = [each.text for each in write_remarks(from_plain(DetectorRecord, report))]
 
-    assert any("it leaks" in text for text in texts)
+    assert any("it leaks, and no figure" in text for text in texts)
+    report["images"]["total"] = 20
+    few = [each.text for each in write_remarks(from_plain(DetectorRecord, report))]
+    assert any("it leaks, or 20 images are too few to tell" in text for text in few)
     assert any("noise 67 %" in text for text in texts)
     assert any("not shown to do better than logistic" in text for text in texts)
     assert "It does better than on grad: AUC +0.100 (+0.050 to +0.200)." in texts

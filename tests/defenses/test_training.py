@@ -471,6 +471,17 @@ def test_training_ends_in_a_checkpoint_that_needs_no_options(
     assert found.best.clean == int((loaded(images.x).argmax(1) == images.y).sum())
 
 
+def test_the_checkpoint_of_a_training_names_its_classes(tmp_path: Path) -> None:
+    """Of the data, if it has a name for every output; folders are matched by them later."""
+    settings = replace(QUICK, objective="standard", epochs=1)
+    for names, known in ((("left", "middle", "right"), True), (("a", "b", "c", "d"), False)):
+        data = from_arrays(*grey(72), class_names=names)
+        classifier = build_untrained("robusteval:digits_cnn", bands(), settings)
+        found = train(classifier, data, tmp_path / f"{known}.safetensors", settings)
+
+        assert checkpoint.load(found.path).class_names == (names if known else None)
+
+
 @pytest.mark.parametrize("after", [0, 3, 4, 9])
 def test_stopped_training_ends_as_if_it_had_not_been(after: int, tmp_path: Path) -> None:
     """After so many of the four batches of each of three epochs; dropout included."""

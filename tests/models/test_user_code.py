@@ -182,3 +182,29 @@ def test_a_network_that_breaks_in_python_is_told_the_line(npz: Path) -> None:
     network = Classifier(Broken(), num_classes=3).eval()
     with pytest.raises(UsageError, match=re.escape('LookupError: {"a": 1}, in test_user_code.py')):
         check_images(robusteval.open_data(npz), np.arange(3), network)
+
+
+def test_the_demo_network_is_named_to_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a word of the command line, unless a file is called so."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"load\(demo\(\)\) with `from robusteval.models.demo"):
+        robusteval.load("demo")
+
+
+def test_fewer_class_names_than_labels_are_refused() -> None:
+    x = np.full((4, 8, 8), 99, np.uint8)
+    with pytest.raises(UsageError, match="labels up to 3 and 2 class names"):
+        robusteval.from_arrays(x, [0, 1, 2, 3], class_names=["a", "b"])
+    assert robusteval.from_arrays(x, [0, 1, 1, 0], class_names="ab").class_names == ("a", "b")
+
+
+def test_progress_is_shown_where_true_is_given(
+    bands: Classifier, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robusteval.evaluate(
+        bands, robusteval.open_data(npz), ["noise"], samples=2, probes=False, progress=True
+    )
+
+    assert "Reading data" in capsys.readouterr().err

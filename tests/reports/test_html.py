@@ -23,12 +23,14 @@ import reportable
 from conftest import save_cells
 from PIL import Image
 from reportable import as_dict, html_of, record_of
+from rich.console import Console
 
 from robusteval.errors import RunError
 from robusteval.reports import formatting, gate_words, pictures
 from robusteval.reports import html as report
 from robusteval.reports.html import LIMIT
 from robusteval.reports.pictures import CRISP, EDGES
+from robusteval.reports.terminal import print_list, print_paragraph
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Outcome, Picture, Run, Spec, Threat, visible
@@ -634,3 +636,23 @@ def chromium(folder: Path, file: str, *options: str) -> str:
     )
     console = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
     return "\n".join([ran.stdout, *console])
+
+
+def test_a_number_keeps_its_percent_sign(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """In one line, in HTML as in the terminal."""
+    page = html_of([make_run(make_outcome([True] * 40 + [False] * 23))])
+
+    assert not re.search(r">[^<]*\d %[^<]*<", page)
+    assert "37&#160;% (" in page
+
+
+@pytest.mark.parametrize("width", range(20, 60))
+def test_a_terminal_keeps_percent_signs_too(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    print_paragraph(console, "Robust accuracy 12.5 % (3-4), then 100 % of it, and 33.1 % of 5 %.")
+    print_list(console, "title", ["! of all images 55 % withstood it, 7 % did not"])
+
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert not any(line.lstrip().startswith("%") for line in lines)
+    assert "12.5 %" in " ".join(lines)
