@@ -211,7 +211,7 @@ def test_a_report_format_that_breaks_is_named(
     npz: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    made: Any,
+    made: object,
     said: str,
 ) -> None:
     """It is code of another package, and no bug of ours."""
