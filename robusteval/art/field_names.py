@@ -66,6 +66,12 @@ def check_attack(spec: Spec) -> Spec:
     if spec.name.startswith("art:"):
         return spec
     if spec.name not in ATTACKS.entries:
+        if re.search("[=,; ]", spec.name):
+            name, *rest = filter(None, re.split("[,; ]+", spec.name))
+            raise UsageError(
+                f"{spec.name!r} is no name of an attack: write NAME:key=value,key=value, such as"
+                f" {':'.join([name, *([','.join(rest)] if rest else [])])}"
+            )
         ways = list(list_ways(spec.name))
         if ways:
             raise UsageError(
@@ -82,6 +88,9 @@ def list_ways(name: str) -> Iterator[str]:
     if numbered is not None and plain not in CALLED_HERE:
         kind = "apgd" if numbered[1] == "apgd" and "apgd" in ATTACKS.entries else "pgd"
         yield f"{kind}:steps={numbered[2]}"
+        return
+    if name.lower() in ATTACKS.entries:
+        yield name.lower()
         return
     ways = CALLED_HERE.get(plain) or CALLED_HERE.get(plain.removesuffix("attack"))
     if ways is None:  # the class of ART without its prefix

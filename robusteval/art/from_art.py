@@ -26,6 +26,7 @@ from art.estimators.classification.classifier import ClassGradientsMixin
 from art.estimators.estimator import LossGradientsMixin
 from torch import Tensor, nn
 
+from robusteval.art.field_names import list_ways
 from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
@@ -162,7 +163,9 @@ class ArtFunction:
         if name not in known or explain_refusal(known[name]) is not None:
             why = f"art:{name} {explain_refusal(known[name])}" if name in known else None
             available = [attack for attack, _ in list_art_attacks()]
-            raise UsageError(why or explain_unknown("ART attack", name, available))
+            hint = ", ".join(list_ways(name))
+            ways = f"no ART attack is called {name!r} here: give {hint}" if hint else None
+            raise UsageError(why or ways or explain_unknown("ART attack", name, available))
         self.name = name
         self.summary = summarise(known[name])
         self._make: Callable[..., EvasionAttack] = known[name]

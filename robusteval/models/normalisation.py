@@ -11,6 +11,8 @@ from robusteval.models.architecture import (
     Preprocessing,
 )
 
+MOST = 2.0  # a mean of pixels in [0, 1]
+
 
 class Normalisation(NamedTuple):
     """Mean and deviation per channel, in units of the [0, 1] pixel range, and who said so."""
@@ -55,6 +57,11 @@ def _check_normalisation(mean: Any, std: Any, origin: str, channels: int | None)
         pair.append(values)
     if len(pair[0]) != len(pair[1]):
         raise UsageError(f"mean and std {origin} differ in length: {len(pair[0])}, {len(pair[1])}")
+    if max(map(abs, pair[0])) > MOST:
+        raise UsageError(
+            f"the mean {origin} is {max(pair[0], key=abs):g}, which looks like grey levels: give"
+            " mean and std in units of the [0, 1] pixel range, divided by 255"
+        )
     if min(pair[1]) <= 0:
         raise UsageError(f"the std {origin} must be positive in every channel")
     return Normalisation(pair[0], pair[1], origin)

@@ -51,6 +51,10 @@ def test_the_classes_of_art_exist() -> None:
         ("HopSkipJumpAttack", "art:HopSkipJump"),
         ("carlinil2method", "art:CarliniL2Method"),
         ("AutoAttack", "--preset standard"),
+        ("PGD", "give pgd "),
+        ("Sigma_Zero", "give sigma_zero "),
+        ("pgd,eps=8/255", "such as pgd:eps=8/255"),
+        ("pgd eps=8/255; steps=3", "such as pgd:eps=8/255,steps=3"),
     ],
 )
 def test_a_name_is_understood_however_it_is_written(name: str, way: str) -> None:
@@ -63,6 +67,16 @@ def test_only_what_is_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(field_names.CALLED_HERE, "new", ("nowhere", "--preset nothing", "pgd"))
 
     assert list(list_ways("new")) == ["pgd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("PGD", "give pgd"), ("carlini", "give art:CarliniL2Method"), ("cw", "give")]
+)
+def test_a_class_of_art_by_another_name_is_answered_too(name: str, way: str) -> None:
+    from robusteval.art.from_art import from_art
+
+    with pytest.raises(UsageError, match=f"no ART attack is called '{name}' here: {way}"):
+        from_art(name, {})
 
 
 def test_what_nobody_knows_is_refused_with_a_suggestion() -> None:

@@ -208,3 +208,12 @@ def test_progress_is_shown_where_true_is_given(
     )
 
     assert "Reading data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mean", "fits"), [((127.0,), False), ((-3.0,), False), ((1.0,), True)])
+def test_a_mean_in_grey_levels_is_refused(desk: Path, mean: tuple[float, ...], fits: bool) -> None:
+    if fits:
+        robusteval.load("net.pth", arch="net.py:Net", mean=mean, std=(58.0,))
+        return
+    with pytest.raises(UsageError, match=r"looks like grey levels: .* divided by 255"):
+        robusteval.load("net.pth", arch="net.py:Net", mean=mean, std=(58.0,))
