@@ -43,7 +43,7 @@ from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.environment import describe_environment
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
-from robusteval.progress import Progress, Silent
+from robusteval.progress import Progress, open_progress
 from robusteval.runs.explanation_record import (
     ExplainedData,
     ExplainedImage,
@@ -84,7 +84,7 @@ def explain(
     side: int | None = None,
     layer: str | None = None,
     concepts: Concepts | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     cache: WorkCache | None = None,
     command: str | None = None,
 ) -> Explanation:
@@ -109,8 +109,8 @@ def explain(
         The layer whose maps and units are looked at; the last feature maps if not given.
     concepts : Concepts, optional
         What units may stand for; drawn colours, textures and shapes if not given.
-    progress : Progress, optional
-        Where to say how far it is.
+    progress : Progress or bool, optional
+        Where to say how far it is; True for bars on stderr.
     cache : WorkCache, optional
         Keeps what is finished of the attack and of the regions' scores, so that the same call after
         a stop goes on from there.
@@ -126,7 +126,6 @@ def explain(
     RunError
         If the network or the attack broke.
     """
-    progress = progress or Silent()
     check_data(data)
     check_draw(samples, seed)
     check_argument("attack", attack, (str, Spec), 'name one, such as "pgd:eps=8/255"')
@@ -137,16 +136,16 @@ def explain(
     with raise_as_usage_error():
         regions = build_grid(*data.shape[1:], side)
     began = time.monotonic()
-    with frozen(classifier):
-        work = Work.resume(classifier, seed, cache, progress)
-        case = build_case(classifier, data, ready, samples, seed, work, progress)
+    with frozen(classifier), open_progress(progress) as shown:
+        work = Work.resume(classifier, seed, cache, shown)
+        case = build_case(classifier, data, ready, samples, seed, work, shown)
         fooled = case.made != case.y
         if ready.threat.targeted:
             fooled = case.made == case.goal
         remarks: list[str] = []
         found = score_regions(classifier, case, regions, work)
         region_figures = measure_regions(classifier, case, found, regions, fooled, seed)
-        maps = draw_maps(classifier, case, layer, remarks, progress)
+        maps = draw_maps(classifier, case, layer, remarks, shown)
         record = ExplanationRecord(
             schema=SCHEMA,
             attack=str(ready.spec),
@@ -163,7 +162,7 @@ def explain(
                 concepts or Generated(data.shape),
                 fooled,
                 remarks,
-                progress,
+                shown,
             ),
             images=tuple(
                 describe_image(case, found, fooled, row, data.class_names)

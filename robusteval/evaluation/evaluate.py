@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from robusteval.datasets.dataset import Data
-from robusteval.errors import Interrupted, RobustevalError, UsageError, check_path
+from robusteval.errors import Interrupted, RobustevalError, check_path, check_whole
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
@@ -124,8 +124,8 @@ def execute(
 
     `stopping` is asked after each batch; Interrupted once it says so.
     """
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch-size must be at least 1, not {batch_size}")
+    if batch_size is not None:
+        check_whole("batch-size", batch_size, 1)
     models = [plan.classifier, *(defense.model for defense in plan.defenses)]
     blocks = [model.block for model in models]
     try:

@@ -34,7 +34,7 @@ from robusteval.reports.explanation import (
     render_explanation_json,
     write_explanation_verdict,
 )
-from robusteval.reports.explanation_picture import render_explained_image
+from robusteval.reports.explanation_picture import WIDEST, fold_title, render_explained_image
 from robusteval.runs.explanation_record import ExplanationRecord, ImageCount
 
 FEW = Generated((3, 12, 12), count=12)
@@ -304,3 +304,13 @@ def test_the_command_writes_what_it_is_asked_to(
     assert ran("net.pt").exit_code == 2
     assert ran("demo", "--attack", "pdg").exit_code == 2
     assert ran("demo", "--concepts", ".", "--samples", "1").exit_code == 2
+
+
+@pytest.mark.parametrize("word", ["integrated_gradients", "x" * 70, "of a few short words each"])
+def test_titles_of_neighbours_stay_apart(word: str) -> None:
+    """No line is wider than the picture below it, and nothing is lost."""
+    title = f"adversarial: {word} of counter-productive"
+    lines = fold_title(title).split("\n")
+
+    assert max(map(len, lines)) <= WIDEST
+    assert "".join(lines).replace(" ", "") == title.replace(" ", "")

@@ -200,6 +200,14 @@ def test_fewer_class_names_than_labels_are_refused() -> None:
     assert robusteval.from_arrays(x, [0, 1, 1, 0], class_names="ab").class_names == ("a", "b")
 
 
+def test_what_is_no_size_of_a_batch_or_progress_is_refused(bands: Classifier, npz: Path) -> None:
+    data = robusteval.open_data(npz)
+    with pytest.raises(UsageError, match="batch-size must be a whole number, not 'auto'"):
+        robusteval.evaluate(bands, data, ["noise"], batch_size="auto")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="progress cannot be int"):
+        robusteval.explain(bands, data, "pgd:eps=8/255", progress=1)
+
+
 def test_progress_is_shown_where_true_is_given(
     bands: Classifier, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
