@@ -205,7 +205,7 @@ def test_what_is_no_size_of_a_batch_or_progress_is_refused(bands: Classifier, np
     with pytest.raises(UsageError, match="batch-size must be a whole number, not 'auto'"):
         robusteval.evaluate(bands, data, ["noise"], batch_size="auto")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="progress cannot be int"):
-        robusteval.explain(bands, data, "pgd:eps=8/255", progress=1)
+        robusteval.explain(bands, data, "noise", progress=1)  # type: ignore[arg-type]
 
 
 def test_progress_is_shown_where_true_is_given(
