@@ -11,6 +11,7 @@ that were wrong to begin with are not robust. Runs are compared image by image, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Che
         require_baseline(rule, settings, baseline)
     trials = [trial for rule in rules for trial in list_trials(rule, scene)]
     tests = [trial.evidence.p for trial in trials if trial.evidence.p is not None]
-    level = Level(settings.alpha, settings.alpha / max(1, len(tests)))
+    least = max(settings.alpha / max(1, len(tests)), sys.float_info.min)
+    level = Level(settings.alpha, least)
     adjusted = iter(statistics.holm(tests))
     gates = [
         trial.decide(None if trial.evidence.p is None else next(adjusted), level)

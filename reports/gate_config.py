@@ -100,9 +100,9 @@ class Number(NamedTuple):
         """Whether a value is one of these."""
         if type(value) not in (int, float):  # in TOML true is no number
             return False
-        number = float(value)
-        above = number > self.low if self.open_low else number >= self.low
-        below = number < self.high if self.open_high else number <= self.high
+        # as it is: the whole numbers of TOML have no end, those of a float do
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
         return above and below
 
     def __str__(self) -> str:

@@ -86,7 +86,7 @@ class ShareEvidence(NamedTuple):
         away = self.rate.value - self.floor
         if abs(away) < 1e-9:
             return "no sample decides a share exactly at its floor"
-        z = NormalDist().inv_cdf(0.975 if away > 0 else 1 - level.least)
+        z = -NormalDist().inv_cdf(0.025 if away > 0 else level.least)
         needed = math.ceil(z * z * self.floor * (1 - self.floor) / away**2)
         needed = max(needed, self.rate.n + 1)
         rounded = math.ceil(needed / (unit := 10 ** max(0, len(str(needed)) - 2))) * unit

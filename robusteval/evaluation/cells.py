@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,11 @@ from robusteval.runs.keys import (
     hash_oblivious,
     hash_quality,
 )
+from robusteval.runs.pictures import check_pictures
 from robusteval.runs.types import Columns, Outcome, Picture
+from robusteval.runs.validation import check_clean, check_outcome
+
+T = TypeVar("T")
 
 
 class Shrinking:
@@ -114,16 +118,23 @@ class Cells:
         plan, defended = self.plan, target.defended
         entry = {"role": "clean"} if defended is None else defended.to_record()
         key = hash_clean(plan.config, target.identity)
-        columns = self.store.find_clean(key, None if defended is None else defended.kind)
+        kind = None if defended is None else defended.kind
+        columns = self.store.find_clean(key, plan.index, kind)
         if columns is None:
             known = self.targets[0].clean
             rows = np.arange(len(plan.index))
-            columns = self.batches.map(
-                f"Clean accuracy{target.suffix}",
-                key,
-                self._split(rows, self.sizes.usual),
-                partial(measure_clean, plan, target, known),
-            )
+
+            def build() -> Columns:
+                found = self.batches.map(
+                    f"Clean accuracy{target.suffix}",
+                    key,
+                    self._split(rows, self.sizes.usual),
+                    partial(measure_clean, plan, target, known),
+                )
+                check_clean(found, kind, plan.index)
+                return found
+
+            columns = self._resume([key], build)
             self.store.save_cell(key, columns, entry)
         self.keys.append(key)
         target.clean = columns
@@ -174,35 +185,57 @@ class Cells:
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
         rows = rows if shown else rows[:PROBED]
         maps = measurement.name_columns() if measurement is not None else ()
-        gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
-        self.shrinking.notes = []
-        found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
-        outcomes = []
-        for i, (key, each) in enumerate(zip(keys, (target, *defended), strict=True)):
-            positions = np.arange(len(each.clean["id"])) if shown else rows
-            outcome = Outcome(
-                attack=attack.spec,
-                threat=attack.threat,
-                knowledge=attack.knowledge,
-                columns=place_columns(
-                    each.clean, positions, rows, found[i], maps if i == 0 else ()
-                ),
-                role=attack.role,
-                notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
-                resolved=attack.resolved,
-                defense=each.spec,
-                adaptive=i == 0,
-            )
-            pictures: Sequence[Picture] = ()
-            if i == 0 and gallery is not None and len(rows):
-                pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
+
+        def build() -> tuple[list[Outcome], Sequence[Picture]]:
+            gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
+            self.shrinking.notes = []
+            found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
+            outcomes = []
+            for i, each in enumerate((target, *defended)):
+                positions = np.arange(len(each.clean["id"])) if shown else rows
+                outcome = Outcome(
+                    attack=attack.spec,
+                    threat=attack.threat,
+                    knowledge=attack.knowledge,
+                    columns=place_columns(
+                        each.clean, positions, rows, found[i], maps if i == 0 else ()
+                    ),
+                    role=attack.role,
+                    notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
+                    resolved=attack.resolved,
+                    defense=each.spec,
+                    adaptive=i == 0,
+                )
+                check_outcome(outcome, each.clean)
+                outcomes.append(outcome)
+            if gallery is None or not len(rows):
+                return outcomes, ()
+            pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
+            check_pictures(pictures, outcomes[0].columns)
+            return outcomes, pictures
+
+        outcomes, pictures = self._resume(keys, build)
+        for key, outcome in zip(keys, outcomes, strict=True):
             self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
-            outcomes.append(outcome)
+            pictures = ()  # of the first alone
         self.keys += keys
         # nothing continues these: the attack itself is done
         for each in without:
             self.store.parts.remove_parts(hash_oblivious(keys[0], each.identity))
         return outcomes
+
+    def _resume(self, keys: Sequence[str], build: Callable[[], T]) -> T:
+        """What `build` makes of rows that are finished and the rest; of none if they mislead it."""
+        resumed = any(self.store.parts.locate(key).exists() for key in keys)
+        try:
+            return build()
+        except (KeyError, ValueError, TypeError, IndexError):
+            if not resumed:
+                raise
+        self.store.say("What was finished of a cell does not fit it: it is computed again.")
+        for key in keys:
+            self.store.parts.remove_parts(key)
+        return build()
 
     def _attack_rows(
         self,

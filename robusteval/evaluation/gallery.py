@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.runs.folder import pair_maps
+from robusteval.runs.pictures import pair_maps
 from robusteval.runs.types import Columns, Picture, Threat
 
 SPARE = 8  # candidates for the median

@@ -22,12 +22,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError, check_path
 from robusteval.runs.facts import check_depth
 from robusteval.runs.keys import list_keys
+from robusteval.runs.pictures import (
+    check_candidates,
+    check_pictures,
+    pack_pictures,
+    unpack_pictures,
+)
 from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
 from robusteval.runs.seals import check_seal, seal
 from robusteval.runs.storage import PartFolder, differences, pack, read_columns, unpack
@@ -36,7 +41,6 @@ from robusteval.runs.validation import check_clean, check_entries, check_outcome
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 FORMAT = 1
-CANDIDATES = {"row", "id", "hard", "clean", "delta"}  # columns; those of pictures are others
 # the entries of a record that everything else leans on
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -143,12 +147,12 @@ class Store:
                 self.say(f"The cell {entry['key']} in {path} is of another run: it is left out.")
         self.created, self.seconds = record["created"], record["seconds"]
 
-    def find_clean(self, key: str, kind: str | None = None) -> Columns | None:
-        """Find the columns of clean images, behind a defense of this kind if one is named.
+    def find_clean(self, key: str, index: Values, kind: str | None = None) -> Columns | None:
+        """Find the columns of the clean images at these positions; None if none can be trusted.
 
-        None if there are none that can be trusted.
+        Behind a defense of this kind if one is named.
         """
-        return self._find(key, lambda columns: check_clean(columns, kind))
+        return self._find(key, lambda columns: check_clean(columns, kind, index))
 
     def find_cell(self, key: str) -> Columns | None:
         """Find the columns of a finished cell; None if there are none that can be trusted."""
@@ -171,7 +175,7 @@ class Store:
         try:
             columns = read_cell(self.folder, entry)
             check(columns)
-            read_pictures(self.folder, entry)
+            read_pictures(self.folder, entry, columns)
         except (RunError, ValueError, KeyError, TypeError, AttributeError):
             path = self.samples / f"{key}.npz"
             if path.exists():
@@ -188,12 +192,12 @@ class Store:
         """
         # version 0.1.0 kept candidates where the pictures of a finished cell are
         for path in (self._place_candidates(key), self.pictures / f"{key}.npz"):
-            with suppress(OSError, ValueError, UsageError):
+            with suppress(OSError, KeyError, ValueError, UsageError):
                 content = read_bytes(path, ARRAYS)
                 check_seal(content, key, needed=False)
                 candidates = unpack(content, ARRAYS)
-                if CANDIDATES <= candidates.keys():
-                    return candidates
+                check_candidates(candidates)
+                return candidates
         if self._place_candidates(key).exists():
             folder = self.parts.locate(key)
             self.say(f"{folder} is damaged: what it held is computed again.")
@@ -292,30 +296,6 @@ def read_cell(folder: Path, entry: dict[str, Any]) -> Columns:
     return read_columns(folder / "samples" / f"{key}.npz", entry["sha256"], key)
 
 
-def pack_pictures(pictures: Sequence[Picture]) -> Columns:
-    """Arrays of pictures of one size; the reverse is `unpack_pictures`."""
-    return {
-        "place": np.array([picture.place for picture in pictures]),
-        "row": np.array([picture.row for picture in pictures]),
-        "clean": np.stack([picture.clean for picture in pictures]),
-        # half precision is relative: it keeps three digits of any change
-        "delta": np.stack([picture.delta for picture in pictures]).astype(np.float16),
-        **{
-            f"{when}:{name}": np.stack([picture.maps[name][i] for picture in pictures])
-            for name in pictures[0].maps
-            for i, when in enumerate(("benign", "changed"))
-        },
-    }
-
-
-def pair_maps(columns: Columns) -> Iterator[tuple[str, Values, Values]]:
-    """Pair the maps ``(m, h', w')`` among the arrays of pictures: interpreter, before, after."""
-    for name, values in columns.items():
-        when, _, interpreter = name.partition(":")
-        if when == "benign":
-            yield interpreter, values, columns[f"changed:{interpreter}"]
-
-
 def load_pictures(run: Run) -> dict[int, list[Picture]]:
     """Read the pictures of each cell that has some, by its position in `run.outcomes`.
 
@@ -324,68 +304,32 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
     if run.folder is None:
         return {}
     folder = Path(run.folder)
-    cells = [cell for cell in read_record(folder / "run.json")["cells"] if "attack" in cell]
+    cells = {cell["key"]: cell for cell in read_record(folder / "run.json")["cells"]}.values()
+    attacks = [cell for cell in cells if cell["role"] not in ("clean", "quality", "defense")]
     found = {}
-    for position, cell in enumerate(cells):
-        if pictures := read_pictures(folder, cell):
+    for position, (cell, outcome) in enumerate(zip(attacks, run.outcomes, strict=False)):
+        if pictures := read_pictures(folder, cell, outcome.columns):
             found[position] = pictures
-            check_pictures(pictures, run.outcomes[position], folder)
     return found
 
 
-def check_pictures(pictures: Sequence[Picture], outcome: Outcome, folder: Path) -> None:
-    """RunError if pictures are not of rows of the cell, or of maps that it does not tell of."""
-    rows = len(outcome.columns["id"])
-    for picture in pictures:
-        known = all(f"map_distance:{name}" in outcome.columns for name in picture.maps)
-        if picture.row >= rows or not known:
-            raise RunError(
-                f"the pictures of {outcome.attack} in {folder} are of another cell: run the"
-                " evaluation again to restore them"
-            )
+def read_pictures(folder: Path, entry: dict[str, Any], columns: Columns) -> list[Picture]:
+    """Read the pictures of a cell with these columns, none if it has none.
 
-
-def read_pictures(folder: Path, entry: dict[str, Any]) -> list[Picture]:
-    """Read the pictures of a cell; none if it has none, RunError if they are gone or damaged."""
+    RunError if they are gone or damaged, or of another cell.
+    """
     if not entry.get("pictures"):
         return []
     path = folder / "pictures" / f"{entry['key']}.npz"
-    columns = read_columns(path, entry["pictures"], entry["key"])
+    content = read_columns(path, entry["pictures"], entry["key"])
     try:
-        return unpack_pictures(columns)
+        pictures = unpack_pictures(content)
+        check_pictures(pictures, columns)
     except (KeyError, TypeError, ValueError, IndexError):
         raise RunError(
-            f"{path} holds no pictures: run the evaluation again to restore it"
+            f"{path} holds no pictures of this cell: run the evaluation again to restore it"
         ) from None
-
-
-def unpack_pictures(columns: Columns) -> list[Picture]:
-    """Pictures from their arrays; KeyError, TypeError, ValueError or IndexError if it is none."""
-    c = columns
-    clean, delta = c["clean"], c["delta"]
-    if clean.dtype != np.uint8 or clean.ndim != 4 or clean.shape != delta.shape:
-        raise ValueError("no images")
-    if clean.shape[3] not in (1, 3) or not clean.size or not np.isfinite(delta).all():
-        raise ValueError("no images")
-    if c["row"].dtype.kind not in "iu" or (c["row"] < 0).any():
-        raise ValueError("no rows")
-    maps = list(pair_maps(c))
-    for _, *views in maps:
-        if any(view.dtype.kind != "f" or view.ndim != 3 or not view.size for view in views):
-            raise ValueError("no maps")
-        if views[0].shape != views[1].shape:
-            raise ValueError("maps of several sizes")
-    rows = zip(c["place"], c["row"], c["clean"], c["delta"], strict=True)
-    return [
-        Picture(
-            str(place),
-            int(row),
-            clean,
-            delta.astype(np.float32),
-            {name: (before[i], after[i]) for name, before, after in maps},
-        )
-        for i, (place, row, clean, delta) in enumerate(rows)
-    ]
+    return pictures
 
 
 def load_run(folder: Path | str) -> Run:
@@ -410,8 +354,9 @@ def load_run(folder: Path | str) -> Run:
                     " the hash of what it says"
                 )
         # a key that is there twice is one cell
-        cells = {entry["key"]: (entry, read_cell(folder, entry)) for entry in record["cells"]}
-        run = Run.from_record(record, cells.values(), str(folder))
+        entries = {entry["key"]: entry for entry in record["cells"]}.values()
+        cells = ((entry, read_cell(folder, entry)) for entry in entries)
+        run = Run.from_record(record, cells, str(folder))
         check_run(run)
     except ValueError as error:
         raise UsageError(f"{path} is not the record of a run, or it is damaged: {error}") from None

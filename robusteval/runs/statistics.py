@@ -277,7 +277,7 @@ def losses_needed(
     tails = special.betainc(np.arange(1, most + 1), gained[:, None] + 1, 0.5)  # of index + 1
     by_sign = 1 + (tails < alpha).argmax(1)
 
-    z = NormalDist().inv_cdf(1 - alpha)
+    z = -NormalDist().inv_cdf(alpha)  # 1 - alpha may be 1
     low, high = np.zeros_like(gained), n - gained + 1  # found from here on, at the latest
     while (high - low > 1).any():
         middle = (low + high) // 2

@@ -92,12 +92,17 @@ def check_run(run: Run) -> None:
         check_outcome(outcome, clean[defense])
 
 
-def check_clean(clean: Columns, kind: str | None = None) -> None:
-    """Whether columns are those of clean images; `kind` is that of the defense, if any."""
+def check_clean(clean: Columns, kind: str | None = None, index: Values | None = None) -> None:
+    """Whether columns are those of clean images, at these positions in the data if they are named.
+
+    `kind` is that of the defense, if any.
+    """
     title = "the clean images" if kind is None else "the clean images behind a defense"
     check_columns(clean, (*CLEAN, *(WATCHED if kind == "detector" else ())), title)
     if len(np.unique(clean["index"])) < len(clean["index"]):
         raise ValueError(f"{title} have a position twice")
+    if index is not None and not np.array_equal(clean["index"], index):
+        raise ValueError(f"{title} are others than were asked for")
 
 
 def check_circumstances(run: Run) -> None:

@@ -229,8 +229,9 @@ def test_a_cell_that_cannot_be_is_computed_again(folder: Path) -> None:
     record, cells = read_cells(folder)
 
     with Store.open(folder, record["config"]) as store:
-        clean = store.find_clean(cells[0]["key"])
+        clean = store.find_clean(cells[0]["key"], np.arange(40))
         assert clean is not None
+        assert store.find_clean(cells[0]["key"], np.arange(1, 41)) is None
         assert store.find_outcome(cells[1]["key"], clean) is None
         assert store.find_outcome(cells[2]["key"], clean) is not None
 
