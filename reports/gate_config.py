@@ -103,7 +103,7 @@ class Number(NamedTuple):
         # as it is: the whole numbers of TOML have no end, those of a float do
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below
+        return bool(above and below)
 
     def __str__(self) -> str:
         ends = "above" if self.open_low else "from"

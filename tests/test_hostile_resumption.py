@@ -83,8 +83,13 @@ def leave_part(make: Callable[[Columns], Columns]) -> Spoil:
         made = make({**columns, "row": np.arange(len(columns["id"]))})
         (parts / "0123456789abcdef.npz").write_bytes(seal(pack(made), key))
         clean = np.zeros((1, 12, 12, 3), np.uint8)
-        known = {"row": np.zeros(1, int), "id": np.zeros(1, np.uint64), "hard": np.zeros(1)}
-        known |= {"clean": clean, "delta": clean.astype(np.float16)}
+        known: Columns = {
+            "row": np.zeros(1, int),
+            "id": np.zeros(1, np.uint64),
+            "hard": np.zeros(1),
+            "clean": clean,
+            "delta": clean.astype(np.float16),
+        }
         (parts / "candidates").write_bytes(seal(pack(known), key))
 
     return spoil
