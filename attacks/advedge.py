@@ -10,6 +10,7 @@ from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import predict_classes
+from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop
@@ -185,6 +186,7 @@ def advedge(
 
     here: Tensor | None = None
     for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
+        tell_step(plan.warmup + i, plan.warmup + plan.steps)
         if plan.begins_phase(i):
             moves.restart()
         here = edge if throughout or i < 0 else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import book_rows
+from robusteval.models.steps import book_rows
 from robusteval.registry import ATTACKS
 from robusteval.search.apgd import search_apgd
 from robusteval.search.balls import Ball, Norm

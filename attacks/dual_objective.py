@@ -22,9 +22,10 @@ from robusteval.interpreters.meaningful_perturbation import (
     build_deletion,
     draw_offsets,
 )
-from robusteval.models.classifier import Classifier, book_rows, choose_block_size, predict_classes
+from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
+from robusteval.models.steps import book_rows
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.losses import cross_entropy, margin

@@ -11,7 +11,8 @@ from torch import Tensor, autograd, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import measure_squared_distance
-from robusteval.models.classifier import book_rows, predict_classes
+from robusteval.models.classifier import predict_classes
+from robusteval.models.steps import book_rows, tell_step
 from robusteval.registry import ATTACKS, INTERPRETERS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Stop
@@ -150,6 +151,7 @@ def evade(
     length = eps / 4 if step is None else step
     best = BestImages(suspicion.judge_images, Signed(ball, length).round_images, x, stop)
     ends = x.clone()
+    searched = warmup + steps + 1  # steps of a search
     for restart in range(restarts):
         left = (~best.found.finished).nonzero().flatten()  # rows still searched
         if len(left) == 0:
@@ -159,6 +161,7 @@ def evade(
         suspicion.begin(left, steps)
         factor = weight * WEIGHTS[restart % len(WEIGHTS)]
         for i in range(-warmup, steps + 1):  # below zero: towards the class alone
+            tell_step(restart * searched + warmup + i, restarts * searched)
             last = i == steps
             if i == restart == 0:
                 suspicion.set_scales(x_adv)

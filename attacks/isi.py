@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import Classifier, book_rows, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import book_rows, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search import descent
 from robusteval.search.balls import Ball
@@ -164,6 +165,7 @@ def isi(
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, steps + 1)
         last = i == steps
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.models.steps import part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
 
@@ -89,9 +90,11 @@ def sigma_zero(
     delta, mean, square = (torch.zeros_like(x) for _ in range(3))
     least = torch.full((len(x), 1, 1, 1), threshold, device=x.device)
 
+    passes = steps + 1 + polish  # at most
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, passes)
         last = i == steps
         x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
@@ -124,7 +127,8 @@ def sigma_zero(
             left, origin, free, delta, mean, square, least = (
                 column[going] for column in (left, origin, free, delta, mean, square, least)
             )
-    return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
+    with part(steps + 1, passes, passes):
+        return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
 def differentiate_count(delta: Tensor, count: Count) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
-from robusteval.models.classifier import book_rows, predict_classes
+from robusteval.models.classifier import predict_classes
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
 from robusteval.search.losses import cross_entropy
@@ -108,31 +109,34 @@ def sparse(
         raise ValueError(f"polish must be 0 or more, not {polish}")
     free = torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
     kept = Sparsest(x, norm)
-    if variant == "paper":
-        if seeds is None:
-            seeds = torch.zeros(len(x), dtype=torch.int64)
-        step = 1000.0 if step is None else step
-        search_as_published(
-            model,
-            y,
-            kept,
-            free,
-            targeted=targeted,
-            seeds=seeds,
-            steps=steps,
-            tau=tau,
-            unit=unit,
-            step=step,
-            rounds=rounds,
-        )
-    else:
-        step = 1.0 if step is None else step
-        search_at_any_scale(
-            model, y, kept, free, targeted=targeted, steps=steps, tau=tau, unit=unit, step=step
-        )
     if polish is None:
         polish = 0 if variant == "paper" else 30
-    return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
+    longest = steps + (rounds if variant == "paper" else 0)
+    with part(0, longest, longest + polish):
+        if variant == "paper":
+            if seeds is None:
+                seeds = torch.zeros(len(x), dtype=torch.int64)
+            step = 1000.0 if step is None else step
+            search_as_published(
+                model,
+                y,
+                kept,
+                free,
+                targeted=targeted,
+                seeds=seeds,
+                steps=steps,
+                tau=tau,
+                unit=unit,
+                step=step,
+                rounds=rounds,
+            )
+        else:
+            step = 1.0 if step is None else step
+            search_at_any_scale(
+                model, y, kept, free, targeted=targeted, steps=steps, tau=tau, unit=unit, step=step
+            )
+    with part(longest, longest + polish, longest + polish):
+        return prune(model, x, kept.best_adv, y, targeted=targeted, rounds=polish, count=norm)
 
 
 def search_as_published(
@@ -163,6 +167,7 @@ def search_as_published(
     for i in range(rounds):
         if len(left) == 0:
             return
+        tell_step(i, rounds + steps)
         x_adv = x_adv.detach().requires_grad_()
         logits, is_adv = judge(x_adv, left)
         loss = cross_entropy(logits, y[left]) * (1 if targeted else -1)
@@ -183,6 +188,7 @@ def search_as_published(
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(rounds + i, rounds + steps)
         last = i == steps
         x_adv = (origin + weight * dense).clamp(0, 1).requires_grad_(not last)
         with torch.set_grad_enabled(not last):
@@ -232,6 +238,7 @@ def search_at_any_scale(
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, steps)
         last = i == steps
         x_adv = round_changes(origin + delta, origin).requires_grad_(not last)
         with torch.set_grad_enabled(not last):

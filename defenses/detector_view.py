@@ -14,8 +14,9 @@ from torch import Tensor
 from robusteval.errors import UsageError
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import locate_mask_network
-from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.steps import count_passes
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.reading import WEIGHTS, read_bytes
 from robusteval.runs.types import Spec

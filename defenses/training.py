@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from robusteval.models import checkpoint
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import Classifier, absorb, derive_identity
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
+from robusteval.models.steps import listen
 from robusteval.progress import Progress, Silent
 from robusteval.runs.writing import write_atomically
 
@@ -92,7 +93,7 @@ def train(
     progress : Progress, optional
         Told how far it is.
     stopping : callable, optional
-        Asked after every batch whether to stop.
+        Asked after every batch and every step of a search whether to stop.
 
     Returns
     -------
@@ -210,9 +211,14 @@ class TrainingRun:
         loop = self.loop
         last = (number + 1) * loop.steps - 1
         begun = time.monotonic()
-        loss = loop.run_epoch(number, self.progress.advance, self.stopping)
-        trained = time.monotonic()
-        judged = judge_held_out(loop.model, loop.data, self.held_out, loop.settings, loop.device)
+        # several processes stop together, between two steps of the optimiser
+        alone = loop.processes == 1
+        with listen(Silent(), 0, self.stopping) if alone else nullcontext():
+            loss = loop.run_epoch(number, self.progress.advance, self.stopping)
+            trained = time.monotonic()
+            judged = judge_held_out(
+                loop.model, loop.data, self.held_out, loop.settings, loop.device
+            )
         return Epoch(
             epoch=number + 1,
             loss=loss,

@@ -41,6 +41,12 @@ class Progress(Protocol):
     def advance(self, n: int) -> None:
         """So many more images are done."""
 
+    def estimate(self, done: float, where: str) -> None:
+        """Of the images under way about so many are done, in this part of the work (or "").
+
+        What `advance` says next is in place of it.
+        """
+
     def end(self) -> None:
         """The stage is over."""
 
@@ -55,6 +61,9 @@ class Silent:
         """Say nothing."""
 
     def advance(self, n: int) -> None:
+        """Say nothing."""
+
+    def estimate(self, done: float, where: str) -> None:
         """Say nothing."""
 
     def end(self) -> None:
@@ -126,7 +135,7 @@ class Bars:
         self.task = self.bars.add_task("Loading", total=None)
         # between spinner, bar, count and times
         self.room = max(console.width - (52 if wide else 22), 10)
-        self.what, self.total, self.done = "", 0, 0
+        self.what, self.where, self.total, self.done = "", "", 0, 0
         self.told = time.monotonic()
 
     def __enter__(self) -> Bars:
@@ -145,7 +154,7 @@ class Bars:
 
     def begin(self, what: str, total: int) -> None:
         """A stage of `total` images starts."""
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.where, self.total, self.done = what, "", total, 0
         self.show(short(spell_line(what), self.room), total or None)
 
     def show(self, description: str, total: int | None) -> None:
@@ -156,9 +165,24 @@ class Bars:
     def advance(self, n: int = 1) -> None:
         """So many more images are done."""
         self.done += n
-        self.bars.advance(self.task, n)
+        self.move(self.done, "")
+
+    def estimate(self, done: float, where: str) -> None:
+        """Of the images under way about so many are done, in this part of the work (or "")."""
+        self.move(self.done + done, where)
+
+    def move(self, done: float, where: str) -> None:
+        """Show how much of the stage is done."""
+        if where != self.where:
+            self.where = where
+            what = spell_line(self.what)
+            if where:  # which is what changes: rather cut the name
+                where = short(f", {spell_line(where)}", self.room - min(len(what), 8))
+            self.bars.update(self.task, description=short(what, self.room - len(where)) + where)
+        self.bars.update(self.task, completed=done)
         if not self.live and time.monotonic() - self.told > PLAIN_EVERY:
-            self.say(f"{self.what}: {self.done} of {self.total}")
+            stage = f", {self.where}" if self.where else ""
+            self.say(f"{self.what}: {int(done)} of {self.total}{stage}")
 
     def end(self) -> None:
         """The stage is over; what comes before the next one must not look like standstill."""

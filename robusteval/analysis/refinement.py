@@ -17,7 +17,8 @@ from robusteval.analysis.regions import (
 )
 from robusteval.analysis.summaries import take_median
 from robusteval.evaluation.plan import Attack
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.runs.explanation_record import ImageCount, RefinementFigures
 from robusteval.search.balls import measure_distances
 from robusteval.search.descent import prune

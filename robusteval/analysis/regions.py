@@ -22,7 +22,8 @@ from robusteval.analysis.case import Case, Work
 from robusteval.analysis.summaries import average_images, correlate_columns, take_median
 from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import split_rows
-from robusteval.models.classifier import Classifier, book_rows, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import book_rows
 from robusteval.runs.explanation_record import RegionFigures, RegionResidual, SizeCorrelations
 from robusteval.runs.types import Columns
 

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import io
 import logging
+import math
 import random
 import re
 import warnings
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 
 from robusteval.art.field_names import list_ways
 from robusteval.art.to_art import as_estimator, select_device
-from robusteval.errors import RunError, UsageError
+from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.steps import tell_passes
 from robusteval.registry import explain_unknown, read_number
 from robusteval.runs.types import Threat
 
@@ -77,6 +79,13 @@ MINIMISED = {
 }
 # arguments that are not for the user to set
 SUPPLIED = ("batch_size", "verbose", "summary_writer", "parallel_pool_size", "estimator_orig")
+
+
+# how often it all happens; what AutoAttack runs it does not say
+ROUNDS = (
+    *("max_iter", "nb_steps", "n_steps", "steps", "binary_search_steps"),
+    *("nb_random_init", "num_random_init", "nb_restarts"),
+)
 
 
 def list_art_attacks() -> list[tuple[str, str]]:
@@ -190,6 +199,9 @@ class ArtFunction:
                 " or AutoProjectedGradientDescent"
             )
         self.knowledge = "white-box" if uses_gradients(known[name]) else "black-box"
+        # forward passes per image: two an iteration, until a batch has shown how many there are
+        rounds = [self.resolved.get(name) for name in ROUNDS]
+        self._expected = 2.0 * math.prod(n for n in rounds if isinstance(n, int) and n > 0)
 
     def _read(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters of the ART class with their texts read as values."""
@@ -288,13 +300,19 @@ class ArtFunction:
         with frozen(model):
             attack = self._build(estimator, size, targeted)
             try:
-                with isolate_art(join_seeds(seeds, len(x)), x.device):
+                with (
+                    isolate_art(join_seeds(seeds, len(x)), x.device),
+                    tell_passes(model, self._expected * len(x)) as spent,
+                ):
                     parts = [
                         attack.generate(**{n: a[i : i + size] for n, a in arrays.items()})
                         for i in range(0, len(x), size)
                     ]
                 x_adv = np.concatenate(parts).astype(np.float32)
                 assert x_adv.shape == x.shape, f"images came back as {x_adv.shape}"
+                self._expected = spent.passes / len(x)
+            except Interrupted:
+                raise
             except Exception as error:
                 if isinstance(error, MemoryError) or "memory" in str(error):
                     raise  # a smaller batch may do

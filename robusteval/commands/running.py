@@ -234,7 +234,7 @@ class Stop:
 
 @contextmanager
 def handle_stops(fresh: bool) -> Iterator[Stop]:
-    """Stop on Ctrl-C or SIGTERM: after the batch, at once the second time, bluntly the third."""
+    """Stop on Ctrl-C or SIGTERM: after a step, at once the second time, bluntly the third."""
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -244,7 +244,7 @@ def handle_stops(fresh: bool) -> Iterator[Stop]:
         if stop.asked == 2:
             raise KeyboardInterrupt
         # by another thread: this one may be in the middle of writing to the same stream
-        words = ("Finishing the batch; press Ctrl-C again to stop at once.",)
+        words = ("Stopping after this step; press Ctrl-C again to stop at once.",)
         Thread(target=stop.progress.say, args=words).start()
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -17,6 +17,7 @@ import torch
 from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.models.failures import is_out_of_memory, run_in_parts
+from robusteval.models.steps import STOPPED, listen
 from robusteval.progress import Progress, Silent
 from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
@@ -37,7 +38,8 @@ class ResumableMap:
     progress : Progress
         Told how far it is.
     stopping : callable
-        Asked after each batch; Interrupted once it says so.
+        Asked after each batch and each step that the work tells; Interrupted once it says so. A
+        batch that is stopped in its middle is done again by the next call.
     shrink : callable
         Told how many images are left in half a batch when memory ran out, before it is tried again.
     seconds : float
@@ -133,7 +135,8 @@ class ResumableMap:
             for batch in batches:
                 todo = batch[[row not in have for row in batch.tolist()]]
                 if len(todo):
-                    pieces = run_in_halves(work, todo, self.shrink)
+                    with listen(self.progress, len(todo), self.stopping):
+                        pieces = run_in_halves(work, todo, self.shrink)
                     unsaved += pieces
                     yield from pieces
                 self.progress.advance(len(batch))
@@ -142,7 +145,7 @@ class ResumableMap:
                     self._save(keys, unsaved)
                     unsaved, saved = [], time.monotonic()
                 if self.stopping():
-                    raise Interrupted("stopped; the same command continues where this one ended")
+                    raise Interrupted(STOPPED)
         finally:
             before_saving()
             self._save(keys, unsaved)

@@ -24,6 +24,7 @@ from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import sample_seeds
+from robusteval.models.steps import part
 from robusteval.runs.types import Columns
 from robusteval.search.balls import quantise
 from robusteval.search.losses import margin
@@ -144,7 +145,8 @@ class AttackedColumns:
         if not np.array_equal(batch.ids, target.clean["id"][positions]):
             raise RunError(f"images of {plan.data.name} changed while they were evaluated")
         seeds = sample_seeds(plan.seed, batch.ids)
-        result = perturb(self.attack, target.model, x, y, seeds=seeds)
+        with part(0, 1, 1 if self.measurement is None else 2):
+            result = perturb(self.attack, target.model, x, y, seeds=seeds)
         targeted = self.attack.threat.targeted
         columns = {
             **judge(target.model, result.x_adv, x, y),
@@ -158,7 +160,8 @@ class AttackedColumns:
         cells += [self._judge_behind(each, columns, batch, x, y, result) for each in self.defended]
         maps: Columns = {}
         if self.measurement is not None:
-            found = self._measure_maps(self.measurement, positions, x, result.x_adv, columns)
+            with part(1, 2, 2):
+                found = self._measure_maps(self.measurement, positions, x, result.x_adv, columns)
             cells[0] |= {name: found.pop(name) for name in self.measurement.name_columns()}
             maps = found
         self._offer_pictures(positions, batch, x, result.x_adv, columns, maps)

@@ -13,9 +13,10 @@ from torch import Tensor
 from robusteval.errors import RunError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
-from robusteval.models.classifier import Classifier, Passes, count_passes
+from robusteval.models.classifier import Classifier
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import draw_targets
+from robusteval.models.steps import Passes, count_passes
 
 
 class Perturbed(NamedTuple):

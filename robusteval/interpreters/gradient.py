@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from robusteval.interpreters.rectifiers import Slope, guide_relu, smooth_relu
 from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import stop_if_asked
 from robusteval.registry import INTERPRETERS
 
 
@@ -299,6 +300,7 @@ def compute_mean_gradient(
     together = max(1, choose_block_size(shape.numel(), first.device) // max(n, 1))
     total = torch.zeros_like(first)
     for start in range(0, count, together):
+        stop_if_asked()
         variants = [variant(i) for i in range(start, min(start + together, count))]
         gradients = compute_input_gradient(model, torch.cat(variants), y.repeat(len(variants)))
         # one by one: the order of the sum must not depend on n

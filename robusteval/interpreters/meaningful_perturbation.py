@@ -21,6 +21,7 @@ from robusteval.interpreters.resampling import (
     resample,
 )
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import stop_if_asked
 from robusteval.registry import INTERPRETERS
 
 Flavour = Literal["v1", "v2"]
@@ -280,6 +281,7 @@ class Deletion:
         shift = draw_offsets(seeds, iterations, self.jitter)  # (n, iterations, 2)
         scene, state = self.compose_scene(x.detach()), self.start_mask(x)
         for i in range(unrolled):
+            stop_if_asked()
             state = self.step_mask(model, scene, y, state, shift[:, i], rate)
         if unrolled < iterations:
             scene = self.compose_scene(x)

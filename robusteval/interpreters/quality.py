@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robusteval.interpreters.gradient import select_scores
 from robusteval.interpreters.resampling import blur
 from robusteval.interpreters.scaling import resize
+from robusteval.models.steps import stop_if_asked
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -103,6 +104,7 @@ def iterate_path(source: Tensor, target: Tensor, maps: Tensor, steps: int) -> It
     )
     rank = rank.view(n, 1, h, w)
     for step in range(steps + 1):
+        stop_if_asked()
         yield torch.where(rank < round(step / steps * h * w), target, source)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +17,9 @@ from robusteval.models.forward_modes import (
     find_float_type,
     without_checkpointing,
 )
+from robusteval.models.steps import Passes as Passes
+from robusteval.models.steps import book_rows as book_rows
+from robusteval.models.steps import count_passes as count_passes
 
 
 class Classifier(nn.Module):
@@ -277,57 +279,3 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-
-
-_rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
-
-
-@contextmanager
-def book_rows(index: Tensor) -> Iterator[None]:
-    """Book the passes inside to these rows ``(m,)`` of the batch.
-
-    An attack that drops finished images tells the counter this way whose passes it saves. Inside
-    another one, of that one's rows.
-    """
-    around = _rows.get()
-    token = _rows.set(index if around is None else around[index.to(around.device)])
-    try:
-        yield
-    finally:
-        _rows.reset(token)
-
-
-class Passes:
-    """Forward and backward passes of each image of a batch, two columns ``(n,)``."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.forwards = torch.zeros(n, device=device)
-        self.backwards = torch.zeros(n, device=device)
-
-    def watch(self, _module: nn.Module, _args: object, logits: Tensor) -> None:
-        """Forward hook: book this pass, and the backward pass through it if there comes one."""
-        index, n = _rows.get(), len(logits)
-        if index is None or len(index) != n:
-            index = None  # whose pass it was is not known: shared evenly
-        self._book(self.forwards, index, n)
-        if logits.requires_grad:
-            logits.register_hook(  # type: ignore[no-untyped-call]
-                lambda _grad: self._book(self.backwards, index, n)
-            )
-
-    def _book(self, column: Tensor, index: Tensor | None, n: int) -> None:
-        if index is None:
-            column += n / max(len(column), 1)
-        else:
-            column.index_add_(0, index.to(column.device), column.new_ones(n))
-
-
-@contextmanager
-def count_passes(model: nn.Module, n: int, device: torch.device) -> Iterator[Passes]:
-    """Count the passes of a batch of `n` images through the model."""
-    passes = Passes(n, device)
-    handle = model.register_forward_hook(passes.watch)
-    try:
-        yield passes
-    finally:
-        handle.remove()

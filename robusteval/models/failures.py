@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import RobustevalError, RunError, UsageError
+from robusteval.models.steps import part
 from robusteval.models.user_code import describe_exception
 
 Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
@@ -63,16 +64,17 @@ def run_in_parts(
     done: list[tuple[Rows, Result]] = []
     start = 0
     while start < len(rows) or not done:
-        part = rows[start : start + size]
+        some = rows[start : start + size]
         try:
-            done.append((part, work(part)))
-            start += len(part)
+            with part(start, start + len(some), len(rows)):
+                done.append((some, work(some)))
+            start += len(some)
             continue
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if len(part) <= least or not is_out_of_memory(error):
+            if len(some) <= least or not is_out_of_memory(error):
                 raise
         # not inside the handler, which holds on to the memory of what broke
-        size = max(least, len(part) // 2)
+        size = max(least, len(some) // 2)
         shrink(size)
     return done
 

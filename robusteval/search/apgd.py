@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, autograd
 
+from robusteval.models.steps import part, tell_step
 from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import (
     Found,
@@ -71,13 +72,14 @@ def search_apgd(
     best, rest = Found.nothing(start), steps
     left = torch.arange(len(start), device=start.device)  # rows still searched
     for times, share in (*WIDER, (1, 1.0)):
-        part = rest if times == 1 else int(share * steps)
-        rest -= part
-        if part == 0 or len(left) == 0:
+        few = rest if times == 1 else int(share * steps)
+        rest -= few
+        if few == 0 or len(left) == 0:
             continue
         here, some = ball.pick(left), restrict_objective(objective, left)
         wide = here._replace(eps=times * ball.eps)
-        found = search_wider(some, wide, here, wide.project(start), steps=part, stop=stop)
+        with part(steps - rest - few, steps - rest, steps):
+            found = search_wider(some, wide, here, wide.project(start), steps=few, stop=stop)
         # what has not succeeded may lie outside the ball: no result, but a place to go on from
         done = found.is_adv | (times == 1)
         keep_best(best, left[done], Found(*(column[done] for column in found)))
@@ -100,6 +102,7 @@ def search_wider(
     track, pace = Track.begin(start), begin_pace(ball, start)
 
     for i in range(steps + 1):
+        tell_step(i, steps + 1)
         last = i == steps
         x = track.x.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):

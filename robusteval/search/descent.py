@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Protocol, Self, get_args
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.models.classifier import book_rows, predict_classes
+from robusteval.models.classifier import predict_classes
+from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.losses import Loss, aimed_loss, attacker_loss
 
@@ -143,6 +144,7 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, steps + 1)
         last = i == steps
         x_adv = x_adv.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
@@ -223,7 +225,8 @@ def repeat_search(search: Callable[[Tensor, int], Found], x: Tensor, times: int)
     for run in range(times):
         if len(left) == 0:
             break
-        keep_best(best, left, search(left, run))
+        with part(run, run + 1, times):
+            keep_best(best, left, search(left, run))
         left = (~best.finished).nonzero().flatten()
     return best
 
@@ -352,6 +355,7 @@ def prune(
     for i in range(rounds):
         if len(left) == 0:
             break
+        tell_step(i, rounds)
         last = i == rounds - 1
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import tell_step
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Objective, Stop, keep_best, round_successes
 
@@ -80,6 +81,7 @@ def search_square(
     for i in range(queries):
         if len(left) == 0:
             break
+        tell_step(i, queries)
         if i == 0:
             z = x_best
         else:

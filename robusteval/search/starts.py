@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import stop_if_asked
 from robusteval.search.balls import Ball
 from robusteval.search.hyperplane import measure_to_hyperplane
 
@@ -39,6 +40,7 @@ def diversify_start(model: nn.Module, ball: Ball, seeds: Tensor, *, steps: int =
     """
     x, weights, fifth = ball.x, None, ball.x[0].numel() / 5
     for _ in range(steps):
+        stop_if_asked()
         x = x.detach().requires_grad_()
         logits = model(x).float()  # (n, k)
         if weights is None:

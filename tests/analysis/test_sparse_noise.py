@@ -11,7 +11,8 @@ from robusteval.analysis.sparse_noise import REGIONS, count_places, draw_portrai
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 
 
 class Corners(nn.Module):

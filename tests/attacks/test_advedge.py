@@ -30,8 +30,9 @@ from robusteval.interpreters.explainer import (
 from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.edges import sobel, weigh_edges
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from toys import Affine, draw_uniform
 
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm, quantise
 from robusteval.search.descent import build_aimed_objective

@@ -12,7 +12,8 @@ from torch import Tensor
 from toys import Linear, asked, attackable
 
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS, PROTOCOL, list_choices, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import Stop

@@ -11,7 +11,8 @@ from toys import Bands, attackable
 
 from robusteval.attacks.dual_objective import TrackedMask
 from robusteval.interpreters.meaningful_perturbation import build_deletion
-from robusteval.models.classifier import Classifier, count_passes
+from robusteval.models.classifier import Classifier
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 

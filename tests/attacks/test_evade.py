@@ -14,7 +14,8 @@ from toys import Watcher, attackable, late, synthetic
 
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import Interpreter
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.runs.types import Spec
 from robusteval.search.balls import measure_distances, quantise
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 from robusteval.search.ssim_ball import mean_distance, structure_distance

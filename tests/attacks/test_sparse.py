@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from toys import Linear, late
 
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import count_changes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from toys import Affine, late
 
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.square import build_bumps, choose_side
 

@@ -37,9 +37,10 @@ from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.rts import collect_features, find_mask_network
 from robusteval.interpreters.rts_training import prepare_rts
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.demo import demo
 from robusteval.models.seeds import draw_targets
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import quantise, ssim
 from robusteval.search.edges import Variant
 

@@ -26,8 +26,9 @@ from robusteval.attacks.isi import isi
 from robusteval.attacks.sigma_zero import sigma_zero
 from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import measure_distances
 from robusteval.search.losses import margin
 

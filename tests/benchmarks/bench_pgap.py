@@ -38,8 +38,9 @@ from robusteval.commands.shell import read_numbers
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.scaling import min_max, resize
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import psnr, quantise, ssim
 from robusteval.search.losses import margin
 from robusteval.search.noise import add_equal_noise

@@ -29,8 +29,9 @@ from robusteval.commands.shell import read_numbers
 from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 
 EPS, STEP, STEPS, BATCH = 8 / 255, 2 / 255, 20, 128
 

@@ -21,8 +21,9 @@ from torch import Tensor, autograd
 
 from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import quantise
 from robusteval.search.descent import count_changes

@@ -698,7 +698,7 @@ def test_the_first_signal_finishes_the_batch(
 
     assert stopped.exit_code == 130
     assert stopped.stdout == ""
-    assert "Finishing the batch; press Ctrl-C again to stop at once.\n" in stopped.stderr
+    assert "Stopping after this step; press Ctrl-C again to stop at once.\n" in stopped.stderr
     assert stopped.stderr.endswith("Stopped; the same command continues where this one ended.\n")
     assert len(parts) == 1
     assert continued.exit_code == 0

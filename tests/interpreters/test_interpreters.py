@@ -33,7 +33,8 @@ from robusteval.interpreters.gradient import (
 )
 from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.scaling import min_max
-from robusteval.models.classifier import Classifier, count_passes, frozen
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.steps import count_passes
 from robusteval.registry import INTERPRETERS
 
 # RTS needs a trained network, and is held to the same in its own tests

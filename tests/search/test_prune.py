@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from toys import Linear, late
 
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Count, count_changes, find_cheapest, prune, round_changes
 

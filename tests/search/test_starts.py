@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from toys import Affine, draw_uniform
 
-from robusteval.models.classifier import Classifier, count_passes
+from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import per_image
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import Ball, Norm, measure_distances
 from robusteval.search.hyperplane import measure_to_hyperplane
 from robusteval.search.starts import diversify_start, order_targets
