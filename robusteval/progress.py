@@ -177,7 +177,7 @@ class Bars:
             self.where = where
             what = spell_line(self.what)
             if where:  # which is what changes: rather cut the name
-                where = short(f", {spell_line(where)}", self.room - min(len(what), 8))
+                where = short(f", {spell_line(where)}", self.room - min(len(what), 6))
             self.bars.update(self.task, description=short(what, self.room - len(where)) + where)
         self.bars.update(self.task, completed=done)
         if not self.live and time.monotonic() - self.told > PLAIN_EVERY:

@@ -134,6 +134,37 @@ def test_the_bar_is_one_line_of_any_terminal(width: int) -> None:
     assert "…" in line
 
 
+def test_the_bar_moves_within_a_batch_and_names_the_stage() -> None:
+    """By estimate, until the batch is done; a long name gives way to the stage."""
+    bars, _ = terminal()
+    bars.begin("standard:" + "eps=8/255," * 20, 60)
+    bars.advance(10)
+
+    bars.estimate(7.5, "stage 3 of 9: square")
+
+    (line,) = frame(bars)
+    assert "17/60" in line
+    assert "stage 3 of 9: square" in line
+    assert len(line.rstrip()) <= 80
+    bars.advance(20)
+    (line,) = frame(bars)
+    assert "30/60" in line
+    assert "stage" not in line
+
+
+def test_a_stage_of_a_batch_is_named_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the images that are done by estimate."""
+    monkeypatch.setattr(module, "PLAIN_EVERY", -1.0)
+    bars, file = plain()
+
+    with bars:
+        bars.begin("pgd", 60)
+        bars.estimate(2.5, "stage 1 of 2: near")
+        bars.estimate(3.5, "")
+
+    assert file.getvalue() == "pgd: 2 of 60, stage 1 of 2: near\npgd: 3 of 60\n"
+
+
 def test_nothing_of_the_bar_is_left_at_the_end() -> None:
     """The line is erased and the cursor shown."""
     bars, file = terminal()
@@ -185,6 +216,7 @@ def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
     silent.begin("pgd", 3)
     silent.advance(3)
+    silent.estimate(1.5, "near")
     silent.say("word")
     silent.end()
 

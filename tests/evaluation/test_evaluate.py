@@ -167,6 +167,7 @@ module.SAVE_EVERY = 0.0
 class Loud:
     def begin(self, what, total): pass
     def advance(self, n): print("batch", flush=True)
+    def estimate(self, done, where): pass
     def end(self): pass
     def say(self, text): pass
 

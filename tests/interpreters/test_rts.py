@@ -99,6 +99,9 @@ class Told:
     def advance(self, n: int) -> None:
         self.done += n
 
+    def estimate(self, done: float, where: str) -> None:
+        pass
+
     def end(self) -> None:
         pass
 
