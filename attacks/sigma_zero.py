@@ -10,7 +10,8 @@ from torch import Tensor, autograd, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.models.steps import part, tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
+from robusteval.search.descent import Count, build_class_objective, prune, round_changes
+from robusteval.search.nearest import Nearest
 
 SIGMA = 1e-3  # a change far above its root counts as one
 DECAY = (0.9, 0.999)  # of Adam's two averages
@@ -84,7 +85,7 @@ def sigma_zero(
             f" {rate:g} and {threshold:g}"
         )
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
-    kept = Sparsest(x, norm)
+    kept = Nearest(x, norm)
     left = torch.arange(len(x), device=x.device)  # rows still searched
     origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
     delta, mean, square = (torch.zeros_like(x) for _ in range(3))

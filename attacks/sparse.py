@@ -12,8 +12,9 @@ from robusteval.models.classifier import predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Count, Sparsest, build_class_objective, prune, round_changes
+from robusteval.search.descent import Count, build_class_objective, prune, round_changes
 from robusteval.search.losses import cross_entropy
+from robusteval.search.nearest import Nearest
 
 Variant = Literal["scaled", "paper"]
 
@@ -108,7 +109,7 @@ def sparse(
     if polish is not None and polish < 0:
         raise ValueError(f"polish must be 0 or more, not {polish}")
     free = torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
-    kept = Sparsest(x, norm)
+    kept = Nearest(x, norm)
     if polish is None:
         polish = 0 if variant == "paper" else 30
     longest = steps + (rounds if variant == "paper" else 0)
@@ -142,7 +143,7 @@ def sparse(
 def search_as_published(
     model: nn.Module,
     y: Tensor,
-    kept: Sparsest,
+    kept: Nearest,
     free: Tensor,
     *,
     targeted: bool,
@@ -220,7 +221,7 @@ def search_as_published(
 def search_at_any_scale(
     model: nn.Module,
     y: Tensor,
-    kept: Sparsest,
+    kept: Nearest,
     free: Tensor,
     *,
     targeted: bool,

@@ -276,25 +276,6 @@ def round_changes(z: Tensor, x: Tensor) -> Tensor:
     return torch.where(z != x, quantise(z), x)
 
 
-class Sparsest:
-    """The success with the fewest changes of each image, the image itself until there is one."""
-
-    def __init__(self, x: Tensor, count: Count) -> None:
-        self.x = x
-        self.count: Count = count
-        self.best_adv = x.clone()
-        # infinite as long as there is no success
-        self.best_norm = torch.full((len(x),), torch.inf, device=x.device)
-
-    def take(self, index: Tensor, x_adv: Tensor, is_adv: Tensor) -> None:
-        """Take over images ``(m, c, h, w)`` for rows `index` where they succeed with less."""
-        index, x_adv = index[is_adv], x_adv[is_adv]
-        norm = count_changes(x_adv, self.x[index], self.count).to(self.best_norm)
-        is_smaller = norm < self.best_norm[index]
-        self.best_adv[index[is_smaller]] = x_adv[is_smaller]
-        self.best_norm[index[is_smaller]] = norm[is_smaller]
-
-
 def prune(
     model: nn.Module,
     x: Tensor,
