@@ -87,51 +87,54 @@ def fab(
         return kept.best_adv
     if targeted:
         objective = build_class_objective(model, y, targeted=True, loss="margin")
-        search_boundary(objective, kept, free, steps)
+        search_boundary(objective, kept, free, norm=norm, steps=steps)
         return kept.best_adv
     with torch.no_grad():
         logits = model(x)  # (n, k)
     others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
     others = others.argsort(dim=1, descending=True, stable=True)
     for target in others[:, : min(targets, logits.shape[1] - 1)].unbind(1):
-        search_boundary(build_aimed_objective(model, y, target, "margin"), kept, free, steps)
+        objective = build_aimed_objective(model, y, target, "margin")
+        search_boundary(objective, kept, free, norm=norm, steps=steps)
     return kept.best_adv
 
 
-def search_boundary(objective: Objective, kept: Nearest, free: Tensor, steps: int) -> None:
+def search_boundary(
+    objective: Objective, kept: Nearest, free: Tensor, *, norm: PlaneNorm, steps: int
+) -> None:
     """Walk along the boundary of the objective's loss, nearer to each image; fills `kept`."""
     left = kept.find_unfinished(torch.arange(len(free), device=free.device)).nonzero().flatten()
     origin, free = kept.x[left], free[left]
-    point = origin
+    delta = torch.zeros_like(origin)  # a change of nothing stays one, where a blend would round
     for i in range(steps + 1):
         if len(left) == 0:
             break
         last = i == steps
-        image = kept.form(point, origin)
-        loss, is_adv, grad = kept.look(objective, left, point, last=last)
+        image = kept.form(origin + delta, origin)
+        loss, is_adv, grad = kept.look(objective, left, origin + delta, last=last)
         if last:
             break
         grad = grad * free
 
         # step back from a success, and on to the plane from there and from the image itself
-        point = torch.where(is_adv.view(-1, 1, 1, 1), origin + BACK * (point - origin), point)
-        ahead = loss + (grad * (point - image)).flatten(1).sum(1)
+        delta = torch.where(is_adv.view(-1, 1, 1, 1), BACK * delta, delta)
+        ahead = loss + (grad * (origin + delta - image)).flatten(1).sum(1)
         whole = loss + (grad * (origin - image)).flatten(1).sum(1)
-        near = project_to_hyperplane(point, grad, -ahead, kept.norm)  # type: ignore[arg-type]
-        far = project_to_hyperplane(origin, grad, -whole, kept.norm)  # type: ignore[arg-type]
+        near = project_to_hyperplane(origin + delta, grad, -ahead, norm)
+        far = project_to_hyperplane(origin, grad, -whole, norm)
         fine = i + FINE - steps
         if fine < 0:
-            sizes = measure_norm(near, kept.norm), measure_norm(far, kept.norm)
+            sizes = measure_norm(near, norm), measure_norm(far, norm)
             weight = sizes[0] / (sizes[0] + sizes[1]).clamp_min(1e-38)
             weight = weight.clamp_max(PULL).view(-1, 1, 1, 1)
-            point = (1 - weight) * (point + (1 + BEYOND) * near)
-            point = (point + weight * (origin + (1 + BEYOND) * far)).clamp(0, 1)
+            delta = (1 - weight) * (delta + (1 + BEYOND) * near) + weight * (1 + BEYOND) * far
         else:
-            point = (origin + (1 + BEYOND * 10.0**-fine) * far).clamp(0, 1)
+            delta = (1 + BEYOND * 10.0**-fine) * far
+        delta = (origin + delta).clamp(0, 1) - origin
 
         if i % GLANCE == 0:
             going = kept.find_unfinished(left)
-            left, origin, free, point = (column[going] for column in (left, origin, free, point))
+            left, origin, free, delta = (column[going] for column in (left, origin, free, delta))
 
 
 class FAB(ArtAttack):

@@ -43,8 +43,8 @@ def fmn(
     """The nearest success in a norm: gradient steps inside a ball whose radius follows success.
 
     Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints, arXiv:2102.12827,
-    algorithm 1. Departs from it in steps that are measured in radii and not in absolute length,
-    for linf along the sign of the gradient (both nearer at equal passes where it was measured);
+    algorithm 1. Departs from it, for linf and l2, in steps that are measured in radii and not in
+    absolute length, for linf along the sign of the gradient: at equal passes both end nearer. And
     in a first radius a hundredth beyond what the gradient foretells, without which a linear model
     is met exactly at its boundary and never crossed. Images are rounded to 8 bits where they are
     looked at, but the search goes on from what was rounded.

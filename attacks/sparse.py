@@ -249,13 +249,13 @@ def search_at_any_scale(
             break
         grad = autograd.grad(loss.sum(), x_adv)[0].nan_to_num(0.0, 0.0, 0.0) * free
         grad = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        if kept.count == "l0_pixels":  # only now, as squares of tiny gradients would underflow
+        if kept.norm == "l0_pixels":  # only now, as squares of tiny gradients would underflow
             grad = grad / measure_places(grad).amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
 
         least = least * torch.where(is_adv, PACE, 1 / PACE).view(-1, 1, 1, 1)
         least = least.clamp_max(1)
         weight = delta - step * grad
-        above = shrink_values(weight, least, kept.count)
+        above = shrink_values(weight, least, "l0_pixels" if kept.norm == "l0_pixels" else "l0")
         delta = torch.where(weight > 0, 1 - origin, -origin) * torch.tanh(above / unit)
 
         going = kept.best_norm[left] > 1

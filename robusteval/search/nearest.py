@@ -91,7 +91,8 @@ def scale_to_unit(delta: Tensor) -> Tensor:
     # by the largest entry first: squares of tiny gradients would underflow
     delta = delta / delta.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-38)
     size = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-12)
-    return delta / size.view(-1, 1, 1, 1)
+    unit: Tensor = delta / size.view(-1, 1, 1, 1)
+    return unit
 
 
 def fall(begin: float, end: float, share: float) -> float:

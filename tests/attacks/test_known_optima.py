@@ -27,7 +27,7 @@ SLACK, TOLERANCE = 1.25, 1.01
 BUDGETS = {"linf": "eps", "l2": "eps", "l1": "eps", "ssim": "eps2"}
 # what makes the budget one of the result, where it is one of each step otherwise; and as many
 # queries as a search without gradients takes for sixty values
-SETTINGS = {"reference": "original", "queries": 1000}
+SETTINGS = {"reference": "original", "queries": 1000, "images": "float"}
 CASES = [
     (name, norm)
     for name, entry in ATTACKS.entries.items()

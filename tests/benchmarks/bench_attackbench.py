@@ -89,8 +89,7 @@ def run_one(
     name: str, norm: str, network: nn.Module, x: Tensor, y: Tensor, budget: int
 ) -> dict[str, Any]:
     """Distances of one attack as the benchmark sees them, and the passes it took."""
-    from attackbench.run import run_attack
-
+    run_attack = import_module("attackbench.run").run_attack
     library, _, attack = name.partition(":")
     theirs = library in ("original", "adv_lib")
     call = name_as_theirs(library, attack, norm) if theirs else name_as_ours(name)
@@ -108,8 +107,7 @@ def run_one(
 
 def measure_optimality(distances: dict[str, list[float]]) -> dict[str, float]:
     """The local optimality of each attack against the envelope of all."""
-    from attackbench.metrics.distances import eval_optimality
-
+    eval_optimality = import_module("attackbench.metrics.distances").eval_optimality
     best = np.min([np.array(values) for values in distances.values()], 0)
     return {name: eval_optimality(values, best, 1.0) for name, values in distances.items()}
 
