@@ -22,7 +22,7 @@ def test_presets_are_shipped() -> None:
     """In alphabetical order, each with a line on it and attacks."""
     presets = dict(list_presets())
 
-    assert list(presets) == ["interpretation", "quick", "standard"]
+    assert list(presets) == ["curves", "interpretation", "quick", "standard"]
     assert all(preset.description and preset.attack for preset in presets.values())
 
 
