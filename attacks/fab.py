@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.models.steps import part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import (
     Objective,
@@ -93,9 +94,11 @@ def fab(
         logits = model(x)  # (n, k)
     others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
     others = others.argsort(dim=1, descending=True, stable=True)
-    for target in others[:, : min(targets, logits.shape[1] - 1)].unbind(1):
+    count = min(targets, logits.shape[1] - 1)
+    for k, target in enumerate(others[:, :count].unbind(1)):
         objective = build_aimed_objective(model, y, target, "margin")
-        search_boundary(objective, kept, free, norm=norm, steps=steps)
+        with part(k, k + 1, count):
+            search_boundary(objective, kept, free, norm=norm, steps=steps)
     return kept.best_adv
 
 
@@ -109,6 +112,7 @@ def search_boundary(
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, steps + 1)
         last = i == steps
         image = kept.form(origin + delta, origin)
         loss, is_adv, grad = kept.look(objective, left, origin + delta, last=last)

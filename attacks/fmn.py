@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import build_class_objective
 from robusteval.search.nearest import (
@@ -98,6 +99,7 @@ def fmn(
     for i in range(steps + 1):
         if len(left) == 0:
             break
+        tell_step(i, steps + 1)
         last = i == steps
         loss, is_adv, grad = kept.look(objective, left, origin + delta, last=last)
         if last:
