@@ -1,0 +1,112 @@
+"""What a step of `apgd` costs and how strong it is. Run by hand; nothing fails on a clock.
+
+    python tests/benchmarks/bench_apgd.py
+    python tests/benchmarks/bench_apgd.py CHECKPOINT --data DATA --arch SPEC [--mean … --std …]
+
+For each norm the time of a step on images that hold, against one forward and one backward pass of
+the same images with nothing around them: the best of several alternating rounds. With `--eps` also
+what one search leaves of the images, beside ART's AutoProjectedGradientDescent with as many steps
+and `pgd` with five restarts of half of them.
+"""
+
+from __future__ import annotations
+
+import click
+import torch
+from art.attacks.evasion import AutoProjectedGradientDescent
+from bench_pgd import best_of, correct_images, in_batches
+from torch import Tensor
+
+from robusteval.art.to_art import as_estimator
+from robusteval.attacks.apgd import apgd
+from robusteval.attacks.pgd import pgd
+from robusteval.commands.shell import read_numbers
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.demo import demo
+from robusteval.search.balls import Norm
+
+SMALL: dict[Norm, float] = {"linf": 1e-5, "l2": 1e-4, "l1": 1e-3}  # nothing falls
+
+
+@click.command()
+@click.argument("checkpoint", default="demo")
+@click.option("--data", default="digits")
+@click.option("--arch")
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
+@click.option("--images", default=128)
+@click.option("--steps", default=20)
+@click.option("--rounds", default=3)
+@click.option("--eps", type=float)
+def main(
+    checkpoint: str,
+    data: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    images: int,
+    steps: int,
+    rounds: int,
+    eps: float | None,
+) -> None:
+    """Print the ratios."""
+    path = str(demo()) if checkpoint == "demo" else checkpoint
+    model = load(path, arch=arch, mean=mean, std=std)
+    x, y = correct_images(model, data, images)
+    click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
+
+    def pass_through() -> None:
+        for _ in range(steps):
+            z = x.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(model(z), y, reduction="sum")
+            torch.autograd.grad(loss, z)
+        with torch.no_grad():
+            model(x)
+
+    for norm, small in SMALL.items():
+
+        def search(norm: Norm = norm, small: float = small) -> None:
+            apgd(model, x, y, norm=norm, eps=small, steps=steps)
+
+        mine, plain = best_of(rounds, search, pass_through)
+        click.echo(f"{norm}: {mine:.2f} s, passes alone {plain:.2f} s, ratio {mine / plain:.3f}")
+    if eps is not None:
+        compare(model, x, y, eps, steps)
+
+
+def compare(model: Classifier, x: Tensor, y: Tensor, eps: float, steps: int) -> None:
+    """Print what each attack leaves, and for how many passes."""
+    _, c, h, w = x.shape
+
+    def theirs(a: Tensor, b: Tensor) -> Tensor:
+        attack = AutoProjectedGradientDescent(
+            as_estimator(model, input_shape=(c, h, w)),
+            eps=eps,
+            eps_step=2 * eps,
+            max_iter=steps,
+            nb_random_init=1,
+            loss_type="cross_entropy",
+            batch_size=len(a),
+            verbose=False,
+        )
+        return torch.from_numpy(attack.generate(a.numpy(), b.numpy()))
+
+    attacks = {
+        "apgd": lambda a, b: apgd(model, a, b, eps=eps, steps=steps, stop="float"),
+        "ART": theirs,
+        "pgd": lambda a, b: pgd(model, a, b, eps=eps, steps=steps // 2, restarts=5, stop="float"),
+    }
+    for name, attack in attacks.items():
+        with count_passes(model, len(x), x.device) as passes:
+            x_adv = in_batches(attack, x, y)
+        with torch.no_grad():
+            left = int((predict_classes(model(x_adv)) == y).sum())
+        click.echo(
+            f"{name}: leaves {left} of {len(x)},"
+            f" {passes.forwards.mean():.1f} passes forward, {passes.backwards.mean():.1f} back"
+        )
+
+
+if __name__ == "__main__":
+    main()
