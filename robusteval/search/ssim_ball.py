@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robusteval.search.balls import to_double
+from robusteval.search.balls import sum_rows, to_double
 
 C1, C2 = 0.01**2, 0.03**2  # stabilisers of means and of variances
 
@@ -73,9 +73,9 @@ class StructureBall(NamedTuple):
         ``|x - mean|**2``. To be `exact` takes `keep_mean`.
         """
         x = to_double(x)
-        mean = _sum(x) / x.shape[1]
+        mean = sum_rows(x) / x.shape[1]
         rest = x - mean
-        power = _sum(rest.square())
+        power = sum_rows(rest.square())
         eta = 1 / (1 - eps2**2)
         square = (eta**2 - 1) * power + x.shape[1] * C2 * eta * eps2**2
         if printed:
@@ -86,7 +86,7 @@ class StructureBall(NamedTuple):
     def find_direction(self, grad: Tensor) -> Tensor:
         """The direction of unit length ``(n, N)`` along which the function rises most."""
         w = self._allowed(grad)
-        return w / _sum(w.square()).sqrt().clamp_min(1e-300)
+        return w / sum_rows(w.square()).sqrt().clamp_min(1e-300)
 
     def maximise(self, grad: Tensor) -> Tensor:
         """Where a linear function of this gradient ``(n, N)`` is largest; `x` if it is constant.
@@ -104,14 +104,14 @@ class StructureBall(NamedTuple):
         """The part of a direction ``(n, N)`` that may be taken."""
         w = to_double(w)
         if self.free is None:
-            return w - _sum(w) / w.shape[1] if self.keep_mean else w
+            return w - sum_rows(w) / w.shape[1] if self.keep_mean else w
         w = w * self.free
-        return (w - _sum(w) / self._count()) * self.free if self.keep_mean else w
+        return (w - sum_rows(w) / self._count()) * self.free if self.keep_mean else w
 
     def _count(self) -> Tensor:
         """Values that may change ``(n, 1)``, one at least."""
         assert self.free is not None
-        return _sum(self.free).clamp_min(1)
+        return sum_rows(self.free).clamp_min(1)
 
     def _along(self, w: Tensor, most: float) -> Tensor:
         """The point furthest along `w`, `most` lengths of it at most from the centre."""
@@ -122,11 +122,11 @@ class StructureBall(NamedTuple):
             # what may not change stays at x and uses up some of the radius
             lower, upper = (torch.where(self.free, bound, self.x) for bound in (lower, upper))
             apart = self.x - self.centre
-            square = square - _sum(apart.square() * ~self.free)
+            square = square - sum_rows(apart.square() * ~self.free)
             if self.keep_mean:
-                shift = _sum(apart * self.free) / self._count()
+                shift = sum_rows(apart * self.free) / self._count()
                 square = square - self._count() * shift.square()
-        size = _sum(w.square()).sqrt()
+        size = sum_rows(w.square()).sqrt()
         t = (square.sqrt() / size).clamp_max(most)
         if self.exact:
             y = self._between(lower, upper, w, most, t, -shift)
@@ -145,13 +145,13 @@ class StructureBall(NamedTuple):
         brackets Newton's method for both.
         """
         below, above = lower - self.centre, upper - self.centre  # bounds of y - centre
-        total, square = _sum(self.x - self.centre), self.radius.square()
+        total, square = sum_rows(self.x - self.centre), self.radius.square()
         least, largest = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
         lowest, highest = below.amin(1, keepdim=True), above.amax(1, keepdim=True)
         reach = torch.maximum(-least, largest)
         longest = (LONGEST / reach.clamp_min(1e-300)).clamp_max(most)
         # with every value at a bound, or no direction, there is but x
-        stuck = (_sum(self.x - lower) == 0) | (_sum(upper - self.x) == 0) | (reach == 0)
+        stuck = (sum_rows(self.x - lower) == 0) | (sum_rows(upper - self.x) == 0) | (reach == 0)
         done = stuck
         t = torch.minimum(t.nan_to_num(0.0), longest)
         t_low, t_high = torch.zeros_like(t), torch.full_like(t, math.inf)
@@ -161,7 +161,7 @@ class StructureBall(NamedTuple):
             torch.mul(w, t, out=z).sub_(s)
             torch.clamp(z, below, above, out=d)
             torch.eq(d, z, out=inside)
-            excess, over = _sum(d) - total, _sum(torch.mul(d, d, out=z)) - square
+            excess, over = sum_rows(d) - total, sum_rows(torch.mul(d, d, out=z)) - square
 
             # brackets
             s_low, s_high = torch.where(excess > 0, s, s_low), torch.where(excess < 0, s, s_high)
@@ -175,9 +175,9 @@ class StructureBall(NamedTuple):
                 break
 
             # Newton: the solution if no other values than these lie between their bounds
-            count, first = _sum(inside), _sum(inside.mul_(w))
+            count, first = sum_rows(inside), sum_rows(inside.mul_(w))
             slope = first / count
-            spread = _sum(inside.mul_(w)) - first * slope
+            spread = sum_rows(inside.mul_(w)) - first * slope
             rise = excess / count
             ahead = over - 2 * rise * (t * first - s * count) + excess * rise
             t_new = torch.minimum((t.square() - ahead / spread).sqrt(), longest)
@@ -192,12 +192,3 @@ class StructureBall(NamedTuple):
             s_new = torch.where((s_new > s_low) & (s_new < s_high), s_new, (s_low + s_high) / 2)
             t, s = t_new, torch.where(done, s, s_new)
         return torch.where(done & ~stuck, self.centre + d, self.x)
-
-
-def _sum(z: Tensor) -> Tensor:
-    """Row sums ``(n, 1)`` in float64, the same bits in any company.
-
-    A single long row would be summed in as many parts as there are threads.
-    """
-    rows = z.expand(2, -1) if len(z) == 1 else z
-    return rows.sum(1, keepdim=True, dtype=torch.float64)[: len(z)]

@@ -22,8 +22,9 @@ from robusteval.attacks.apgd import apgd
 from robusteval.attacks.pgd import pgd
 from robusteval.commands.shell import read_numbers
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import Classifier, count_passes, predict_classes
+from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.demo import demo
+from robusteval.models.steps import count_passes
 from robusteval.search.balls import Norm
 
 SMALL: dict[Norm, float] = {"linf": 1e-5, "l2": 1e-4, "l1": 1e-3}  # nothing falls
