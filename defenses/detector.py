@@ -220,7 +220,7 @@ class MapDetector:
         """
         path = Path(path)
         check_regular(path, WEIGHTS)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"there is no file {path}")
         if not is_detector(path):
             raise UsageError(f"{path} is no detector: `robusteval defend detector` writes them")

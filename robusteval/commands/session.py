@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Request:
     @property
     def data_name(self) -> str:
         """What names the images: the demo network has some of its own."""
-        return self.data or "digits"
+        return "digits" if self.data is None else self.data
 
     @property
     def model_options(self) -> list[tuple[str, Any]]:
@@ -163,7 +164,7 @@ def open_images(
 
     hint = classifier.identity
     resize = None
-    photos = Path(spec).is_dir() or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
+    photos = os.path.isdir(spec) or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
     if size is None and photos and hint.get("num_classes") == 1000:
         # what torchvision's networks for ImageNet are made for
         size, resize = hint.get("size"), hint.get("resize")

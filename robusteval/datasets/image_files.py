@@ -16,7 +16,7 @@ import numpy as np
 from robusteval.datasets.checks import (
     raise_as_unreadable,
 )
-from robusteval.datasets.images import SUFFIXES, decode_image, read_orientation
+from robusteval.datasets.images import SUFFIXES, decode_image, read_orientation, scale_levels
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES
 from robusteval.runs.reading import MANIFEST, PICTURE, check_amount, read_bytes
@@ -77,6 +77,10 @@ class FileSource:
 
     def image(self, index: int) -> np.ndarray:
         """Decode the file to `(c, h, w)`, float32 in [0, 1]."""
+        return scale_levels(self.decode(index))
+
+    def decode(self, index: int) -> np.ndarray:
+        """Decode the file to `(c, h, w)` as it is stored: uint8, or float32 in [0, 1]."""
         with raise_as_unreadable(self.files[index], "replace it or leave it out"):
             return decode_image(self.files[index], self.channels)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from robusteval.errors import UsageError
-from robusteval.runs.reading import PICTURE, check_amount, open_regular, raise_limit
+from robusteval.runs.reading import PICTURE, VARIABLE, check_amount, open_regular, raise_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,14 +70,17 @@ def png_round_trip(x: Tensor) -> Tensor | None:
 
 
 def decode_image(path: Path, channels: int) -> np.ndarray:
-    """Decode a file to ``(c, h, w)``, float32 in [0, 1], upright as its EXIF says."""
+    """Decode a file to ``(c, h, w)``, uint8 or float32 in [0, 1], upright as its EXIF says."""
     with open_image(path) as file:
-        pixels = turn_upright(read_pixels(file, channels), find_orientation(file))
+        return turn_upright(read_pixels(file, channels), find_orientation(file))
+
+
+def scale_levels(pixels: np.ndarray) -> np.ndarray:
+    """An image, uint8 or float32 in [0, 1], as float32."""
+    scaled = pixels.astype(np.float32, order="C")
     if pixels.dtype == np.uint8:
-        levels = pixels.astype(np.float32, order="C")
-        levels /= np.float32(255)
-        return levels
-    return np.ascontiguousarray(pixels)
+        scaled /= np.float32(255)
+    return scaled
 
 
 @contextmanager
@@ -95,6 +100,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError(f"cannot identify image file as one of {', '.join(FORMATS)}") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            factor = max(2, math.ceil(int(*re.findall(r"\d+", str(error))[:1]) / PIXELS))
+            raise ValueError(
+                f"{error} If that is meant, set {VARIABLE}={factor} in the environment"
+            ) from None
         finally:
             Image.MAX_IMAGE_PIXELS = usual
         with image:
@@ -146,24 +156,27 @@ def read_pixels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.ndarray:
-    """Bring `(c, h, w)` to `(c, size, size)`: shorter side to `resize`, then the centre.
+    """Bring `(c, h, w)`, uint8 or floats, to `(c, size, size)`: shorter side to `resize`, then the
+    centre, as float32 in [0, 1].
 
     Values on the 8-bit lattice are resized as 8-bit files are, so the result is that of
     torchvision's `Resize` and `CenterCrop` on the file, whatever type the image was stored in.
     """
     _, h, w = image.shape
     if (h, w) == (size, size):
-        return image
+        return scale_levels(image)
     h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
     if h * w > min(raise_limit(PIXELS), Image.MAX_IMAGE_PIXELS or np.inf):
         raise UsageError(f"{where} is too long and narrow to be resized: leave it out")
-    eight_bit = all(
-        np.array_equal(_round_levels(plane) / np.float32(255), plane) for plane in image
+    stored = image.dtype == np.uint8
+    eight_bit = stored or all(
+        np.array_equal(_round_levels(each) / np.float32(255), each) for each in image
     )
     top, left = round((h - size) / 2), round((w - size) / 2)
     centre = np.empty((len(image), size, size), dtype=np.float32)
     for plane, part in zip(image, centre, strict=True):  # one at a time, as photos are large
-        levels = _round_levels(plane).astype(np.uint8) if eight_bit else plane
+        rounded = eight_bit and not stored
+        levels = _round_levels(plane).astype(np.uint8) if rounded else plane
         part[:] = resize_plane(levels, h, w)[top : top + size, left : left + size]
     return centre / np.float32(255) if eight_bit else centre
 

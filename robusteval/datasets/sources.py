@@ -155,7 +155,7 @@ def _open_source(spec: str, options: dict[str, Any]) -> Source:
         return _call_source(kind, Path(os.path.expanduser(root)), options)
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             check_regular(path, ARRAYS)
         entry = _find_entry(path, entries)
         if entry is not None:

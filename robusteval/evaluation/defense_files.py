@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from robusteval.runs.types import Spec
 def parse_defense(text: str) -> Spec:
     """Parse a spec, or make the one that stands for a file."""
     path = Path(text)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         check_regular(path, WEIGHTS)
-    if not path.is_file():
+    if not os.path.isfile(path):
         if path.suffix and text.partition(":")[0] not in DEFENSES.entries:
             raise UsageError(f"there is no file {text}; `robusteval list defenses` shows the forms")
         return parse(text)
@@ -42,4 +43,4 @@ def hide_folder(value: Any) -> Any:
     head, suffix, function = value.partition(".py:")
     if suffix:
         return Path(head).name + suffix + function
-    return Path(value).name if Path(value).is_file() else value
+    return Path(value).name if os.path.isfile(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import pickletools
 import re
@@ -40,7 +41,7 @@ CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the r
 
 def read_checkpoint_file(path: Path) -> bytes:
     """All of a file of weights; what cannot be one by its first bytes is not read further."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; give the file with the weights")
     try:
         with open_regular(path, WEIGHTS) as file:

@@ -83,9 +83,10 @@ def check_amount(
     most = raise_limit(usual)
     if found > most:
         factor = math.ceil(found / usual)
+        limit = spell_amount(most, unit) if unit == "bytes" else most
         raise kind(
-            f"{subject} has {spell_amount(found, unit)}, the limit is {spell_amount(most, unit)}:"
-            f" if that is meant, set {VARIABLE}={factor} in the environment"
+            f"{subject} has {spell_amount(found, unit)}, the limit is {limit}: if that is meant,"
+            f" set {VARIABLE}={factor} in the environment"
         )
 
 
