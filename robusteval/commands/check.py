@@ -162,9 +162,9 @@ def update(run: Path, baseline: Path | None, config: Path | None, dry_run: bool)
         settings = find_settings(Path()) if config is None else read_settings(config)
         baseline = settings.baseline or BASELINE
     new = build_baseline(load_run(run))
-    if baseline.is_dir():
+    if os.path.isdir(baseline):
         raise UsageError(f"{baseline} is a folder: name a file with --baseline")
-    old = read_baseline(baseline) if baseline.exists() else None
+    old = read_baseline(baseline) if os.path.exists(baseline) else None
     text = render_baseline(new)
     changes = list_changes(old, new)
     emit_lines(changes or ["nothing changes"])

@@ -53,7 +53,7 @@ class Request:
 
     def require_data(self, ask: str) -> None:
         """Refuse to go on without a file and images, unless the model is the demo network."""
-        if self.checkpoint != "demo" and not Path(self.checkpoint).exists():
+        if self.checkpoint != "demo" and not os.path.exists(self.checkpoint):
             raise UsageError(f"there is no file {self.checkpoint}")
         if self.data is None and self.checkpoint != "demo":
             raise UsageError(f"{ask} with --data; `robusteval list data` shows the forms")

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,7 @@ def check_source(arch: str, folder: Path) -> None:
     stem = source.rstrip(":").removesuffix(".py")
     if source.endswith(".py"):
         check_regular(Path(source).resolve(), NAMES)
-        if not Path(source).is_file():
+        if not os.path.isfile(source):
             found = find_file(source, folder)
             hint = f"; write {found}:{function}" if found else ""
             raise UsageError(f"there is no file {source} to take the architecture from{hint}")
@@ -160,7 +161,7 @@ def check_source(arch: str, folder: Path) -> None:
 def find_file(name: str, folder: Path) -> Path | None:
     """The file of this name here or, by its last part, in `folder`; None if there is none."""
     for path in (Path(name), folder / Path(name).name):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     return None
 

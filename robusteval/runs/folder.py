@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -247,7 +248,7 @@ class Store:
 def refuse_links(folder: Path) -> None:
     """UsageError if a part of the folder of a run leads out of it."""
     for name in ("run.json", "samples", "pictures"):
-        if (folder / name).is_symlink():
+        if os.path.islink(folder / name):
             raise UsageError(
                 f"{folder / name} is a link: a run is kept in its own folder alone, so put there"
                 " what it leads to"
@@ -343,7 +344,7 @@ def load_run(folder: Path | str) -> Run:
         folder = folder.parent
     path = folder / "run.json"
     refuse_links(folder)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{folder} is not the folder of a run: there is no run.json in it")
     record = read_record(path)
     try:
