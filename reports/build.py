@@ -44,6 +44,7 @@ from .record import (
     WorstCaseRow,
 )
 from .sentences import write_verdict
+from .stages import build_stages
 
 # the norms in which curves are drawn; `ssim` stands for 1 - SSIM
 CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
@@ -77,7 +78,11 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         gates=gates,
         worst_cases=tuple(build_worst_case(*group) for group in groups),
         attacks=tuple(
-            AttackRow(**vars(build_attack(outcome, position)), unique_breaks=unique)
+            AttackRow(
+                **vars(build_attack(outcome, position)),
+                unique_breaks=unique,
+                stages=build_stages(outcome),
+            )
             for _, _, group in groups
             for outcome, unique in zip(group, metrics.unique_breaks(group), strict=True)
         ),

@@ -21,6 +21,7 @@ from robusteval.runs.types import Picture, Run, visible
 from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences
 from .measures import RateRecord
 from .record import CurveRecord, DetectedAttackRow, RunRecord
+from .stages import build_stage_tables
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -106,6 +107,7 @@ def compile_template() -> Template:
     )
     environment.globals.update(
         attack_tables=attack_tables,
+        build_stage_tables=build_stage_tables,
         draw_bar=draw_bar,
         formatting=formatting,
         gate_words=gate_words,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import attack_tables, formatting, gate_words, maps, sentences
+from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .record import MapsRecord, RunRecord
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
@@ -137,6 +137,14 @@ def list_attacks(record: RunRecord) -> Iterator[str]:
         cells = [escape_prose(c.write(line.numbers)) if line.numbers else "" for c in columns]
         yield render_markdown_row([render_row_title(line), *cells])
     yield from ("", escape_prose(attack_tables.write_legend(record)))
+    for table in stages.build_stage_tables(record.attacks):
+        yield from ("", f"### {escape_prose(table.title)}", "")
+        yield render_markdown_row(["stage", *table.columns])
+        yield render_markdown_row([LEFT, *(RIGHT for _ in table.columns)])
+        for row in table.rows:
+            yield render_markdown_row(list(map(escape_prose, row)))
+        if table.note:
+            yield from ("", escape_prose(table.note))
 
 
 def list_explanations(record: MapsRecord) -> Iterator[str]:

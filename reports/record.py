@@ -38,6 +38,7 @@ from .measures import (
     ThreatRecord,
     to_json_types,
 )
+from .stages import StageRow
 
 SCHEMA: Literal[1] = 1
 GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
@@ -82,6 +83,7 @@ class AttackRow(MeasuredAttack):
     """An attack that was asked for."""
 
     unique_breaks: Annotated[Count, "images that no other attack of the same threat fools"]
+    stages: Annotated[tuple[StageRow, ...], "of an attack that has several parts, in their order"]
 
 
 @dataclass(frozen=True)

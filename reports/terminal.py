@@ -16,7 +16,7 @@ from rich.text import Text
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import spell_line
 
-from . import attack_tables, formatting, gate_words, maps, sentences
+from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .record import MapsRecord, RunRecord
 
 NARROWEST = 16  # a spec may become
@@ -233,6 +233,16 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
     print_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
     console.print()
     print_paragraph(console, attack_tables.write_legend(record), "dim")
+    for table in stages.build_stage_tables(record.attacks):
+        print_heading(console, table.title)
+        columns = [
+            TableColumn(title.replace(" ", "\n", 1), [cells[i + 1] for cells in table.rows])
+            for i, title in enumerate(table.columns)
+        ]
+        print_tables(console, [(cells[0], "attack") for cells in table.rows], [columns], "stage")
+        if table.note:
+            console.print()
+            print_paragraph(console, table.note, "dim")
 
 
 def print_explanations(console: Console, record: MapsRecord) -> None:

@@ -125,6 +125,20 @@ class Linear(nn.Module):
         return (side.abs() / dual).detach()
 
 
+class Weighed(nn.Module):
+    """Two logits from a weighted sum of the pixels, which may be taken of rounded images."""
+
+    def __init__(self, weight: Tensor, bias: float = 0.0, levels: int | None = None) -> None:
+        super().__init__()
+        self.weight, self.bias, self.levels = weight, bias, levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.levels is not None:
+            x = (x * self.levels).round() / self.levels
+        side = (x * self.weight).flatten(1).sum(1) - self.bias
+        return torch.stack([-side, side], 1)
+
+
 class Bands(nn.Module):
     """A convolutional network of 1,000 parameters for the synthetic images."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from robusteval.art.field_names import check_attack
-from robusteval.commands.preset import Preset, change_radius, read_preset
+from robusteval.commands.preset import RADII, Preset, change_norm, change_radius, read_preset
 from robusteval.errors import NothingEvaluated, NotToBeUsed, RunError, UsageError
 from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, REPORT_FORMATS, parse
@@ -67,6 +67,13 @@ from .shell import Command, Whole, option, read_batch_size, read_radius
     help="A file that `robusteval defend` or `robusteval train` wrote, or such as"
     " detector:file=FILE,fpr=0.01; may be repeated. Each attack is judged behind it, and those"
     " that know it are run as well. See `robusteval list defenses`.",
+)
+@option(
+    "Attacks",
+    "--norm",
+    type=click.Choice(tuple(RADII)),
+    help="Another norm for the attacks of the preset; its radius is then 8/255, 0.5 or 12 unless"
+    " --eps says another.",
 )
 @option(
     "Attacks",
@@ -133,6 +140,7 @@ def evaluate(
     preset: str | None,
     interpreters: tuple[str, ...],
     defenses: tuple[str, ...],
+    norm: str | None,
     eps: float | None,
     samples: int | None,
     seed: int | None,
@@ -162,7 +170,7 @@ def evaluate(
       robusteval evaluate net.pt --arch torchvision:resnet18 --data photos/ \\
         --samples 500 --attack pgd:eps=4/255,steps=20
     """
-    specs, settings = choose_attacks(preset, attacks, eps)
+    specs, settings = choose_attacks(preset, attacks, norm, eps)
     explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
     defended = [DEFENSES.check_spec(parse_defense(text)) for text in defenses]
@@ -239,16 +247,24 @@ def refuse_file(out: Path | None) -> None:
 
 
 def choose_attacks(
-    preset: str | None, attacks: tuple[str, ...], eps: float | None
+    preset: str | None, attacks: tuple[str, ...], norm: str | None, eps: float | None
 ) -> tuple[list[Spec], Preset]:
     """The attacks asked for, names and parameters checked, and other settings of the preset."""
     specs = [check_attack(parse(text)) for text in attacks]
     if attacks and not preset:
-        if eps is not None:
-            raise UsageError("--eps is for the attacks of a preset: write --attack NAME:eps=...")
+        for name, value in (("norm", norm), ("eps", eps)):
+            if value is not None:
+                raise UsageError(
+                    f"--{name} is for the attacks of a preset: write --attack NAME:{name}=..."
+                )
         return specs, Preset(())
     settings = read_preset(preset or "quick")
     theirs = settings.attack
+    if norm is not None:
+        known = [change_norm(spec, norm) for spec in theirs]
+        theirs = tuple(spec for spec in known if spec is not None)
+        if not theirs:
+            raise UsageError(f"no attack of the preset {preset or 'quick'} knows the norm {norm}")
     if eps is not None:
         theirs = tuple(change_radius(spec, eps) for spec in theirs)
         if all("eps" not in spec.parameters for spec in theirs):

@@ -92,6 +92,18 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
     return Preset(**{**values, "attack": specs, "interpreter": interpreters})
 
 
+# radii of the other norms, where a preset is given one without --eps
+RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+
+
+def change_norm(spec: Spec, norm: str) -> Spec | None:
+    """The attack in another norm, with the usual radius of that; None if it knows it not."""
+    entry = ATTACKS.entries.get(spec.name)
+    if entry is None or norm not in entry.norms or not {"norm", "eps"} <= entry.parameters.keys():
+        return None
+    return Spec(spec.name, {**spec.parameters, "norm": norm, "eps": RADII[norm]})
+
+
 def change_radius(spec: Spec, eps: float) -> Spec:
     """The attack at another radius, if it has one."""
     has = "eps" in spec.parameters or (

@@ -27,7 +27,7 @@ from robusteval.runs.keys import (
     hash_quality,
 )
 from robusteval.runs.pictures import check_pictures
-from robusteval.runs.types import Columns, Outcome, Picture
+from robusteval.runs.types import STAGE, Columns, Outcome, Picture
 from robusteval.runs.validation import check_clean, check_outcome
 
 T = TypeVar("T")
@@ -308,6 +308,7 @@ def place_columns(
     """
     columns = fill_untouched({name: column[positions] for name, column in clean.items()})
     columns |= {name: np.full(len(positions), np.nan) for name in maps}
+    columns |= {name: np.zeros(len(positions)) for name in found if name.startswith(STAGE)}
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before
     for name, values in found.items():

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError, check_path, check_whole
-from robusteval.evaluation import sanity_checks
+from robusteval.evaluation import estimate, sanity_checks
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
@@ -22,10 +23,12 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
+from robusteval.evaluation.widening import widen_cut
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
+from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Finding, Run, Spec, name_cell
 
 
@@ -180,6 +183,7 @@ class Evaluation:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
             self.measure_quality(undefended.measurement)
+        self.say_how_long()
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
@@ -188,6 +192,21 @@ class Evaluation:
         for target in self.targets:
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
+
+    def say_how_long(self) -> None:
+        """Tell how long the attacks on the model as it is will take, where that is long."""
+        plan, target = self.plan, self.targets[0]
+        rows = np.flatnonzero(find_right(target.clean))
+        some = rows[: estimate.choose_count(target.model, plan.data.shape)]
+        if not len(some):
+            return
+        x = plan.data.batch(plan.index[some]).x.to(target.model.device)
+        seconds = estimate.estimate_seconds(target.model, x, plan.attacks, len(rows))
+        if seconds is not None and seconds > estimate.WORTH_SAYING:
+            self.progress.say(
+                f"The attacks take {estimate.write_estimate(seconds)} if all of {len(rows)} images"
+                " hold, less for each that falls."
+            )
 
     def write_record(self, status: str = "incomplete") -> Run:
         """Write the record as far as it is."""
@@ -237,8 +256,11 @@ class Evaluation:
     def run_attack(self, attack: Attack, target: Target, without: Sequence[Target] = ()) -> None:
         """Run one attack, or note why it has no result; a stop is passed on."""
         failures = self.recording.failures
+        wider = None
         try:
-            self.recording.outcomes += self.cells.compute_attack(attack, target, without)
+            outcomes = self.cells.compute_attack(attack, target, without)
+            self.recording.outcomes += outcomes
+            wider = widen_cut(outcomes[0])
         except Interrupted:
             raise
         except DefenseBroke as error:  # judged behind the others all the same
@@ -252,6 +274,12 @@ class Evaluation:
             self.progress.say(f"{attack.spec}{target.suffix} has no result: {error}")
         finally:
             self.write_record()
+        if wider is not None:
+            spec, finding = wider
+            self.recording.findings.append(target.name_defense(finding))
+            self.progress.say(finding.message)
+            wide = prepare_attack(spec, target.model, self.plan.data.shape)
+            self.run_attack(wide, target, without)
 
     def check_target(self, target: Target) -> None:
         """Run the extra attacks of the trust checks, and see what all attacks say of each other."""

@@ -26,7 +26,7 @@ class Perturbed(NamedTuple):
     x_adv: Tensor  # (n, c, h, w) the same inside pixel box and ball
     fault: Tensor  # (n,) uint8, what had to be brought back, see `judge`
     goal: Tensor  # (n,) classes to reach; of an untargeted attack the labels, which are to be left
-    passes: Passes  # forward and backward passes of each image
+    passes: Passes  # forward and backward passes of each image, and in which stages
     seconds: float  # the whole batch took
 
 

@@ -75,6 +75,9 @@ def format_number(value: float) -> str:
     return f"{value:g}" if exact else repr(value)
 
 
+STAGE = "passes:"  # begins the name of a column that holds the cost of a stage
+
+
 def name_cell(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
     """What a cell is called where it has no result."""
     if defense is None:
@@ -117,6 +120,8 @@ class Outcome:
     confidence_adv : softmax probability of `pred_adv`
     forwards, backwards, seconds : the image's share of the cost
     fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
+    passes:NAME : what the stage NAME of the attack cost, forwards and backwards, 0 where an image
+        was not given to it; the last one that an image was given to is that in which it fell
     score, flagged : behind a detector, what it says of the attacked image, and its alarm
     map_distance:NAME, map_iou:NAME, map_noise:NAME, map_floor:NAME, edge_energy, edge_area : where
         interpreters were asked for, see `robusteval.evaluation.map_changes.Measurement`

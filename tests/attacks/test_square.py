@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Affine, late
+from toys import Affine, Weighed, late
 
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import per_image
@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from robusteval.attacks.square import square
 else:
     square = late("robusteval.attacks.square", "square")
-
-
-class Weighed(nn.Module):
-    """Two logits from a weighted sum of the pixels, which may be taken of rounded images."""
-
-    def __init__(self, weight: Tensor, bias: float = 0.0, levels: int | None = None) -> None:
-        super().__init__()
-        self.weight, self.bias, self.levels = weight, bias, levels
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.levels is not None:
-            x = (x * self.levels).round() / self.levels
-        side = (x * self.weight).flatten(1).sum(1) - self.bias
-        return torch.stack([-side, side], 1)
 
 
 def grey(n: int, *shape: int) -> Tensor:

@@ -22,7 +22,8 @@ def test_presets_are_shipped() -> None:
     """In alphabetical order, each with a line on it and attacks."""
     presets = dict(list_presets())
 
-    assert list(presets) == ["curves", "interpretation", "quick", "standard"]
+    names = ["autoattack", "curves", "interpretation", "quick", "sparse", "standard"]
+    assert list(presets) == names
     assert all(preset.description and preset.attack for preset in presets.values())
 
 
@@ -30,7 +31,7 @@ def test_a_shipped_preset_is_read_by_name() -> None:
     """Values are numbers by then, not texts."""
     first, *_ = read_preset("quick").attack
 
-    assert first == Spec("noise", {"eps": 8 / 255})
+    assert first == Spec("quick", {"norm": "linf", "eps": 8 / 255})
 
 
 def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         read_preset("standart")
 
     assert str(caught.value) == (
-        "unknown preset 'standart' (did you mean 'standard'?): known are interpretation, quick,"
-        " standard; or give the path of a .toml file"
+        "unknown preset 'standart' (did you mean 'standard'?): known are autoattack,"
+        " curves, interpretation, quick, sparse, standard; or give the path of a .toml file"
     )
 
 

@@ -1,0 +1,68 @@
+"""About how long attacks will take, from a few images, before anybody waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from robusteval.evaluation.plan import Attack
+from robusteval.models.classifier import Classifier, choose_block_size
+from robusteval.models.failures import raise_as_run_error
+
+WORTH_SAYING = 60.0  # seconds below which nobody asks
+# passes for an image that holds, where no parameter tells them
+STAGED = {"standard": 900, "quick": 170, "sigma_zero": 600, "sparse": 400}
+
+
+def count_expected(attack: Attack) -> int | None:
+    """Passes that an attack needs for an image that holds; None where nobody knows."""
+    given: dict[str, Any] = attack.resolved
+    if attack.spec.name in STAGED:
+        return STAGED[attack.spec.name]
+    if "queries" in given:
+        return int(given["queries"])
+    if attack.foreign or "steps" not in given or "interpreter" in given:
+        return None
+    runs = given.get("restarts", 1) * max(given.get("targets", 0), 1)
+    return int((2 * given["steps"] + 1) * runs)
+
+
+def estimate_seconds(
+    model: Classifier, x: torch.Tensor, attacks: Sequence[Attack], images: int
+) -> float | None:
+    """Seconds that attacks on so many images take, if all hold; None where nobody knows.
+
+    Measured by two passes forward and one backward of the images `x` ``(n, c, h, w)``.
+    """
+    passes = [count_expected(attack) for attack in attacks]
+    if not len(x) or any(known is None for known in passes):
+        return None
+    with raise_as_run_error("the network cannot take these images"):
+        z = x.clone().requires_grad_()
+        with torch.no_grad():
+            model(x)  # what the first call sets up is not counted
+        started = time.perf_counter()
+        logits = model(z)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), z)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        spent = time.perf_counter() - started
+    return spent / (2 * len(x)) * images * sum(known or 0 for known in passes)
+
+
+def choose_count(model: Classifier, shape: Sequence[int]) -> int:
+    """How many images are measured: two blocks of the network."""
+    return 2 * choose_block_size(int(torch.Size(shape).numel()), model.device)
+
+
+def write_estimate(seconds: float) -> str:
+    """A duration as people say it beforehand: ``about 12 minutes``."""
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"about {max(round(minutes), 1)} minute" + ("" if round(minutes) <= 1 else "s")
+    hours = minutes / 60
+    return f"about {hours:.0f} hours" if hours < 48 else f"about {hours / 24:.0f} days"

@@ -1,0 +1,37 @@
+"""What is done where an attack in stages has spared images that it should not have spared."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from robusteval.runs.types import STAGE, Finding, Outcome, Spec
+
+FAR = f"{STAGE}far "  # begins the columns of stages on images drawn from those that are spared
+WIDEST = 4.0  # radii: beyond, nothing is spared
+
+
+def count_far_falls(outcome: Outcome) -> tuple[int, int]:
+    """Of the images drawn from the spared ones, how many fell, and how many there are."""
+    drawn = [column > 0 for name, column in outcome.columns.items() if name.startswith(FAR)]
+    if not drawn:
+        return 0, 0
+    far = np.logical_or.reduce(drawn)
+    return int((far & outcome.success()).sum()), int(far.sum())
+
+
+def widen_cut(outcome: Outcome) -> tuple[Spec, Finding] | None:
+    """The attack with its cut doubled, where an image beyond the cut has fallen; else None.
+
+    So what becomes of an image in a cell depends on the image alone: the cell that spared too much
+    stays as it is, and another one is added.
+    """
+    fallen, drawn = count_far_falls(outcome)
+    cut = outcome.resolved.get("cut", WIDEST)
+    if not fallen or cut >= WIDEST:
+        return None
+    wider = Spec(outcome.attack.name, {**outcome.attack.parameters, "cut": 2 * cut})
+    message = (
+        f"{fallen} of {drawn} images drawn from those that {outcome.attack} spares its dear stages"
+        f" fell to them: it was run again with the cut doubled, as {wider}."
+    )
+    return wider, Finding("cut-doubled", False, message, str(outcome.attack))

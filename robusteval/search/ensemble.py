@@ -1,0 +1,237 @@
+"""Searches one after the other, each on what those before have left: an ensemble as one attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, autograd, nn
+
+from robusteval.models.seeds import per_image
+from robusteval.models.steps import book_rows, stage
+from robusteval.search.apgd import search_apgd
+from robusteval.search.balls import Ball
+from robusteval.search.descent import (
+    Found,
+    build_aimed_objective,
+    build_class_objective,
+    choose_stop,
+    keep_best,
+    repeat_search,
+    restrict_objective,
+)
+from robusteval.search.losses import Loss, margin
+from robusteval.search.square import search_square
+from robusteval.search.starts import diversify_start, order_targets
+
+SPREAD = 1000  # between the seeds of two stages: more than any stage has runs
+SHARE = 0.05  # of the far images that are searched like the near ones
+LOT = 999  # between an image's seed and that of its lot
+
+
+class Stage:
+    """The images that a stage is given: a batch of its own, whose rows are counted anew.
+
+    Attributes
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(m, k)``.
+    ball : Ball
+        Around the images ``(m, c, h, w)``.
+    y : Tensor
+        Classes ``(m,)`` to leave or, `targeted`, to reach.
+    seeds : Tensor
+        One per image ``(m,)``, of this stage.
+    start : Tensor
+        The best images so far ``(m, c, h, w)``.
+    targeted : bool
+        Reach class `y` instead of leaving it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ball: Ball,
+        y: Tensor,
+        seeds: Tensor,
+        start: Tensor,
+        *,
+        targeted: bool,
+    ) -> None:
+        self.model = model
+        self.ball = ball
+        self.y = y
+        self.seeds = seeds
+        self.start = start
+        self.targeted = targeted
+
+    def count_pixels(self) -> int:
+        """Pixels of an image: a random search of few of them needs few queries."""
+        return self.ball.x.shape[2:].numel()
+
+    def descend(
+        self,
+        loss: Loss,
+        steps: int,
+        runs: int = 1,
+        *,
+        odi: bool = False,
+        onward: bool = False,
+        targets: int = 0,
+    ) -> Found:
+        """Auto-PGD of so many steps, `runs` times on what is left.
+
+        Each from a random point of the ball; from one where the network answers otherwise, `odi`;
+        or from the best image so far, `onward`. With `targets` a run for each of the classes that
+        are easiest to reach in the linearised network; a targeted attack has its own.
+        """
+        stop = choose_stop("8bit", self.ball)
+        aims: list[Tensor] = []
+        if targets and not self.targeted:
+            order = order_targets(self.model, self.ball, self.y, count=targets)
+            aims = list(order.unbind(1))
+
+        def search(left: Tensor, run: int) -> Found:
+            here, some = self.ball.pick(left), self.seeds[left.cpu()] + run
+            if onward:
+                start = self.start[left]
+            elif odi:
+                with book_rows(left):
+                    start = diversify_start(self.model, here, some)
+            else:
+                start = here.sample(some)
+            if aims:
+                aim = aims[run % len(aims)]
+                objective = build_aimed_objective(self.model, self.y, aim, loss)
+            else:
+                objective = build_class_objective(
+                    self.model, self.y, targeted=self.targeted, loss=loss
+                )
+            objective = restrict_objective(objective, left)
+            return search_apgd(objective, here, start, steps=steps, stop=stop)
+
+        return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
+
+    def query(self, queries: int, *, rescale: bool = False, patience: int | None = None) -> Found:
+        """Random search with square windows."""
+        return search_square(
+            build_class_objective(self.model, self.y, targeted=self.targeted, loss="margin"),
+            self.ball,
+            self.seeds,
+            queries=queries,
+            share=0.8,
+            rescale=rescale,
+            patience=patience,
+            stop=choose_stop("8bit", self.ball),
+        )
+
+
+Work = Callable[[Stage], Found]
+
+
+class Ensemble:
+    """Stages on the survivors of those before.
+
+    What becomes of an image depends on the image and its seed alone, never on which others are
+    attacked beside it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    ball : Ball
+        Around the images ``(n, c, h, w)``.
+    y : Tensor
+        Classes ``(n,)`` to leave or, `targeted`, to reach.
+    seeds : Tensor, optional
+        One per image ``(n,)``; zeros if not given.
+    targeted : bool
+        Reach class `y` instead of leaving it.
+    """
+
+    def __init__(
+        self, model: nn.Module, ball: Ball, y: Tensor, seeds: Tensor | None, *, targeted: bool
+    ) -> None:
+        self.model = model
+        self.ball = ball
+        self.y = y
+        self.seeds = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds.cpu()
+        self.targeted = targeted
+        self.best = Found.nothing(ball.x)  # its loss is the margin
+        self.begun = 0
+
+    def list_survivors(self) -> Tensor:
+        """Rows ``(m,)`` of the images without a success."""
+        return (~self.best.is_adv).nonzero().flatten()
+
+    def run(self, name: str, work: Work, rows: Tensor | None = None) -> None:
+        """One stage on the images without a success that survives 8 bits.
+
+        With `rows` ``(m,)`` on those of them that have no success at all.
+        """
+        if rows is None:
+            rows = (~self.best.finished).nonzero().flatten()
+        else:
+            rows = rows[~self.best.is_adv[rows]]
+        self.begun += 1
+        seeds = self.seeds[rows.cpu()] + SPREAD * (self.begun - 1)
+        with stage(name, rows):
+            if len(rows) == 0:
+                return
+            here = Stage(
+                self.model,
+                self.ball.pick(rows),
+                self.y[rows],
+                seeds,
+                self.best.x_adv[rows],
+                targeted=self.targeted,
+            )
+            found = work(here)
+            found = self._compare(rows, found)
+        keep_best(self.best, rows, found)
+
+    def _compare(self, rows: Tensor, found: Found) -> Found:
+        """The same with the margin for a loss, which all stages have in common."""
+        left = (~found.is_adv).nonzero().flatten()
+        loss = torch.full_like(found.loss, -torch.inf)
+        if len(left):
+            with torch.no_grad(), book_rows(left):
+                logits = self.model(found.x_adv[left]).float()
+            loss[left] = self._measure_margin(logits, self.y[rows[left]])
+        return found._replace(loss=loss)
+
+    def _measure_margin(self, logits: Tensor, y: Tensor) -> Tensor:
+        """How far an image is from the goal ``(n,)``, in units of the logits."""
+        value = margin(logits, y)
+        return -value if self.targeted else value
+
+    def measure_distances(self, rows: Tensor) -> Tensor:
+        """How far the best images are from success if the network were linear, in radii ``(m,)``.
+
+        Zero where the gradient says nothing.
+        """
+        if len(rows) == 0:
+            return self.best.loss[rows]
+        z = self.best.x_adv[rows].requires_grad_()
+        with book_rows(rows):
+            gap = self._measure_margin(self.model(z).float(), self.y[rows])
+        grad = autograd.grad(gap.sum(), z, allow_unused=True)[0] if gap.requires_grad else None
+        if grad is None:
+            return torch.zeros_like(self.best.loss[rows])
+        ball = self.ball.pick(rows)
+        slope = (grad.nan_to_num(0.0, 0.0, 0.0) * (ball.upper > ball.lower)).flatten(1)
+        order = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[ball.norm]
+        steepness = torch.linalg.vector_norm(slope, order, dim=1)
+        ratio = gap.detach() / (steepness * self.ball.eps)
+        return torch.where(steepness > 0, ratio, 0.0).nan_to_num(0.0, torch.inf, 0.0)
+
+    def choose_near(self, cut: float) -> tuple[Tensor, Tensor]:
+        """The images without a success up to `cut` radii from one, and a share of the others.
+
+        Rows ``(m,)`` of both. Each image's lot is drawn from its own seed.
+        """
+        rows = self.list_survivors()
+        is_near = self.measure_distances(rows) <= cut
+        lot = per_image(self.seeds[rows.cpu()] + LOT, torch.Size((1,)))[:, 0]
+        is_drawn = (lot < SHARE).to(is_near.device) & ~is_near
+        return rows[is_near], rows[is_drawn]

@@ -1,0 +1,173 @@
+"""The staged attacks: who is given to which stage, each image by itself, and what is told of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Weighed, late
+
+from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.steps import count_passes
+from robusteval.search.balls import Ball, quantise
+from robusteval.search.descent import Found
+from robusteval.search.ensemble import Ensemble, Stage
+
+if TYPE_CHECKING:
+    from robusteval.attacks.standard import quick, standard
+else:
+    quick = late("robusteval.attacks.standard", "quick")
+    standard = late("robusteval.attacks.standard", "standard")
+
+
+def labels_of(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return predict_classes(model(x))
+
+
+def watch(model: nn.Module, x: Tensor, eps: float, cut: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Results of `standard`, what its stages cost each image, and all passes of each."""
+    y, seeds = labels_of(model, x), torch.arange(len(x)) * 7
+    with count_passes(model, len(x), x.device) as passes:
+        x_adv = standard(model, x, y, eps=eps, cut=cut, seeds=seeds)
+    costs = {name: stage.forwards + stage.backwards for name, stage in passes.stages.items()}
+    return x_adv, costs, passes.forwards + passes.backwards
+
+
+def images(n: int = 12) -> Tensor:
+    return quantise(torch.rand(n, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
+
+
+def test_stages_add_up_and_stop_at_the_one_that_succeeds(bands: Classifier) -> None:
+    """All passes but those that measure distances are some stage's."""
+    x = images()
+    x_adv, costs, passes = watch(bands, x, eps=0.012, cut=0.1)
+
+    fallen = labels_of(bands, x_adv) != labels_of(bands, x)
+    assert fallen.any()
+    assert not fallen.all()
+    total = torch.stack(list(costs.values())).sum(0)
+    assert list(costs)[:3] == ["apgd", "diverse", "targets"]
+    assert (costs["apgd"] > 0).all()
+    measured = costs["diverse"] > 0
+    assert bool(((passes - total)[~measured] == 0).all())
+    assert bool(((passes - total) <= 2).all())
+
+
+def test_near_images_get_the_dear_stages_and_far_ones_do_not(bands: Classifier) -> None:
+    """With a cut of zero nothing is near, with a large one everything."""
+    x = images(6)
+    _, none, _ = watch(bands, x, eps=0.001, cut=0.0)
+    _, everything, _ = watch(bands, x, eps=0.001, cut=1e6)
+
+    assert not none["square"].any()
+    assert (everything["square"] > 0).all()
+    assert not everything["far square"].any()
+
+
+def test_a_share_of_the_far_images_is_drawn_by_their_seeds(bands: Classifier) -> None:
+    """One in twenty, the same ones in any company."""
+    x = images(4)[torch.zeros(4000, dtype=torch.int64)]
+    y, seeds = labels_of(bands, x[:1]).expand(4000), torch.arange(4000) * 1_000_003
+    ensemble = Ensemble(bands, Ball.around(x, "linf", 0.001), y, seeds, targeted=False)
+    ensemble.measure_distances = lambda rows: torch.ones(len(rows))  # type: ignore[method-assign]
+
+    near, far = ensemble.choose_near(0.5)
+    some = Ensemble(bands, Ball.around(x[:9], "linf", 0.001), y[:9], seeds[far[:9]], targeted=False)
+    some.measure_distances = lambda rows: torch.ones(len(rows))  # type: ignore[method-assign]
+
+    assert len(near) == 0
+    assert 150 <= len(far) <= 250
+    assert some.choose_near(0.5)[1].tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_distance_is_exact_for_a_linear_network(norm: str) -> None:
+    """Margin over the gradient's dual norm, in radii."""
+    weight = torch.tensor([0.5, -1.0, 2.0, 0.25]).view(1, 2, 2)
+    model = Weighed(weight, bias=0.4)
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.ones(1, dtype=torch.int64)
+    ensemble = Ensemble(model, Ball.around(x, norm, 0.01), y, None, targeted=False)  # type: ignore[arg-type]
+
+    found = ensemble.measure_distances(torch.arange(1))
+
+    dual = {"linf": weight.abs().sum(), "l2": weight.norm(), "l1": weight.abs().max()}[norm]
+    side = float((x * weight).sum()) - 0.4
+    assert float(found) == pytest.approx(side / float(dual) / 0.01, rel=1e-5)
+
+
+def test_an_image_without_a_gradient_counts_as_near() -> None:
+    """Its distance is unknown, and random search may be the only way."""
+    model = Weighed(torch.ones(1, 2, 2), bias=1.0, levels=10)
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.ones(1, dtype=torch.int64)
+    ensemble = Ensemble(model, Ball.around(x, "linf", 0.01), y, None, targeted=False)
+
+    assert ensemble.choose_near(0.1)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("attack", [quick, standard])
+def test_rounding_of_the_input_does_not_help(attack: object) -> None:
+    """Every gradient is zero; a search without gradients is among the stages."""
+    weight = torch.randn(1, 12, 12, generator=torch.Generator().manual_seed(0)).sign()
+    model = Weighed(weight, bias=float(weight.sum()) * 0.5 - 1.0, levels=20)
+    x, y = quantise(torch.full((2, 1, 12, 12), 0.5)), torch.ones(2, dtype=torch.int64)
+
+    x_adv = attack(model, x, y, eps=0.1, seeds=torch.arange(2))  # type: ignore[operator]
+
+    assert labels_of(model, x_adv).ne(y).all()
+
+
+def test_quick_keeps_to_its_passes(bands: Classifier) -> None:
+    """180 at most, of an image that holds."""
+    x = images(4)
+    with count_passes(bands, 4, x.device) as passes:
+        quick(bands, x, labels_of(bands, x), eps=0.001, seeds=torch.arange(4))
+
+    assert 160 < float((passes.forwards + passes.backwards).max()) <= 180
+
+
+def test_a_stage_sees_the_best_image_so_far(bands: Classifier) -> None:
+    """And what it finds counts by its margin, whatever it lowered."""
+    x = images(3)
+    y = labels_of(bands, x)
+    ensemble = Ensemble(bands, Ball.around(x, "linf", 0.01), y, None, targeted=False)
+    seen: list[Tensor] = []
+
+    def look(stage: Stage) -> Found:
+        seen.append(stage.start)
+        return Found.nothing(stage.ball.x)._replace(loss=torch.full((3,), -1e9))
+
+    ensemble.run("first", lambda stage: stage.descend("ce", 5))
+    before = ensemble.best.loss.clone()
+    ensemble.run("look", look)
+
+    left = ensemble.list_survivors()
+    assert torch.equal(seen[0], ensemble.best.x_adv[left]) or len(left) < 3
+    assert torch.equal(ensemble.best.loss, before)
+
+
+def test_a_far_image_that_falls_doubles_the_cut() -> None:
+    """In another cell: the first stays what it is."""
+    from robusteval.evaluation.widening import widen_cut
+    from robusteval.runs.types import Outcome, Spec, Threat
+
+    def outcome(pred: list[int], far: list[float], cut: float = 0.25) -> Outcome:
+        n = len(pred)
+        columns = {
+            "attacked": np.ones(n, bool),
+            "label": np.zeros(n, int),
+            "pred_adv": np.array(pred),
+            "passes:far square": np.array(far),
+        }
+        spec, threat = Spec("standard", {"eps": 0.1}), Threat("linf", 0.1, False)
+        return Outcome(spec, threat, "white-box", columns, resolved={"eps": 0.1, "cut": cut})
+
+    assert widen_cut(outcome([0, 1], [9.0, 0.0])) is None
+    wider = widen_cut(outcome([0, 1], [9.0, 9.0]))
+    assert wider is not None
+    assert str(wider[0]) == "standard:eps=0.1,cut=0.5"
+    assert wider[1].message.startswith("1 of 2 images")
+    assert widen_cut(outcome([0, 1], [9.0, 9.0], cut=4.0)) is None
