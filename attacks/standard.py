@@ -34,7 +34,7 @@ def standard(
     mask: Tensor | None = None,
     norm: BallNorm = "linf",
     eps: float = 8 / 255,
-    cut: float = 0.25,
+    cut: float = 0.1,
 ) -> Tensor:
     """The reference attack: searches in stages, the dear ones where success is near.
 

@@ -82,7 +82,7 @@ class StagedAttack(Protocol):
 
 
 def build_stage_tables(rows: Sequence[StagedAttack]) -> Iterator[StageTable]:
-    """A table for each attack that has stages; the note with the last."""
+    """A table for each attack that has stages, of those that saw images; the note with the last."""
     staged = [row for row in rows if row.stages]
     for row in staged:
         attacked = row.success_rate.float.n
@@ -90,7 +90,7 @@ def build_stage_tables(rows: Sequence[StagedAttack]) -> Iterator[StageTable]:
         yield StageTable(
             f"Stages of {row.spec}",
             COLUMNS,
-            [(stage.name, *list_cells(stage, attacked)) for stage in row.stages],
+            [(stage.name, *list_cells(stage, attacked)) for stage in row.stages if stage.seen],
             NOTE if noted else "",
         )
 
@@ -99,8 +99,8 @@ def list_cells(stage: StageRow, attacked: int) -> Iterator[str]:
     """What a stage saw, broke and cost, as text."""
     yield f"{stage.seen:,}"
     yield f"{stage.broken:,}"
-    yield format_quantity(stage.passes / stage.seen) if stage.seen else ""
-    yield format_quantity(stage.passes / attacked) if attacked else ""
+    yield format_quantity(stage.passes / stage.seen)
+    yield format_quantity(stage.passes / attacked)
 
 
 def is_far(name: str) -> bool:

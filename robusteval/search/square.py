@@ -9,7 +9,6 @@ from torch import Tensor
 
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import tell_step
-from robusteval.models.steps import tell_step
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Objective, Stop, keep_best, round_successes
 

@@ -28,7 +28,9 @@ def labels_of(model: nn.Module, x: Tensor) -> Tensor:
         return predict_classes(model(x))
 
 
-def watch(model: nn.Module, x: Tensor, eps: float, cut: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def watch(
+    model: nn.Module, x: Tensor, eps: float, cut: float
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Results of `standard`, what its stages cost each image, and all passes of each."""
     y, seeds = labels_of(model, x), torch.arange(len(x)) * 7
     with count_passes(model, len(x), x.device) as passes:
