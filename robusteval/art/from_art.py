@@ -172,9 +172,10 @@ class ArtFunction:
         if name not in known or explain_refusal(known[name]) is not None:
             why = f"art:{name} {explain_refusal(known[name])}" if name in known else None
             available = [attack for attack, _ in list_art_attacks()]
-            hint = ", ".join(list_ways(name))
-            ways = f"no ART attack is called {name!r} here: give {hint}" if hint else None
-            raise UsageError(why or ways or explain_unknown("ART attack", name, available))
+            unknown, ways = explain_unknown("ART attack", name, available), list(list_ways(name))
+            if ways and "did you mean" not in unknown:
+                unknown = f"no ART attack is called {name!r} here: give {', '.join(ways)}"
+            raise UsageError(why or unknown)
         self.name = name
         self.summary = summarise(known[name])
         self._make: Callable[..., EvasionAttack] = known[name]
