@@ -258,7 +258,10 @@ def test_weights_of_another_network_are_shown_as_a_difference(desk: Path) -> Non
     [
         (["--arch", "arch.py:Band"], "arch.py:Band: there is no function Band; there is Bands"),
         (["--arch", "nope.py:Bands"], "there is no file nope.py to take the architecture from"),
-        (["--arch", "arch.py:breaks"], "arch.py:breaks raised ZeroDivisionError: no luck, in arch.py, line 29"),
+        (
+            ["--arch", "arch.py:breaks"],
+            "arch.py:breaks raised ZeroDivisionError: no luck, in arch.py, line 29",
+        ),
         (
             ["--arch", "torchvision:resnet81"],
             "torchvision has no classifier resnet81; there is resnet18, resnet152, resnet101",
