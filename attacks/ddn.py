@@ -18,6 +18,7 @@ from robusteval.search.nearest import (
     scale_to_unit,
 )
 
+FAR = 1.0  # the first radius at most: where gradients are faint they foretell too much
 GLANCE = 10  # steps between two looks for images that are finished
 
 
@@ -38,10 +39,10 @@ def ddn(
 
     Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses,
     arXiv:1811.09600, algorithm 1. Departs from it in starting at twice the distance to the class
-    boundary that the first gradient foretells instead of at 1, in steps that are measured in radii
-    and not in absolute length, in a change of the radius that becomes finer towards the end, and
-    in lowering the margin: on a linear model it then ends at the optimum, at any scale. Images are
-    rounded to 8 bits where they are looked at, but the search goes on from what was rounded.
+    boundary that the first gradient foretells, if that is below 1; in steps that are measured in
+    radii and not in absolute length; in a change of the radius that becomes finer towards the end;
+    and in lowering the margin. On a linear model it then ends at the optimum, at any scale. Images
+    are rounded to 8 bits where they are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ def ddn(
 
         # shrink what fools, grow what does not
         if i == 0:
-            eps = 2 * loss.abs() / measure_norm(grad, "l2").clamp_min(1e-38)
+            ahead = 2 * loss.abs() / measure_norm(grad, "l2").clamp_min(1e-38)
+            eps = ahead.clamp_max(FAR)
         else:
             pace = fall(gamma, gamma / 50, i / steps)
             eps = eps * torch.where(is_adv, 1 - pace, 1 + pace)

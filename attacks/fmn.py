@@ -23,6 +23,9 @@ from robusteval.search.nearest import (
 Shortest = Literal["linf", "l2", "l1", "l0"]
 DUALS: dict[Shortest, Literal["l1", "l2", "linf"]]
 DUALS = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
+# before the first success: where gradients are faint they foretell far too much
+FIRST = {"linf": 0.05, "l2": 1.0, "l1": 5.0, "l0": 1.0}  # the radius that is always allowed
+GROW = 1.2  # and how much larger than the change so far it may be from there on
 BEYOND = 1.01  # of the distance foretold, so that the boundary is crossed
 GLANCE = 10  # steps between two looks for images that are finished
 
@@ -47,8 +50,9 @@ def fmn(
     algorithm 1. Departs from it, for linf and l2, in steps that are measured in radii and not in
     absolute length, for linf along the sign of the gradient: at equal passes both end nearer. And
     in a first radius a hundredth beyond what the gradient foretells, without which a linear model
-    is met exactly at its boundary and never crossed. Images are rounded to 8 bits where they are
-    looked at, but the search goes on from what was rounded.
+    is met exactly at its boundary and never crossed; until the first success the radius grows by a
+    fifth per step at most, since faint gradients foretell far too much. Images are rounded to 8
+    bits where they are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -115,6 +119,7 @@ def fmn(
         else:
             ahead = loss.abs() / measure_norm(grad, DUALS[norm]).clamp_min(1e-38)
             seems = BEYOND * (measure_norm(delta, norm) + ahead)
+            seems = torch.minimum(seems, (GROW * measure_norm(delta, norm)).clamp_min(FIRST[norm]))
             more = torch.where(best.isfinite(), more, seems)
             eps = torch.where(is_adv, torch.minimum(less, best), more)
         eps = torch.minimum(eps, most)
