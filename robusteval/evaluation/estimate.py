@@ -15,7 +15,7 @@ from robusteval.models.failures import raise_as_run_error
 ROUNDS = 3  # of which the shortest counts: another program may hold the processor
 WORTH_SAYING = 60.0  # seconds below which nobody asks
 # passes for an image that holds, where no parameter tells them
-STAGED = {"standard": 900, "quick": 170, "sigma_zero": 600, "sparse": 400}
+STAGED = {"standard": 900, "quick": 170, "autoattack": 8700, "sigma_zero": 600, "sparse": 400}
 
 
 def count_expected(attack: Attack) -> int | None:

@@ -9,6 +9,7 @@ from torch import Tensor, autograd, nn
 
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import book_rows, stage
+from robusteval.registry import ATTACKS
 from robusteval.search.apgd import search_apgd
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
@@ -22,7 +23,7 @@ from robusteval.search.descent import (
 )
 from robusteval.search.losses import Loss, margin
 from robusteval.search.square import search_square
-from robusteval.search.starts import diversify_start, order_targets
+from robusteval.search.starts import Order, diversify_start, order_targets
 
 SPREAD = 1000  # between the seeds of two stages: more than any stage has runs
 SHARE = 0.05  # of the far images that are searched like the near ones
@@ -78,17 +79,19 @@ class Stage:
         odi: bool = False,
         onward: bool = False,
         targets: int = 0,
+        by: Order = "distance",
     ) -> Found:
         """Auto-PGD of so many steps, `runs` times on what is left.
 
         Each from a random point of the ball; from one where the network answers otherwise, `odi`;
         or from the best image so far, `onward`. With `targets` a run for each of the classes that
-        are easiest to reach in the linearised network; a targeted attack has its own.
+        are easiest to reach, `by` the distance in the linearised network or by logits; a targeted
+        attack has its own.
         """
         stop = choose_stop("8bit", self.ball)
         aims: list[Tensor] = []
         if targets and not self.targeted:
-            order = order_targets(self.model, self.ball, self.y, count=targets)
+            order = order_targets(self.model, self.ball, self.y, count=targets, by=by)
             aims = list(order.unbind(1))
 
         def search(left: Tensor, run: int) -> Found:
@@ -111,6 +114,24 @@ class Stage:
             return search_apgd(objective, here, start, steps=steps, stop=stop)
 
         return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
+
+    def approach(self) -> Found:
+        """The nearest success that FAB finds, if it lies in the ball."""
+        free = (self.ball.upper > self.ball.lower).float()
+        x_adv = ATTACKS.load("fab")(
+            self.model,
+            self.ball.x,
+            self.y,
+            targeted=self.targeted,
+            seeds=self.seeds,
+            mask=free if self.ball.eps > 0 else None,
+            norm=self.ball.norm,
+        )
+        x_adv = self.ball.project(x_adv)
+        objective = build_class_objective(self.model, self.y, targeted=self.targeted, loss="margin")
+        with torch.no_grad():
+            score = objective(x_adv, torch.arange(len(x_adv), device=x_adv.device))
+        return Found(x_adv, score.loss, score.is_adv, score.is_adv)
 
     def query(self, queries: int, *, rescale: bool = False, patience: int | None = None) -> Found:
         """Random search with square windows."""
