@@ -254,10 +254,22 @@ def write_probes(record: RunRecord) -> Iterator[str]:
         form = PROBES.get(probe.probe, "{spec}")
         facts = {"threat": format_short_place(record, probe), "norm": probe.threat.norm}
         fooled = probe.success_rate.float
+        if probe.probe == "probe:planted":
+            yield write_planted(probe)
+            continue
         what = form.format(spec=name_attack(probe.spec, probe.defense), **facts)
         if probe.defense and "{norm}" in form:
             what += f" behind {shorten_defense(record, probe.defense)}"
         yield f"{what}: fooled {fooled.k:,} of {fooled.n:,} images"
+
+
+def write_planted(probe: ProbeRow) -> str:
+    """How much an attack finds of what was planted on the network, beside its robust accuracy."""
+    found = probe.success_rate.float
+    return (
+        f"{name_attack(probe.spec, probe.defense)} finds planted adversarial examples on this"
+        f" network in {format_rate(found)} of {found.n:,} cases"
+    )
 
 
 def write_absences(record: RunRecord) -> Iterator[str]:

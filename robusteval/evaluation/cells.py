@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from robusteval.datasets.dataset import Positions
+from robusteval.evaluation.active_test import PLANTED, Planter, count_images, measure_planted
 from robusteval.evaluation.batches import ResumableMap, batch_by_id
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness
@@ -236,6 +238,35 @@ class Cells:
         for key in keys:
             self.store.parts.remove_parts(key)
         return build()
+
+    def compute_active_test(self, attack: Attack, target: Target) -> Outcome:
+        """What an attack finds of what is planted around the first images that are right.
+
+        UsageError if nothing can be planted on this network.
+        """
+        model = target.model
+        attack = replace(attack, role=PLANTED)
+        (key,) = hash_cells(self.plan, attack, target, (), maps=False)
+        values = int(np.prod(self.plan.data.shape))
+        rows = np.flatnonzero(metrics.find_right(target.clean))[: count_images(model, values)]
+        outcome = self.store.find_outcome(key, target.clean)
+        if outcome is None:
+            x = self.plan.data.batch(self.plan.index[:2]).x.to(model.device)
+            work = partial(measure_planted, self.plan, target, Planter(model, x), attack)
+            title = f"Planted examples, {attack.spec}{target.suffix}"
+            found = self.batches.map(title, key, self._split(rows, self.sizes.usual), work)
+            outcome = Outcome(
+                attack=attack.spec,
+                threat=attack.threat,
+                knowledge=attack.knowledge,
+                columns=place_columns(target.clean, rows, rows, found),
+                role=PLANTED,
+                resolved=attack.resolved,
+                defense=target.spec,
+            )
+            self.store.save_cell(key, outcome.columns, outcome.to_record())
+        self.keys.append(key)
+        return outcome
 
     def _attack_rows(
         self,

@@ -14,6 +14,11 @@ from torch import nn
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError, check_path, check_whole
 from robusteval.evaluation import estimate, sanity_checks
+from robusteval.evaluation.active_test import (
+    build_random_search,
+    check_active_tests,
+    list_active_tests,
+)
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
@@ -29,7 +34,7 @@ from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
 from robusteval.runs.metrics import find_right
-from robusteval.runs.types import Finding, Run, Spec, name_cell
+from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
 
 
 def evaluate(
@@ -301,6 +306,28 @@ class Evaluation:
                     recording.findings.append(target.name_defense(finding))
                 finally:
                     self.write_record()
+            mine += self.plant_examples(mine, target)
         if mine or target.defense is None:
-            found = sanity_checks.check_outcomes(mine)
+            found = sanity_checks.check_outcomes(mine) + check_active_tests(mine)
         recording.findings += [target.name_defense(finding) for finding in found]
+
+    def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:
+        """Test whether the attacks find what is there; nothing where nothing can be planted."""
+        tested = list_active_tests(outcomes)
+        specs = [outcome.attack for outcome in tested]
+        specs += [build_random_search(outcome.threat) for outcome in tested]
+        found: list[Outcome] = []
+        for spec in {str(spec): spec for spec in specs}.values():
+            attack = prepare_attack(spec, target.model, self.plan.data.shape)
+            try:
+                found.append(self.cells.compute_active_test(attack, target))
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                self.progress.say(
+                    f"Whether {spec} would have found something is not known: {error}"
+                )
+                break
+            self.recording.outcomes.append(found[-1])
+            self.write_record()
+        return found

@@ -224,6 +224,11 @@ class Stage:
         self.backwards = torch.zeros(n, device=device)
 
 
+def find_rows() -> Tensor | None:
+    """The rows ``(m,)`` of the batch that passes are booked to; None outside of `book_rows`."""
+    return _rows.get()
+
+
 class Passes:
     """Forward and backward passes of each image of a batch, columns ``(n,)``.
 

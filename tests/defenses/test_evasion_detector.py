@@ -183,7 +183,7 @@ def test_images_that_cannot_be_paired_are_refused(
         detector.fit(x[:-1], y[:-1])
     with pytest.raises(ValueError, match="groups must name"):
         detector.fit(x, y, groups=np.zeros(3))
-    with pytest.raises(ValueError, match="0 or 1"):
+    with pytest.raises(ValueError, match="from 0 to 1"):
         detector.fit(x, 2 * y)
     with pytest.raises(TypeError, match="unknown arguments"):
         detector.fit(x, y, epochs=3)

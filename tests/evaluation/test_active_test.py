@@ -1,0 +1,156 @@
+"""The active test: strong attacks find what is planted, weak and misled ones do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Bands, draw_uniform, synthetic
+
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
+from robusteval.errors import UsageError
+from robusteval.evaluation.active_test import (
+    PLANTED,
+    Planter,
+    ReadOut,
+    draw_border,
+    draw_inner,
+    fit_read_out,
+    look_for_planted,
+)
+from robusteval.evaluation.evaluate import evaluate
+from robusteval.evaluation.plan import prepare_attack
+from robusteval.models.classifier import Classifier
+from robusteval.models.steps import book_rows
+from robusteval.reports.build import build_record
+from robusteval.reports.sentences import write_probes
+from robusteval.runs.folder import load_run
+from robusteval.runs.types import Run, Threat
+
+EPS = 32 / 255
+SEEDS = torch.arange(40)
+
+
+@pytest.fixture
+def data() -> Data:
+    return from_arrays(*synthetic(40, seed=2))
+
+
+@pytest.fixture
+def x(data: Data) -> Tensor:
+    return data.batch(np.arange(40)).x
+
+
+def share(model: Classifier, x: Tensor, attack: str) -> float:
+    ready = prepare_attack(attack, model, (3, 12, 12))
+    _, found, _, planted = look_for_planted(Planter(model, x[:2]), ready, x, SEEDS[: len(x)])
+    assert planted.all()
+    return float(found.float().mean())
+
+
+def test_a_read_out_parts_the_border_point_from_all_others() -> None:
+    """With more points than features as well, where no hyperplane is equally far from all."""
+    for n, d in ((10, 40), (30, 8)):
+        inner = draw_uniform(n, d, seed=1)
+        border = torch.full((d,), 1.3)
+        fit = fit_read_out(inner, border)
+        assert fit is not None
+        weight, bias = fit
+
+        assert 0 < border @ weight + bias < 0.01
+        assert (inner @ weight + bias).max() == pytest.approx(-1, abs=0.01)
+    among = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert fit_read_out(among, torch.zeros(3)) is None
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_points_lie_where_they_should(x: Tensor, norm: str) -> None:
+    inside = x[:1] * 0 + 0.5
+    threat = Threat(norm, 0.3, False)
+    order = {"linf": torch.inf, "l2": 2}[norm]
+    inner = (draw_inner(inside[0], 3, threat, 50) - 0.5).flatten(1).norm(order, dim=1)
+    border = (draw_border(inside, SEEDS[:1], threat) - 0.5).flatten(1).norm(order, dim=1)
+
+    assert inner.max() <= 0.95 * 0.3 + 1e-6
+    torch.testing.assert_close(border, torch.tensor([0.3]))
+
+
+def test_strong_attacks_find_it_and_weak_ones_do_not(bands: Classifier, x: Tensor) -> None:
+    """One step, five steps and random search fall short on a sound network."""
+    assert share(bands, x, f"fgsm:eps={EPS}") < 0.5
+    assert share(bands, x, f"noise:eps={EPS},tries=100") < 0.1
+    assert share(bands, x, f"pgd:eps={EPS},steps=5") < 0.85
+    assert share(bands, x, f"pgd:eps={EPS},steps=40,restarts=3") >= 0.95
+
+
+class Rounded(nn.Module):
+    """A network behind a step of rounding, which has no gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network((x * 8).round() / 8)
+
+
+def test_an_attack_that_a_mask_misleads_fails(trained_bands: Bands, x: Tensor) -> None:
+    masked = Classifier(Rounded(trained_bands), mean=(0.5,), std=(0.25,), num_classes=3).eval()
+
+    assert share(masked, x[:20], f"pgd:eps={EPS},steps=40") < 0.5
+
+
+def test_each_image_has_its_own_read_out(bands: Classifier, x: Tensor) -> None:
+    """Alone and in any batch; what is booked to other rows is answered by theirs."""
+    planter, threat = Planter(bands, x[:2]), Threat("linf", EPS, False)
+    together, _ = planter.plant(x[:5], SEEDS[:5], threat)
+    alone, _ = planter.plant(x[3:4], SEEDS[3:4], threat)
+    rows = torch.tensor([3, 1])
+
+    torch.testing.assert_close(together.weight[3:4], alone.weight, rtol=1e-3, atol=1e-5)
+    with book_rows(rows):
+        some = together(x[rows])
+    torch.testing.assert_close(some, together(x[:5])[rows])
+    assert isinstance(together, ReadOut)
+
+
+def test_networks_without_a_linear_layer_at_the_end_are_left_alone(x: Tensor, data: Data) -> None:
+    """It is said what is missing; the run is as it would be without."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UsageError, match="not those of a linear layer"):
+        Planter(Classifier(network, num_classes=3).eval(), x[:2])
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    with pytest.raises(UsageError, match="3 inputs, and 16 are needed"):
+        Planter(Classifier(small, num_classes=3).eval(), x[:2])
+
+
+def planted(run: Run) -> list[str]:
+    return [str(outcome.attack) for outcome in run.outcomes if outcome.role == PLANTED]
+
+
+def test_it_runs_with_the_trust_checks_and_stands_in_the_report(
+    bands: Classifier, data: Data, tmp_path: Path
+) -> None:
+    """Weak evaluations are named; a strong attack of the same threat is enough."""
+    weak, strong = f"pgd:eps={EPS},steps=5", f"pgd:eps={EPS},steps=40,restarts=3"
+
+    run = evaluate(bands, data, [weak], out=tmp_path / "weak")
+    both = evaluate(bands, data, [weak, strong])
+    none = evaluate(bands, data, [weak], probes=False)
+
+    named = [finding for finding in run.findings if finding.code == "attack-too-weak"]
+    assert len(named) == 1
+    assert named[0].grave
+    assert "100 random points" in named[0].message
+    assert "attack-too-weak" not in [finding.code for finding in both.findings]
+    assert len(planted(run)) == 2
+    assert planted(none) == []
+    lines = list(write_probes(build_record(load_run(tmp_path / "weak"))))
+    assert any("finds planted adversarial examples on this network" in line for line in lines)
+    again = evaluate(bands, data, [weak], out=tmp_path / "weak")
+    assert [f.message for f in again.findings] == [f.message for f in run.findings]
