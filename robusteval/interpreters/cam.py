@@ -124,7 +124,7 @@ def agree(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, up to the order of a sum."""
     if one.shape != other.shape:
         return False
-    one, other = one.detach(), other.detach()
+    one, other = one.detach(), other.detach().to(one)
     slack = 1e-4 * float(other.abs().amax()) if other.numel() else 0.0
     return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
 
