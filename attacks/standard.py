@@ -79,16 +79,17 @@ def standard(
     """
     if not cut >= 0:
         raise ValueError(f"cut must be 0 or more, in units of eps, not {cut:g}")
-    ensemble = Ensemble(model, Ball.around(x, norm, eps, mask), y, seeds, targeted=targeted)
+    ball = Ball.around(x, norm, eps, mask)
+    dear = {name: work for name, work in DEAR.items() if name != "square" or norm != "l1"}
+    ensemble = Ensemble(model, ball, y, seeds, targeted=targeted, stages=2 + 2 * len(dear))
     if len(x) == 0:
         return x.clone()
     ensemble.run("apgd", lambda stage: stage.descend("ce", 50))
     ensemble.run("diverse", lambda stage: stage.descend("margin", 18, 2, odi=True))
     near, far = ensemble.choose_near(cut)
-    for name, work in DEAR.items():
-        if name != "square" or norm != "l1":
-            ensemble.run(name, work, near)
-            ensemble.run(f"far {name}", work, far)
+    for name, work in dear.items():
+        ensemble.run(name, work, near)
+        ensemble.run(f"far {name}", work, far)
     return ensemble.best.x_adv
 
 
@@ -138,7 +139,8 @@ def quick(
     ValueError
         If a parameter is out of range.
     """
-    ensemble = Ensemble(model, Ball.around(x, norm, eps, mask), y, seeds, targeted=targeted)
+    ball, stages = Ball.around(x, norm, eps, mask), 2 + (norm != "l1")
+    ensemble = Ensemble(model, ball, y, seeds, targeted=targeted, stages=stages)
     if len(x) == 0:
         return x.clone()
     ensemble.run("apgd", lambda stage: stage.descend("ce", 20))

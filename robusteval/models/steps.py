@@ -194,6 +194,7 @@ def stage(name: str, rows: Tensor, number: int = 0, of: int = 0) -> Iterator[Non
             passes, index = _passes.get(), _rows.get()
             if passes is not None and index is not None:
                 passes.see(index)
+            tell_step(0, 1)
             yield
     finally:
         _where.reset(tokens[0])

@@ -168,10 +168,19 @@ class Ensemble:
         One per image ``(n,)``; zeros if not given.
     targeted : bool
         Reach class `y` instead of leaving it.
+    stages : int
+        How many there will be, for those who wait; 0 if that is not known.
     """
 
     def __init__(
-        self, model: nn.Module, ball: Ball, y: Tensor, seeds: Tensor | None, *, targeted: bool
+        self,
+        model: nn.Module,
+        ball: Ball,
+        y: Tensor,
+        seeds: Tensor | None,
+        *,
+        targeted: bool,
+        stages: int = 0,
     ) -> None:
         self.model = model
         self.ball = ball
@@ -179,7 +188,7 @@ class Ensemble:
         self.seeds = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds.cpu()
         self.targeted = targeted
         self.best = Found.nothing(ball.x)  # its loss is the margin
-        self.begun = 0
+        self.begun, self.stages = 0, stages
 
     def list_survivors(self) -> Tensor:
         """Rows ``(m,)`` of the images without a success."""
@@ -196,7 +205,7 @@ class Ensemble:
             rows = rows[~self.best.is_adv[rows]]
         self.begun += 1
         seeds = self.seeds[rows.cpu()] + SPREAD * (self.begun - 1)
-        with stage(name, rows):
+        with stage(name, rows, self.begun, self.stages):
             if len(rows) == 0:
                 return
             here = Stage(

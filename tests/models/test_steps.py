@@ -121,6 +121,22 @@ def test_every_attack_tells_its_steps(bands: Classifier, name: str) -> None:
         attack(model, x, y, **given)
 
 
+def test_stages_of_standard_are_numbered(bands: Classifier) -> None:
+    """Each has its own room of the bar."""
+    x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = bands(x).argmax(1)
+    heard = Heard()
+
+    with listen(heard, 4, never), count_passes(bands, 4, x.device) as passes:
+        ATTACKS.load("quick")(bands, x, y, eps=1e-4)
+
+    named = list(dict.fromkeys(where for _, where in heard.estimates))
+    assert named == [f"stage {i + 1} of 3: {name}" for i, name in enumerate(passes.stages)]
+    firsts = [next(done for done, where in heard.estimates if where == each) for each in named]
+    assert firsts == pytest.approx([0, 4 / 3, 8 / 3], abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["ProjectedGradientDescentPyTorch", "HopSkipJump", "SquareAttack"])
 def test_attacks_of_art_are_followed_by_their_passes(name: str) -> None:
     """The first batch by what its parameters say, the next by what that one took."""
@@ -269,9 +285,12 @@ def test_stages_know_their_images_and_what_they_cost() -> None:
     total = sum(each.forwards for each in passes.stages.values())
     torch.testing.assert_close(total, passes.forwards)
     assert heard.estimates == [
+        (0.0, "stage 1 of 2: first"),
         (2.0, "stage 1 of 2: first"),
+        (4.0, "stage 2 of 2: near"),
         (6.0, "stage 2 of 2: near"),
         (6.0, "square"),
+        (6.0, "last"),
     ]
 
 
