@@ -466,6 +466,7 @@ REFUSED: Mapping[str, Spoil] = {
     "command that is a list": put("command", to=["a"]),
     "maps that are a list": put("config", "maps", to=[1]),
     "maps without interpreters": put("config", "maps", "interpreters", to=GONE),
+    "maps of no interpreter": put("config", "maps", "interpreters", to=[]),
     "interpreter without a name": put("config", "maps", "interpreters", 0, "name", to=GONE),
     "interpreter twice": put("config", "maps", "interpreters", to=lambda known: known * 2),
     "settings nested deeply": put("config", "resolved", to=[nest(200)]),

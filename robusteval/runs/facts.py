@@ -120,6 +120,8 @@ def check_maps(maps: Any) -> None:
     for facts in maps["interpreters"]:
         check_all(facts, INTERPRETER, "an interpreter")
     specs = [facts["spec"] for facts in maps["interpreters"]]
+    if not specs:
+        raise ValueError("the setting maps names no interpreter")
     if len(set(specs)) < len(specs):
         raise ValueError("an interpreter is there twice")
 

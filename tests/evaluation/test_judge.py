@@ -2,14 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robusteval.errors import RunError
-from robusteval.evaluation.judge import LEFT_BALL, LEFT_BOX, NOT_FINITE, judge, repair
+from robusteval.evaluation.judge import (
+    LEFT_BALL,
+    LEFT_BOX,
+    NOT_FINITE,
+    fill_untouched,
+    judge,
+    repair,
+)
 from robusteval.models.classifier import Classifier
 from robusteval.runs.types import Columns, Threat
+from robusteval.search.balls import ssim
 
 THREAT = Threat("linf", 0.1, False)
 
@@ -75,6 +84,40 @@ def test_images_that_left_the_ball_are_brought_back(classifier: Classifier) -> N
     assert columns["fault"].tolist() == [LEFT_BALL]
     assert columns["pred_adv"].tolist() == [0]
     assert columns["linf"] == pytest.approx([0.1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    # of 48 values, each changed by d: d, 48 d, sqrt(48) d
+    [("linf", 0.1), ("l1", 4.8), ("l2", 48**0.5 * 0.1), ("l0", 24), ("l0_pixels", 8)],
+)
+def test_the_ball_ends_at_its_radius_in_every_norm(norm: str, eps: float) -> None:
+    """What lies on it stays as it is, what is a thousandth outside does not."""
+    x, inside, outside = grey(0.3), grey(0.4), grey(0.4001)
+    if norm.startswith("l0"):  # half of the places, then one more
+        inside, outside = x.clone(), x.clone()
+        inside[:, :, :2] = outside[:, :, :2] = 0.4
+        outside[:, 0, 2, 0] = 0.4
+
+    kept, fault = repair(inside, x, Threat(norm, eps, False))
+    assert fault.tolist() == [0]
+    assert torch.equal(kept, inside)
+    back, fault = repair(outside, x, Threat(norm, eps, False))
+    assert fault.tolist() == [LEFT_BALL]
+    assert repair(back, x, Threat(norm, eps, False))[1].tolist() == [0]
+
+
+def test_likeness_that_may_be_lost_is_a_radius_too() -> None:
+    """1 - SSIM, beyond which the attack has failed."""
+    draw = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    x, x_adv = 0.2 + 0.6 * draw, 0.2 + 0.6 * draw.flip(3)
+    lost = float(1 - ssim(x_adv, x))
+    assert 0.5 < lost < 1.5
+
+    kept, fault = repair(x_adv, x, Threat("ssim", lost + 1e-3, False))
+    assert (fault.tolist(), torch.equal(kept, x_adv)) == ([0], True)
+    kept, fault = repair(x_adv, x, Threat("ssim", lost - 1e-3, False))
+    assert (fault.tolist(), torch.equal(kept, x)) == ([LEFT_BALL], True)
 
 
 def test_images_that_left_the_box_are_clipped(classifier: Classifier) -> None:
@@ -179,3 +222,28 @@ def test_files_that_differ_from_rounding_are_judged_by_themselves(
 
     assert columns["pred_8bit"].tolist() == [1]
     assert columns["pred_png"].tolist() == [0]
+
+
+def test_images_that_are_not_attacked_stay_as_the_model_saw_them() -> None:
+    """Attacked are those that were right, and raised no alarm."""
+    clean: Columns = {
+        "index": np.arange(4),
+        "id": np.arange(4, dtype=np.uint64),
+        "label": np.array([0, 1, 1, -1]),
+        "pred_clean": np.array([0, 0, 1, -1]),
+        "margin_clean": np.array([0.5, -0.5, 0.25, np.nan]),
+        "confidence_clean": np.array([0.9, 0.8, 0.7, np.nan]),
+    }
+
+    plain = fill_untouched(clean)
+    watched = fill_untouched({**clean, "flagged": np.arange(4) == 2, "score": np.zeros(4)})
+
+    assert plain["attacked"].tolist() == [True, False, True, False]
+    assert watched["attacked"].tolist() == [True, False, False, False]
+    for name in ("pred_adv", "pred_8bit", "pred_png"):
+        assert plain[name].tolist() == [0, 0, 1, -1]
+    assert plain["target"].tolist() == [-1] * 4
+    assert plain["ssim"].tolist() == [1] * 4
+    assert not any(plain[name].any() for name in ("l0", "l1", "l2", "linf", "fault", "forwards"))
+    np.testing.assert_array_equal(plain["margin_adv"], clean["margin_clean"])
+    np.testing.assert_array_equal(plain["confidence_adv"], clean["confidence_clean"])
