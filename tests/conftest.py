@@ -58,6 +58,37 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+ENSEMBLES = ("standard", "quick", "autoattack")
+
+
+@pytest.fixture(autouse=True)
+def short_ensembles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tables over the attacks the stages of an ensemble have few steps.
+
+    What every attack must keep does not depend on their number; what an ensemble finds is tested
+    in test_standard.py.
+    """
+    row = request.node.name.rpartition("[")[2]
+    if request.path.stem == "test_standard" or not any(name in row for name in ENSEMBLES):
+        return
+    from robusteval.search import ensemble
+
+    def shorten(name: str, most: int) -> None:
+        search = getattr(ensemble, f"search_{name}")
+        count = {"apgd": "steps", "square": "queries"}[name]
+
+        def short(*args: Any, **options: Any) -> Any:
+            return search(*args, **{**options, count: min(options[count], most)})
+
+        monkeypatch.setattr(ensemble, f"search_{name}", short)
+
+    shorten("apgd", 10)
+    shorten("square", 20)
+    monkeypatch.setattr(
+        ensemble.Stage, "approach", lambda stage: stage.descend("margin", 10, targets=2)
+    )
+
+
 def clean_columns(label: Made, right: Made) -> Columns:
     """Clean predictions, right where asked, one class too high elsewhere."""
     n = len(label)

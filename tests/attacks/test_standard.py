@@ -140,7 +140,7 @@ def test_a_stage_sees_the_best_image_so_far(bands: Classifier) -> None:
 
     def look(stage: Stage) -> Found:
         seen.append(stage.start)
-        return Found.nothing(stage.ball.x)._replace(loss=torch.full((3,), -1e9))
+        return Found.nothing(stage.ball.x)._replace(loss=torch.full((len(stage.y),), -1e9))
 
     ensemble.run("first", lambda stage: stage.descend("ce", 5))
     before = ensemble.best.loss.clone()
