@@ -24,7 +24,7 @@ def autoattack(
     norm: Literal["linf", "l2"] = "linf",
     eps: float = 8 / 255,
 ) -> Tensor:
-    """AutoAttack's four attacks, each on what those before have left; `standard` takes a tenth.
+    """AutoAttack's four attacks, each on what those before have left.
 
     Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks, arXiv:2003.01690, section 6: Auto-PGD on cross-entropy and, aimed at the nine likeliest
