@@ -252,9 +252,12 @@ def change(number: int, make: Callable[[Columns], object], below: str = "samples
 
 def set_column(name: str, values: Any) -> Callable[[Columns], object]:
     """A column with other values, or made of the old ones."""
-    return lambda columns: columns.update(
-        {name: values(columns[name]) if callable(values) else values}
-    )
+
+    def change(columns: Columns) -> None:
+        made: Any = values(columns[name]) if callable(values) else values
+        columns[name] = made
+
+    return change
 
 
 def raw(number: int, make: Callable[[bytes], bytes], below: str = "samples") -> Spoil:

@@ -51,7 +51,7 @@ def fuzz_often(share: float = 1.0) -> Callable[[Test], Test]:
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
 
@@ -333,7 +333,7 @@ def test_presets(room: Path) -> None:
 
 def test_specs_of_commands() -> None:
     """As after ``--attack``; a name and values of any kind."""
-    from robusteval.commands.preset import check_attack
+    from robusteval.art.field_names import check_attack
     from robusteval.registry import parse
 
     base = b"pgd:eps=8/255,steps=20,loss=ce,stop=never"

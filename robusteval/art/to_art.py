@@ -140,7 +140,7 @@ class ArtAttack(EvasionAttack):  # type: ignore[misc]
         """
         if "interpreter" not in self._defaults:
             return
-        trial = copy(self)
+        trial: Any = copy(self)
         trial.steps = 1
         x = torch.full((1, *self.estimator.input_shape), 0.5, device=self.estimator.device)
         with torch.no_grad():

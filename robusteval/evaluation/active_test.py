@@ -51,11 +51,12 @@ WORK = 5e8
 def find_last_linear(classifier: Classifier, x: Tensor) -> nn.Linear:
     """The layer that gives the logits of images ``(n, c, h, w)``; UsageError if none does."""
     called: list[tuple[nn.Linear, Tensor]] = []
+
+    def keep(part: nn.Linear, _args: object, out: Tensor) -> None:
+        called.append((part, out))
+
     linear = [part for part in classifier.network.modules() if isinstance(part, nn.Linear)]
-    handles = [
-        part.register_forward_hook(lambda part, _args, out: called.append((part, out)))
-        for part in linear
-    ]
+    handles = [part.register_forward_hook(keep) for part in linear]
     try:
         with torch.no_grad():
             logits = classifier(x)

@@ -169,8 +169,8 @@ def _measure_data(file: int) -> int:
     end = os.fstat(file).st_size
     if not hasattr(os, "SEEK_DATA"):
         return end
+    data = place = 0
     try:
-        data = place = 0
         for _ in range(EXTENTS):
             start = os.lseek(file, place, os.SEEK_DATA)
             place = os.lseek(file, start, os.SEEK_HOLE)

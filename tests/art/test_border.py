@@ -127,7 +127,8 @@ def test_the_trainer_is_one_of_art(trained_bands: Bands) -> None:
             RobustTrainer(build(Bands()), verbose=False, epochs=4, batch_size=20, rate=0.01)
             for _ in range(2)
         )
-        twin.get_classifier().model.load_state_dict(trainer.get_classifier().model.state_dict())
+        networks: list[Any] = [each.get_classifier().model for each in (trainer, twin)]
+        networks[1].load_state_dict(networks[0].state_dict())
     x, y = draw(60)
     held_out = draw(21, seed=9)
 

@@ -67,6 +67,7 @@ def list_cases() -> Iterator[Case]:
     for name, make in BASELINES.items():
         yield Case(f"baseline: {name}", rewrite(make), ("check", "run", "--baseline", "b.json"))
     for name, content in {**BROKEN, **GATES, **ODD}.items():
+        assert isinstance(content, str | bytes)
         yield Case(f"gates: {name}", write("robusteval.toml", content), ("check", "run"))
     words = ("evaluate", "none.pt", "--data", "none.npz", "--preset", "mine.toml")
     for name, text in PRESETS.items():

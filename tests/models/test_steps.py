@@ -144,6 +144,7 @@ def test_attacks_of_art_are_followed_by_their_passes(name: str) -> None:
     few = {"max_iter": 1, "max_eval": 110, "init_size": 5} if "Hop" in name else {"max_iter": 4}
     attack = from_art(name, few)
     y = model(x).argmax(1)
+    heard = Heard()
     for _ in range(2):
         heard = Heard()
         with listen(heard, 8, never):
