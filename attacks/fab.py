@@ -19,6 +19,7 @@ from robusteval.search.nearest import Images, Nearest, measure_norm
 PULL = 0.1  # the most that the image itself weighs in a step
 BACK = 0.9  # of the way from the image to a success
 BEYOND = 0.05  # of a step, to cross the boundary
+HALF_LEVEL = 0.51 / 255
 FINE = 5  # last steps, of which each goes a tenth as far beyond as the one before
 GLANCE = 10  # steps between two looks for images that are finished
 
@@ -134,6 +135,9 @@ def search_boundary(
             delta = (1 - weight) * (delta + (1 + BEYOND) * near) + weight * (1 + BEYOND) * far
         else:
             delta = (1 + BEYOND * 10.0**-fine) * far
+        if kept.images == "8bit":  # less than half a level would be rounded to nothing
+            largest = delta.abs().amax((1, 2, 3), keepdim=True)
+            delta = delta * (HALF_LEVEL / largest.clamp_min(1e-12)).clamp_min(1)
         delta = (origin + delta).clamp(0, 1) - origin
 
         if i % GLANCE == 0:

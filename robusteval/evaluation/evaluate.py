@@ -202,7 +202,8 @@ class Evaluation:
         """Tell how long the attacks on the model as it is will take, where that is long."""
         plan, target = self.plan, self.targets[0]
         rows = np.flatnonzero(find_right(target.clean))
-        some = rows[: estimate.choose_count(target.model, plan.data.shape)]
+        count = estimate.choose_count(target.model, plan.data.shape)
+        some = rows[: min(count, self.cells.sizes.usual)]
         if not len(some):
             return
         x = plan.data.batch(plan.index[some]).x.to(target.model.device)

@@ -50,7 +50,7 @@ def test_the_classes_of_art_exist() -> None:
         ("hopskipjump", "art:HopSkipJump"),
         ("HopSkipJumpAttack", "art:HopSkipJump"),
         ("carlinil2method", "art:CarliniL2Method"),
-        ("AutoAttack", "--preset standard"),
+        ("AutoAttack", "give autoattack "),
         ("PGD", "give pgd "),
         ("Sigma_Zero", "give sigma_zero "),
         ("pgd,eps=8/255", "such as pgd:eps=8/255"),

@@ -85,7 +85,8 @@ def test_without_the_map_it_is_plain_targeted_pgd(bands: Classifier) -> None:
     expected, ball = x, Ball.around(x, "linf", 0.1)
     for _ in range(8):
         z = expected.clone().requires_grad_()
-        grad = autograd.grad(F.cross_entropy(bands(z), goal, reduction="sum"), z)[0]
+        loss = F.cross_entropy(bands(z).double(), goal, reduction="sum")
+        grad = autograd.grad(loss, z)[0]
         expected = ball.project(expected - 0.005 * grad.sign())
 
     for warmup in (0, 3):

@@ -231,11 +231,11 @@ def test_a_run_that_was_stopped_goes_on(
     hardened: Defense,
     tmp_path: Path,
 ) -> None:
-    """Stopped again and again, each time some batches later."""
+    """Stopped again and again, each time some steps later."""
     whole = evaluate(bands, data, [PGD], defenses=[hardened])
     plan = prepare_plan(bands, data, [PGD], defenses=[hardened])
     stops, run = 0, None
-    for limit in range(1, 99, 3):
+    for limit in range(1, 10_000, 150):
         asked = count()
         try:
             run = execute(
