@@ -89,13 +89,14 @@ def short_ensembles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     )
 
 
-@pytest.fixture(autouse=True)
-def few_planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the active test is not what is tested it takes as few images as of a large network."""
-    if "active_test" not in request.path.stem:
-        from robusteval.evaluation import active_test
+@pytest.fixture(scope="session", autouse=True)
+def few_planted() -> Iterator[None]:
+    """The active test takes as few images as of a large network."""
+    from robusteval.evaluation import active_test
 
-        monkeypatch.setattr(active_test, "SMALL", active_test.LARGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(active_test, "SMALL", active_test.LARGE)
+        yield
 
 
 def clean_columns(label: Made, right: Made) -> Columns:
