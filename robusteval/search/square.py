@@ -49,7 +49,7 @@ def search_square(
         Forward passes per image, the one that judges the start included; rounding a success takes
         one more.
     share : float
-        Of the pixels that the first windows cover; halved again and again, see `choose_side`.
+        Of the pixels that the first windows cover; halved again and again, see `choose_width`.
     rescale : bool
         Shrink windows as fast as `queries` asks for, so that the smallest are reached.
     patience : int, optional
@@ -87,7 +87,7 @@ def search_square(
         else:
             if (i - 1) % DRAWN == 0:
                 draw = per_image(seeds[left.cpu()] + 1 + (i - 1) // DRAWN, numbers).to(ball.x)
-            side = choose_side(i, queries if rescale else 10_000, share, h, w)
+            side = choose_width(i, queries if rescale else 10_000, share, h, w)
             u = draw[:, (i - 1) % DRAWN]  # (m, numbers of one query)
             z = fill_window(here, x_best, u, side) if linf else move_mass(here, x_best, u, side)
         with torch.no_grad():
@@ -122,7 +122,7 @@ def search_square(
     return best if stop != "never" else best._replace(finished=best.is_adv)
 
 
-def choose_side(query: int, queries: int, share: float, h: int, w: int) -> int:
+def choose_width(query: int, queries: int, share: float, h: int, w: int) -> int:
     """Edge of the window at a query, in pixels, of images ``(c, h, w)``.
 
     arXiv:1912.00049, section 3.1 and appendix: the share of the pixels in it is halved at fixed

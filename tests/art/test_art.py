@@ -219,7 +219,9 @@ def test_the_seed_decides_what_is_random(
     estimator: PyTorchClassifier, images: Array, name: str
 ) -> None:
     make, state = art_class(name), torch.get_rng_state()
-    short = {"step": 1e-5, "steps": 2} if name == "pgd" else {}  # not as far as a corner
+    short: dict[str, Any] = (
+        {"step": 1e-5, "steps": 2} if name == "pgd" else {}
+    )  # not as far as a corner
 
     first, same, other = (
         make(estimator, eps=1e-4, **short, seed=seed, verbose=False).generate(images)

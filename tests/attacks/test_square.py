@@ -15,7 +15,7 @@ from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import measure_distances, quantise
-from robusteval.search.square import build_bumps, choose_side
+from robusteval.search.square import build_bumps, choose_width
 
 if TYPE_CHECKING:
     from robusteval.attacks.square import square
@@ -125,10 +125,10 @@ def test_the_best_so_far_is_kept(bands: Classifier) -> None:
 @pytest.mark.parametrize(("query", "share"), [(0, 1), (10, 1), (11, 2), (51, 4), (4001, 128)])
 def test_windows_shrink_at_the_published_queries(query: int, share: int) -> None:
     """The share of the pixels is halved after queries 10, 50, 200, 500, … of 10,000."""
-    side = choose_side(query, 10_000, 0.8, 100, 64)
+    side = choose_width(query, 10_000, 0.8, 100, 64)
 
     assert side == min(64, round(math.sqrt(0.8 / share * 6400)))
-    assert choose_side(query // 10, 1_000, 0.8, 100, 64) in (
+    assert choose_width(query // 10, 1_000, 0.8, 100, 64) in (
         side,
         round(math.sqrt(1.6 / share * 6400)),
         64,

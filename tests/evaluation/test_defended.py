@@ -235,7 +235,7 @@ def test_a_run_that_was_stopped_goes_on(
     whole = evaluate(bands, data, [PGD], defenses=[hardened])
     plan = prepare_plan(bands, data, [PGD], defenses=[hardened])
     stops, run = 0, None
-    for limit in range(1, 10_000, 150):
+    for limit in range(1, 10_000, 80):
         asked = count()
         try:
             run = execute(
