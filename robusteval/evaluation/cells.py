@@ -39,7 +39,7 @@ class Shrinking:
     """What is done where memory runs out: the networks are called with fewer images at a time."""
 
     def __init__(self, models: Sequence[Classifier]) -> None:
-        self.models = models
+        self.models = list(models)
         self.notes: list[str] = []
 
     def shrink_blocks(self, half: int) -> None:
@@ -113,6 +113,7 @@ class Cells:
         values = int(np.prod(plan.data.shape))
         # several blocks, so that padding is little when most images of a batch are finished
         self.sizes = BatchSizes(4 * choose_block_size(values, plan.classifier.device), batch_size)
+        self.planters: dict[str, Planter] = {}
         self.keys: list[str] = []  # of the cells that were finished or found, in their order
 
     def compute_clean(self, target: Target) -> None:
@@ -251,8 +252,7 @@ class Cells:
         rows = np.flatnonzero(metrics.find_right(target.clean))[: count_images(model, values)]
         outcome = self.store.find_outcome(key, target.clean)
         if outcome is None:
-            x = self.plan.data.batch(self.plan.index[:2]).x.to(model.device)
-            work = partial(measure_planted, self.plan, target, Planter(model, x), attack)
+            work = partial(measure_planted, self.plan, target, self._find_planter(target), attack)
             title = f"Planted examples, {attack.spec}{target.suffix}"
             found = self.batches.map(title, key, self._split(rows, self.sizes.usual), work)
             outcome = Outcome(
@@ -267,6 +267,16 @@ class Cells:
             self.store.save_cell(key, outcome.columns, outcome.to_record())
         self.keys.append(key)
         return outcome
+
+    def _find_planter(self, target: Target) -> Planter:
+        """The one of a target, for all its attacks."""
+        planter = self.planters.get(target.suffix)
+        if planter is None:
+            x = self.plan.data.batch(self.plan.index[:2]).x.to(target.model.device)
+            planter = self.planters[target.suffix] = Planter(target.model, x)
+            # where memory runs out it gets smaller batches as the network itself does
+            self.shrinking.models.append(planter.features)
+        return planter
 
     def _attack_rows(
         self,

@@ -88,7 +88,6 @@ class Stage:
         are easiest to reach, `by` the distance in the linearised network or by logits; a targeted
         attack has its own.
         """
-        stop = choose_stop("8bit", self.ball)
         aims: list[Tensor] = []
         if targets and not self.targeted:
             order = order_targets(self.model, self.ball, self.y, count=targets, by=by)
@@ -111,7 +110,7 @@ class Stage:
                     self.model, self.y, targeted=self.targeted, loss=loss
                 )
             objective = restrict_objective(objective, left)
-            return search_apgd(objective, here, start, steps=steps, stop=stop)
+            return search_apgd(objective, here, start, steps=steps, stop="8bit")
 
         return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
 

@@ -151,6 +151,28 @@ def test_a_stage_sees_the_best_image_so_far(bands: Classifier) -> None:
     assert torch.equal(ensemble.best.loss, before)
 
 
+def test_fab_counts_where_its_nearest_success_lies_in_the_ball(bands: Classifier) -> None:
+    """In the ball of twice the distance, not in that of half of it."""
+    x = images(4)
+    y = labels_of(bands, x)
+    from robusteval.registry import ATTACKS
+
+    nearest = ATTACKS.load("fab")(bands, x, y, norm="linf")
+    size = float((nearest - x).abs().amax((1, 2, 3)).max())
+
+    def approach(eps: float) -> Ensemble:
+        ensemble = Ensemble(bands, Ball.around(x, "linf", eps), y, None, targeted=False)
+        ensemble.run("fab", lambda stage: stage.approach())
+        return ensemble
+
+    wide, narrow = approach(2 * size), approach(size / 2)
+    assert wide.best.finished.all()
+    assert labels_of(bands, wide.best.x_adv).ne(y).all()
+    assert wide.ball.holds(wide.best.x_adv).all()
+    assert narrow.ball.holds(narrow.best.x_adv).all()
+    assert not narrow.best.is_adv.all()
+
+
 def test_a_far_image_that_falls_doubles_the_cut() -> None:
     """In another cell: the first stays what it is."""
     from robusteval.evaluation.widening import widen_cut

@@ -105,6 +105,32 @@ def test_an_attack_that_a_mask_misleads_fails(trained_bands: Bands, x: Tensor) -
     assert share(masked, x[:20], f"pgd:eps={EPS},steps=40") < 0.5
 
 
+def test_what_is_planted_is_planted_once_for_all_attacks(
+    bands: Classifier, data: Data, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other images under the same seeds it is planted anew."""
+    fitted: list[Tensor] = []
+
+    def fit(inner: Tensor, border: Tensor) -> tuple[Tensor, float] | None:
+        fitted.append(border)
+        return fit_read_out(inner, border)
+
+    monkeypatch.setattr("robusteval.evaluation.active_test.fit_read_out", fit)
+    planter, threat = Planter(bands, x[:2]), Threat("linf", EPS, False)
+    first, _ = planter.plant(x[:2], SEEDS[:2], threat)
+    assert planter.plant(x[:2], SEEDS[:2], threat)[0] is first
+    assert planter.plant(x[2:4], SEEDS[:2], threat)[0] is not first
+    assert planter.plant(x[:2], SEEDS[:2], threat._replace(eps=EPS / 2))[0] is not first
+
+    fitted.clear()
+    attacks = [f"pgd:eps={EPS},steps={steps}" for steps in (20, 30)]
+    run = evaluate(bands, data, attacks, samples=12)
+
+    tests = [outcome for outcome in run.outcomes if outcome.role == PLANTED]
+    assert len(tests) == 3
+    assert len(fitted) == int(tests[0].attacked.sum())
+
+
 def test_each_image_has_its_own_read_out(bands: Classifier, x: Tensor) -> None:
     """Alone and in any batch; what is booked to other rows is answered by theirs."""
     planter, threat = Planter(bands, x[:2]), Threat("linf", EPS, False)
