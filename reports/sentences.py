@@ -306,6 +306,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     key = f"weights {model['weights']}" if model.get("weights") else ""
     file = name_file(model.get("file"))
     yield "model", join_parts(file, key, format_hash(model), model.get("arch"))
+    if model.get("reading"):
+        yield "weights", model["reading"]
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts

@@ -55,15 +55,20 @@ class RobustevalError(Exception):
         prints one line.
     lines : iterable of str
         What stands below the sentence, a line each.
+    details : iterable of str
+        What a user reads who asks for more (`-v` on the command line), a line each.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str = "", lines: Iterable[str] = ()) -> None:
+    def __init__(
+        self, message: str = "", lines: Iterable[str] = (), *, details: Iterable[str] = ()
+    ) -> None:
         message = name_in_python(message)
         super().__init__(message)
         self.message = message
         self.lines = tuple(lines)
+        self.details = tuple(details)
 
     def __str__(self) -> str:
         return "\n".join((self.message, *self.lines))

@@ -18,7 +18,7 @@ import click
 
 from robusteval.errors import Interrupted, UsageError
 
-from .shell import F, Whole, option, read_numbers
+from .shell import F, Whole, ask_for_details, option, read_numbers
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -68,6 +68,15 @@ model_options = combine_options(
             metavar="KEY",
             help="Which state dict of a file that holds several, such as state_dict_ema, or the"
             " prefix of the tensors that are meant. [default: the only one that fits]",
+        ),
+        option(
+            "Model",
+            "-v",
+            "--verbose",
+            is_flag=True,
+            expose_value=False,
+            callback=ask_for_details,
+            help="If weights do not fit, list every tensor that differs.",
         ),
     ]
 )

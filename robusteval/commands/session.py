@@ -143,7 +143,10 @@ def load_model(checkpoint: str, progress: Bars, *, device: str, **options: Any) 
                 progress.end()
 
         checkpoint = str(demo(progress=show_training, say=progress.say))
-    return load(checkpoint, **options, device=target)
+    classifier = load(checkpoint, **options, device=target)
+    if reading := classifier.identity.get("reading"):
+        progress.say(f"{classifier.identity['file']}: {reading}.")
+    return classifier
 
 
 def open_images(

@@ -28,6 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Commands(click.Group):
     """A group that ends in the documented exit codes, whatever happens."""
 
+    verbose = False  # whether errors are told with all their details
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; code of a user or of ART has no say in how the process ends."""
         try:
@@ -41,6 +43,7 @@ class Commands(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # it is None where the stream is closed
                 stream.reconfigure(errors="backslashreplace")
+        self.verbose = False
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
@@ -50,7 +53,7 @@ class Commands(click.Group):
             tell(str(error) or "Stopped.")
             code = Interrupted.exit_code
         except RobustevalError as error:
-            tell(f"Error: {error.message}", *error.lines)
+            tell(f"Error: {error.message}", *error.lines, *(error.details if self.verbose else ()))
             code = error.exit_code
         except SystemExit:
             code = 0  # Click's way out when the reader of its help has left
@@ -111,6 +114,13 @@ class Command(click.Command):
         for heading, pairs in rows.items():
             with formatter.section(heading):
                 formatter.write_dl(pairs)
+
+
+def ask_for_details(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Option callback: errors are told with all their details."""
+    group = ctx.find_root().command
+    if value and isinstance(group, Commands):
+        group.verbose = True
 
 
 class Whole(click.IntRange):

@@ -26,11 +26,11 @@ from robusteval.models.architecture import (
     find_preset,
     name_publicly,
 )
+from robusteval.models.building import build_with_weights, fits_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.copies import choose_state
 from robusteval.models.environment import pick_device
 from robusteval.models.masked import Masked
-from robusteval.models.misfit import build_with_weights, fits_network
 from robusteval.models.normalisation import choose_normalisation
 from robusteval.models.user_code import describe_exception
 from robusteval.models.weights import (
@@ -90,7 +90,8 @@ def load(
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
         (pixels of the preset's crop and of the short side before it) and parameters (count); of a
         file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`; where several
-        state dicts fit also weights, the key that was taken.
+        state dicts fit also weights, the key that was taken; where the file's names are not the
+        network's, also reading, what was done to them in words.
 
     Raises
     ------
@@ -123,7 +124,8 @@ def load(
     state, key, several = choose_state(states, weights, fits, path.name)
     masks = state.pop(MASKS, None)
     wanted = num_classes or _find_classes(notes, state, path.name)
-    built = build_with_weights(arch, wanted, state, path.name)
+    filled = build_with_weights(arch, wanted, state, path.name, plain=weights is not None)
+    built, match = filled.built, filled.match
     preset = find_preset(arch, built.network)
     built = _insert_masks(built, masks, notes, path.name)
     shape = _find_shape(notes, path.name) or (preset.shape if preset else None)
@@ -132,7 +134,7 @@ def load(
         raise UsageError(f"{built.name} has {found} outputs, not {wanted} (--num-classes)")
     if found < 2:
         raise UsageError(f"{built.name} has one output; a classifier needs a logit for each class")
-    normalisation = choose_normalisation((mean, std), notes, preset, channels)
+    normalisation = choose_normalisation((mean, std), match.normaliser, notes, preset, channels)
     identity: dict[str, Any] = {
         # two models in one file are two models to all that is kept under the hash
         "sha256": hashlib.sha256(raw + (f"\n{key}".encode() if several else b"")).hexdigest(),
@@ -151,6 +153,8 @@ def load(
     }
     if several:
         identity["weights"] = key
+    if match.remarks:
+        identity["reading"] = "; ".join(match.remarks)
     if isinstance(built.network, Masked):
         identity["mask"] = built.network.mask_facts
     classifier = Classifier(

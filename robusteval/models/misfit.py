@@ -1,197 +1,184 @@
-"""Weights in a network: what differs, in words, and what would explain it.
-
-A class count, a prefix that all names have and the network lacks or the other way round, one
-tensor under two names, or a part of the file.
-"""
+"""How weights differ from a network's, and what would explain it, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import (
-    Built,
-    State,
-    build_network,
-    escape,
-    raise_as_architecture_error,
-)
-from robusteval.models.classifier import switch_to_eval
+from robusteval.models.architecture import escape
 
-COMPILED = "_orig_mod."  # torch.compile puts it before the names of any part
-MOST_LINES = 8
-MOST_PREFIXES = 2000  # that are tried, each of them a comparison of names
-STATISTICS = ("running_mean", "running_var")
-
-
-def build_with_weights(arch: str, num_classes: int | None, state: State, file: str) -> Built:
-    """The architecture with the weights in it; its class count is found from theirs."""
-    built, weights, misfit = _build_fitting(arch, num_classes, state)
-    if misfit:
-        _suggest_part(built, state, misfit, file)
-        raise UsageError(*misfit.describe(file, built.name))
-    network = built.network
-    buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
-    for name, tensor in weights.items():
-        masks = name in buffers and not name.endswith(STATISTICS)  # -inf, added to scores
-        wrong = tensor.isnan() if masks else ~tensor.float().isfinite()
-        if bool(wrong.any()):
-            raise UsageError(
-                f"tensor {escape(name)} in {file} contains NaN or infinity: the model would "
-                "answer nothing"
-            )
-    complete = network.state_dict()  # with the format versions that some modules look up
-    complete.update(weights)
-    with raise_as_architecture_error(built.name):
-        network.load_state_dict(complete)  # before float(), which lazy layers do not know
-        network.float()
-    switch_to_eval(network)
-    return built
+MOST_REASONS = 3
+FEW = 8  # tensors that a part of a network, such as its head, can have
+# parts of names that tell whose names they are, and what to do
+LIBRARIES = {
+    "embeddings.patch_embeddings.projection": "transformers",
+    "embedder.stem_layer": "transformers",
+    "encoder.stages.0.layers": "transformers",
+    "attention.attention.query": "transformers",
+    "encoder.layers.encoder_layer_0": "torchvision",
+    "attn.qkv": "timm",
+    "conv_stem": "timm",
+}
+ADAPTERS = ("lora_A", "lora_B", "lora_down", "lora_up", "adapter")
+QUANTISED = ("_packed_params", "zero_point", "qweight", "qzeros", "weight_scale")
 
 
-def fits_network(arch: str, num_classes: int | None, state: State) -> bool:
-    """Whether the architecture takes the weights; what is wrong otherwise is not said."""
-    try:
-        return not _build_fitting(arch, num_classes, state)[2]
-    except UsageError:
-        return False
+@dataclass(frozen=True)
+class Misfit:
+    """How weights differ from a network's.
 
-
-def _build_fitting(arch: str, num_classes: int | None, state: State) -> tuple[Built, State, Misfit]:
-    """The architecture with as many classes as the weights have, these, and how they differ."""
-    built = build_network(arch, num_classes, state)
-    weights, misfit = _compare_weights(built.network, state)
-    if num_classes is None and (classes := misfit.find_classes()):
-        other = build_network(arch, classes, state)
-        if not _compare_weights(other.network, state)[1]:
-            built, misfit = other, Misfit([], [], [])
-    return built, weights, misfit
-
-
-class Misfit(NamedTuple):
-    """How weights differ from a network's: names with shapes, and shapes in file and network."""
+    Attributes
+    ----------
+    missing, unexpected : list
+        Names that the network has and the file lacks, and the other way round, with shapes.
+    shapes : list
+        Names that both have, with the shapes in the file and in the network.
+    common : int
+        How many names both have.
+    """
 
     missing: list[tuple[str, torch.Size]]
     unexpected: list[tuple[str, torch.Size]]
     shapes: list[tuple[str, torch.Size, torch.Size]]
+    common: int = 0
 
     def __bool__(self) -> bool:
-        return any(self)
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    @property
+    def distance(self) -> tuple[int, int]:
+        """How far from a fit: tensors of the network without numbers, then those too many."""
+        return len(self.missing) + len(self.shapes), len(self.unexpected)
 
     def find_classes(self) -> int | None:
-        """The class count that could explain the whole difference."""
+        """The class count that could explain all shapes that differ."""
         counts = {(inside[0], wanted[0]) for _, inside, wanted in self.shapes if inside and wanted}
         alike = all(inside[1:] == wanted[1:] for _, inside, wanted in self.shapes)
         if self.missing or self.unexpected or len(counts) != 1 or not alike:
             return None
         return int(counts.pop()[0])
 
-    def describe(self, file: str, arch: str) -> tuple[str, list[str]]:
-        """A readable difference: one sentence, and lines below it."""
-        sentence = (
-            f"the weights in {file} do not fit {arch}: {len(self.missing)} tensors missing, "
-            f"{len(self.unexpected)} unexpected, {len(self.shapes)} of another shape"
+    def build_error(self, file: str, arch: str) -> UsageError:
+        """The error that says why weights do not fit: the likeliest reasons, then counts."""
+        first, *others = list(_list_reasons(self))[:MOST_REASONS]
+        counts = (
+            f"tensors: {len(self.missing)} missing, {len(self.unexpected)} unexpected,"
+            f" {len(self.shapes)} of another shape, {self.common} names in common"
         )
-        lines = _some("missing", (f"{escape(n)} {tuple(s)}" for n, s in self.missing))
-        lines += _some("unexpected", (f"{escape(n)} {tuple(s)}" for n, s in self.unexpected))
-        shapes = (
-            f"{escape(name)} is {tuple(inside)} in the file, {tuple(wanted)} in the architecture"
+        return UsageError(
+            f"the weights in {file} do not fit {arch}: {first}",
+            [*(f"  or: {reason}" for reason in others), f"  {counts} (-v lists them)"],
+            details=self.list_all(),
+        )
+
+    def list_all(self) -> list[str]:
+        """Every tensor that differs, a line each."""
+        lines = [f"  missing: {escape(name)} {tuple(shape)}" for name, shape in self.missing]
+        lines += [f"  unexpected: {escape(name)} {tuple(shape)}" for name, shape in self.unexpected]
+        lines += [
+            f"  shape: {escape(name)} is {tuple(inside)} in the file, {tuple(wanted)} in the"
+            " architecture"
             for name, inside, wanted in self.shapes
-        )
-        return sentence, lines + _some("shape", shapes)
+        ]
+        return lines
 
 
-def _some(title: str, items: Iterable[str]) -> list[str]:
-    lines = [f"  {title}: {item}" for item in items]
-    rest = len(lines) - MOST_LINES
-    return lines[:MOST_LINES] + ([f"  {title}: and {rest} more"] if rest > 0 else [])
-
-
-def _compare_weights(network: nn.Module, state: State) -> tuple[State, Misfit]:
-    """The state under the network's names, and how it differs from the network's own."""
-    wanted = network.state_dict()
-    odd = next((n for n, v in wanted.items() if not isinstance(v, Tensor) and n not in state), None)
-    if odd is not None:
-        raise UsageError(
-            f"the network keeps {escape(odd)} among its weights, which is no tensor and not read"
-            " from files: load it in Python and give robusteval.evaluate the network"
-        )
-    known = {name: tensor for name, tensor in wanted.items() if isinstance(tensor, Tensor)}
-    state = max(_rename(state, known), key=lambda names: len(known.keys() & names.keys()))
-    twins = _find_twins(known)
-    missing = [
-        (name, torch.Size() if is_lazy(tensor) else tensor.shape)
-        for name, tensor in known.items()
-        # a counter that checkpoints from before 2018 lack and eval mode never reads
-        if name not in state
-        and not name.endswith("num_batches_tracked")
-        and not any(twin in state for twin in twins[name])
-    ]
-    unexpected = [(name, state[name].shape) for name in sorted(state.keys() - wanted.keys())]
-    shapes = [
-        (name, state[name].shape, tensor.shape)
-        for name, tensor in known.items()
-        if name in state and not is_lazy(tensor) and state[name].shape != tensor.shape
-    ]
-    return state, Misfit(missing, unexpected, shapes)
-
-
-def _rename(state: State, known: Mapping[str, Tensor]) -> Iterator[State]:
-    """The state as it is, then as it would be called with and without wrappers around it."""
-    yield state
-    plain = {name.replace(COMPILED, ""): tensor for name, tensor in state.items()}
-    if len(plain) == len(state):
-        yield plain
-    # a counter beside the network, as in torch.optim.swa_utils.AveragedModel
-    counters = [name for name, t in state.items() if "." not in name and t.ndim == 0]
-    for some in (plain, {n: t for n, t in plain.items() if n not in counters or n in known}):
-        names = some
-        while names and (prefix := _find_prefix(names)):
-            names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-            yield names
-    if known and (prefix := _find_prefix(known)):
-        yield {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _find_prefix(names: Mapping[str, Any]) -> str:
-    """The first part that all names have before a dot, with the dot; empty if they do not agree."""
-    first, dot, _ = next(iter(names)).partition(".")
-    prefix = first + dot
-    return prefix if dot and all(name.startswith(prefix) for name in names) else ""
-
-
-def _find_twins(known: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """For each name the others of the same tensor, of which some files hold one."""
-    places: dict[Any, list[str]] = {}
-    for name, tensor in known.items():
-        lazy = is_lazy(tensor) or tensor.numel() == 0
-        place = name if lazy else (tensor.data_ptr(), tensor.shape, tensor.stride())
-        places.setdefault(place, []).append(name)
-    return {name: [n for n in names if n != name] for names in places.values() for name in names}
-
-
-def _suggest_part(built: Built, state: State, misfit: Misfit, file: str) -> None:
-    """UsageError that says which part of the file would fit, if there is one."""
-    prefixes = dict.fromkeys(
-        name[: i + 1] for name in state for i, letter in enumerate(name) if letter == "."
-    )
-    if len(prefixes) > MOST_PREFIXES or not misfit.unexpected:
+def _list_reasons(misfit: Misfit) -> Iterator[str]:
+    """What would explain that weights do not fit, the likeliest first; never empty."""
+    unexpected = [name for name, _ in misfit.unexpected]
+    missing = [name for name, _ in misfit.missing]
+    yield from _list_conversions(unexpected)
+    yield from _compare_libraries(unexpected, missing)
+    yield from _compare_shapes(misfit.shapes)
+    if not misfit.common:
+        yield "no name is in both, so it is another architecture, or another program's names for it"
         return
-    fitting: dict[str, int] = {}
-    for prefix in prefixes:
-        part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        nested = any(prefix.startswith(outer) for outer in fitting)
-        if not nested and not _compare_weights(built.network, part)[1]:
-            fitting[prefix] = len(part)
-    if fitting:
-        keys = " or ".join(f"--weights {escape(prefix[:-1])}" for prefix in fitting)
-        raise UsageError(
-            f"the weights in {file} do not fit {built.name} as a whole, a part of them does: choose"
-            f" {keys}, which leaves out {len(state) - max(fitting.values())} tensors (a layer that"
-            " normalises images is then to be given as --mean and --std)"
+    if missing and not unexpected and len(missing) <= FEW:
+        yield f"the file lacks {_name_part(missing)}, as that of a backbone without its head does"
+    elif missing and unexpected and max(len(missing), len(unexpected)) <= FEW:
+        yield (
+            f"the network has {_name_part(missing)} where the file has {_name_part(unexpected)}:"
+            " a head or a layer is another one"
         )
+    elif unexpected and not missing:
+        yield (
+            f"the file has {_name_part(unexpected)} in addition, so that it is of a larger variant,"
+            " or of one with another layer"
+        )
+    elif missing and not unexpected:
+        yield f"the file lacks {_name_part(missing)}, so that it is of a smaller variant"
+    if missing or unexpected:
+        yield "it is another variant of this architecture, or made for another version of its code"
+
+
+def _list_conversions(names: Iterable[str]) -> Iterator[str]:
+    """What the weights were turned into and has to be undone first."""
+    names = list(names)
+    if any(mark in name for name in names for mark in ADAPTERS):
+        yield (
+            "it holds adapters (LoRA), not a network: merge them first (in peft,"
+            " model.merge_and_unload()) and save its state_dict()"
+        )
+    if any(mark in name for name in names for mark in QUANTISED):
+        yield "it is quantised: save the state_dict() of the network in floating point"
+    if any(".parametrizations." in f".{name}" for name in names):
+        yield (
+            "its layers are parametrised: call"
+            " torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on each and save"
+            " the state_dict() again"
+        )
+    if any(name.endswith("_flat_param") or "_flat_param_" in name for name in names):
+        yield (
+            "it holds flattened shards of FSDP: save it with"
+            " torch.distributed.checkpoint.state_dict.get_state_dict and full_state_dict=True"
+        )
+
+
+def _compare_libraries(unexpected: Iterable[str], missing: Iterable[str]) -> Iterator[str]:
+    """Whose names the file has and whose the network has, where they tell."""
+    theirs = {lib for mark, lib in LIBRARIES.items() if any(mark in n for n in unexpected)}
+    ours = {lib for mark, lib in LIBRARIES.items() if any(mark in n for n in missing)}
+    for library in sorted(theirs - ours):
+        form = {
+            "timm": "--arch timm:NAME",
+            "torchvision": "--arch torchvision:NAME",
+            "transformers": "the folder with its config.json in the place of the file",
+        }[library]
+        yield f"its names are those of {library}: give {form}"
+
+
+def _compare_shapes(shapes: Iterable[tuple[str, torch.Size, torch.Size]]) -> Iterator[str]:
+    """What shapes that differ have in common."""
+    known: Mapping[str, tuple[torch.Size, torch.Size]] = {n: (a, b) for n, a, b in shapes}
+    if not known:
+        return
+    said = False
+    for name, (inside, wanted) in known.items():
+        stem = len(inside) == len(wanted) == 4 and inside[0] == wanted[0]
+        if stem and inside[2:] == wanted[2:] and inside[1] != wanted[1] and len(known) <= 2:
+            said = True
+            yield f"it is made for images of {inside[1]} channels, the network for {wanted[1]}"
+        if "pos_embed" in name or "position_embedding" in name or "relative_position" in name:
+            yield (
+                f"it is made for images of another size: {escape(name)} is {tuple(inside)} in the"
+                f" file, {tuple(wanted)} in the network"
+            )
+            said = True
+            break
+    if said and len(known) == 1:
+        return
+    name, (inside, wanted) = next(iter(known.items()))
+    yield (
+        f"it is of another width or variant: {escape(name)} is {tuple(inside)} in the file,"
+        f" {tuple(wanted)} in the architecture"
+    )
+
+
+def _name_part(names: list[str]) -> str:
+    """What a few tensors have in common, for a sentence."""
+    tops = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+    listed = ", ".join(escape(top) for top in list(tops)[:3])
+    return listed + (" and others" if len(tops) > 3 else "")

@@ -24,12 +24,16 @@ class Normalisation(NamedTuple):
 
 def choose_normalisation(
     given: tuple[Sequence[float] | None, Sequence[float] | None],
+    inside: tuple[list[float], list[float]] | None,
     notes: Mapping[str, Any],
     preset: Preprocessing | None,
     channels: int | None,
 ) -> Normalisation:
+    """What the user gives, else what a layer in the file holds, else metadata, else the preset."""
     if given != (None, None):
         return _check_normalisation(*given, "given", channels)
+    if inside is not None:
+        return _check_normalisation(*inside, "from a layer in the file", channels)
     if "mean" in notes or "std" in notes:
         mean, std = notes.get("mean"), notes.get("std")
         if mean is None and std is None:
