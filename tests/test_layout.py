@@ -1,14 +1,17 @@
 """The three links and the three lines in pyproject.toml say the same, and imports flow one way."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 MAPPING: dict[str, str] = SETUP["package-dir"]
 LEAVES = ("attacks", "defenses", "reports")
@@ -124,6 +127,34 @@ def test_a_package_init_imports_nothing(path: Path) -> None:
     """A function re-exported under its module's name would hide the module."""
     if path.name == "__init__.py":
         assert not imports(path, everywhere=True)
+
+
+def list_code_lines(source: str) -> set[int]:
+    """The lines of a file that hold more than comments and docstrings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP, tokenize.STRING):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        first = node.body[:1] if isinstance(node, ast.Module | ast.ClassDef | FUNCTION) else []
+        if first and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
+            lines -= set(range(first[0].lineno, (first[0].end_lineno or 0) + 1))
+    return lines
+
+
+@pytest.mark.parametrize("path", CORE + FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_and_no_class_is_too_long_to_be_read(path: Path) -> None:
+    """Of classes the lines of code count."""
+    source = path.read_text(encoding="utf-8")
+    code = list_code_lines(source)
+    classes = {
+        node.name: len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    assert len(source.splitlines()) <= 450
+    assert {name: lines for name, lines in classes.items() if lines > 150} == {}
 
 
 def test_light_modules_load_neither_torch_nor_art() -> None:

@@ -5,82 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from robusteval.datasets.dataset import Positions
-from robusteval.evaluation.active_test import PLANTED, Planter, count_images, measure_planted
-from robusteval.evaluation.batches import ResumableMap, batch_by_id
-from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
-from robusteval.evaluation.gallery import Gallery, measure_hardness
-from robusteval.evaluation.judge import fill_untouched
+from robusteval.evaluation.active_test import PLANTED
+from robusteval.evaluation.computation import Computation
 from robusteval.evaluation.map_changes import Measurement
-from robusteval.evaluation.plan import Attack, Plan, needs_detector
+from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import Classifier, choose_block_size
-from robusteval.runs import metrics
 from robusteval.runs.folder import Store
-from robusteval.runs.keys import (
-    QUALITY,
-    hash_attack,
-    hash_clean,
-    hash_oblivious,
-    hash_quality,
-)
-from robusteval.runs.pictures import check_pictures
-from robusteval.runs.types import STAGE, Columns, Outcome, Picture
-from robusteval.runs.validation import check_clean, check_outcome
+from robusteval.runs.keys import QUALITY, hash_attack, hash_clean, hash_oblivious, hash_quality
+from robusteval.runs.types import Columns, Outcome
 
 T = TypeVar("T")
 
 
-class Shrinking:
-    """What is done where memory runs out: the networks are called with fewer images at a time."""
-
-    def __init__(self, models: Sequence[Classifier]) -> None:
-        self.models = list(models)
-        self.notes: list[str] = []
-
-    def shrink_blocks(self, half: int) -> None:
-        """Let no network be called with more than so many images at a time.
-
-        This can change a logit's last digits, so it is noted.
-        """
-        large = [model for model in self.models if half < (model.block or half + 1)]
-        for model in large:
-            model.block = half
-        if large:
-            self.notes.append(
-                f"memory ran out: the network was called with {half} images at a time"
-            )
-
-
-class BatchSizes(NamedTuple):
-    """How many images are worked on at a time."""
-
-    natural: int  # by their size and the device
-    asked: int | None  # by the user
-
-    @property
-    def usual(self) -> int:
-        """What was asked for, or the natural size."""
-        return self.asked or self.natural
-
-    def choose_size(self, attack: Attack) -> int:
-        """Choose the size for an attack: less of images that take seconds each.
-
-        So progress is seen. For foreign attacks batches are part of the result and never the
-        user's choice.
-        """
-        if attack.foreign:
-            return self.natural
-        slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
-        return self.natural // 4 if slow and self.asked is None else self.usual
-
-
 class Cells:
-    """Computes the cells of a plan, or takes them from the store.
+    """Takes the cells of a plan from the store, or has them computed and keeps them there.
 
     Parameters
     ----------
@@ -90,30 +30,17 @@ class Cells:
         Keeps the cells; the caller writes the record.
     targets : sequence of Target
         The classifier as it is, then behind each defense.
-    batches : ResumableMap
-        Over the parts of the store; told here what to do where memory runs out.
-    batch_size : int, optional
-        Images at a time; by size and device if not given.
+    computation : Computation
+        Of the same plan, store and targets.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        targets: Sequence[Target],
-        batches: ResumableMap,
-        batch_size: int | None,
+        self, plan: Plan, store: Store, targets: Sequence[Target], computation: Computation
     ) -> None:
         self.plan = plan
         self.store = store
         self.targets = targets
-        self.batches = batches
-        self.shrinking = Shrinking([target.model for target in targets])
-        batches.shrink = self.shrinking.shrink_blocks
-        values = int(np.prod(plan.data.shape))
-        # several blocks, so that padding is little when most images of a batch are finished
-        self.sizes = BatchSizes(4 * choose_block_size(values, plan.classifier.device), batch_size)
-        self.planters: dict[str, Planter] = {}
+        self.computation = computation
         self.keys: list[str] = []  # of the cells that were finished or found, in their order
 
     def compute_clean(self, target: Target) -> None:
@@ -121,23 +48,11 @@ class Cells:
         plan, defended = self.plan, target.defended
         entry = {"role": "clean"} if defended is None else defended.to_record()
         key = hash_clean(plan.config, target.identity)
-        kind = None if defended is None else defended.kind
-        columns = self.store.find_clean(key, plan.index, kind)
+        columns = self.store.find_clean(
+            key, plan.index, None if defended is None else defended.kind
+        )
         if columns is None:
-            known = self.targets[0].clean
-            rows = np.arange(len(plan.index))
-
-            def build() -> Columns:
-                found = self.batches.map(
-                    f"Clean accuracy{target.suffix}",
-                    key,
-                    self._split(rows, self.sizes.usual),
-                    partial(measure_clean, plan, target, known),
-                )
-                check_clean(found, kind, plan.index)
-                return found
-
-            columns = self._resume([key], build)
+            columns = self._resume([key], partial(self.computation.measure_clean, key, target))
             self.store.save_cell(key, columns, entry)
         self.keys.append(key)
         target.clean = columns
@@ -147,18 +62,7 @@ class Cells:
         key = hash_quality(self.plan.config, QUALITY)
         columns = self.store.find_cell(key)
         if columns is None:
-            clean = self.targets[0].clean
-            right = metrics.find_right(clean)
-            rows = np.flatnonzero(right)[:QUALITY]
-            found = self.batches.map(
-                "What the maps are worth",
-                key,
-                self._split(rows, self.sizes.usual),
-                partial(measure_quality, self.plan, measurement, clean),
-            )
-            columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
-            for name, values in found.items():
-                columns[name][rows] = values
+            columns = self.computation.measure_quality(key, measurement, QUALITY)
             self.store.save_cell(key, columns, {"role": "quality"})
         self.keys.append(key)
         return columns
@@ -185,39 +89,8 @@ class Cells:
             self.keys += keys
             return finished
 
-        rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
-        rows = rows if shown else rows[:PROBED]
-        maps = measurement.name_columns() if measurement is not None else ()
-
-        def build() -> tuple[list[Outcome], Sequence[Picture]]:
-            gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
-            self.shrinking.notes = []
-            found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
-            outcomes = []
-            for i, each in enumerate((target, *defended)):
-                positions = np.arange(len(each.clean["id"])) if shown else rows
-                outcome = Outcome(
-                    attack=attack.spec,
-                    threat=attack.threat,
-                    knowledge=attack.knowledge,
-                    columns=place_columns(
-                        each.clean, positions, rows, found[i], maps if i == 0 else ()
-                    ),
-                    role=attack.role,
-                    notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
-                    resolved=attack.resolved,
-                    defense=each.spec,
-                    adaptive=i == 0,
-                )
-                check_outcome(outcome, each.clean)
-                outcomes.append(outcome)
-            if gallery is None or not len(rows):
-                return outcomes, ()
-            pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
-            check_pictures(pictures, outcomes[0].columns)
-            return outcomes, pictures
-
-        outcomes, pictures = self._resume(keys, build)
+        work = partial(self.computation.run_attack, keys, attack, target, defended, measurement)
+        outcomes, pictures = self._resume(keys, work)
         for key, outcome in zip(keys, outcomes, strict=True):
             self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
             pictures = ()  # of the first alone
@@ -226,6 +99,20 @@ class Cells:
         for each in without:
             self.store.parts.remove_parts(hash_oblivious(keys[0], each.identity))
         return outcomes
+
+    def compute_active_test(self, attack: Attack, target: Target) -> Outcome:
+        """What an attack finds of what is planted around the first images that are right.
+
+        UsageError if nothing can be planted on this network.
+        """
+        attack = replace(attack, role=PLANTED)
+        (key,) = hash_cells(self.plan, attack, target, (), maps=False)
+        outcome = self.store.find_outcome(key, target.clean)
+        if outcome is None:
+            outcome = self.computation.run_active_test(key, attack, target)
+            self.store.save_cell(key, outcome.columns, outcome.to_record())
+        self.keys.append(key)
+        return outcome
 
     def _resume(self, keys: Sequence[str], build: Callable[[], T]) -> T:
         """What `build` makes of rows that are finished and the rest; of none if they mislead it."""
@@ -240,79 +127,6 @@ class Cells:
             self.store.parts.remove_parts(key)
         return build()
 
-    def compute_active_test(self, attack: Attack, target: Target) -> Outcome:
-        """What an attack finds of what is planted around the first images that are right.
-
-        UsageError if nothing can be planted on this network.
-        """
-        model = target.model
-        attack = replace(attack, role=PLANTED)
-        (key,) = hash_cells(self.plan, attack, target, (), maps=False)
-        values = int(np.prod(self.plan.data.shape))
-        rows = np.flatnonzero(metrics.find_right(target.clean))[: count_images(model, values)]
-        outcome = self.store.find_outcome(key, target.clean)
-        if outcome is None:
-            work = partial(measure_planted, self.plan, target, self._find_planter(target), attack)
-            title = f"Planted examples, {attack.spec}{target.suffix}"
-            found = self.batches.map(title, key, self._split(rows, self.sizes.usual), work)
-            outcome = Outcome(
-                attack=attack.spec,
-                threat=attack.threat,
-                knowledge=attack.knowledge,
-                columns=place_columns(target.clean, rows, rows, found),
-                role=PLANTED,
-                resolved=attack.resolved,
-                defense=target.spec,
-            )
-            self.store.save_cell(key, outcome.columns, outcome.to_record())
-        self.keys.append(key)
-        return outcome
-
-    def _find_planter(self, target: Target) -> Planter:
-        """The one of a target, for all its attacks."""
-        planter = self.planters.get(target.suffix)
-        if planter is None:
-            x = self.plan.data.batch(self.plan.index[:2]).x.to(target.model.device)
-            planter = self.planters[target.suffix] = Planter(target.model, x)
-            # where memory runs out it gets smaller batches as the network itself does
-            self.shrinking.models.append(planter.features)
-        return planter
-
-    def _attack_rows(
-        self,
-        attack: Attack,
-        target: Target,
-        defended: Sequence[Target],
-        measurement: Measurement | None,
-        gallery: Gallery | None,
-        keys: Sequence[str],
-        rows: Positions,
-    ) -> list[Columns]:
-        """Columns of the attacked images alone, for each key."""
-
-        def keep_candidates() -> None:
-            if gallery is not None and gallery.candidates:
-                self.store.save_candidates(keys[0], gallery.candidates)
-
-        title = str(attack.spec) if attack.role == "attack" else f"Trust check {attack.spec}"
-        work = AttackedColumns(
-            self.plan, attack, target, defended, measurement, gallery, self.batches.shrink
-        )
-        return self.batches.map_cells(
-            f"{title}{target.suffix}",
-            keys,
-            self._split(rows, self.sizes.choose_size(attack)),
-            work.measure,
-            whole=attack.foreign,
-            # before the columns: what these say is done is not offered again
-            before_saving=keep_candidates,
-        )
-
-    def _split(self, rows: Positions, size: int) -> list[Positions]:
-        """Split rows by content id, where that is known, so that no order of images matters."""
-        ids = self.targets[0].clean.get("id", np.arange(len(self.plan.index)))
-        return batch_by_id(rows, ids, size)
-
 
 def hash_cells(
     plan: Plan, attack: Attack, target: Target, defended: Sequence[Target], *, maps: bool
@@ -323,35 +137,3 @@ def hash_cells(
         plan.config, attack.role, attack.spec, attack.resolved, target.identity, maps=maps
     )
     return [key, *(hash_oblivious(key, each.identity) for each in defended)]
-
-
-def place_columns(
-    clean: Columns,
-    positions: Positions,
-    rows: Positions,
-    found: Columns,
-    maps: Sequence[str] = (),
-) -> Columns:
-    """Columns of a cell from those of the images that were attacked.
-
-    Parameters
-    ----------
-    clean : Columns
-        All images of the run before the attack.
-    positions : ndarray
-        The images ``(n,)`` of the cell.
-    rows : ndarray
-        Those that were attacked ``(m,)``, among them.
-    found : Columns
-        What became of these, ``(m,)`` each.
-    maps : sequence of str
-        Those of `found` that say something of maps; nan for the others.
-    """
-    columns = fill_untouched({name: column[positions] for name, column in clean.items()})
-    columns |= {name: np.full(len(positions), np.nan) for name in maps}
-    columns |= {name: np.zeros(len(positions)) for name in found if name.startswith(STAGE)}
-    place = np.searchsorted(positions, rows)
-    open_ = columns["attacked"][place]  # the attack changed no image that was lost before
-    for name, values in found.items():
-        columns[name][place[open_]] = values[open_]
-    return columns

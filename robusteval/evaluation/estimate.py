@@ -6,16 +6,38 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from robusteval.evaluation.plan import Attack
+from robusteval.evaluation.plan import Attack, Plan
+from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.models.failures import raise_as_run_error
+from robusteval.runs.metrics import find_right
 
 ROUNDS = 3  # of which the shortest counts: another program may hold the processor
 WORTH_SAYING = 60.0  # seconds below which nobody asks
 # passes for an image that holds, where no parameter tells them
 STAGED = {"standard": 900, "quick": 170, "autoattack": 8700, "sigma_zero": 600, "sparse": 400}
+
+
+def write_forecast(plan: Plan, target: Target, most: int) -> str:
+    """How long the attacks on the model as it is will take; empty where that is not worth saying.
+
+    Measured on no more than `most` of the images that are right.
+    """
+    rows = np.flatnonzero(find_right(target.clean))
+    some = rows[: min(choose_count(target.model, plan.data.shape), most)]
+    if not len(some):
+        return ""
+    x = plan.data.batch(plan.index[some]).x.to(target.model.device)
+    seconds = estimate_seconds(target.model, x, plan.attacks, len(rows))
+    if seconds is None or seconds <= WORTH_SAYING:
+        return ""
+    return (
+        f"The attacks take {write_estimate(seconds)} if all of {len(rows)} images hold, less for"
+        " each that falls."
+    )
 
 
 def count_expected(attack: Attack) -> int | None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from robusteval.datasets.dataset import Data
@@ -23,6 +22,7 @@ from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
 from robusteval.evaluation.company import find_company
+from robusteval.evaluation.computation import Computation
 from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
@@ -33,7 +33,6 @@ from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
-from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
 
 
@@ -175,7 +174,8 @@ class Evaluation:
         self.targets = list_targets(plan)
         # goes on counting the seconds of all calls, spent on what had to be computed
         self.batches = ResumableMap(store.parts, progress, stopping, seconds=store.seconds)
-        self.cells = Cells(plan, store, self.targets, self.batches, batch_size)
+        self.computation = Computation(plan, store, self.targets, self.batches, batch_size)
+        self.cells = Cells(plan, store, self.targets, self.computation)
         self.recording = Recording(plan, store, self.targets, command)
 
     def run(self) -> Run:
@@ -188,7 +188,8 @@ class Evaluation:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
             self.measure_quality(undefended.measurement)
-        self.say_how_long()
+        if forecast := estimate.write_forecast(self.plan, undefended, self.computation.sizes.usual):
+            self.progress.say(forecast)
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
@@ -197,22 +198,6 @@ class Evaluation:
         for target in self.targets:
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
-
-    def say_how_long(self) -> None:
-        """Tell how long the attacks on the model as it is will take, where that is long."""
-        plan, target = self.plan, self.targets[0]
-        rows = np.flatnonzero(find_right(target.clean))
-        count = estimate.choose_count(target.model, plan.data.shape)
-        some = rows[: min(count, self.cells.sizes.usual)]
-        if not len(some):
-            return
-        x = plan.data.batch(plan.index[some]).x.to(target.model.device)
-        seconds = estimate.estimate_seconds(target.model, x, plan.attacks, len(rows))
-        if seconds is not None and seconds > estimate.WORTH_SAYING:
-            self.progress.say(
-                f"The attacks take {estimate.write_estimate(seconds)} if all of {len(rows)} images"
-                " hold, less for each that falls."
-            )
 
     def write_record(self, status: str = "incomplete") -> Run:
         """Write the record as far as it is."""

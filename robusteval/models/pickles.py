@@ -117,16 +117,114 @@ class _UnknownError(ValueError):
     """An instruction that torch does not follow when only weights are asked for."""
 
 
+class _Rules:
+    """What a pickle may name and call, and how often."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.odd_keys = self.tensors = 0
+
+    def read_name(self, argument: str) -> Name:
+        """What is to be imported; refused unless a state dict needs it."""
+        text = argument.replace(" ", ".")
+        text = f"builtins.{text[12:]}" if text.startswith("__builtin__.") else text
+        module, _, short = text.rpartition(".")
+        known = text in _CALLED or text in _TYPES
+        if module in ("torch", "torch.storage", "torch.cuda"):
+            kind = getattr(torch, short, None)
+            known = known or short.endswith("Storage") or isinstance(kind, torch.dtype)
+        if not known:
+            raise build_code_refusal(self.file, escape(text))
+        return Name(text)
+
+    def check_call(self, called: Any, given: Any) -> Made:
+        """What a call gives; refused unless it is one that a state dict needs."""
+        text = called.text if isinstance(called, Name) else ""
+        if text not in _CALLED or not isinstance(given, tuple):
+            raise self.build_call_refusal(text or "what is no name")
+        if text == _TYPED:
+            function, kind, arguments, *_ = given
+            if getattr(function, "text", "") not in _TENSORS or kind.text not in _TYPES:
+                raise self.build_call_refusal(text)
+            return self.check_call(function, arguments)
+        if text in _TENSORS:
+            if not isinstance(given[0], Storage):
+                raise self.build_call_refusal(text)
+            self.tensors += 1
+            subject = f"{self.file} was not opened, as no network needs so many: it"
+            check_amount(subject, self.tensors, MOST_TENSORS, "tensors", Refused)
+            self._check_bounds(*given)
+            return Made("torch.Tensor")
+        if text in _PARAMETERS:
+            if given[0] != Made("torch.Tensor"):
+                raise self.build_call_refusal(text)
+            return Made("torch.Tensor")
+        if not self._is_plain_call(text, given):
+            raise self.build_call_refusal(text)
+        return Made(text)
+
+    def _is_plain_call(self, text: str, given: Sequence[Any]) -> bool:
+        """Whether a plain type is given what it is kept with."""
+        if text in ("collections.OrderedDict", "collections.Counter", "builtins.set"):
+            items = given[0] if given else []
+            if isinstance(items, list):
+                pairs = text == "collections.OrderedDict"  # as Python 2 wrote them
+                self.check_keys([key for key, _ in items] if pairs else items)
+                return len(given) < 2
+            return len(given) < 2 and isinstance(items, Made) and items.text in _DICTS
+        if text == "builtins.bytearray":
+            return all(isinstance(g, str | bytes) or g == Made("_codecs.encode") for g in given)
+        if text == "_codecs.encode":
+            return len(given) == 2 and type(given[0]) is str and given[1] in CODECS
+        if text == "torch.Size":
+            return len(given) == 1 and isinstance(given[0], tuple)
+        return all(isinstance(each, str | int | float) for each in given)
+
+    def _check_bounds(
+        self, storage: Storage, offset: int, shape: Any, strides: Any, *rest: Any
+    ) -> None:
+        """Refuse a tensor that reaches out of its storage: torch would enlarge the storage."""
+        named = [each.text.removeprefix("torch.") for each in rest if isinstance(each, Name)]
+        kinds = [kind for name in named if isinstance(kind := getattr(torch, name, 0), torch.dtype)]
+        width = kinds[0].itemsize if kinds else storage.width
+        reach = 0
+        if math.prod(shape):
+            reach = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if min(offset, *shape, *strides, 0) < 0 or (
+            reach * width > storage.numbers * storage.width
+        ):
+            raise build_refusal(self.file, "a tensor is larger than its storage")
+
+    def check_keys(self, keys: Iterable[Any]) -> None:
+        """Refuse keys that make a dict slow, or that are nested and end the process."""
+        for key in keys:
+            kind = type(key)
+            if kind is str or kind is bytes or (kind is int and abs(key) < SMALL):
+                continue
+            self.odd_keys += 1
+            parts = key if kind is tuple else (key,)
+            flat = all(type(p) in (str, bytes, int, float, type(None)) for p in parts)
+            if not flat or self.odd_keys > raise_limit(MOST_ODD_KEYS):
+                raise build_refusal(self.file, "the keys of a dict are no names")
+
+    def build_call_refusal(self, text: str) -> Refused:
+        """What is raised on a call that a state dict does not need."""
+        return Refused(
+            f"{self.file} was not opened: it calls {escape(text)} as no state dict of plain"
+            f" tensors needs it. {ADVICE}"
+        )
+
+
 class _Walk:
     """Follows a pickle's stack without building what it describes."""
 
     def __init__(self, file: str) -> None:
         self.file = file
+        self.rules = _Rules(file)
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storages: list[Storage] = []
-        self.odd_keys = self.tensors = 0
 
     def list_storages(self, instructions: Iterable[tuple[Any, Any, Any]]) -> list[Storage]:
         try:
@@ -163,14 +261,14 @@ class _Walk:
         elif name == "EMPTY_DICT":
             stack.append(Made("dict"))
         elif name == "GLOBAL":
-            stack.append(self._read_name(argument))
+            stack.append(self.rules.read_name(argument))
         elif name in ("REDUCE", "NEWOBJ"):
             called, given = self._take(2)
-            stack.append(self._check_call(called, given))
+            stack.append(self.rules.check_call(called, given))
         elif name == "BUILD":
             (given,) = self._take(1)
             if stack[-1] != Made("collections.OrderedDict") or given != Made("dict"):
-                raise self._build_call_refusal("something other than a dict with attributes")
+                raise self.rules.build_call_refusal("something other than a dict with attributes")
         elif name == "BINPERSID":
             (asked,) = self._take(1)
             if not isinstance(asked, tuple) or asked[:1] != ("storage",):
@@ -184,33 +282,9 @@ class _Walk:
         if name == "TUPLE":
             self.stack.append(taken)
         elif name == "SETITEMS":
-            self._check_keys(taken[::2])
+            self.rules.check_keys(taken[::2])
         elif isinstance(self.stack[-1], list):
             self.stack[-1].extend(taken)
-
-    def _check_keys(self, keys: Iterable[Any]) -> None:
-        """Refuse keys that make a dict slow, or that are nested and end the process."""
-        for key in keys:
-            kind = type(key)
-            if kind is str or kind is bytes or (kind is int and abs(key) < SMALL):
-                continue
-            self.odd_keys += 1
-            parts = key if kind is tuple else (key,)
-            flat = all(type(p) in (str, bytes, int, float, type(None)) for p in parts)
-            if not flat or self.odd_keys > raise_limit(MOST_ODD_KEYS):
-                raise build_refusal(self.file, "the keys of a dict are no names")
-
-    def _read_name(self, argument: str) -> Name:
-        text = argument.replace(" ", ".")
-        text = f"builtins.{text[12:]}" if text.startswith("__builtin__.") else text
-        module, _, short = text.rpartition(".")
-        known = text in _CALLED or text in _TYPES
-        if module in ("torch", "torch.storage", "torch.cuda"):
-            kind = getattr(torch, short, None)
-            known = known or short.endswith("Storage") or isinstance(kind, torch.dtype)
-        if not known:
-            raise build_code_refusal(self.file, escape(text))
-        return Name(text)
 
     def _take(self, count: int) -> tuple[Any, ...]:
         """The uppermost values, which leave the stack; of a mark's own only."""
@@ -229,70 +303,6 @@ class _Walk:
             raise ValueError(key)
         self.storages.append(Storage(key, count, width))
         return self.storages[-1]
-
-    def _check_call(self, called: Any, given: Any) -> Made:
-        """What a call gives; refused unless it is one that a state dict needs."""
-        text = called.text if isinstance(called, Name) else ""
-        if text not in _CALLED or not isinstance(given, tuple):
-            raise self._build_call_refusal(text or "what is no name")
-        if text == _TYPED:
-            function, kind, arguments, *_ = given
-            if getattr(function, "text", "") not in _TENSORS or kind.text not in _TYPES:
-                raise self._build_call_refusal(text)
-            return self._check_call(function, arguments)
-        if text in _TENSORS:
-            if not isinstance(given[0], Storage):
-                raise self._build_call_refusal(text)
-            self.tensors += 1
-            subject = f"{self.file} was not opened, as no network needs so many: it"
-            check_amount(subject, self.tensors, MOST_TENSORS, "tensors", Refused)
-            self._check_bounds(*given)
-            return Made("torch.Tensor")
-        if text in _PARAMETERS:
-            if given[0] != Made("torch.Tensor"):
-                raise self._build_call_refusal(text)
-            return Made("torch.Tensor")
-        if not self._is_plain_call(text, given):
-            raise self._build_call_refusal(text)
-        return Made(text)
-
-    def _is_plain_call(self, text: str, given: Sequence[Any]) -> bool:
-        """Whether a plain type is given what it is kept with."""
-        if text in ("collections.OrderedDict", "collections.Counter", "builtins.set"):
-            items = given[0] if given else []
-            if isinstance(items, list):
-                pairs = text == "collections.OrderedDict"  # as Python 2 wrote them
-                self._check_keys([key for key, _ in items] if pairs else items)
-                return len(given) < 2
-            return len(given) < 2 and isinstance(items, Made) and items.text in _DICTS
-        if text == "builtins.bytearray":
-            return all(isinstance(g, str | bytes) or g == Made("_codecs.encode") for g in given)
-        if text == "_codecs.encode":
-            return len(given) == 2 and type(given[0]) is str and given[1] in CODECS
-        if text == "torch.Size":
-            return len(given) == 1 and isinstance(given[0], tuple)
-        return all(isinstance(each, str | int | float) for each in given)
-
-    def _build_call_refusal(self, text: str) -> Refused:
-        return Refused(
-            f"{self.file} was not opened: it calls {escape(text)} as no state dict of plain"
-            f" tensors needs it. {ADVICE}"
-        )
-
-    def _check_bounds(
-        self, storage: Storage, offset: int, shape: Any, strides: Any, *rest: Any
-    ) -> None:
-        """Refuse a tensor that reaches out of its storage: torch would enlarge the storage."""
-        named = [each.text.removeprefix("torch.") for each in rest if isinstance(each, Name)]
-        kinds = [kind for name in named if isinstance(kind := getattr(torch, name, 0), torch.dtype)]
-        width = kinds[0].itemsize if kinds else storage.width
-        reach = 0
-        if math.prod(shape):
-            reach = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if min(offset, *shape, *strides, 0) < 0 or (
-            reach * width > storage.numbers * storage.width
-        ):
-            raise build_refusal(self.file, "a tensor is larger than its storage")
 
 
 def build_damage(file: str) -> UsageError:
