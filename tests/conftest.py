@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from filelock import FileLock
+from torch import Tensor, nn
 from toys import Bands, Linear, synthetic, trained
 
 from robusteval.models.classifier import Classifier
+from robusteval.models.networks import digits_cnn
 from robusteval.runs.folder import Store
 from robusteval.runs.keys import list_keys
 from robusteval.runs.types import Columns, Outcome, Picture, Run, Spec, Threat
@@ -91,11 +95,49 @@ def short_ensembles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="session", autouse=True)
 def few_planted() -> Iterator[None]:
-    """The active test takes as few images as of a large network."""
+    """The active test takes a few images and short searches; `test_active_test` has it as it is."""
     from robusteval.evaluation import active_test
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(active_test, "SMALL", active_test.LARGE)
+        for name, value in {"SMALL": 6, "LARGE": 6, "SEARCH": 5, "STARTS": 1, "DRAWS": 10}.items():
+            patch.setattr(active_test, name, value)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untimed() -> Iterator[None]:
+    """What is said only because much time has passed is not said, however slow the machine is."""
+    from robusteval import progress
+    from robusteval.evaluation import estimate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "PLAIN_EVERY", math.inf)
+        patch.setattr(estimate, "WORTH_SAYING", math.inf)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The demo network is trained once, for all caches and all processes of a session."""
+    from robusteval.models import demo
+
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo.pt"
+    train = demo._trained
+
+    @functools.wraps(train)
+    def train_once(x: Tensor, y: Tensor, progress: Callable[[int, int], None]) -> nn.Module:
+        with FileLock(kept.with_suffix(".lock")):
+            if not kept.exists():
+                torch.save(train(x, y, lambda done, total: None).state_dict(), kept)
+        network = digits_cnn()
+        network.load_state_dict(torch.load(kept))
+        progress(0, 1)
+        progress(1, 1)
+        return network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_trained", train_once)
         yield
 
 

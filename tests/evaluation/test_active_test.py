@@ -14,6 +14,7 @@ from toys import Bands, draw_uniform, synthetic
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
+from robusteval.evaluation import active_test
 from robusteval.evaluation.active_test import (
     PLANTED,
     Planter,
@@ -33,7 +34,15 @@ from robusteval.runs.folder import load_run
 from robusteval.runs.types import Run, Threat
 
 EPS = 32 / 255
+AS_IT_IS = {"SMALL": 10, "SEARCH": 40, "STARTS": 3, "DRAWS": 100}  # but for fewer images
 SEEDS = torch.arange(40)
+
+
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The searches are as long as they are."""
+    for name, value in AS_IT_IS.items():
+        monkeypatch.setattr(active_test, name, value)
 
 
 @pytest.fixture
