@@ -308,6 +308,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "model", join_parts(file, key, format_hash(model), model.get("arch"))
     if model.get("reading"):
         yield "weights", model["reading"]
+    if model.get("outputs"):
+        yield "outputs", model["outputs"]
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts
@@ -325,6 +327,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
             format_hash(data),
         ),
     )
+    if data.get("transform") not in (None, "none", "as stored"):
+        yield "preparation", data["transform"]
     if data.get("turned"):
         yield "orientation", f"{data['turned']} images are turned upright, as their EXIF says"
     if data.get("labels"):

@@ -82,6 +82,8 @@ model_options = combine_options(
 )
 
 
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
 classes_option = option(
     "Data",
     "--classes",
@@ -141,6 +143,21 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
                 type=Whole(1),
                 metavar="N",
                 help="Resize and crop images to N x N pixels.",
+            ),
+            option(
+                "Data",
+                "--resize",
+                type=Whole(1),
+                metavar="N",
+                help="Pixels of the shorter side before --size crops the centre. [default: --size]",
+            ),
+            option(
+                "Data",
+                "--interpolation",
+                type=click.Choice(INTERPOLATIONS),
+                metavar="NAME",
+                help="Filter for resizing, such as bicubic. [default: as the network is published,"
+                " else bilinear]",
             ),
             option(
                 "Data",

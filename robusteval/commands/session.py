@@ -35,6 +35,8 @@ class Request:
     data: str | None
     split: str
     size: int | None
+    resize: int | None
+    interpolation: str | None
     download: bool
     classes: Path | None
     columns: list[str] | None
@@ -73,6 +75,8 @@ class Request:
             split,
             download,
             self.size,
+            resize=self.resize,
+            interpolation=self.interpolation,
             classes=self.classes,
             columns=self.columns,
             allow_outside=self.allow_outside,
@@ -156,6 +160,8 @@ def open_images(
     download: bool,
     size: int | None,
     *,
+    resize: int | None = None,
+    interpolation: str | None = None,
     classes: Path | None = None,
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
@@ -166,11 +172,12 @@ def open_images(
     from robusteval.datasets.sources import open_data
 
     hint = classifier.identity
-    resize = None
+    stretch = False
     photos = os.path.isdir(spec) or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
-    if size is None and photos and hint.get("num_classes") == 1000:
-        # what torchvision's networks for ImageNet are made for
-        size, resize = hint.get("size"), hint.get("resize")
+    # the network's own folder says so, or it is one for ImageNet as its architecture is published
+    published = hint.get("certain") or hint.get("num_classes") == 1000
+    if size is None and resize is None and photos and published:
+        size, resize, stretch = hint.get("size"), hint.get("resize"), bool(hint.get("stretch"))
     data = open_data(
         spec,
         split=split,
@@ -178,6 +185,8 @@ def open_images(
         channels=hint.get("input_channels"),
         size=size,
         resize=resize,
+        interpolation=interpolation or hint.get("interpolation") or "bilinear",
+        stretch=stretch,
         classes=names if classes is None else read_class_names(classes),
         columns=columns,
         allow_outside=allow_outside,

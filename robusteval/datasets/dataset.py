@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from robusteval.datasets.images import resize_image
+from robusteval.datasets.images import RESAMPLING, Fit, resize_image
 from robusteval.errors import NothingEvaluated, UsageError, check_whole
 
 if TYPE_CHECKING:
@@ -126,16 +126,13 @@ class Data:
         Where the images come from.
     shape : tuple of int
         `(c, h, w)` of every image in a batch.
-    size : int or None
-        Side of the centre crop in pixels; None leaves images as stored.
-    resize : int or None
-        Length in pixels that the shorter side gets before the crop; None without a crop.
+    fit : Fit or None
+        How every image is brought to that shape; None leaves images as stored.
     """
 
     source: Source
     shape: tuple[int, int, int]
-    size: int | None = None
-    resize: int | None = None
+    fit: Fit | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -174,10 +171,7 @@ class Data:
     @property
     def transform(self) -> str:
         """How images are brought to one shape, in words."""
-        if self.size is None:
-            return "as stored"
-        kept = f"(unless already {self.size}x{self.size})"
-        return f"shorter side to {self.resize}, centre crop {self.size} {kept}"
+        return "as stored" if self.fit is None else self.fit.describe()
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """Read the images at these positions.
@@ -225,9 +219,11 @@ class Data:
         return digest.hexdigest()
 
     def _image(self, position: int) -> np.ndarray:
-        image = read_stored(self.source, position) if self.size else self.source.image(position)
-        if self.size is not None and self.resize is not None:
-            image = resize_image(image, self.size, self.resize, self.source.where(position))
+        if self.fit is None:
+            image = self.source.image(position)
+        else:
+            stored = read_stored(self.source, position)
+            image = resize_image(stored, self.fit, self.source.where(position))
         if image.shape != self.shape:
             _, h, w = image.shape
             raise UsageError(
@@ -243,8 +239,15 @@ def read_stored(source: Source, index: int) -> np.ndarray:
     return decode(index)
 
 
-def check_shape_options(channels: int | None, size: int | None, resize: int | None) -> None:
+def check_shape_options(
+    channels: int | None,
+    size: int | None,
+    resize: int | None,
+    interpolation: str = "bilinear",
+) -> None:
     """Refuse options that no images could meet; see `build_data`."""
+    if interpolation not in RESAMPLING:
+        raise UsageError(f"--interpolation must be one of {', '.join(RESAMPLING)}")
     if channels not in (None, 1, 3):
         raise UsageError(f"the model takes {channels} channels: only images of 1 or 3 can be read")
     for name, pixels in (("--size", size), ("--resize", resize)):
@@ -260,6 +263,8 @@ def build_data(
     channels: int | None = None,
     size: int | None = None,
     resize: int | None = None,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
     even: bool = False,
 ) -> Data:
     """A source with its images brought to one shape, which its first image decides.
@@ -270,8 +275,8 @@ def build_data(
         Where the images come from.
     channels : int, optional
         Channels that the model takes, 1 or 3.
-    size, resize : int, optional
-        As in `robusteval.datasets.sources.open_data`, in pixels.
+    size, resize, interpolation, stretch
+        As in `robusteval.datasets.sources.open_data`.
     even : bool
         Whether all images are known to have the shape of the first.
 
@@ -292,7 +297,7 @@ def build_data(
         )
     if size is None or (even and (h, w) == (size, size)):
         return Data(source, (c, h, w))
-    return Data(source, (c, size, size), size, resize or size)
+    return Data(source, (c, size, size), Fit(size, resize or size, interpolation, stretch))
 
 
 def draw(n: int, samples: int | None, seed: int) -> np.ndarray:

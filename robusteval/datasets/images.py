@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +26,14 @@ SUFFIXES = frozenset(
 # Left to choose, Pillow would open PostScript under any name, and that starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 50_000_000  # of an image; decoded they take 12 bytes each, and some more at times
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 ORIENTATION = 0x0112  # the tag of EXIF
 EXIF_IN_PNG = (b"eXIf", b"Raw profile type")
 # for each orientation: whether axes are exchanged, then the steps along rows and columns
@@ -155,17 +163,48 @@ def read_pixels(image: Image.Image, channels: int) -> np.ndarray:
     return to_chw(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
-def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.ndarray:
-    """Bring `(c, h, w)`, uint8 or floats, to `(c, size, size)`: shorter side to `resize`, then the
-    centre, as float32 in [0, 1].
+class Fit(NamedTuple):
+    """How an image is brought to one shape.
+
+    Attributes
+    ----------
+    size : int
+        Side of the centre that is cut out, in pixels.
+    resize : int
+        Length in pixels that the shorter side gets before.
+    interpolation : str
+        One of `RESAMPLING`; antialiased, as Pillow does it.
+    stretch : bool
+        Whether both sides get the length `resize`, whatever shape the image had.
+    """
+
+    size: int
+    resize: int
+    interpolation: str = "bilinear"
+    stretch: bool = False
+
+    def describe(self) -> str:
+        """The transform in words."""
+        sides = "both sides" if self.stretch else "shorter side"
+        way = self.interpolation + ("" if self.interpolation == "nearest" else ", antialiased")
+        kept = f"(unless already {self.size}x{self.size})"
+        return f"{sides} to {self.resize} ({way}), centre crop {self.size} {kept}"
+
+
+def resize_image(image: np.ndarray, fit: Fit, where: str) -> np.ndarray:
+    """Bring `(c, h, w)`, uint8 or floats, to `(c, size, size)` as float32 in [0, 1].
 
     Values on the 8-bit lattice are resized as 8-bit files are, so the result is that of
     torchvision's `Resize` and `CenterCrop` on the file, whatever type the image was stored in.
     """
     _, h, w = image.shape
+    size, resize = fit.size, fit.resize
     if (h, w) == (size, size):
         return scale_levels(image)
-    h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
+    if fit.stretch:
+        h = w = resize
+    else:
+        h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
     if h * w > min(raise_limit(PIXELS), Image.MAX_IMAGE_PIXELS or np.inf):
         raise UsageError(f"{where} is too long and narrow to be resized: leave it out")
     stored = image.dtype == np.uint8
@@ -177,8 +216,10 @@ def resize_image(image: np.ndarray, size: int, resize: int, where: str) -> np.nd
     for plane, part in zip(image, centre, strict=True):  # one at a time, as photos are large
         rounded = eight_bit and not stored
         levels = _round_levels(plane).astype(np.uint8) if rounded else plane
-        part[:] = resize_plane(levels, h, w)[top : top + size, left : left + size]
-    return centre / np.float32(255) if eight_bit else centre
+        resized = resize_plane(levels, h, w, fit.interpolation)
+        part[:] = resized[top : top + size, left : left + size]
+    # cubic and Lanczos filters overshoot, which 8-bit files cut off
+    return centre / np.float32(255) if eight_bit else centre.clip(0, 1)
 
 
 def _round_levels(plane: np.ndarray) -> np.ndarray:
@@ -187,9 +228,9 @@ def _round_levels(plane: np.ndarray) -> np.ndarray:
     return levels
 
 
-def resize_plane(plane: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Resize one channel to ``(h, w)`` pixels, bilinear and antialiased."""
-    return np.asarray(Image.fromarray(plane).resize((w, h), Image.Resampling.BILINEAR))
+def resize_plane(plane: np.ndarray, h: int, w: int, interpolation: str = "bilinear") -> np.ndarray:
+    """Resize one channel to ``(h, w)`` pixels, antialiased."""
+    return np.asarray(Image.fromarray(plane).resize((w, h), RESAMPLING[interpolation]))
 
 
 def to_chw(levels: np.ndarray) -> np.ndarray:

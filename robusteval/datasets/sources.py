@@ -46,6 +46,8 @@ def open_data(
     channels: int | None = None,
     size: int | None = None,
     resize: int | None = None,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
     classes: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
@@ -69,10 +71,14 @@ def open_data(
         Channels that the model takes, 1 or 3.
     size : int, optional
         Side in pixels that every image is brought to: images of that size stay untouched, of
-        others the shorter side is resized (bilinear, antialiased) and the centre cropped.
-        Without it all images must have one shape.
+        others the shorter side is resized (antialiased) and the centre cropped. Without it all
+        images must have one shape.
     resize : int, optional
         Length of the shorter side before the crop, in pixels; `size` if not given.
+    interpolation : str
+        Filter for resizing: nearest, box, bilinear, hamming, bicubic or lanczos.
+    stretch : bool
+        Whether both sides get the length `resize`, as some networks are trained.
     classes : sequence of str, optional
         Names of the network's outputs in their order; a folder's images get the position of its
         name as their label. Without it folders are counted in sorted order.
@@ -100,7 +106,7 @@ def open_data(
         "give a name or a path; what is in memory is opened by robusteval.from_arrays or, a torch"
         " data set, by robusteval.from_dataset",
     )
-    check_shape_options(channels, size, resize)
+    check_shape_options(channels, size, resize, interpolation)
     options = {
         "split": split,
         "download": download,
@@ -110,7 +116,15 @@ def open_data(
     }
     source = _open_source(os.fspath(spec), options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
-    data = build_data(source, channels=channels, size=size, resize=resize, even=even)
+    data = build_data(
+        source,
+        channels=channels,
+        size=size,
+        resize=resize,
+        interpolation=interpolation,
+        stretch=stretch,
+        even=even,
+    )
     return data if classes is None else match_by_names(data, list(classes), "the class names given")
 
 

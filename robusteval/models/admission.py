@@ -17,6 +17,7 @@ from robusteval.models.architecture import escape
 from robusteval.models.classifier import Classifier, check_logits, frozen
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.models.forward_modes import find_float_type
+from robusteval.models.outputs import LogitsOf, read_output, refuse_probabilities
 from robusteval.models.user_code import suggest_image_shape
 
 
@@ -37,9 +38,32 @@ def wrap_module(module: nn.Module, data: Data) -> Classifier:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     x = x.to(device, find_float_type(module))
     with refuse_changes(module), frozen(module), torch.no_grad(), raise_as_run_error(what):
-        block = find_batch_size(module, x)
-        logits = check_logits(module(repeat_image(x, block or 1)))
-    return Classifier(module, num_classes=logits.shape[1], block=block).to(device)
+        network, words = find_logits(module, x)
+        block = find_batch_size(network, x)
+        logits = check_logits(network(repeat_image(x, block or 1)))
+    facts = {"outputs": words} if words else None
+    made = Classifier(network, num_classes=logits.shape[1], block=block, identity=facts)
+    return made.to(device)
+
+
+def find_logits(module: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """A module that gives logits, and how they are found in what the given one returns.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In eval mode.
+    x : Tensor
+        An image ``(1, c, h, w)``.
+    """
+    try:
+        reading = read_output(module(repeat_image(x, 2)), 2)
+    except RuntimeError:  # it may take another number of images, and says so when that is tried
+        return module, ""
+    if reading is None or not (words := reading.describe()):
+        return module, ""
+    refuse_probabilities(module, reading, x)
+    return LogitsOf(module, reading), words
 
 
 # images at a time that a network may be made for

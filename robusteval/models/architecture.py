@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,21 +16,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.models.preparation import Preprocessing, read_timm_preset
 from robusteval.models.user_code import describe_exception
 from robusteval.runs.reading import NAMES, WEIGHTS, check_regular, read_bytes
 
-Shape = tuple[int, int, int]
 State = dict[str, Tensor]
 
 ARCH_FORMS = (
-    "torchvision:NAME, robusteval:NAME, timm:NAME, path/to/file.py:function or "
-    "package.module:function, for example --arch torchvision:resnet18"
+    "torchvision:NAME, robusteval:NAME, timm:NAME, path/to/file.py:function, "
+    "package.module:function or a folder with config.json, for example --arch torchvision:resnet18"
 )
 
 
@@ -51,6 +50,8 @@ def escape(text: str) -> str:
 
 def name_publicly(arch: str) -> str:
     """The architecture without folders, which are nobody else's business."""
+    if os.path.isdir(arch):
+        return f"{Path(arch).resolve().name}/config.json"
     source, _, function = arch.rpartition(":")
     return f"{Path(source).name}:{function}" if source.endswith(".py") else arch
 
@@ -61,6 +62,10 @@ def build_network(arch: str, num_classes: int | None, state: State, *, seed: int
     sized = {} if num_classes is None else {"num_classes": num_classes}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        if os.path.isdir(arch):
+            from robusteval.models.hub_folder import build_from_folder
+
+            return build_from_folder(Path(arch), num_classes, state)
         match kind:
             case "torchvision":
                 return Built(_from_torchvision(name, sized, state), arch)
@@ -128,6 +133,10 @@ def check_source(arch: str, folder: Path) -> None:
     Code runs only from where it was named: a file beside the checkpoint, in `folder`, or in the
     current folder is suggested and not taken.
     """
+    if os.path.isdir(arch):
+        if not os.path.isfile(Path(arch) / "config.json"):
+            raise UsageError(f"--arch {arch} is a folder without a config.json: give {ARCH_FORMS}")
+        return
     source, _, function = arch.rpartition(":")
     if source in ("torchvision", "robusteval", "timm"):
         return
@@ -282,31 +291,21 @@ def _hash(files: Sequence[Path]) -> str | None:
     return hashlib.sha256(b"".join(h.digest() for h in hashes)).hexdigest()
 
 
-class Preprocessing(NamedTuple):
-    """How the publisher of an architecture prepares images for it."""
-
-    mean: list[float]
-    std: list[float]
-    shape: Shape
-    resize: int
-    origin: str
-
-    @property
-    def size(self) -> int:
-        return self.shape[-1]
-
-
 def find_preset(arch: str, network: nn.Module) -> Preprocessing | None:
+    """How images are prepared for an architecture, as its publisher says; None if nobody does."""
     kind, _, name = arch.partition(":")
     if kind == "torchvision":
         recipe = _torchvision_models().get_model_weights(name).DEFAULT.transforms()
         crop, resize = recipe.crop_size[0], recipe.resize_size[0]
         origin = f"torchvision's preset for {name}"
-        return Preprocessing(list(recipe.mean), list(recipe.std), (3, crop, crop), resize, origin)
+        shape = (3, crop, crop)
+        mean, std = list(recipe.mean), list(recipe.std)
+        return Preprocessing(mean, std, shape, resize, origin, recipe.interpolation.value)
     recipe = getattr(network, "default_cfg", None)
     if kind == "timm" and recipe:
-        c, h, w = recipe["input_size"]
-        resize = math.floor(h / recipe["crop_pct"])
-        origin = f"timm's preset for {name}"
-        return Preprocessing(list(recipe["mean"]), list(recipe["std"]), (c, h, w), resize, origin)
+        return read_timm_preset(recipe, f"timm's preset for {name}", certain=False)
+    if os.path.isdir(arch):
+        from robusteval.models.hub_folder import read_preparation
+
+        return read_preparation(Path(arch))
     return None

@@ -16,6 +16,7 @@ from robusteval.models.architecture import (
     raise_as_architecture_error,
 )
 from robusteval.models.classifier import switch_to_eval
+from robusteval.models.hub_folder import convert_names
 from robusteval.models.matching import Match, choose_match, match_names
 
 STATISTICS = ("running_mean", "running_var")
@@ -78,6 +79,8 @@ def _build_matching(arch: str, num_classes: int | None, state: State) -> tuple[B
     """The architecture with as many classes as the weights have, and readings of their names."""
     built = build_network(arch, num_classes, state)
     matches = match_names(built.network, state)
+    if matches[0].misfit and (converted := convert_names(built.network, state)) is not None:
+        matches = match_names(built.network, converted)
     if num_classes is None and (classes := matches[0].misfit.find_classes()):
         other = build_network(arch, classes, state)
         others = match_names(other.network, state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from robusteval.errors import UsageError, check_argument, check_path
 from robusteval.models.architecture import (
     ARCH_FORMS,
     Built,
-    Shape,
     State,
     check_source,
     escape,
@@ -30,19 +28,16 @@ from robusteval.models.building import build_with_weights, fits_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.copies import choose_state
 from robusteval.models.environment import pick_device
+from robusteval.models.hub_folder import find_hub_folder, read_labels
 from robusteval.models.masked import Masked
 from robusteval.models.normalisation import choose_normalisation
-from robusteval.models.user_code import describe_exception
-from robusteval.models.weights import (
-    parse_checkpoint,
-    read_checkpoint_file,
-    select_plain_states,
-    serialise_safetensors,
-)
+from robusteval.models.outputs import LogitsOf, unwrap_logits
+from robusteval.models.preparation import Shape
+from robusteval.models.probing import probe_network
+from robusteval.models.weights import read_contents, serialise_safetensors
 from robusteval.runs.reading import check_amount
 from robusteval.runs.writing import write_atomically
 
-SIZES = (32, 28, 224)  # tried in this order where nothing says what images the network takes
 MOST_NUMBERS = 3 * 800 * 800  # of an image: the largest that timm has a network for
 MASKS = "robusteval_masks"  # a tensor beside the weights; the header's note "mask" says the rest
 
@@ -61,16 +56,19 @@ def load(
 
     Safetensors files and PyTorch state dicts are read, told apart by content; nothing in the file
     is ever executed. What is not given is taken from the file's own metadata, then from the
-    preset that torchvision or timm publishes for the architecture.
+    preset that torchvision or timm publishes for the architecture. Of a folder as transformers and
+    timm publish them all is read; nothing is downloaded.
 
     Parameters
     ----------
     path : path
-        The file; it is read once, so the hash in the identity is that of the weights in use.
+        The file, or a folder with ``config.json`` and weights; it is read once, so the hash in the
+        identity is that of the weights in use.
     arch : str, optional
-        ``torchvision:NAME``, ``robusteval:NAME``, ``timm:NAME``, ``path/to/file.py:function`` or
-        ``package.module:function``. The last two run that code. ``torchvision:googlenet`` and
-        ``inception_v3`` are built as for their published weights (``transform_input``).
+        ``torchvision:NAME``, ``robusteval:NAME``, ``timm:NAME``, ``path/to/file.py:function``,
+        ``package.module:function``, or a folder with ``config.json``. The functions run that code.
+        ``torchvision:googlenet`` and ``inception_v3`` are built as for their published weights
+        (``transform_input``).
     mean, std : sequence of float, optional
         Normalisation per channel, or one for all, in units of the [0, 1] pixel range; both or
         neither. A mean of 0 and a std of 1 switch a preset off.
@@ -88,10 +86,13 @@ def load(
         ``identity`` holds sha256 (of the file; where several state dicts fit, of it and the key),
         file, arch, arch_sha256, mean, std, normalisation (where it came
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
-        (pixels of the preset's crop and of the short side before it) and parameters (count); of a
+        (pixels of the preset's crop and of the short side before it), interpolation, stretch
+        (whether both sides are brought to `resize`), certain (whether that belongs to these
+        weights and not only to the architecture) and parameters (count); of a
         file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`; where several
         state dicts fit also weights, the key that was taken; where the file's names are not the
-        network's, also reading, what was done to them in words.
+        network's, also reading, what was done to them in words; where the network returns
+        something else than logits, also outputs, how they are found in it.
 
     Raises
     ------
@@ -115,30 +116,40 @@ def load(
             "there is no file demo: `demo` is a network only to the commands; load(demo()) with"
             " `from robusteval.models.demo import demo`, which trains it once, gives the same"
         )
-    raw = read_checkpoint_file(path)
-    states, notes = parse_checkpoint(raw, path.name)
-    states = select_plain_states(states, weights, len(raw), path.name)
-    arch = arch or _find_arch(notes, path.name)
+    states, notes, content = read_contents(path, weights)
+    file = path.name or path.resolve().name
+    arch = arch or (str(path) if os.path.isdir(path) else _find_arch(notes, file))
     check_source(arch, path.parent)
     fits = partial(fits_network, arch, num_classes)
-    state, key, several = choose_state(states, weights, fits, path.name)
+    state, key, several = choose_state(states, weights, fits, file)
     masks = state.pop(MASKS, None)
-    wanted = num_classes or _find_classes(notes, state, path.name)
-    filled = build_with_weights(arch, wanted, state, path.name, plain=weights is not None)
+    wanted = num_classes or _find_classes(notes, state, file)
+    filled = build_with_weights(arch, wanted, state, file, plain=weights is not None)
     built, match = filled.built, filled.match
     preset = find_preset(arch, built.network)
-    built = _insert_masks(built, masks, notes, path.name)
-    shape = _find_shape(notes, path.name) or (preset.shape if preset else None)
-    channels, found = _probe_network(built, shape)
+    if preset is None and find_hub_folder(arch) and (mean, std) == (None, None):
+        raise UsageError(
+            f"{find_hub_folder(arch)} has no preprocessor_config.json, so that nothing says how"
+            " images are normalised: copy that file there, or give --mean and --std"
+        )
+    shape = _find_shape(notes, file) or (preset.shape if preset else None)
+    probe = probe_network(built, shape)
+    words = probe.reading.describe()
+    flip = preset is not None and preset.flip
+    if words or flip:
+        built = replace(built, network=LogitsOf(built.network, probe.reading, flip=flip))
+    built = _insert_masks(built, masks, notes, file)
+    if masks is not None:
+        probe_network(built, shape)
+    channels, found = probe.channels, probe.classes
     if wanted is not None and found != wanted:
         raise UsageError(f"{built.name} has {found} outputs, not {wanted} (--num-classes)")
-    if found < 2:
-        raise UsageError(f"{built.name} has one output; a classifier needs a logit for each class")
+    if several:  # two models in one file are two models to all that is kept under the hash
+        content.update(f"\n{key}".encode())
     normalisation = choose_normalisation((mean, std), match.normaliser, notes, preset, channels)
     identity: dict[str, Any] = {
-        # two models in one file are two models to all that is kept under the hash
-        "sha256": hashlib.sha256(raw + (f"\n{key}".encode() if several else b"")).hexdigest(),
-        "file": path.name,
+        "sha256": content.hexdigest(),
+        "file": file,
         "arch": built.name,
         "arch_sha256": built.sha256,
         "mean": normalisation.mean,
@@ -149,12 +160,18 @@ def load(
         "input_channels": channels,
         "size": preset.size if preset else None,
         "resize": preset.resize if preset else None,
+        "interpolation": preset.interpolation if preset else None,
+        "stretch": preset.stretch if preset else None,
+        "certain": preset.certain if preset else None,
         "parameters": sum(p.numel() for p in built.network.parameters()),
     }
     if several:
         identity["weights"] = key
     if match.remarks:
         identity["reading"] = "; ".join(match.remarks)
+    if words or flip:
+        flipped = "channels are given in the order blue, green, red" if flip else ""
+        identity["outputs"] = "; ".join(filter(None, (words, flipped)))
     if isinstance(built.network, Masked):
         identity["mask"] = built.network.mask_facts
     classifier = Classifier(
@@ -166,7 +183,7 @@ def load(
         identity=identity,
     )
     classifier.arch = arch
-    classifier.class_names = _find_class_names(notes)
+    classifier.class_names = _find_class_names(notes, arch)
     return classifier.requires_grad_(False).eval().to(target)
 
 
@@ -216,9 +233,10 @@ def save(
 
 def collect_state(network: nn.Module) -> tuple[State, dict[str, Any]]:
     """What `save` needs of a network: its state dict, and facts if units of it are masked."""
+    network = unwrap_logits(network)
     if not isinstance(network, Masked):
         return network.state_dict(), {}
-    state = {**network.network.state_dict(), MASKS: network.masks.to(torch.uint8)}
+    state = {**unwrap_logits(network.network).state_dict(), MASKS: network.masks.to(torch.uint8)}
     seen = [f"{number:016x}" for number in network.seen.tolist()]
     return state, {"mask": {"layer": network.layer, "seen": seen}}
 
@@ -245,8 +263,11 @@ def _find_classes(notes: Mapping[str, Any], state: State, file: str) -> int | No
     return value
 
 
-def _find_class_names(notes: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of the outputs in the metadata; what is no list of names is left alone."""
+def _find_class_names(notes: Mapping[str, Any], arch: str) -> tuple[str, ...] | None:
+    """Names of the outputs in the metadata or in the folder; what is no list of names is left."""
+    folder = find_hub_folder(arch)
+    if folder is not None and (names := read_labels(folder)):
+        return tuple(names)
     for key in ("class_names", "classes", "labels"):
         value = notes.get(key)
         if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
@@ -289,35 +310,3 @@ def _insert_masks(built: Built, masks: Tensor | None, notes: Mapping[str, Any], 
         raise UsageError(f"the masks in {file} do not fit {built.name}: {error}") from None
     except (ValueError, TypeError, OverflowError):
         raise UsageError(f"the metadata of {file} is wrong: mask must list ids of images") from None
-
-
-def _probe_network(built: Built, shape: Shape | None) -> tuple[int | None, int]:
-    """Channels (None if unknown) and classes of a network, by showing it black images."""
-    first = next((m for m in built.network.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = shape[0] if shape else first.in_channels if first else None
-    candidates = [channels] if channels else [3, 1]
-    shapes = [shape] if shape else [(c, size, size) for c in candidates for size in SIZES]
-    failure: object = "it returned another number of rows"
-    for c, h, w in shapes:
-        try:
-            with torch.no_grad():
-                logits = built.network(torch.zeros(2, c, h, w))
-        except UsageError as error:  # of masks
-            raise UsageError(f"the masks do not fit {built.name}: {error}") from None
-        except Exception as error:  # whatever a network does on images it was not made for
-            failure = describe_exception(error)
-            continue
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(
-                f"{built.name} returned {got} for two images; a classifier returns one tensor "
-                "(n, num_classes)"
-            )
-        if len(logits) == 2:
-            return c, logits.shape[1]
-    if shape:
-        raise UsageError(f"{built.name} cannot take images of shape {shape}: {failure}")
-    matrices = [p for p in built.network.parameters() if p.ndim == 2]
-    if not matrices:
-        raise UsageError(f"{built.name} took no image of {SIZES} pixels a side: {failure}")
-    return channels, len(matrices[-1])

@@ -63,7 +63,7 @@ class Misfit:
 
     def build_error(self, file: str, arch: str) -> UsageError:
         """The error that says why weights do not fit: the likeliest reasons, then counts."""
-        first, *others = list(_list_reasons(self))[:MOST_REASONS]
+        first, *others = list(_list_reasons(self, arch))[:MOST_REASONS]
         counts = (
             f"tensors: {len(self.missing)} missing, {len(self.unexpected)} unexpected,"
             f" {len(self.shapes)} of another shape, {self.common} names in common"
@@ -86,12 +86,12 @@ class Misfit:
         return lines
 
 
-def _list_reasons(misfit: Misfit) -> Iterator[str]:
+def _list_reasons(misfit: Misfit, arch: str) -> Iterator[str]:
     """What would explain that weights do not fit, the likeliest first; never empty."""
     unexpected = [name for name, _ in misfit.unexpected]
     missing = [name for name, _ in misfit.missing]
     yield from _list_conversions(unexpected)
-    yield from _compare_libraries(unexpected, missing)
+    yield from _compare_libraries(unexpected, missing, arch)
     yield from _compare_shapes(misfit.shapes)
     if not misfit.common:
         yield "no name is in both, so it is another architecture, or another program's names for it"
@@ -137,11 +137,13 @@ def _list_conversions(names: Iterable[str]) -> Iterator[str]:
         )
 
 
-def _compare_libraries(unexpected: Iterable[str], missing: Iterable[str]) -> Iterator[str]:
+def _compare_libraries(
+    unexpected: Iterable[str], missing: Iterable[str], arch: str
+) -> Iterator[str]:
     """Whose names the file has and whose the network has, where they tell."""
     theirs = {lib for mark, lib in LIBRARIES.items() if any(mark in n for n in unexpected)}
     ours = {lib for mark, lib in LIBRARIES.items() if any(mark in n for n in missing)}
-    for library in sorted(theirs - ours):
+    for library in sorted(theirs - ours - {arch.partition(":")[0]}):
         form = {
             "timm": "--arch timm:NAME",
             "torchvision": "--arch torchvision:NAME",

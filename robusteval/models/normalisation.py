@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import (
-    Preprocessing,
-)
+from robusteval.models.preparation import Preprocessing
 
 MOST = 2.0  # a mean of pixels in [0, 1]
 

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -23,6 +23,7 @@ from robusteval.errors import Refused, RobustevalError, UsageError
 from robusteval.models.architecture import State, escape
 from robusteval.models.archive import check_archive, check_legacy_storages, check_storages
 from robusteval.models.copies import TOP, list_states
+from robusteval.models.hub_folder import find_hub_folder, list_weight_files
 from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
 from robusteval.runs.reading import (
     WEIGHTS,
@@ -39,10 +40,56 @@ PLAIN = 64 * 10**6  # bytes of a file that can only be refused, but with the rea
 CHECKSUM = "robusteval_sha256"  # in the header of our own files: over all the rest of the file
 
 
+class Contents(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes
+    ----------
+    states : dict
+        State dicts by their keys.
+    notes : dict
+        The metadata.
+    digest : hash
+        SHA-256 over the bytes of its files.
+    """
+
+    states: dict[str, State]
+    notes: dict[str, Any]
+    digest: hashlib._Hash
+
+
+def read_contents(path: Path, wanted: str | None) -> Contents:
+    """The state dicts of a file, or of a folder as transformers and timm write it.
+
+    Those that hold something else than plain tensors are left out, unless `wanted` is their key.
+    """
+    if not os.path.isdir(path):
+        raw = read_checkpoint_file(path)
+        states, notes = parse_checkpoint(raw, path.name)
+        states = select_plain_states(states, wanted, len(raw), path.name)
+        return Contents(states, notes, hashlib.sha256(raw))
+    if find_hub_folder(path) is None:
+        raise UsageError(
+            f"{path} is a folder without a config.json: give the file with the weights"
+        )
+    merged: State = {}
+    digest = hashlib.sha256()
+    for file in list_weight_files(path):
+        raw = read_checkpoint_file(file)
+        digest.update(raw)
+        states = select_plain_states(parse_checkpoint(raw, file.name)[0], None, len(raw), file.name)
+        if list(states) != [TOP]:
+            raise UsageError(
+                f"{file} holds more than one state dict: give it as a file, --arch {path}"
+            )
+        if twice := next((name for name in states[TOP] if name in merged), None):
+            raise UsageError(f"{path} holds the tensor {escape(twice)} in two files: mend it")
+        merged |= states[TOP]
+    return Contents({TOP: merged}, {}, digest)
+
+
 def read_checkpoint_file(path: Path) -> bytes:
     """All of a file of weights; what cannot be one by its first bytes is not read further."""
-    if os.path.isdir(path):
-        raise UsageError(f"{path} is a folder; give the file with the weights")
     try:
         with open_regular(path, WEIGHTS) as file:
             start = file.read(START)

@@ -67,7 +67,9 @@ def is_range(value: Any) -> bool:
 
 
 MODEL: dict[str, Test] = {
-    **dict.fromkeys(("file", "sha256", "arch", "weights", "reading", "normalisation"), is_text),
+    **dict.fromkeys(
+        ("file", "sha256", "arch", "weights", "reading", "outputs", "normalisation"), is_text
+    ),
     **dict.fromkeys(("mean", "std"), each(is_number)),
     "num_classes": is_count,
 }

@@ -210,7 +210,7 @@ def test_a_preset_file_sets_samples_and_seed(desk: Path) -> None:
     ("name", "sentence"),
     [
         ("nope.pt", "there is no file nope.pt"),
-        ("photos", "photos is a folder; give the file with the weights"),
+        ("photos", "photos is a folder without a config.json: give the file with the weights"),
         ("empty.pt", "empty.pt is empty; download or copy it again"),
         ("torn.pt", "torn.pt is truncated or damaged; download or copy it again"),
         ("page.pt", "page.pt is a web page (HTML), not weights: download the file itself"),
@@ -242,12 +242,14 @@ def test_a_file_that_could_run_code_ends_with_four(desk: Path, name: str) -> Non
 
 
 def test_weights_of_another_network_are_shown_as_a_difference(desk: Path) -> None:
-    """A sentence, then what is missing, unexpected, or of another shape."""
+    """A likely reason and counts; with -v what is missing, unexpected, or of another shape."""
     result = evaluated(*QUICK, "--arch", "arch.py:wider")
 
     assert result.exit_code == 2
     first, *lines = result.stderr.splitlines()
-    assert first.startswith("Error: the weights in net.pt do not fit arch.py:wider: 4 tensors")
+    assert first.startswith("Error: the weights in net.pt do not fit arch.py:wider: no name is in")
+    assert [line.split(",")[0] for line in lines] == ["  tensors: 4 missing"]
+    lines = evaluated(*QUICK, "--arch", "arch.py:wider", "-v").stderr.splitlines()
     assert "  missing: 0.weight (6, 3, 3, 3)" in lines
     assert "  unexpected: linear.bias (3,)" in lines
 

@@ -1206,7 +1206,34 @@ def test_resizing_agrees_with_torchvision(
     theirs = Compose([Resize(resize or 16), CenterCrop(16)])(Image.fromarray(levels))
     expected = np.asarray(theirs).transpose(2, 0, 1) / np.float32(255)
     np.testing.assert_array_equal(opened.batch([0]).x.numpy()[0], expected)
-    assert opened.transform.startswith(f"shorter side to {resize or 16}, centre crop 16")
+    way = "(bilinear, antialiased)"
+    assert opened.transform.startswith(f"shorter side to {resize or 16} {way}, centre crop 16")
+
+
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("stretch", [False, True])
+def test_interpolation_is_that_of_pillow(tmp_path: Path, name: str, stretch: bool) -> None:
+    levels = pixels(40, 57, 3)
+    save_image(tmp_path / "class" / "a.png", levels)
+    opened = open_data(str(tmp_path), size=16, resize=20, interpolation=name, stretch=stretch)
+
+    side = (20, 20) if stretch else (28, 20)
+    picture = Image.fromarray(levels).resize(side, Image.Resampling[name.upper()])
+    left = round((side[0] - 16) / 2)
+    expected = np.asarray(picture)[2:18, left : left + 16].transpose(2, 0, 1) / np.float32(255)
+    np.testing.assert_array_equal(opened.batch([0]).x.numpy()[0], expected)
+    assert opened.transform.startswith("both sides" if stretch else "shorter side")
+    assert name in opened.transform
+
+
+def test_floats_stay_in_range_where_a_filter_overshoots(tmp_path: Path) -> None:
+    x = np.zeros((1, 20, 20), np.float32)
+    x[:, 5:11, 5:11] = 1
+    x[:, 0, 0] = 0.3  # between two levels
+    spec = save_npz(tmp_path / "a.npz", x=x, y=[0])
+    found = open_data(spec, size=9, interpolation="lanczos").batch([0]).x
+
+    assert (float(found.min()), float(found.max())) == (0.0, 1.0)
 
 
 def test_image_of_the_right_size_stays_untouched(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_network_of_a_fixed_batch_size_is_called_with_it(
 
 @pytest.mark.parametrize(
     "answer",
-    [lambda z: (z, z), lambda z: {"logits": z}, lambda z: z.unsqueeze(2), lambda z: None],
+    [lambda z: (z, z), lambda z: {"a": z, "b": z}, lambda z: z.unsqueeze(2), lambda z: None],
     ids=["tuple", "dict", "three axes", "nothing"],
 )
 def test_what_is_no_logits_is_one_sentence(

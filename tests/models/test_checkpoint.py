@@ -727,10 +727,11 @@ def test_mistake_in_users_code_is_told(tmp_path: Path, tiny: Path, source: str, 
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        ("(logits, logits)", "returned tuple"),
-        ("{'out': logits}", "returned dict"),
-        ("logits[:, :, None]", r"returned \(2, 3, 1\)"),
-        ("logits[:, :1]", "one output"),
+        ("(logits, logits)", r"returned tuple of 2 \(\(2, 3\), \(2, 3\)\)"),
+        ("{'a': logits, 'b': logits}", "returned dict with a, b"),
+        ("logits[:, :, None]", r"returned a tensor \(2, 3, 1\)"),
+        ("logits[:, :1].sigmoid()", "between 0 and 1 as a probability"),
+        ("'logits'", "returned str"),
     ],
 )
 def test_output_that_is_not_logits_is_an_error(

@@ -1,0 +1,365 @@
+"""Folders as transformers and timm write them, opened as the networks that they were saved from."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor, nn
+
+from robusteval.cli import cli
+from robusteval.errors import Refused, UsageError
+from robusteval.models.checkpoint import load
+from robusteval.models.hub_folder import read_labels
+from robusteval.models.preparation import Preprocessing, read_processor, read_timm_preset
+
+PROCESSOR = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.5, 0.25, 0.2],
+    "image_processor_type": "ViTImageProcessor",
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": 32, "width": 32},
+}
+LABELS = {0: "cat", 1: "dog", 2: "owl"}
+X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    return pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def make(transformers: Any, kind: str, **more: Any) -> Any:
+    sizes: dict[str, dict[str, Any]] = {
+        "ViT": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "intermediate_size": 32, "image_size": 32, "patch_size": 8},
+        "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1],
+                 "num_heads": [2, 2], "window_size": 4},
+        "ConvNext": {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "image_size": 32},
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1],
+                   "layer_type": "basic"},
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**sizes[kind], id2label=LABELS, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+
+
+def write(
+    folder: Path, network: Any, processor: dict[str, Any] | None = PROCESSOR, **how: Any
+) -> Path:
+    network.save_pretrained(folder, **how)
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def normalise(x: Tensor) -> Tensor:
+    mean, std = (torch.tensor(PROCESSOR[f"image_{n}"]).view(3, 1, 1) for n in ("mean", "std"))
+    return (x - mean) / std
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Swin", "ConvNext", "ResNet"])
+def test_folder_gives_the_logits_of_the_network_it_was_saved_from(
+    tmp_path: Path, transformers: Any, kind: str
+) -> None:
+    network = make(transformers, kind)
+    classifier = load(write(tmp_path / "net", network))
+
+    with torch.no_grad():
+        expected = network(normalise(X)).logits
+        torch.testing.assert_close(classifier(X), expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(classifier(X)[:1], classifier(X[:1]))
+    assert classifier.class_names == ("cat", "dog", "owl")
+    identity = classifier.identity
+    assert identity["arch"] == f"transformers:{kind}ForImageClassification"
+    assert identity["normalisation"] == "preprocessor_config.json"
+    assert identity["outputs"] == "logits are `logits` of what the network returns"
+    assert (identity["size"], identity["resize"], identity["stretch"]) == (32, 32, True)
+    assert identity["interpolation"] == "bicubic"
+
+
+def test_weights_in_several_files_and_in_those_of_torch_are_read(
+    tmp_path: Path, transformers: Any
+) -> None:
+    network = make(transformers, "ViT")
+    split = write(tmp_path / "split", network, max_shard_size="10KB")
+    older = write(tmp_path / "older", network)
+    state = safetensors.torch.load_file(older / "model.safetensors")
+    (older / "model.safetensors").unlink()
+    torch.save(state, older / "pytorch_model.bin")
+
+    with torch.no_grad():
+        expected = network(normalise(X)).logits
+        for folder in (split, older):
+            torch.testing.assert_close(load(folder)(X), expected)
+    assert len(list(split.glob("*.safetensors"))) > 1
+    next(split.glob("*00002-of*")).unlink()
+    with pytest.raises(UsageError, match=r"lacks model-00002"):
+        load(split)
+
+
+def test_weights_beside_a_folder_are_read_with_it_as_architecture(
+    tmp_path: Path, transformers: Any
+) -> None:
+    """As a training of one's own leaves them, prefix and all."""
+    network = make(transformers, "ViT")
+    folder = write(tmp_path / "net", network)
+    other = make(transformers, "ViT", initializer_range=0.3)
+    torch.save({f"model.{n}": t for n, t in other.state_dict().items()}, tmp_path / "w.pt")
+
+    with torch.no_grad():
+        expected = other(normalise(X)).logits
+        torch.testing.assert_close(load(tmp_path / "w.pt", arch=str(folder))(X), expected)
+
+
+def change(folder: Path, name: str, **facts: Any) -> None:
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | facts))
+
+
+def send_outside(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "../../x.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "code of its own": (
+        lambda f: change(f, "config.json", auto_map={"AutoModel": "evil.Evil"}),
+        Refused,
+        "code of its own",
+    ),
+    "no classifier": (
+        lambda f: change(f, "config.json", architectures=["ViTModel"]),
+        UsageError,
+        "ViTModel of .* is no image classifier",
+    ),
+    "unknown": (
+        lambda f: change(f, "config.json", model_type="os", architectures=["system"]),
+        UsageError,
+        "no image classifier",
+    ),
+    "no processor": (
+        lambda f: (f / "preprocessor_config.json").unlink(),
+        UsageError,
+        "nothing says how images are normalised",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        UsageError,
+        "no weights: model.safetensors or pytorch_model.bin",
+    ),
+    "quantised": (
+        lambda f: change(f, "config.json", quantization_config={"bits": 4}),
+        UsageError,
+        "quantised",
+    ),
+    "another size": (
+        lambda f: change(f, "config.json", hidden_size=24),
+        UsageError,
+        "do not fit",
+    ),
+    "enormous": (
+        lambda f: change(f, "config.json", hidden_size=60_000, num_hidden_layers=9),
+        UsageError,
+        "do not belong together",
+    ),
+    "deep": (
+        lambda f: change(f, "config.json", num_hidden_layers=10**8),
+        UsageError,
+        "num_hidden_layers is 100000000, at most 1000",
+    ),
+    "impossible": (
+        lambda f: change(f, "config.json", hidden_act="none"),
+        UsageError,
+        "config.json was not followed",
+    ),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), UsageError, "is no JSON"),
+    "no object": (lambda f: (f / "config.json").write_text("[]"), UsageError, "no JSON object"),
+    "not square": (
+        lambda f: change(f, "preprocessor_config.json", size={"height": 32, "width": 16}),
+        UsageError,
+        "preprocessor_config.json is not understood: give --mean, --std",
+    ),
+    "outside": (
+        send_outside,
+        Refused,
+        "outside its folder",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_what_is_wrong_with_a_folder_is_one_sentence(
+    tmp_path: Path, transformers: Any, way: str
+) -> None:
+    folder = write(tmp_path / "net", make(transformers, "ViT"))
+    damage, kind, said = BROKEN[way]
+    damage(folder)
+
+    with pytest.raises(kind, match=said):
+        load(folder)
+
+
+def test_nothing_in_a_configuration_fetches_or_runs_anything(
+    tmp_path: Path, transformers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An implementation of attention can be named by a repository, which would be fetched."""
+    import socket
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    folder = write(tmp_path / "net", make(transformers, "ViT"))
+    change(folder, "config.json", attn_implementation="evil/kernel", _attn_implementation="e/k",
+           _name_or_path="evil/model", use_kernels=True, dtype="float16")  # fmt: skip
+
+    assert load(folder).network(X).dtype == torch.float32
+
+
+def test_folder_that_is_none_and_adapters_alone_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"without a config\.json: give the file"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18"}))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="adapters"):
+        load(tmp_path)
+
+
+def test_folder_of_timm_is_read(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 1, "num_heads": 2, "embed_dim": 16}
+    network: nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes).eval()
+    recipe = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "crop_pct": 0.8,
+              "interpolation": "bicubic", "crop_mode": "center"}  # fmt: skip
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "label_names": ["a", "b", "c"],
+        "model_args": sizes,
+        "pretrained_cfg": recipe,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    classifier = load(tmp_path)
+
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(X), network((X - 0.5) / 0.25))
+    assert classifier.identity["arch"] == "timm:vit_tiny_patch16_224"
+    assert classifier.identity["resize"] == 40
+    assert classifier.class_names == ("a", "b", "c")
+    change(tmp_path, "config.json", architecture="hf-hub:someone/evil")
+    with pytest.raises(UsageError, match="timm has no model hf-hub:someone/evil"):
+        load(tmp_path)
+
+
+P = Preprocessing
+RECIPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"size": 32, "resize": 32, "stretch": True, "interpolation": "bicubic"}),
+    ({"size": 384}, {"size": 384, "resize": 384, "stretch": True}),
+    (
+        {"size": {"shortest_edge": 256}, "do_center_crop": True,
+         "crop_size": {"height": 224, "width": 224}, "resample": 2},
+        {"size": 224, "resize": 256, "stretch": False, "interpolation": "bilinear"},
+    ),
+    ({"size": 256, "do_center_crop": True, "crop_size": 224}, {"size": 224, "resize": 256}),
+    (
+        {"size": {"shortest_edge": 224}, "crop_pct": 0.875},
+        {"size": 224, "resize": 256, "stretch": False},
+    ),
+    (
+        {"size": {"shortest_edge": 384}, "crop_pct": 0.875},
+        {"size": 384, "resize": 384, "stretch": True},
+    ),
+    ({"do_resize": False}, {"size": 32, "resize": 32}),
+    ({"do_normalize": False}, {"mean": [0.0] * 3, "std": [1.0] * 3}),
+    (
+        {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3},
+        {"mean": [0.5] * 3, "std": [0.2] * 3},
+    ),
+    ({"include_top": True, "image_std": [0.5] * 3}, {"std": [0.25] * 3}),
+    ({"do_flip_channel_order": True}, {"flip": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "expected"), RECIPES)
+def test_preprocessing_is_read_as_it_is_meant(
+    facts: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = read_processor(PROCESSOR | facts, "preprocessor_config.json")
+
+    for name, value in expected.items():
+        assert getattr(found, name) == (pytest.approx(value) if name in ("mean", "std") else value)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"image_std": [0, 1, 1]},
+        {"image_mean": "high"},
+        {"size": {"longest_edge": 32}},
+        {"size": {"height": -1, "width": -1}},
+        {"resample": 77},
+        {"rescale_factor": 1e-400},
+        {"rescale_offset": True},
+        {"crop_pct": 0, "size": {"shortest_edge": 224}},
+    ],
+)
+def test_preprocessing_that_is_not_known_is_refused(facts: dict[str, Any]) -> None:
+    if facts == {"rescale_factor": 1e-400}:  # zero counts as not given, as it does there
+        assert read_processor(PROCESSOR | facts, "p").mean == PROCESSOR["image_mean"]
+        return
+    with pytest.raises(UsageError, match="is not understood"):
+        read_processor(PROCESSOR | facts, "preprocessor_config.json")
+
+
+def test_crops_of_timm_are_read() -> None:
+    recipe = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
+    squash = read_timm_preset(recipe | {"crop_mode": "squash"}, "timm", True)
+
+    assert (squash.resize, squash.stretch, squash.interpolation) == (248, True, "bicubic")
+    with pytest.raises(UsageError, match="mean or std is missing"):
+        read_timm_preset({"input_size": [3, 224, 224]}, "timm", True)
+
+
+def test_numbered_labels_are_no_names(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
+    )
+    assert read_labels(tmp_path) is None
+
+
+def test_photos_are_prepared_as_the_folder_says_and_matched_by_its_labels(
+    tmp_path: Path, transformers: Any
+) -> None:
+    folder = write(tmp_path / "net", make(transformers, "ResNet"))
+    draw = np.random.default_rng(0)
+    for name in ("owl", "cat"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n in range(2):
+            pixels = draw.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{n}.png")
+    done = CliRunner().invoke(
+        cli,
+        ["evaluate", str(folder), "--data", str(tmp_path / "photos"), "--no-probes",
+         "--attack", "noise:eps=8/255", "--out", str(tmp_path / "run"), "--format", "json"],
+    )  # fmt: skip
+    assert done.exit_code in (0, 5, 6), done.output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+
+    assert record["data"]["transform"].startswith("both sides to 32 (bicubic, antialiased)")
+    assert record["data"]["labels"] == "by name, the checkpoint's metadata"
+    shutil.rmtree(tmp_path / "run")
