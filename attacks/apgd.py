@@ -87,7 +87,7 @@ def apgd(
         Steps of `odi`, each of one more forward and backward pass.
     targets : int
         Aim at so many other classes of each image, the most promising first, one search for each;
-        any class but `y` is a success. 0: no aim. Of k classes no more than k - 1.
+        any class but `y` is a success. 0: no aim. Of k classes k - 1 at most.
     by : {"distance", "logits"}
         What makes a target promising: the distance to it in the linearised network (MALT,
         arXiv:2407.02240), for a backward pass per candidate, or its logit.
@@ -104,7 +104,7 @@ def apgd(
     Raises
     ------
     ValueError
-        If a parameter is out of range, or the model has one class and `targets` are wanted.
+        If a parameter is out of range, or the model has no more classes than `targets`.
     """
     ball = Ball.around(x, norm, eps, mask)
     least = {"steps": steps, "restarts": restarts, "odi_steps": odi_steps, "candidates": candidates}
@@ -113,12 +113,15 @@ def apgd(
             raise ValueError(f"{name} must be at least 1, not {value}")
     if targets < 0 or (targets and targeted):
         raise ValueError("targets must be 0 or more, and 0 with targeted, which has its own")
-    if len(x) == 0:
+    if targets and len(x) == 0:
+        check_targets(targets, model(x).shape[1])
+    if len(x) == 0 or eps == 0:
         return x.clone()
     given = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
     aims: list[Tensor] = []
     if targets:
         order = order_targets(model, ball, y, count=targets, by=by, candidates=candidates)
+        check_targets(min(targets, candidates), order.shape[1] + 1)
         aims = list(order.unbind(1))
 
     def search(left: Tensor, run: int) -> Found:
@@ -137,6 +140,16 @@ def apgd(
         return search_apgd(objective, here, x_adv, steps=steps, stop=stop)
 
     return repeat_search(search, x, restarts * max(len(aims), 1)).x_adv
+
+
+def check_targets(targets: int, classes: int) -> None:
+    """ValueError if more classes are to be aimed at than there are besides an image's own."""
+    if classes < 2:
+        raise ValueError("there is no class to aim at: the model has only one")
+    if targets > classes - 1:
+        raise ValueError(
+            f"targets must be at most {classes - 1}, not {targets}: the model has {classes} classes"
+        )
 
 
 class APGD(ArtAttack):

@@ -61,12 +61,13 @@ def autoattack(
     ValueError
         If a parameter is out of range.
     """
-    ensemble = Ensemble(model, Ball.around(x, norm, eps, mask), y, seeds, targeted=targeted)
-    if len(x) == 0:
+    ball = Ball.around(x, norm, eps, mask)
+    ensemble = Ensemble(model, ball, y, seeds, targeted=targeted, stages=4)
+    if len(x) == 0 or eps == 0:
         return x.clone()
     ensemble.run("apgd", lambda stage: stage.descend("ce", 100))
     ensemble.run("targets", lambda stage: stage.descend("dlr", 100, targets=9, by="logits"))
-    ensemble.run("fab", lambda stage: stage.approach())
+    ensemble.run("fab", lambda stage: stage.approach("fab", norm, eps))
     ensemble.run("square", lambda stage: stage.query(5000))
     return ensemble.best.x_adv
 

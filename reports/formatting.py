@@ -112,6 +112,10 @@ def format_count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+# what a radius is a number of, where it is no distance
+COUNTED = {"l0": "values", "l0_pixels": "pixels"}
+
+
 def format_threat(threat: ThreatRecord) -> str:
     """A threat model, as ``linf eps 8/255 (0.0314)``."""
     goal = " targeted" if threat.targeted else ""
@@ -131,6 +135,8 @@ def format_budget(threat: ThreatRecord) -> str:
     eps, levels = threat.eps, threat.eps_255
     if eps is None:
         return "no fixed radius" if is_unbounded(threat) else "minimum norm"
+    if threat.norm in COUNTED:
+        return f"up to {eps:g} {COUNTED[threat.norm]}"
     if levels is None:
         return f"eps {format_number(eps)}"
     if format_number(eps) == levels:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from robusteval.runs.types import STAGE, Outcome
+from robusteval.runs.types import MADE, STAGE, Outcome
 
 from .formatting import format_quantity
 from .measures import Count, Positive, RatesRecord
@@ -39,26 +37,23 @@ COLUMNS = ("images", "fooled", "passes each", "passes per image")
 def build_stages(outcome: Outcome) -> tuple[StageRow, ...]:
     """The stages of an attack, in their order; none of one that has none.
 
-    An image fell in the last stage that it was given to.
+    An image fell to the stage that made what was judged: a success that rounding to 8 bit undoes
+    is searched on, and a later stage may find a better one.
     """
     costs = {
         name.removeprefix(STAGE): column[outcome.attacked]
         for name, column in outcome.columns.items()
         if name.startswith(STAGE)
     }
-    if not costs:
-        return ()
-    table = np.stack(list(costs.values()))  # (stages, images)
     fallen = outcome.success()[outcome.attacked]
-    last = len(table) - 1 - (table > 0)[::-1].argmax(0)
     return tuple(
         StageRow(
             name,
-            int((table[i] > 0).sum()),
-            int((fallen & (last == i)).sum()),
-            float(table[i].sum()),
+            int((cost > 0).sum()),
+            int((fallen & outcome.columns[f"{MADE}{name}"][outcome.attacked]).sum()),
+            float(cost.sum()),
         )
-        for i, name in enumerate(costs)
+        for name, cost in costs.items()
     )
 
 
@@ -110,6 +105,6 @@ def is_far(name: str) -> bool:
 
 NOTE = (
     "Passes, forward and backward: of each image the stage was given, and shared among all attacked"
-    " ones. Images beyond the cut are far from success; the dear stages get 5 % of them, drawn at"
-    " random. If one of these falls, the attack is run again with the cut doubled."
+    " ones. The dear stages are given the images near to success and, as a check, 5 % of those far"
+    " from it, drawn at random. If one of these falls, an attack that spares none is run as well."
 )

@@ -72,8 +72,8 @@ from .shell import Command, Whole, option, read_batch_size, read_radius
     "Attacks",
     "--norm",
     type=click.Choice(tuple(RADII)),
-    help="Another norm for the attacks of the preset; its radius is then 8/255, 0.5 or 12 unless"
-    " --eps says another.",
+    help="Another norm for the attacks of the preset, with the radius 8/255, 0.5 (l2), 12 (l1),"
+    " 24 changed values (l0) or 20 changed pixels (l0_pixels) unless --eps says another.",
 )
 @option(
     "Attacks",

@@ -93,7 +93,7 @@ def check_preset(name: str, values: dict[str, Any]) -> Preset:
 
 
 # radii of the other norms, where a preset is given one without --eps
-RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0, "l0_pixels": 20.0}
 
 
 def change_norm(spec: Spec, norm: str) -> Spec | None:

@@ -25,7 +25,7 @@ from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.steps import part
-from robusteval.runs.types import STAGE, Columns
+from robusteval.runs.types import MADE, STAGE, Columns
 from robusteval.search.balls import quantise
 from robusteval.search.losses import margin
 
@@ -158,6 +158,10 @@ class AttackedColumns:
             **{
                 f"{STAGE}{name}": (cost.forwards + cost.backwards).double().cpu().numpy()
                 for name, cost in result.passes.stages.items()
+            },
+            **{
+                f"{MADE}{name}": stage.made.cpu().numpy()
+                for name, stage in result.passes.stages.items()
             },
         }
         cells = [columns | target.score_images(result.x_adv, plan.seed, batch.ids)]

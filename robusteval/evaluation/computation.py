@@ -21,7 +21,7 @@ from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.pictures import check_pictures
-from robusteval.runs.types import STAGE, Columns, Outcome, Picture
+from robusteval.runs.types import MADE, STAGE, Columns, Outcome, Picture
 from robusteval.runs.validation import check_clean, check_outcome
 
 
@@ -46,6 +46,9 @@ class Shrinking:
             )
 
 
+STAGED = ("standard", "quick", "autoattack")  # attacks that give few images to their last stages
+
+
 class BatchSizes(NamedTuple):
     """How many images are worked on at a time."""
 
@@ -60,13 +63,18 @@ class BatchSizes(NamedTuple):
     def choose_size(self, attack: Attack) -> int:
         """Choose the size for an attack: less of images that take seconds each.
 
-        So progress is seen. For foreign attacks batches are part of the result and never the
-        user's choice.
+        So progress is seen; more for attacks in stages, of which most time goes into the few
+        images that reach the last ones, and a block of the network costs as much if it is not
+        full. For foreign attacks batches are part of the result and never the user's choice.
         """
         if attack.foreign:
             return self.natural
+        if self.asked is not None:
+            return self.asked
+        if attack.spec.name in STAGED:
+            return 2 * self.natural
         slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
-        return self.natural // 4 if slow and self.asked is None else self.usual
+        return self.natural // 4 if slow else self.natural
 
 
 class Computation:
@@ -268,7 +276,11 @@ def place_columns(
     """
     columns = fill_untouched({name: column[positions] for name, column in clean.items()})
     columns |= {name: np.full(len(positions), np.nan) for name in maps}
-    columns |= {name: np.zeros(len(positions)) for name in found if name.startswith(STAGE)}
+    columns |= {
+        name: np.zeros(len(positions), values.dtype)
+        for name, values in found.items()
+        if name.startswith((STAGE, MADE))
+    }
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before
     for name, values in found.items():

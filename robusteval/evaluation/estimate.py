@@ -18,7 +18,15 @@ from robusteval.runs.metrics import find_right
 ROUNDS = 3  # of which the shortest counts: another program may hold the processor
 WORTH_SAYING = 60.0  # seconds below which nobody asks
 # passes for an image that holds, where no parameter tells them
-STAGED = {"standard": 900, "quick": 170, "autoattack": 8700, "sigma_zero": 600, "sparse": 400}
+STAGED = {
+    "standard": 900,
+    "thorough": 5000,
+    "quick": 170,
+    "autoattack": 8700,
+    "sigma_zero": 630,
+    "sparse": 430,
+}
+COUNTING = {"standard": STAGED["sigma_zero"] + STAGED["sparse"]}  # under l0
 
 
 def write_forecast(plan: Plan, target: Target, most: int) -> str:
@@ -43,6 +51,8 @@ def write_forecast(plan: Plan, target: Target, most: int) -> str:
 def count_expected(attack: Attack) -> int | None:
     """Passes that an attack needs for an image that holds; None where nobody knows."""
     given: dict[str, Any] = attack.resolved
+    if attack.threat.norm.startswith("l0") and attack.spec.name in COUNTING:
+        return COUNTING[attack.spec.name]
     if attack.spec.name in STAGED:
         return STAGED[attack.spec.name]
     if "queries" in given:

@@ -27,8 +27,8 @@ from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
+from robusteval.evaluation.sparing import spare_none
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
-from robusteval.evaluation.widening import widen_cut
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
@@ -251,7 +251,7 @@ class Evaluation:
         try:
             outcomes = self.cells.compute_attack(attack, target, without)
             self.recording.outcomes += outcomes
-            wider = widen_cut(outcomes[0])
+            wider = spare_none(outcomes[0])
         except Interrupted:
             raise
         except DefenseBroke as error:  # judged behind the others all the same

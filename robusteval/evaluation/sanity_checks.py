@@ -335,8 +335,9 @@ def check_attack(outcome: Outcome) -> list[Finding]:
         )
     failed = outcome.attacked & ~outcome.success()
     stuck = failed & (c["margin_adv"] >= c["margin_clean"])
-    # ours return the best image they found; some of ART's return any where they fail
-    ours = not outcome.attack.name.startswith("art:")
+    # ours return the best image they found, but of few changes a success or nothing; some of
+    # ART's return any where they fail
+    ours = not outcome.attack.name.startswith("art:") and "l0" not in outcome.threat.norm
     follows = ours and is_strong(outcome) and (outcome.threat.eps or 0) > 0
     if follows and not outcome.threat.targeted and stuck.sum() > 0.1 * outcome.attacked.sum():
         found.append(

@@ -216,13 +216,38 @@ def book_rows(index: Tensor) -> Iterator[None]:
         _rows.reset(token)
 
 
+def credit_stage(index: Tensor) -> None:
+    """The successes that are kept of these rows ``(m,)`` are from the stage there is now.
+
+    Of rows as `book_rows` counts them; where nobody counts passes, nothing happens.
+    """
+    passes, around = _passes.get(), _rows.get()
+    if passes is not None:
+        passes.credit(index if around is None else around[index.to(around.device)])
+
+
+def rebook_stage(index: Tensor, name: str) -> None:
+    """What the stage there is now was for these rows ``(m,)`` is told under another name.
+
+    For stages that do the same to images of two kinds, in one go. Of rows as `credit_stage`.
+    """
+    passes, around = _passes.get(), _rows.get()
+    if passes is not None:
+        passes.rebook(index if around is None else around[index.to(around.device)], name)
+
+
 class Stage:
     """What one stage of an attack did to each image of a batch, columns ``(n,)``."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.seen = torch.zeros(n, dtype=torch.bool, device=device)
+        self.made = torch.zeros(n, dtype=torch.bool, device=device)  # the success that is kept
         self.forwards = torch.zeros(n, device=device)
         self.backwards = torch.zeros(n, device=device)
+
+    def list_columns(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.seen, self.made, self.forwards, self.backwards
 
 
 def find_rows() -> Tensor | None:
@@ -253,6 +278,21 @@ class Passes:
         if name is not None:
             here = self.stages.setdefault(name, Stage(len(self.forwards), self.forwards.device))
             here.seen[index.to(here.seen.device)] = True
+
+    def credit(self, index: Tensor) -> None:
+        """The successes that are kept of rows `index` ``(m,)`` are from the stage there is now."""
+        for name, each in self.stages.items():
+            each.made[index.to(each.made.device)] = name == _stage.get()
+
+    def rebook(self, index: Tensor, name: str) -> None:
+        """What the stage there is now was for rows `index` ``(m,)`` is that of another `name`."""
+        here = self.stages.get(_stage.get() or "")
+        if here is None:
+            return
+        other = self.stages.setdefault(name, Stage(len(self.forwards), self.forwards.device))
+        index = index.to(self.forwards.device)
+        for mine, its in zip(here.list_columns(), other.list_columns(), strict=True):
+            its[index], mine[index] = mine[index], 0
 
     def watch(self, _module: nn.Module, _args: object, logits: Tensor) -> None:
         """Forward hook: book this pass, and the backward pass through it if there comes one."""

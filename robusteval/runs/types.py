@@ -76,6 +76,7 @@ def format_number(value: float) -> str:
 
 
 STAGE = "passes:"  # begins the name of a column that holds the cost of a stage
+MADE = "made:"  # and of one that says whose success was kept
 
 
 def name_cell(attack: Spec, defense: Spec | None, adaptive: bool) -> str:
@@ -121,7 +122,8 @@ class Outcome:
     forwards, backwards, seconds : the image's share of the cost
     fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
     passes:NAME : what the stage NAME of the attack cost, forwards and backwards, 0 where an image
-        was not given to it; the last one that an image was given to is that in which it fell
+        was not given to it
+    made:NAME : whether the result is a success that this stage found
     score, flagged : behind a detector, what it says of the attacked image, and its alarm
     map_distance:NAME, map_iou:NAME, map_noise:NAME, map_floor:NAME, edge_energy, edge_area : where
         interpreters were asked for, see `robusteval.evaluation.map_changes.Measurement`

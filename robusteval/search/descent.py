@@ -236,8 +236,10 @@ def choose_stop(stop: Stop, ball: Ball) -> Stop:
     return "float" if stop == "8bit" and not ball.holds_a_level() else stop
 
 
-def keep_best(best: Found, index: Tensor, found: Found) -> None:
+def keep_best(best: Found, index: Tensor, found: Found) -> Tensor:
     """Take over images ``(m, …)`` for rows `index` ``(m,)`` where they beat the best so far.
+
+    Which they were ``(m,)``.
 
     Finished before successful before neither; then the lower loss, of equal ones the later: where
     cross-entropy has run into zero the search still moves.
@@ -251,6 +253,7 @@ def keep_best(best: Found, index: Tensor, found: Found) -> None:
         choice = is_better.view(-1, *(1,) * (values.ndim - 1))
         # by rows and not by a mask, for whose length the host would wait
         column[index] = torch.where(choice, values, column[index])
+    return is_better
 
 
 def round_successes(objective: Objective, ball: Ball, index: Tensor, x_adv: Tensor) -> Found:

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.models.seeds import per_image
-from robusteval.models.steps import book_rows, stage
+from robusteval.models.steps import book_rows, credit_stage, rebook_stage, stage
 from robusteval.registry import ATTACKS
-from robusteval.search.apgd import search_apgd
+from robusteval.search.apgd import choose, search_apgd
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
     Found,
     build_aimed_objective,
     build_class_objective,
     choose_stop,
+    count_changes,
     keep_best,
     repeat_search,
     restrict_objective,
 )
 from robusteval.search.losses import Loss, margin
+from robusteval.search.nearest import Distance
 from robusteval.search.square import search_square
 from robusteval.search.starts import Order, diversify_start, order_targets
 
@@ -114,19 +116,26 @@ class Stage:
 
         return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
 
-    def approach(self) -> Found:
-        """The nearest success that FAB finds, if it lies in the ball."""
-        free = (self.ball.upper > self.ball.lower).float()
-        x_adv = ATTACKS.load("fab")(
+    def approach(self, attack: str, norm: Distance, eps: float, **given: object) -> Found:
+        """The nearest success that an attack without a radius finds, if it is within `eps`.
+
+        `norm` and what is `given` besides are parameters of the attack.
+        """
+        ball, free = self.ball, (self.ball.upper > self.ball.lower).float()
+        x_adv = ATTACKS.load(attack)(
             self.model,
-            self.ball.x,
+            ball.x,
             self.y,
             targeted=self.targeted,
             seeds=self.seeds,
-            mask=free if self.ball.eps > 0 else None,
-            norm=self.ball.norm,
+            mask=free if ball.eps > 0 else None,
+            norm=norm,
+            **given,
         )
-        x_adv = self.ball.project(x_adv)
+        if norm == "l0" or norm == "l0_pixels":
+            x_adv = choose(count_changes(x_adv, ball.x, norm) <= eps, x_adv, ball.x)
+        else:
+            x_adv = ball.project(x_adv)
         objective = build_class_objective(self.model, self.y, targeted=self.targeted, loss="margin")
         with torch.no_grad():
             score = objective(x_adv, torch.arange(len(x_adv), device=x_adv.device))
@@ -193,31 +202,36 @@ class Ensemble:
         """Rows ``(m,)`` of the images without a success."""
         return (~self.best.is_adv).nonzero().flatten()
 
-    def run(self, name: str, work: Work, rows: Tensor | None = None) -> None:
+    def run(
+        self, name: str, work: Work, rows: Tensor | None = None, drawn: Tensor | None = None
+    ) -> None:
         """One stage on the images without a success that survives 8 bits.
 
-        With `rows` ``(m,)`` on those of them that have no success at all.
+        With `rows` ``(m,)`` on those of them that have no success at all; what it was for those
+        of them that are `drawn` ``(m,)`` is told of a stage "far" of this name.
         """
         if rows is None:
             rows = (~self.best.finished).nonzero().flatten()
         else:
-            rows = rows[~self.best.is_adv[rows]]
+            left = ~self.best.is_adv[rows]
+            rows, drawn = rows[left], None if drawn is None else drawn[left]
         self.begun += 1
         seeds = self.seeds[rows.cpu()] + SPREAD * (self.begun - 1)
         with stage(name, rows, self.begun, self.stages):
-            if len(rows) == 0:
-                return
-            here = Stage(
-                self.model,
-                self.ball.pick(rows),
-                self.y[rows],
-                seeds,
-                self.best.x_adv[rows],
-                targeted=self.targeted,
-            )
-            found = work(here)
-            found = self._compare(rows, found)
-        keep_best(self.best, rows, found)
+            if len(rows):
+                here = Stage(
+                    self.model,
+                    self.ball.pick(rows),
+                    self.y[rows],
+                    seeds,
+                    self.best.x_adv[rows],
+                    targeted=self.targeted,
+                )
+                found = self._compare(rows, work(here))
+                taken = keep_best(self.best, rows, found)
+                credit_stage((taken & found.is_adv).nonzero().flatten())
+            if drawn is not None:
+                rebook_stage(drawn.nonzero().flatten(), f"far {name}")
 
     def _compare(self, rows: Tensor, found: Found) -> Found:
         """The same with the margin for a loss, which all stages have in common."""
@@ -257,10 +271,11 @@ class Ensemble:
     def choose_near(self, cut: float) -> tuple[Tensor, Tensor]:
         """The images without a success up to `cut` radii from one, and a share of the others.
 
-        Rows ``(m,)`` of both. Each image's lot is drawn from its own seed.
+        Rows ``(m,)`` of all, and which of them are of that share ``(m,)``. Each image's lot is
+        drawn from its own seed.
         """
         rows = self.list_survivors()
-        is_near = self.measure_distances(rows) <= cut
+        is_far = self.measure_distances(rows) > cut
         lot = per_image(self.seeds[rows.cpu()] + LOT, torch.Size((1,)))[:, 0]
-        is_drawn = (lot < SHARE).to(is_near.device) & ~is_near
-        return rows[is_near], rows[is_drawn]
+        chosen = ~is_far | (lot < SHARE).to(is_far.device)
+        return rows[chosen], is_far[chosen]

@@ -52,7 +52,7 @@ def test_gradient_attacks_succeed_just_beyond_the_known_boundary(
         assert labels_of(linear, x_adv).ne(label).all()
 
 
-@pytest.mark.parametrize(("name", "norm"), BOUNDED)
+@pytest.mark.parametrize(("name", "norm"), [case for case in BOUNDED if "l0" not in case[1]])
 def test_no_attack_succeeds_short_of_the_known_boundary(
     linear: Classifier, grey_images: Tensor, name: str, norm: str
 ) -> None:
@@ -86,7 +86,7 @@ def test_results_lie_in_ball_and_box(
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
     assert not x_adv.requires_grad
     assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
-    assert bool((measure_distances(x_adv, x)[norm] <= eps).all())
+    assert bool((measure_distances(x_adv, x)[norm] <= settings["eps"]).all())
 
 
 @pytest.mark.parametrize("targeted", [False, True])

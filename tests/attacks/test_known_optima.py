@@ -24,7 +24,7 @@ from robusteval.search.hyperplane import measure_to_hyperplane, project_to_hyper
 from robusteval.search.ssim_ball import C2, structure_distance
 
 SLACK, TOLERANCE = 1.25, 1.01
-BUDGETS = {"linf": "eps", "l2": "eps", "l1": "eps", "ssim": "eps2"}
+BUDGETS = {"ssim": "eps2"}  # else eps
 # what makes the budget one of the result, where it is one of each step otherwise; and as many
 # queries as a search without gradients takes for sixty values
 SETTINGS = {"reference": "original", "queries": 1000, "images": "float"}
@@ -103,14 +103,15 @@ def explain_failure(
     """How an attack on single images misses the criterion; empty if it meets it."""
     network = classifier.network
     assert isinstance(network, Linear)
-    budget = BUDGETS.get(norm, "")
+    budget = BUDGETS.get(norm, "eps")
     model = attackable(entry.name, classifier)
     for image in torch.split(x, 1):
         label = predict_classes(classifier(image))
         optimum = find_optimum(network, image, norm, keep_mean=entry.name != "fpgap")
         given = asked(entry.name, norm=norm, **SETTINGS)
         if budget in entry.parameters:
-            given[budget] = SLACK * optimum
+            most = SLACK * optimum
+            given[budget] = math.floor(most) if norm.startswith("l0") else most
         y = 1 - label if targeted else label
         x_adv = ATTACKS.load(entry.name)(
             model, image, y, targeted=targeted, seeds=torch.zeros(1, dtype=torch.int64), **given

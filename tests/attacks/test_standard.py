@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from robusteval.search.descent import Found
 from robusteval.search.ensemble import Ensemble, Stage
 
 if TYPE_CHECKING:
-    from robusteval.attacks.standard import quick, standard
+    from robusteval.attacks.standard import quick, standard, thorough
 else:
     quick = late("robusteval.attacks.standard", "quick")
     standard = late("robusteval.attacks.standard", "standard")
+    thorough = late("robusteval.attacks.standard", "thorough")
 
 
 def labels_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -29,12 +31,12 @@ def labels_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def watch(
-    model: nn.Module, x: Tensor, eps: float, cut: float
+    attack: Callable[..., Tensor], model: nn.Module, x: Tensor, eps: float
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Results of `standard`, what its stages cost each image, and all passes of each."""
+    """Results of an attack, what its stages cost each image, and all passes of each."""
     y, seeds = labels_of(model, x), torch.arange(len(x)) * 7
     with count_passes(model, len(x), x.device) as passes:
-        x_adv = standard(model, x, y, eps=eps, cut=cut, seeds=seeds)
+        x_adv = attack(model, x, y, eps=eps, seeds=seeds)
     costs = {name: stage.forwards + stage.backwards for name, stage in passes.stages.items()}
     return x_adv, costs, passes.forwards + passes.backwards
 
@@ -46,28 +48,29 @@ def images(n: int = 12) -> Tensor:
 def test_stages_add_up_and_stop_at_the_one_that_succeeds(bands: Classifier) -> None:
     """All passes but those that measure distances are some stage's."""
     x = images()
-    x_adv, costs, passes = watch(bands, x, eps=0.012, cut=0.1)
+    x_adv, costs, passes = watch(standard, bands, x, eps=0.012)
 
     fallen = labels_of(bands, x_adv) != labels_of(bands, x)
     assert fallen.any()
     assert not fallen.all()
     total = torch.stack(list(costs.values())).sum(0)
-    assert list(costs)[:3] == ["apgd", "diverse", "targets"]
+    assert list(costs)[:3] == ["apgd", "diverse", "restarts"]
     assert (costs["apgd"] > 0).all()
     measured = costs["diverse"] > 0
     assert bool(((passes - total)[~measured] == 0).all())
     assert bool(((passes - total) <= 2).all())
 
 
-def test_near_images_get_the_dear_stages_and_far_ones_do_not(bands: Classifier) -> None:
-    """With a cut of zero nothing is near, with a large one everything."""
+def test_far_images_are_spared_the_dear_stages_but_not_by_thorough(bands: Classifier) -> None:
+    """In a ball as small as this all are far."""
     x = images(6)
-    _, none, _ = watch(bands, x, eps=0.001, cut=0.0)
-    _, everything, _ = watch(bands, x, eps=0.001, cut=1e6)
+    _, spared, _ = watch(standard, bands, x, eps=0.001)
+    _, everything, _ = watch(thorough, bands, x, eps=0.001)
 
-    assert not none["square"].any()
+    assert not spared["square"].any()
     assert (everything["square"] > 0).all()
-    assert not everything["far square"].any()
+    assert "far square" in spared
+    assert "far square" not in everything
 
 
 def test_a_share_of_the_far_images_is_drawn_by_their_seeds(bands: Classifier) -> None:
@@ -77,13 +80,29 @@ def test_a_share_of_the_far_images_is_drawn_by_their_seeds(bands: Classifier) ->
     ensemble = Ensemble(bands, Ball.around(x, "linf", 0.001), y, seeds, targeted=False)
     ensemble.measure_distances = lambda rows: torch.ones(len(rows))  # type: ignore[method-assign]
 
-    near, far = ensemble.choose_near(0.5)
+    far, drawn = ensemble.choose_near(0.5)
     some = Ensemble(bands, Ball.around(x[:9], "linf", 0.001), y[:9], seeds[far[:9]], targeted=False)
     some.measure_distances = lambda rows: torch.ones(len(rows))  # type: ignore[method-assign]
 
-    assert len(near) == 0
+    assert drawn.all()
     assert 150 <= len(far) <= 250
-    assert some.choose_near(0.5)[1].tolist() == list(range(9))
+    assert some.choose_near(0.5)[0].tolist() == list(range(9))
+
+
+def test_what_a_stage_was_for_drawn_images_is_told_apart(bands: Classifier) -> None:
+    """Images, passes and successes, with each image in one of the two."""
+    x = images(6)
+    y = labels_of(bands, x)
+    ensemble = Ensemble(bands, Ball.around(x, "linf", 0.1), y, None, targeted=False)
+    drawn = torch.tensor([True, False, False, True])
+    with count_passes(bands, 6, x.device) as passes:
+        ensemble.run("one", lambda stage: stage.query(3), torch.tensor([0, 2, 3, 5]), drawn)
+
+    one, far = passes.stages["one"], passes.stages["far one"]
+    assert one.seen.nonzero().flatten().tolist() == [2, 3]
+    assert far.seen.nonzero().flatten().tolist() == [0, 5]
+    assert torch.equal(one.forwards + far.forwards, passes.forwards)
+    assert torch.equal(one.made | far.made, ensemble.best.is_adv)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -107,7 +126,7 @@ def test_an_image_without_a_gradient_counts_as_near() -> None:
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.ones(1, dtype=torch.int64)
     ensemble = Ensemble(model, Ball.around(x, "linf", 0.01), y, None, targeted=False)
 
-    assert ensemble.choose_near(0.1)[0].tolist() == [0]
+    assert not ensemble.choose_near(0.1)[1].any()
 
 
 @pytest.mark.parametrize("attack", [quick, standard])
@@ -162,7 +181,7 @@ def test_fab_counts_where_its_nearest_success_lies_in_the_ball(bands: Classifier
 
     def approach(eps: float) -> Ensemble:
         ensemble = Ensemble(bands, Ball.around(x, "linf", eps), y, None, targeted=False)
-        ensemble.run("fab", lambda stage: stage.approach())
+        ensemble.run("fab", lambda stage: stage.approach("fab", "linf", eps))
         return ensemble
 
     wide, narrow = approach(2 * size), approach(size / 2)
@@ -173,12 +192,12 @@ def test_fab_counts_where_its_nearest_success_lies_in_the_ball(bands: Classifier
     assert not narrow.best.is_adv.all()
 
 
-def test_a_far_image_that_falls_doubles_the_cut() -> None:
+def test_a_far_image_that_falls_has_all_of_them_searched() -> None:
     """In another cell: the first stays what it is."""
-    from robusteval.evaluation.widening import widen_cut
+    from robusteval.evaluation.sparing import spare_none
     from robusteval.runs.types import Outcome, Spec, Threat
 
-    def outcome(pred: list[int], far: list[float], cut: float = 0.25) -> Outcome:
+    def outcome(pred: list[int], far: list[float]) -> Outcome:
         n = len(pred)
         columns = {
             "attacked": np.ones(n, bool),
@@ -187,11 +206,10 @@ def test_a_far_image_that_falls_doubles_the_cut() -> None:
             "passes:far square": np.array(far),
         }
         spec, threat = Spec("standard", {"eps": 0.1}), Threat("linf", 0.1, False)
-        return Outcome(spec, threat, "white-box", columns, resolved={"eps": 0.1, "cut": cut})
+        return Outcome(spec, threat, "white-box", columns, resolved={"eps": 0.1})
 
-    assert widen_cut(outcome([0, 1], [9.0, 0.0])) is None
-    wider = widen_cut(outcome([0, 1], [9.0, 9.0]))
+    assert spare_none(outcome([0, 1], [9.0, 0.0])) is None
+    wider = spare_none(outcome([0, 1], [9.0, 9.0]))
     assert wider is not None
-    assert str(wider[0]) == "standard:eps=0.1,cut=0.5"
+    assert str(wider[0]) == "thorough:eps=0.1"
     assert wider[1].message.startswith("1 of 2 images")
-    assert widen_cut(outcome([0, 1], [9.0, 9.0], cut=4.0)) is None

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from robusteval.commands.preset import Preset, change_radius, list_presets, read_preset
+from robusteval.cli import cli
+from robusteval.commands.preset import (
+    Preset,
+    change_norm,
+    change_radius,
+    list_presets,
+    read_preset,
+)
 from robusteval.errors import UsageError
 from robusteval.runs.types import Spec
 
@@ -123,6 +131,45 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         "unknown preset 'standart' (did you mean 'standard'?): known are autoattack,"
         " curves, interpretation, quick, sparse, standard; or give the path of a .toml file"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "expected"),
+    [
+        ("pgd", "l2", "pgd:norm=l2,eps=0.5"),
+        ("standard", "l1", "standard:norm=l1,eps=12"),
+        ("standard", "l0", "standard:norm=l0,eps=24"),
+        ("quick", "l0_pixels", "quick:norm=l0_pixels,eps=20"),
+        ("autoattack", "l1", None),
+        ("fgsm", "l0", None),
+        ("sigma_zero", "l0", None),  # no radius
+        ("art:DeepFool", "l2", None),
+    ],
+)
+def test_another_norm_brings_its_usual_radius(name: str, norm: str, expected: str | None) -> None:
+    """Nothing of an attack that does not know it, or that has no radius."""
+    changed = change_norm(Spec(name, {}), norm)
+
+    assert (changed and str(changed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "autoattack", "--norm", "l1"], "no attack of the preset autoattack knows"),
+        (["--preset", "standard", "--norm", "l0", "--eps", "0.5"], "a whole number of changed val"),
+        (["--attack", "pgd", "--norm", "l2"], "write --attack NAME:norm=..."),
+        (["--attack", "apgd:norm=l0"], "norm must be one of linf, l2, l1, not 'l0'"),
+        (["--attack", "standard:cut=0.2"], "unknown parameter of standard 'cut'"),
+    ],
+)
+def test_a_norm_that_does_not_fit_is_one_sentence(words: list[str], message: str) -> None:
+    """Before anything is run, with the exit code of a mistake."""
+    result = CliRunner().invoke(cli, ["evaluate", "demo", "--samples", "2", *words])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 200
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from robusteval.models.steps import (
     FINEST,
     book_rows,
     count_passes,
+    credit_stage,
     listen,
     part,
     stage,
@@ -262,9 +263,11 @@ def test_stages_know_their_images_and_what_they_cost() -> None:
         with stage("first", torch.arange(8), 1, 2):
             tell_step(1, 2)
             run(torch.arange(8))
+            credit_stage(torch.tensor([0, 4, 7]))
         some = torch.tensor([1, 4, 6])
         with stage("near", some, 2, 2):
             tell_step(1, 2)
+            credit_stage(torch.tensor([1, 2]))  # of a success of the first stage it made a better
             with book_rows(torch.tensor([2])):
                 run(some[2:])
             with stage("square", torch.tensor([0, 1])), torch.no_grad():
@@ -283,6 +286,8 @@ def test_stages_know_their_images_and_what_they_cost() -> None:
     assert square.forwards.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
     assert square.backwards.tolist() == [0.0] * 8
     assert not last.seen.any()
+    assert first.made.nonzero().flatten().tolist() == [0, 7]
+    assert near.made.nonzero().flatten().tolist() == [4, 6]
     total = sum(each.forwards for each in passes.stages.values())
     torch.testing.assert_close(total, passes.forwards)
     assert heard.estimates == [

@@ -7,7 +7,7 @@ import numpy as np
 from robusteval.runs.types import STAGE, Finding, Outcome, Spec
 
 FAR = f"{STAGE}far "  # begins the columns of stages on images drawn from those that are spared
-WIDEST = 4.0  # radii: beyond, nothing is spared
+THOROUGH = "thorough"  # the attack that spares none
 
 
 def count_far_falls(outcome: Outcome) -> tuple[int, int]:
@@ -19,19 +19,18 @@ def count_far_falls(outcome: Outcome) -> tuple[int, int]:
     return int((far & outcome.success()).sum()), int(far.sum())
 
 
-def widen_cut(outcome: Outcome) -> tuple[Spec, Finding] | None:
-    """The attack with its cut doubled, where an image beyond the cut has fallen; else None.
+def spare_none(outcome: Outcome) -> tuple[Spec, Finding] | None:
+    """The attack that spares no image, where one that was drawn from the spared fell; else None.
 
     So what becomes of an image in a cell depends on the image alone: the cell that spared too much
     stays as it is, and another one is added.
     """
     fallen, drawn = count_far_falls(outcome)
-    cut = outcome.resolved.get("cut", WIDEST)
-    if not fallen or cut >= WIDEST:
+    if not fallen:
         return None
-    wider = Spec(outcome.attack.name, {**outcome.attack.parameters, "cut": 2 * cut})
+    wider = Spec(THOROUGH, outcome.attack.parameters)
     message = (
         f"{fallen} of {drawn} images drawn from those that {outcome.attack} spares its dear stages"
-        f" fell to them: it was run again with the cut doubled, as {wider}."
+        f" fell to them: it spared too many, so {wider} was run, which spares none."
     )
-    return wider, Finding("cut-doubled", False, message, str(outcome.attack))
+    return wider, Finding("spared-too-many", False, message, str(outcome.attack))
