@@ -20,7 +20,7 @@ PAGES = sorted(
     [
         *ROOT.glob("*.md"),
         *(ROOT / folder / "README.md" for folder in ("attacks", "defenses", "reports")),
-        ROOT / "robusteval" / "interpreters" / "README.md",
+        *(ROOT / "robusteval").glob("*/README.md"),
     ]
 )
 BLOCK = re.compile(
