@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 from toys import Bands, Linear, synthetic, trained
 
@@ -28,6 +29,16 @@ Made = np.ndarray[Any, Any]
 # inherit it: a network trained with another number of threads has other weights.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# the same examples every time, and none that fails on a clock where others use the machine
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("steady")
 
 
 # for `tox -e quick`: what takes milliseconds a test; of the table over attacks the rows of pgd

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from hostile_runs import keep_sound_run, replace_file, sign_again, write_json
 from hostile_settings import GATES, ODD
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -46,13 +46,7 @@ Test = Callable[..., None]
 
 def fuzz_often(share: float = 1.0) -> Callable[[Test], Test]:
     """As many examples as were asked for, the same every time."""
-    return settings(
-        max_examples=max(1, int(share * EXAMPLES)),
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    return settings(max_examples=max(1, int(share * EXAMPLES)))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -250,7 +250,6 @@ def test_every_level_is_the_same_from_array_quantise_and_file() -> None:
     assert torch.equal(read, torch.from_numpy(stored)[None])
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))
 def test_quantise_goes_to_the_nearest_level_and_stays_there(values: list[float]) -> None:
     x = torch.tensor(values)

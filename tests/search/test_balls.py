@@ -33,7 +33,7 @@ def test_distances_are_those_of_the_definition() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(eps=st.floats(0, 1), seed=st.integers(0, 2**20))
 def test_projection_never_leaves_ball_or_box(norm: Norm, eps: float, seed: int) -> None:
     """Measured in float64, with no tolerance beyond the last bit of the l2 sum."""
@@ -83,7 +83,7 @@ def test_masked_pixels_stay() -> None:
             assert not torch.equal(z[..., :4], x[..., :4])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(eps=st.floats(0, 30), seed=st.integers(0, 2**20))
 def test_projection_on_the_l1_ball_is_the_nearest_point(eps: float, seed: int) -> None:
     """Against the shrinking of all changes by halving an interval, with a third at 0 or 1."""
@@ -203,7 +203,7 @@ def test_an_unknown_norm_is_refused() -> None:
         Ball.around(images(), "l7", 0.1)  # type: ignore[arg-type]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 1, width=32))
 def test_rounding_is_to_the_nearest_level_and_idempotent(value: float) -> None:
     """Never further than half a level."""
