@@ -82,18 +82,37 @@ def test_a_kill_at_any_file_event_of_an_evaluation_changes_no_bit(desk: Path) ->
 def test_a_kill_at_any_file_event_changes_no_bit(desk: Path, command: str, least: int) -> None:
     found = kill(desk, command)
 
+    print(f"{found['events']} file events: {command}")
     assert found["events"] >= least
     assert found["wrong"] == []
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_file_event_of_a_report_changes_no_bit(desk: Path) -> None:
-    words = f"{QUICK} --samples 4 {FGSM}".split()
-    subprocess.run([sys.executable, "-m", "robusteval", *words], cwd=desk, check=True)
+@pytest.mark.parametrize(
+    ("command", "least"),
+    [
+        ("report run --out report.html", 3),
+        ("baseline update run", 3),
+        ("check run --out gates.xml", 3),
+        ("compare run run --out both.md", 3),
+    ],
+)
+def test_a_kill_at_any_file_event_of_what_reads_a_run_changes_no_bit(
+    desk: Path, command: str, least: int
+) -> None:
+    """The baseline is there already, of another run, so that an update writes over it."""
+    (desk / "robusteval.toml").write_text(
+        'baseline = "b.json"\n[[gate]]\nfloor = 0.0\nmax_drop = 1.0\n'
+    )
+    for words in (f"{QUICK} --samples 3", "baseline update run", f"{QUICK} --fresh --samples 4"):
+        words += "" if words.startswith("baseline") else f" {FGSM}"
+        called = [sys.executable, "-m", "robusteval", *words.split()]
+        subprocess.run(called, cwd=desk, check=True)
 
-    found = kill(desk, "report run --out report.html")
+    found = kill(desk, command)
 
-    assert found["events"] >= 3
+    print(f"{found['events']} file events: {command}")
+    assert found["events"] >= least
     assert found["wrong"] == []
 
 
