@@ -279,9 +279,10 @@ class Evaluation:
         found: list[Finding] = []
         if self.plan.probes and not recording.failures and target.detector is None:
             for probe in sanity_checks.list_probes(mine):
-                attack = prepare_attack(probe.spec, target.model, self.plan.data.shape)
+                shape = self.plan.data.shape
+                attack = prepare_attack(probe.spec, target.model, shape, probe.role)
                 try:
-                    outcomes = self.cells.compute_attack(replace(attack, role=probe.role), target)
+                    outcomes = self.cells.compute_attack(attack, target)
                     recording.outcomes += outcomes
                     mine += outcomes
                 except Interrupted:

@@ -26,6 +26,7 @@ from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Finding, Spec, Threat, name_cell
+from robusteval.search.balls import TOLERANCE, measure_box
 
 # Attacks on a detector that know it: all the maps it looks at, what it makes of them, and both
 # with the detector itself to choose among the results
@@ -296,7 +297,9 @@ def check_interpreters(interpreters: Sequence[Interpreter]) -> None:
         raise UsageError(f"the same interpreter is asked for twice: {names}")
 
 
-def prepare_attack(spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
+def prepare_attack(
+    spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int], role: str = "attack"
+) -> Attack:
     """An attack ready to run, its parameters checked; UsageError if they are wrong."""
     if isinstance(spec, str):
         spec = parse(spec)
@@ -305,22 +308,32 @@ def prepare_attack(spec: str | Spec, classifier: Classifier, shape: tuple[int, i
 
         theirs = from_art(spec.name.removeprefix("art:"), spec.parameters)
         theirs.validate(classifier, shape)
-        if theirs.threat.norm == "linf" and (theirs.threat.eps or 0) > 1:
-            raise UsageError(
-                f"{spec.name}: eps must be from 0 to 1 for linf, in units of the [0, 1] pixel range"
-                f" (8/255 is eight grey levels), not {theirs.threat.eps:g}"
-            )
+        check_radius(spec.name, theirs.threat, shape)  # probes are none of ART's
         return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
     spec = check_attack(spec)
     entry = ATTACKS.entry(spec.name)
     given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
     perturb = partial(ATTACKS.load(spec.name), **given)
-    attack = Attack(spec, entry.threat(spec), entry.knowledge, entry.resolve(spec), perturb)
+    threat, knowledge, resolved = entry.threat(spec), entry.knowledge, entry.resolve(spec)
+    attack = Attack(spec, threat, knowledge, resolved, perturb, role=role)
     nothing = torch.empty(0, *shape, device=classifier.device)
     no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
     # parameters are checked before there is anything to do
     with raise_as_usage_error(spec.name):
         perturb(classifier, nothing, no_class, targeted=attack.threat.targeted)
+    if role == "attack":  # the radius of a probe may be no limit
+        check_radius(spec.name, threat, shape)
     if attack.threat.targeted and classifier.num_classes < 2:
         raise UsageError("a targeted attack needs at least two classes")
     return attack
+
+
+def check_radius(name: str, threat: Threat, shape: tuple[int, int, int]) -> None:
+    """Refuse a radius within which lie all images ``(c, h, w)``; UsageError."""
+    most = measure_box(threat.norm, shape)
+    if most is not None and threat.eps is not None and threat.eps > most * (1 + TOLERANCE):
+        size = "" if threat.norm == "linf" else f" on images of {'x'.join(map(str, shape))}"
+        raise UsageError(
+            f"{name}: eps must be from 0 to {most:.4g} for {threat.norm}{size}, in units of the"
+            f" [0, 1] pixel range (8/255 is eight grey levels), not {threat.eps:g}"
+        )

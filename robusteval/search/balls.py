@@ -36,6 +36,15 @@ def measure_distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
     }
 
 
+def measure_box(norm: str, shape: tuple[int, int, int]) -> float | None:
+    """Distance of a black image ``(c, h, w)`` from a white one: a larger radius is no limit.
+
+    None for what is no norm with a radius in units of the [0, 1] pixel range.
+    """
+    values = math.prod(shape)
+    return {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}.get(norm)
+
+
 def to_double(x: Tensor) -> Tensor:
     """The tensor in float64, on the CPU where the device has no such type."""
     return (x.cpu() if x.device.type == "mps" else x).double()

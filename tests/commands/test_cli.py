@@ -394,6 +394,11 @@ def test_images_of_a_size_that_the_network_cannot_take_are_refused(desk: Path) -
             " (8/255 is eight grey levels), not 8",
         ),
         (
+            ["noise:norm=l2,eps=1e30"],
+            "noise: eps must be from 0 to 20.78 for l2 on images of 3x12x12, in units of the [0, 1]"
+            " pixel range (8/255 is eight grey levels), not 1e+30",
+        ),
+        (
             ["noise", "noise:eps=8/255"],
             "the same attack is asked for twice: noise, noise:eps=8/255",
         ),
@@ -416,6 +421,10 @@ def test_a_mistake_about_an_attack_is_one_sentence(
         ("art:SquareAttack:max_iter=x", "art:SquareAttack: max_iter must be a whole number, not"),
         ("art:SquareAttack:eps=-1", "art:SquareAttack: "),
         ("art:SquareAttack:eps=8", "art:SquareAttack: eps must be from 0 to 1 for linf, in units"),
+        (
+            "art:SquareAttack:norm=2,eps=33",
+            "art:SquareAttack: eps must be from 0 to 20.78 for l2 on images of 3x12x12, in units",
+        ),
     ],
 )
 def test_a_mistake_about_an_attack_of_art_is_one_sentence(
