@@ -20,6 +20,7 @@ from robusteval.interpreters.cam import agree, observe_calls, observe_head
 from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.masked import mask_units, measure_activations
+from robusteval.models.scripted import is_scripted
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress
 from robusteval.runs.types import Columns
@@ -71,7 +72,7 @@ def list_layers(classifier: Classifier, x: Tensor) -> dict[str, torch.Size]:
     network = classifier.network
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            if name:
+            if name and not is_scripted(module):
                 stack.callback(module.register_forward_hook(partial(see, name)).remove)
         classifier(x[:1])
     return {name: shape for name, shape in found.items() if runs[name] == 1}

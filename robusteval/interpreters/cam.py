@@ -31,6 +31,7 @@ from robusteval.interpreters.layouts import (
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import Masked
+from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 
 
@@ -366,6 +367,7 @@ class CallRecorder(TorchFunctionMode):
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Watch the network's modules inside."""
+        refuse_scripted(self.network, self.module)
         with ExitStack() as stack:
             stack.callback(self.network.register_forward_pre_hook(self._start).remove)
             stack.callback(self.network.register_forward_hook(self._end).remove)

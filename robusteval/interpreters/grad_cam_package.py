@@ -28,6 +28,7 @@ from robusteval.interpreters.layouts import (
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
+from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 
 METHODS = {
@@ -142,9 +143,9 @@ def choose_layer(
     ValueError if there is none whose maps would be those of the whole network.
     """
     network = get_network(model)
-    candidates = (
-        [find_layer(model, network, layer)] if layer is not None else list(network.modules())
-    )
+    named = find_layer(model, network, layer) if layer is not None else None
+    refuse_scripted(network, named)
+    candidates = list(network.modules()) if named is None else [named]
     image = x.new_zeros(1, *x.shape[1:]).requires_grad_()
     watch = LayerWatch(named=layer is not None, image=image)
     with ExitStack() as stack, torch.enable_grad(), watch:

@@ -25,6 +25,7 @@ from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.models.identity import hash_answers
+from robusteval.models.scripted import refuse_scripted
 from robusteval.models.weights import read_sealed
 from robusteval.registry import INTERPRETERS
 from robusteval.runs.cache_folder import cache_folder
@@ -270,6 +271,7 @@ class FeatureRecorder(TorchFunctionMode):
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Watch where calls begin and end."""
+        refuse_scripted(self.network)
         with ExitStack() as stack:
             stack.callback(self.network.register_forward_pre_hook(self._begin).remove)
             stack.callback(self.network.register_forward_hook(self._end).remove)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier
+from robusteval.models.scripted import refuse_scripted
 
 SHARPNESS = 100.0  # of the softmax that weighs the masks of classes, as in arXiv:2409.15190
 
@@ -212,6 +213,7 @@ def find_layer(network: nn.Module, layer: str) -> nn.Module:
     """The module of that name; UsageError with suggestions if there is none."""
     modules: dict[str, nn.Module] = dict(network.named_modules())
     if layer and layer in modules:
+        refuse_scripted(network, modules[layer])
         return modules[layer]
     close = difflib.get_close_matches(layer, modules, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close and close[0] else ""
