@@ -34,6 +34,7 @@ from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.steps import tell_passes
 from robusteval.registry import explain_unknown, read_number
 from robusteval.runs.types import Threat
+from robusteval.search.losses import replace_cross_entropy
 
 # attacks on something else, by what their constructor does not tell
 UNSUITED = {
@@ -234,9 +235,13 @@ class ArtFunction:
             given["targeted"] = targeted
         try:
             with isolate_art(0, estimator.device):
-                return self._make(estimator, **given)
+                made = self._make(estimator, **given)
         except Exception as error:  # also what ART stumbles over instead of checking it
             raise UsageError(f"art:{self.name}: {shorten_error(error)}") from None
+        for each in (made, *getattr(made, "attacks", ())):  # some wrap the network once more
+            if isinstance(loss := getattr(each.estimator, "loss", None), nn.Module):
+                replace_cross_entropy(loss)
+        return made
 
     def validate(self, classifier: Classifier, shape: tuple[int, int, int]) -> None:
         """UsageError if the attack cannot be run on this classifier of images ``(c, h, w)``."""

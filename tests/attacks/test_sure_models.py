@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +13,10 @@ from torch import Tensor, nn
 from toys import asked, late
 
 from robusteval.art.from_art import from_art
+from robusteval.art.to_art import as_estimator
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.registry import ATTACKS
+from robusteval.search.losses import CrossEntropy
 
 if TYPE_CHECKING:
     from robusteval.attacks.pgd import pgd
@@ -144,3 +149,34 @@ def test_art_is_given_a_loss_that_does_not_vanish(images: tuple[Tensor, Tensor])
 
     assert 0.2 < sum(expected) / N < 0.9
     assert [verdicts(form) for form in ("x30", "x100")] == [expected] * 2
+
+
+def test_cross_entropy_that_art_builds_itself_does_not_vanish(
+    images: tuple[Tensor, Tensor],
+) -> None:
+    """Auto-PGD puts around the network an estimator with a loss of its own."""
+    x, y = images
+    given = {"eps": EPS, "eps_step": 0.01, "max_iter": 10, "nb_random_init": 1}
+    attack = from_art("AutoProjectedGradientDescent", {**given, "loss_type": "cross_entropy"})
+
+    expected = sum(fooled("x1", attack(build("x1"), x, y), y))
+
+    assert 0.2 < expected / N < 0.9
+    for form in ("x30", "x100"):
+        assert sum(fooled(form, attack(build(form), x, y), y)) == pytest.approx(expected, abs=1)
+
+
+def test_the_parts_of_arts_autoattack_have_losses_that_do_not_vanish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of them that differentiates cross-entropy. It asks for a package that only runs them."""
+    absent = ModuleType("multiprocess")
+    absent.__spec__ = ModuleSpec("multiprocess", None)
+    monkeypatch.setitem(sys.modules, "multiprocess", absent)
+    made = from_art("AutoAttack", {"eps": EPS, "eps_step": 0.01})._build(
+        as_estimator(build("x1"), input_shape=(3, 4, 4)), 1, False
+    )
+
+    losses = [part for each in made.attacks for part in each.estimator.loss.modules()]
+    kinds = {type(part) for part in losses if isinstance(part, nn.CrossEntropyLoss)}
+    assert kinds == {CrossEntropy}
