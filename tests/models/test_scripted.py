@@ -45,7 +45,7 @@ def trace() -> nn.Module:
 
 def script_part() -> nn.Module:
     net = Net()
-    net.body = torch.jit.script(net.body)
+    net.add_module("body", torch.jit.script(net.body))
     return net
 
 
