@@ -178,7 +178,7 @@ def test_the_map_term_brings_maps_nearer(bands: Classifier, search: str, interpr
     """Than the same search without it, which chooses by the map as well; the class is reached."""
     x = images()
     y = classes_of(bands, x)
-    given = {"search": search, "interpreter": interpreter, "steps": 60, "eps": 0.06}
+    given = {"search": search, "interpreter": interpreter, "steps": 40, "eps": 0.06}
 
     found = [advedge(bands, x, y, seeds=SEEDS, weight=w, **given) for w in (0.0, 1.0)]  # type: ignore[arg-type]
 
@@ -210,8 +210,8 @@ def test_a_result_does_not_depend_on_the_batch(
     bands: Classifier, search: str, interpreter: str
 ) -> None:
     """Together, in parts, or in another order: the same bits."""
-    x = images()
-    y, order = classes_of(bands, x), torch.tensor([5, 0, 7, 2, 1, 6, 3, 4])
+    x = images(5)
+    y, order = classes_of(bands, x), torch.tensor([4, 0, 2, 1, 3])
 
     def found(some: Tensor) -> Tensor:
         return advedge(
@@ -227,10 +227,10 @@ def test_a_result_does_not_depend_on_the_batch(
             steps=8,
         )
 
-    together = found(torch.arange(8))
+    together = found(torch.arange(5))
 
     assert torch.equal(found(order), together[order])
-    parts = (torch.tensor([0]), torch.tensor([1]), torch.arange(2, 8))
+    parts = (torch.tensor([0]), torch.arange(1, 5))
     assert torch.equal(torch.cat([found(part) for part in parts]), together)
 
 

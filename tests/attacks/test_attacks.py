@@ -29,6 +29,7 @@ GRADIENT = [
     if entry.knowledge == "white-box" and entry.norms == BALL
 ]
 SEEDS = torch.arange(8) * 1000
+STEPS = 10  # what every attack keeps, it keeps in each step
 
 
 def labels_of(model: Classifier, x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def test_results_lie_in_ball_and_box(
     kept, y = x.clone(), torch.arange(8) % 3
     model, eps = attackable(name, bands), 0.07
 
-    settings = asked(name, norm=norm, eps=eps)
+    settings = asked(name, norm=norm, eps=eps, steps=2 * STEPS)
     x_adv = ATTACKS.load(name)(model, x, y, targeted=targeted, seeds=SEEDS, **settings)
 
     assert torch.equal(x, kept)
@@ -90,15 +91,15 @@ def test_results_lie_in_ball_and_box(
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if case not in BOUNDED])
 def test_results_are_images_like_those_given(
     bands: Classifier, name: str, norm: str, targeted: bool
 ) -> None:
-    """In the box, of the same shape and dtype; what was given is not modified."""
+    """Where there is no ball, too: in the box, of the same shape and dtype."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     kept, y = x.clone(), torch.arange(4) % 3
     model = attackable(name, bands)
-    settings = asked(name, norm=norm, eps=0.07, steps=20)
+    settings = asked(name, norm=norm, steps=2 * STEPS)
 
     x_adv = ATTACKS.load(name)(model, x, y, targeted=targeted, seeds=SEEDS[:4], **settings)
 
@@ -133,7 +134,8 @@ def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm:
     """To the bit."""
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
-    settings, model = asked(name, norm=norm, eps=0.0), attackable(name, bands)
+    settings = asked(name, norm=norm, eps=0.0, steps=STEPS)
+    model = attackable(name, bands)
     x_adv = ATTACKS.load(name)(model, x, labels_of(model, x), seeds=SEEDS[:4], **settings)
 
     assert torch.equal(x_adv, x)
@@ -142,19 +144,19 @@ def test_a_radius_of_zero_returns_the_images(bands: Classifier, name: str, norm:
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_a_result_does_not_depend_on_the_batch(bands: Classifier, name: str, norm: str) -> None:
     """Together, one by one, or in another order: the same bits."""
-    x = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y, model = labels_of(bands, x), attackable(name, bands)
-    order = torch.tensor([5, 0, 7, 2, 1, 6, 3, 4])
+    order = torch.tensor([4, 0, 2, 1, 3])
 
     def attack(some: Tensor) -> Tensor:
-        settings = asked(name, norm=norm, eps=0.05, steps=20)
+        settings = asked(name, norm=norm, eps=0.05, steps=STEPS)
         found = ATTACKS.load(name)(model, x[some], y[some], seeds=SEEDS[some], **settings)
         assert isinstance(found, Tensor)
         return found
 
-    together = attack(torch.arange(8))
+    together = attack(torch.arange(5))
 
-    assert torch.equal(torch.cat([attack(torch.tensor([i])) for i in range(8)]), together)
+    assert torch.equal(torch.cat([attack(torch.tensor([i])) for i in (0, 3)]), together[[0, 3]])
     assert torch.equal(attack(order), together[order])
 
 
@@ -165,7 +167,7 @@ def test_masked_pixels_are_not_touched(bands: Classifier, name: str, norm: str) 
     mask = torch.ones(1, 1, 12, 12)
     mask[..., :6] = 0
 
-    settings, model = asked(name, norm=norm, eps=0.05), attackable(name, bands)
+    settings, model = asked(name, norm=norm, eps=0.05, steps=STEPS), attackable(name, bands)
     x_adv = ATTACKS.load(name)(
         model, x, labels_of(model, x), seeds=SEEDS[:4], mask=mask, **settings
     )
@@ -193,9 +195,9 @@ def test_an_attack_without_seeds_is_deterministic(bands: Classifier, name: str) 
     """And leaves torch's global random state alone."""
     x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y, state = labels_of(bands, x), torch.get_rng_state()
-    model = attackable(name, bands)
+    model, settings = attackable(name, bands), asked(name, steps=STEPS)
 
-    first, second = (ATTACKS.load(name)(model, x, y, **asked(name)) for _ in range(2))
+    first, second = (ATTACKS.load(name)(model, x, y, **settings) for _ in range(2))
 
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)

@@ -45,9 +45,9 @@ def colour() -> Classifier:
 
 @pytest.fixture
 def colour_images() -> Tensor:
-    """Four 8-bit images away from the edges of the pixel box, of both classes."""
+    """An 8-bit image of each class, away from the edges of the pixel box."""
     generator = torch.Generator().manual_seed(5)
-    return quantise(0.3 + 0.4 * torch.rand(4, 3, 5, 4, generator=generator))
+    return quantise(0.3 + 0.4 * torch.rand(4, 3, 5, 4, generator=generator)[[0, 2]])
 
 
 def find_optimum(network: Linear, x: Tensor, norm: str, *, keep_mean: bool) -> float:
