@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.cam import Head, observe_head
+from robusteval.interpreters.heads import Head, observe_head
 from robusteval.models.classifier import frozen
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Score, descend_from_starts
@@ -249,7 +249,7 @@ def measure_map_bound(model: nn.Module, x: Tensor, x_adv: Tensor) -> MapBound:
     Parameters
     ----------
     model : nn.Module
-        As for `robusteval.interpreters.cam.observe_head`.
+        As for `robusteval.interpreters.heads.observe_head`.
     x, x_adv : Tensor
         Images ``(n, c, h, w)`` and attacked images.
 

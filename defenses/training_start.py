@@ -11,7 +11,7 @@ from torch import nn
 from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import observe_head
+from robusteval.interpreters.heads import observe_head
 from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier, frozen
 

@@ -16,7 +16,8 @@ from robusteval.evaluation.batches import ResumableMap, split_rows
 from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances, hash_inputs
-from robusteval.interpreters.cam import agree, observe_calls, observe_head
+from robusteval.interpreters.heads import agree, observe_head
+from robusteval.interpreters.observing import observe_calls
 from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.masked import mask_units, measure_activations

@@ -73,6 +73,7 @@ def build_interpreter(
         stretched=facts["stretched"],
         seeded=facts["seeded"],
         alike=tuple(list_alike(facts, measured)),
+        layer=facts["layer"],
     )
 
 

@@ -218,9 +218,19 @@ def build_quality_table(part: MapsRecord) -> Table:
         " as the map's. Deletion: while they are made black; better if lower than chance. p: sign"
         " test against chance (two-sided, exact). Weights shuffled: rank correlation with the map"
         " when the network's parameters are shuffled; near 1 a map shows the image, not what the"
-        " network learnt.",
+        f" network learnt.{name_layers(part)}",
         "interpreter",
     )
+
+
+def name_layers(part: MapsRecord) -> str:
+    """A sentence on the layers whose features maps are made of; empty if they are made of none."""
+    made: dict[str, list[str]] = {}
+    for facts in part.measured:
+        if facts.layer:
+            made.setdefault(facts.layer, []).append(facts.spec)
+    each = [f"{layer} ({', '.join(specs)})" for layer, specs in made.items()]
+    return f" Features are those of {'; '.join(each)}." if each else ""
 
 
 def build_area_cell(one: AreaRecord) -> list[str]:

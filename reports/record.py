@@ -264,6 +264,7 @@ class InterpreterRow:
     stretched: Annotated[bool, "its maps are stretched to [0, 1] before they are compared"]
     seeded: Annotated[bool, "another seed gives another map"]
     alike: Annotated[tuple[str, ...], "others here that say the same of this network"]
+    layer: Annotated[str, "whose features its maps are made of; empty: of none"]
 
 
 @dataclass(frozen=True)

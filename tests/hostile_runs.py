@@ -44,6 +44,7 @@ MAPS = {
             "stretched": True,
             "seeded": False,
             "alike": ["gradcam"],
+            "layer": "features",
         }
     ],
 }

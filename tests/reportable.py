@@ -274,7 +274,7 @@ def explained(make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 100, nam
             f"chance_deletion:{each}": chance,
             f"forgotten:{each}": np.where(known, 0.1 if each == "cam" else 0.9, np.nan),
         }
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "spec": each,
             "name": each.removesuffix(name) if name else each,
@@ -282,6 +282,7 @@ def explained(make_outcome: MakeOutcome, make_run: MakeRun, *, n: int = 100, nam
             "stretched": not each.startswith("mask"),
             "seeded": each.startswith("mask"),
             "alike": {"cam": ["gradcam"], "gradcam": ["cam"]}.get(each, []),
+            "layer": "layer4" if "cam" in each else "",
         }
         for each in interpreters
     ]

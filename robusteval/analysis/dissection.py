@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from robusteval.analysis.case import Case
 from robusteval.datasets.concepts import Concepts, Probe
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import observe_calls
+from robusteval.interpreters.observing import observe_calls
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.seeds import per_image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.interpreters.observing import describe_layer
 from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
@@ -35,6 +36,9 @@ SCALES = {
     "mask": MapScale(False, True),
     "rts": MapScale(False, False),
 }
+
+# whose maps are made of a layer's features
+OF_FEATURES = ("cam", "gradcam", "gradcam_plus_plus", "hirescam", "library")
 
 
 def choose_scale(interpreter: str) -> MapScale:
@@ -67,6 +71,7 @@ class Interpreter:
     seeded: bool  # another seed gives another map
     alike: tuple[str, ...]  # those that say the same of a network that ends in pooling
     explain: Callable[..., Tensor]  # (model, x, y, seeds=…): maps as they are made, not scaled
+    layer: str = ""  # whose features the maps are made of, where they are made of features
 
     @classmethod
     def build(
@@ -95,6 +100,9 @@ class Interpreter:
         # parameters and network are checked before there is anything to do
         with raise_as_usage_error(checked.name), frozen(classifier):
             interpreter.explain(classifier, nothing, no_class, seeds=no_class.cpu())
+            if checked.name in OF_FEATURES:
+                layer = describe_layer(classifier, shape, interpreter.resolved.get("layer"))
+                interpreter = replace(interpreter, layer=layer)
         return interpreter
 
     @classmethod
@@ -147,6 +155,7 @@ class Interpreter:
             "stretched": choose_scale(self.spec.name).stretched,
             "seeded": self.seeded,
             "alike": list(self.alike),
+            "layer": self.layer,
         }
 
     def compute_maps(self, model: nn.Module, x: Tensor, y: Tensor, seeds: Tensor) -> Values:

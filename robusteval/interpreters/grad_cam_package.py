@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from contextlib import ExitStack, redirect_stderr
-from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -14,21 +13,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import find_layer, get_network
 from robusteval.interpreters.gradient import select_scores
-from robusteval.interpreters.layouts import (
-    ATTENTION,
-    SOFTMAX,
-    Layout,
-    Layouts,
-    guess_layout,
-    has_bypass,
-    measure_extent,
-    put_channels_first,
+from robusteval.interpreters.layouts import ATTENTION, SOFTMAX, Layout, Layouts, measure_extent
+from robusteval.interpreters.observing import (
+    choose_layer,
+    find_layer,
+    get_network,
+    observe_calls,
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
-from robusteval.models.scripted import refuse_scripted
+from robusteval.models.places import Places, has_bypass
 from robusteval.registry import INTERPRETERS
 
 METHODS = {
@@ -109,14 +104,14 @@ def library(
     for part in subject.modules():
         if isinstance(part, Classifier):
             part.block = 1  # the package expects one call of the layer per image
-    size, logits, target, layout = choose_layer(subject, x, layer)
+    target, places, logits = find_target(subject, x, layer)
     select_scores(logits.expand(len(x), -1), y)  # for its checks
 
     class Unresized(getattr(package, METHODS[method])):  # type: ignore[misc]
         def get_target_width_height(self, input_tensor: Tensor) -> None:
             return None
 
-    maps = x.new_zeros(len(x), 1, *size)
+    maps = x.new_zeros(len(x), 1, places.height, places.width)
     with (
         raise_as_run_error(f"the package grad-cam failed at {method}"),
         torch.enable_grad(),
@@ -125,7 +120,7 @@ def library(
         explain = Unresized(
             model=subject,
             target_layers=[target],
-            reshape_transform=partial(put_channels_first, layout=layout),
+            reshape_transform=lambda output: places.read_maps(output),
         )
         for i in range(len(x)):
             image = x[i : i + 1].detach().clone()
@@ -135,45 +130,43 @@ def library(
     return maps
 
 
-def choose_layer(
-    model: nn.Module, x: Tensor, layer: str | None
-) -> tuple[tuple[int, int], Tensor, nn.Module, Layout]:
-    """Size of the feature maps, logits ``(1, k)`` of a black image, the module, its layout.
+def find_target(model: nn.Module, x: Tensor, layer: str | None) -> tuple[nn.Module, Places, Tensor]:
+    """The module that is explained, its places, and logits ``(1, k)`` of a black image.
 
     ValueError if there is none whose maps would be those of the whole network.
     """
     network = get_network(model)
-    named = find_layer(model, network, layer) if layer is not None else None
-    refuse_scripted(network, named)
-    candidates = list(network.modules()) if named is None else [named]
     image = x.new_zeros(1, *x.shape[1:]).requires_grad_()
-    watch = LayerWatch(named=layer is not None, image=image)
+    chosen = None
+    if layer is None:
+        chosen = choose_layer(network, tuple(x.shape[1:]))
+    if layer is not None or chosen is not None:
+        module = chosen.module if chosen is not None else find_layer(model, network, layer or "")
+        logits, (call,) = observe_calls(model, image, layer)
+        assert call.places is not None
+        return module, call.places, logits.detach()
+    watch = ModuleWatch()
     with ExitStack() as stack, torch.enable_grad(), watch:
-        for module in candidates:
-            stack.callback(module.register_forward_hook(watch.see).remove)
-        logits: Tensor = model(image)
+        for part in network.modules():
+            stack.callback(part.register_forward_hook(watch.see).remove)
+        logits = model(image)
     if not watch.found:
-        raise ValueError(
-            "the network has no feature maps of at least 2x2 before its head"
-            if layer is None
-            else f"layer {layer!r} gives no feature maps (n, channels, h, w) of at least 2x2"
-        )
+        raise ValueError("the network has no feature maps of at least 2x2 before its head")
     module, output, layout = watch.found[-1]
     several = sum(module is each for each, _, _ in watch.found) > 1
-    if several or (layer is None and has_bypass(logits, output, None, image)):
+    if several or has_bypass(logits, output, None, image):
         raise ValueError(
             "the logits do not depend on one call of the layer alone, as after several passes or"
             " branches: name another layer, or explain each part by itself"
         )
-    return measure_extent(output, layout), logits.detach(), module, layout
+    return module, Places(layout, *measure_extent(output, layout)), logits.detach()
 
 
-class LayerWatch(TorchFunctionMode):
-    """Collects the modules that give feature maps; those before an attention only if named."""
+class ModuleWatch(TorchFunctionMode):
+    """Collects the modules that give feature maps after the last attention."""
 
-    def __init__(self, *, named: bool, image: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.named, self.image = named, image
         self.layouts = Layouts()
         self.found: list[tuple[nn.Module, Tensor, Layout]] = []
 
@@ -183,8 +176,6 @@ class LayerWatch(TorchFunctionMode):
         if not isinstance(output, Tensor) or output.ndim != 4 or pooling:
             return
         layout = self.layouts.find(output)
-        if layout is None and self.named:
-            layout = guess_layout(tuple(output.shape), tuple(self.image.shape[2:]))
         if layout is not None and min(measure_extent(output, layout)) > 1:
             self.found.append((module, output, layout))
 
@@ -195,6 +186,6 @@ class LayerWatch(TorchFunctionMode):
         output = func(*args, **kwargs)
         self.layouts.follow(func, args, kwargs, output)
         mixes = isinstance(output, Tensor) and output.ndim > 2 and func in SOFTMAX
-        if not self.named and (mixes or func in ATTENTION):
+        if mixes or func in ATTENTION:
             self.found.clear()
         return output

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from robusteval.interpreters.rectifiers import Slope, guide_relu, smooth_relu
 from robusteval.models.classifier import Classifier, choose_block_size
+from robusteval.models.forward_modes import twice_differentiable
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import stop_if_asked
 from robusteval.registry import INTERPRETERS
@@ -280,7 +281,9 @@ def compute_input_gradient(
     keep = is_differentiated(x)
     with torch.enable_grad():
         image = x if keep else x.detach().requires_grad_()
-        scores = select_scores(model(image), y, score)
+        with twice_differentiable(x):
+            logits = model(image)
+        scores = select_scores(logits, y, score)
         if not scores.requires_grad:
             raise ValueError("the logits have no derivative with respect to the image")
         (derivative,) = autograd.grad(scores.sum(), image, create_graph=keep)

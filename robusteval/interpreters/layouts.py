@@ -83,22 +83,6 @@ def follow_layout(
     return layout
 
 
-def guess_layout(shape: tuple[int, ...], image: tuple[int, ...]) -> Layout | None:
-    """The layout of a tensor ``(n, a, b, c)`` whose origin is not known, by an image ``(h, w)``.
-
-    The two axes of places have the image's proportions. None if that does not decide.
-    """
-
-    def fits(height: int, width: int) -> bool:
-        skew = abs(height * image[1] - width * image[0])
-        return height <= image[0] and width <= image[1] and skew <= max(image)
-
-    first, last = fits(*shape[2:]), fits(*shape[1:3])
-    if first == last:
-        return None
-    return "first" if first else "last"
-
-
 def put_channels_first(tensor: Tensor, layout: Layout) -> Tensor:
     """The tensor as ``(n, channels, h, w)``."""
     return tensor.permute(0, 3, 1, 2) if layout == "last" else tensor
@@ -108,27 +92,3 @@ def measure_extent(tensor: Tensor, layout: Layout) -> tuple[int, int]:
     """Height and width of feature maps."""
     height, width = put_channels_first(tensor, layout).shape[2:]
     return height, width
-
-
-def has_bypass(logits: Tensor, features: Tensor, image: Any, leaf: Tensor | None = None) -> bool:
-    """Whether logits depend on the image in a way that leads past some features.
-
-    Parameters
-    ----------
-    logits, features : Tensor
-        On one graph.
-    image : Node, optional
-        Of the graph, where the image comes from; or None, and `leaf` is the image.
-    leaf : Tensor, optional
-        An image without a history.
-    """
-    left, seen = [logits.grad_fn], {features.grad_fn, None}
-    while left:
-        node: Any = left.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node is image or (leaf is not None and getattr(node, "variable", None) is leaf):
-            return True
-        left += [following for following, _ in node.next_functions]
-    return False

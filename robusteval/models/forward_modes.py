@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
@@ -79,6 +80,20 @@ def fills_registers(x: Tensor) -> bool:
     lanes, grain = 64, 2**15  # four registers of floats at once; what one thread does alone
     threads = max(1, min(torch.get_num_threads(), math.ceil(x.numel() / grain)))
     return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
+
+
+@contextmanager
+def twice_differentiable(x: Tensor) -> Iterator[None]:
+    """Where images are on a graph: attention by the kernel whose derivative has a derivative.
+
+    The fused ones that torch prefers have only the first, and what is made of the derivatives of a
+    network could not be attacked or trained.
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def find_float_type(network: nn.Module) -> torch.dtype:

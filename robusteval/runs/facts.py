@@ -99,7 +99,7 @@ MAPS: dict[str, Test] = {
     "interpreters": each(is_dict),
 }
 INTERPRETER: dict[str, Test] = {
-    **dict.fromkeys(("spec", "name"), is_text),
+    **dict.fromkeys(("spec", "name", "layer"), is_text),
     **dict.fromkeys(("stretched", "seeded"), is_flag),
     "parameters": is_dict,
     "alike": each(is_text),

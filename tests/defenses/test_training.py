@@ -47,7 +47,7 @@ from robusteval.defenses.training_settings import (
 )
 from robusteval.defenses.training_start import build_untrained, find_input_channels
 from robusteval.errors import Interrupted, RunError, UsageError
-from robusteval.interpreters.cam import Head, observe_head
+from robusteval.interpreters.heads import Head, observe_head
 from robusteval.models import checkpoint
 from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier

@@ -716,7 +716,7 @@ def test_the_interpreters_are_listed_with_their_cost() -> None:
     assert not by_name["library"]["differentiable"]
     shown = runner.invoke(cli, ["list", "interpreters"]).stdout
     assert "on the graph: can be attacked; per map 1 forward, 1 backward" in shown
-    assert "same information as gradcam, library:method=gradcam" in shown
+    assert "same information as gradcam, hirescam, library:method=gradcam" in shown
 
 
 def test_the_command_line_measures_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from robusteval.datasets.arrays import from_arrays
 from robusteval.errors import UsageError
-from robusteval.interpreters.cam import cam, gradcam, observe_calls, observe_head
+from robusteval.interpreters.cam import cam, gradcam
+from robusteval.interpreters.heads import observe_head
+from robusteval.interpreters.observing import observe_calls
 from robusteval.models.checkpoint import collect_state, load, save
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import identify_model
