@@ -73,7 +73,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-ENSEMBLES = ("standard", "thorough", "quick", "autoattack")
+ENSEMBLES = ("standard", "thorough", "quick", "autoattack", "unmask")
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.perturbing import Perturbed, perturb
 from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import DefenseBroke, Target
+from robusteval.evaluation.votes import SURVIVAL, measure_survival
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import sample_seeds
@@ -28,11 +29,12 @@ from robusteval.models.steps import part
 from robusteval.runs.types import MADE, STAGE, Columns
 from robusteval.search.balls import quantise
 from robusteval.search.losses import margin
+from robusteval.search.stand_ins import resemble_probabilities
 
 STEADY = 128  # images predicted twice, and under other conventions
 PROBED = 64  # images whose gradients and probes are looked at
 # what is another's judgement of the same images
-JUDGED = ("pred_adv", "pred_8bit", "pred_png", "margin_adv", "confidence_adv")
+JUDGED = ("pred_adv", "pred_8bit", "pred_png", "margin_adv", "confidence_adv", SURVIVAL)
 
 
 def read_batch(plan: Plan, positions: Positions, model: Classifier) -> tuple[Batch, Tensor, Tensor]:
@@ -71,7 +73,8 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         raise_as_run_error(f"the network cannot take images {tuple(x.shape[1:])}"),
     ):
         logits = model(x)
-    pred = predict_classes(logits)
+        answers = logits if target.judge is model else target.judge(x)
+    pred = predict_classes(answers)
     asked = torch.from_numpy(positions < STEADY).to(x.device)
     steady = torch.full_like(pred, -1)
     with torch.no_grad():
@@ -82,8 +85,8 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
     columns: dict[str, Tensor] = {
         "label": y,
         "pred_clean": pred,
-        "margin_clean": margin(logits, y).double(),
-        "confidence_clean": confidence(logits, pred),
+        "margin_clean": margin(answers, y).double(),
+        "confidence_clean": confidence(answers, pred),
         "steady": steady,  # 1 same logits twice, 0 not, -1 not asked
         "probabilities": resemble_probabilities(logits),
         "darkest": x.flatten(1).amin(1).double(),
@@ -91,6 +94,8 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "slope_ce": measure_slope(model, x, y, probed, partial(F.cross_entropy, reduction="sum")),
         "slope_margin": measure_slope(model, x, y, probed, margin),
     }
+    if target.found.is_random:
+        columns[SURVIVAL] = measure_survival(answers, y)
     made = {name: column.cpu().numpy() for name, column in columns.items()}
     return {"index": batch.index, "id": batch.ids, **made}
 
@@ -149,7 +154,7 @@ class AttackedColumns:
             result = perturb(self.attack, target.model, x, y, seeds=seeds)
         targeted = self.attack.threat.targeted
         columns = {
-            **judge(target.model, result.x_adv, x, y),
+            **judge(target.judge, result.x_adv, x, y),
             "fault": result.fault.cpu().numpy(),
             "target": result.goal.cpu().numpy() if targeted else np.full(len(x), -1),
             "forwards": result.passes.forwards.double().cpu().numpy(),
@@ -183,11 +188,12 @@ class AttackedColumns:
         try:
             if other.detector is None:  # with one it answers like the classifier itself
                 with raise_as_run_error("the defense broke"):
-                    judged = judge(other.model, result.x_adv, x, y)
+                    judged = judge(other.judge, result.x_adv, x, y)
             scores = other.score_images(result.x_adv, self.plan.seed, batch.ids)
         except RobustevalError as error:
             raise DefenseBroke(str(error), other) from error
-        return columns | {name: judged[name] for name in JUDGED} | scores
+        known = {name: column for name, column in columns.items() if name != SURVIVAL}
+        return known | {name: judged[name] for name in JUDGED if name in judged} | scores
 
     def _measure_maps(
         self,
@@ -238,11 +244,6 @@ class AttackedColumns:
 def to_pixels(images: Tensor) -> np.ndarray[Any, Any]:
     """Arrays ``(m, h, w, c)`` of images ``(m, c, h, w)``."""
     return images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def resemble_probabilities(logits: Tensor) -> Tensor:
-    """Which rows ``(n,)`` lie in [0, 1] and sum to one."""
-    return (logits.sum(1) - 1).abs().lt(1e-3) & logits.ge(0).all(1) & logits.le(1).all(1)
 
 
 def measure_slope(

@@ -29,6 +29,12 @@ from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_pla
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
+from robusteval.evaluation.unmasking import (
+    describe_masks,
+    examine,
+    list_unmaskings,
+)
+from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
@@ -196,6 +202,7 @@ class Evaluation:
             for attack in self.plan.list_attacks_on(target.defense):
                 self.run_attack(attack, target)
         for target in self.targets:
+            self.unmask(target)
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
@@ -205,6 +212,8 @@ class Evaluation:
 
     def measure_clean(self, target: Target) -> None:
         """Measure the images as they are, and see what they say of the model."""
+        if target.detector is None:
+            target.found = examine(target.model, self.plan.data, self.plan.index)
         self.cells.compute_clean(target)
         self.write_record()
         findings = self.recording.findings
@@ -214,10 +223,13 @@ class Evaluation:
             return
         found = sanity_checks.check_clean(target.clean, target.model.num_classes)
         some = self.plan.index[:PROBED]
-        if company := find_company(target.model, self.plan.data, some):
+        company = find_company(target.model, self.plan.data, some)
+        if company:
             # predicted again in smaller batches they then differ too, which is not by chance
             found = [each for each in found if each.code != "non-deterministic"] + company
         found += self.try_conventions(target)
+        target.found = target.found.add_answers(target.clean, target.model.num_classes, company)
+        found += describe_masks(target.found, followed=self.plan.probes)
         findings += [target.name_defense(finding) for finding in found]
 
     def try_conventions(self, target: Target) -> list[Finding]:
@@ -272,6 +284,30 @@ class Evaluation:
             wide = prepare_attack(spec, target.model, self.plan.data.shape)
             self.run_attack(wide, target, without)
 
+    def unmask(self, target: Target) -> None:
+        """Attack a network with findings by what is made for these."""
+        if not self.plan.probes or target.detector is not None:
+            return
+        for spec in list_unmaskings(target.found, self.plan.list_attacks_on(target.defense)):
+            self.run_extra(spec, target)
+
+    def run_extra(self, spec: Spec, target: Target, role: str = "attack") -> list[Outcome]:
+        """Run an attack that nobody asked for; where it has no result a remark says why."""
+        outcomes: list[Outcome] = []
+        try:
+            attack = prepare_attack(spec, target.model, self.plan.data.shape)
+            outcomes = self.cells.compute_attack(replace(attack, role=role), target)
+            self.recording.outcomes += outcomes
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            what = "The attack" if role == "attack" else "The trust check"
+            finding = Finding("probe-failed", False, f"{what} {spec} has no result: {error}")
+            self.recording.findings.append(target.name_defense(finding))
+        finally:
+            self.write_record()
+        return outcomes
+
     def check_target(self, target: Target) -> None:
         """Run the extra attacks of the trust checks, and see what all attacks say of each other."""
         recording = self.recording
@@ -279,27 +315,17 @@ class Evaluation:
         found: list[Finding] = []
         if self.plan.probes and not recording.failures and target.detector is None:
             for probe in sanity_checks.list_probes(mine):
-                shape = self.plan.data.shape
-                attack = prepare_attack(probe.spec, target.model, shape, probe.role)
-                try:
-                    outcomes = self.cells.compute_attack(attack, target)
-                    recording.outcomes += outcomes
-                    mine += outcomes
-                except Interrupted:
-                    raise
-                except RobustevalError as error:
-                    message = f"The trust check {probe.spec} has no result: {error}"
-                    finding = Finding("probe-failed", False, message)
-                    recording.findings.append(target.name_defense(finding))
-                finally:
-                    self.write_record()
+                mine += self.run_extra(probe.spec, target, probe.role)
             mine += self.plant_examples(mine, target)
         if mine or target.defense is None:
             found = sanity_checks.check_outcomes(mine) + check_active_tests(mine)
+            found += check_survival(target.clean, mine)
         recording.findings += [target.name_defense(finding) for finding in found]
 
     def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:
         """Test whether the attacks find what is there; nothing where nothing can be planted."""
+        if target.found.is_random:  # there is no one place where something could lie
+            return []
         tested = list_active_tests(outcomes)
         specs = [outcome.attack for outcome in tested]
         specs += [build_random_search(outcome.threat) for outcome in tested]

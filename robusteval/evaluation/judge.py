@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robusteval.datasets.images import png_round_trip
 from robusteval.errors import RunError
+from robusteval.evaluation.votes import SURVIVAL, Voted, measure_survival
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Threat
@@ -45,6 +46,7 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
             pred_png = torch.full_like(pred, -2)
         else:
             pred_png = predict_again(classifier, files.to(rounded), rounded, pred_8bit)
+    survival = {SURVIVAL: measure_survival(logits, y)} if isinstance(classifier, Voted) else {}
     columns = {
         "pred_adv": pred,
         "pred_8bit": pred_8bit,
@@ -54,6 +56,7 @@ def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Column
         "psnr": psnr(x_adv, x),
         "margin_adv": margin(logits, y).double(),
         "confidence_adv": confidence(logits, pred),
+        **survival,
     }
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
@@ -131,6 +134,6 @@ def fill_untouched(clean: Columns) -> Columns:
         "confidence_adv": clean["confidence_clean"].copy(),
         "fault": np.zeros(n, np.uint8),
         **{name: zero.copy() for name in ("forwards", "backwards", "seconds")},
-        # what a detector said of them
-        **{name: clean[name].copy() for name in ("score", "flagged") if name in clean},
+        # what a detector said of them, and how many of random answers were right
+        **{name: clean[name].copy() for name in ("score", "flagged", SURVIVAL) if name in clean},
     }

@@ -12,6 +12,8 @@ from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.defense import Defense, Detector, name_kind
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Plan
+from robusteval.evaluation.unmasking import Examination
+from robusteval.evaluation.votes import Voted
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
@@ -45,6 +47,8 @@ class Target:
         Watches the model, which then answers like the undefended one.
     clean : Columns
         The images of the run as the model sees them, ``(n,)`` each; empty until it has seen them.
+    found : Examination
+        What in the model leads attacks astray; nothing until it was examined.
     """
 
     model: Classifier
@@ -52,6 +56,12 @@ class Target:
     measurement: Measurement | None = None
     detector: Detector | None = None
     clean: Columns = field(default_factory=dict)
+    found: Examination = field(default_factory=Examination)
+
+    @property
+    def judge(self) -> Classifier:
+        """What gives verdicts: the model, or most of its answers where it answers at random."""
+        return Voted(self.model) if self.found.is_random else self.model
 
     @property
     def identity(self) -> Any:

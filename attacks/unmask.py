@@ -1,0 +1,105 @@
+"""Searches along gradients in the place of those that a network withholds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from robusteval.art.to_art import ArtAttack
+from robusteval.registry import ATTACKS
+from robusteval.search.balls import Ball, Norm
+from robusteval.search.ensemble import Ensemble, Work
+from robusteval.search.stand_ins import Bypassed, Expected, LogOutputs, Straight, match_layers
+
+Outputs = Literal["logits", "probabilities"]
+
+SEARCHES: dict[str, Work] = {
+    "apgd": lambda stage: stage.descend("ce", 50),
+    "diverse": lambda stage: stage.descend("margin", 18, 2, odi=True),
+    "targets": lambda stage: stage.descend("margin", 30, targets=3),
+}
+
+
+@ATTACKS.add("unmask", norms=("linf", "l2", "l1"), knowledge="white-box")
+def unmask(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    seeds: Tensor | None = None,
+    mask: Tensor | None = None,
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    layers: str = "",
+    outputs: Outputs = "logits",
+    draws: int = 1,
+) -> Tensor:
+    """Auto-PGD along stand-ins for gradients that are zero, wrong or random.
+
+    Obfuscated Gradients Give a False Sense of Security, arXiv:1802.00420: what the network answers
+    is always its own, its gradient that of the network with other layers. First the gradient of
+    the identity in the place of the layers' own (BPDA), then that of the network without them. A
+    network that answers at random is followed in its mean over draws (EOT).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    y : Tensor
+        Labels ``(n,)`` int64, or the classes to reach when `targeted`.
+    targeted : bool
+        Reach class `y` instead of leaving it.
+    seeds : Tensor, optional
+        One seed per image ``(n,)``; zeros if not given.
+    mask : Tensor, optional
+        Broadcastable to `x`; zero where a pixel may not change.
+    norm : {"linf", "l2", "l1"}
+        Norm of the ball.
+    eps : float
+        Radius of the ball, in units of the [0, 1] pixel range.
+    layers : str
+        Layers that mislead, by name or class and joined by ``+``, with outputs of the shape of
+        their inputs. Rounding, signs and comparisons get a gradient wherever they are.
+    outputs : {"logits", "probabilities"}
+        What the model returns; of probabilities the logarithms are followed.
+    draws : int
+        Answers over which a model that answers at random is averaged.
+
+    Returns
+    -------
+    Tensor
+        Images ``(n, c, h, w)`` inside the ball and in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, or there is no such layer.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    ball = Ball.around(x, norm, eps, mask)
+    found = match_layers(model, layers.split("+") if layers else [])
+    if len(x) == 0:
+        return x.clone()
+    answers = model if outputs == "logits" else LogOutputs(model)
+    guides: dict[str, nn.Module] = {"straight": Straight(answers, found)}
+    if found:
+        guides["bypass"] = Bypassed(answers, found)
+    ensemble = Ensemble(
+        model, ball, y, seeds, targeted=targeted, stages=len(guides) * len(SEARCHES)
+    )
+    for name, guide in guides.items():
+        ensemble.model = guide if draws == 1 else Expected(guide, draws)
+        for search, work in SEARCHES.items():
+            ensemble.run(f"{name} {search}", work)
+    return ensemble.best.x_adv
+
+
+class Unmask(ArtAttack):
+    """`unmask` as an ART evasion attack."""
+
+    perturb = staticmethod(unmask)

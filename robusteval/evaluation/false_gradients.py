@@ -1,0 +1,168 @@
+"""Layers whose gradient is not that of what they do: found by trying, whatever their class.
+
+A layer is given a small change and asked how its output moves; its gradient must foretell that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, autograd, nn
+
+from robusteval.models.classifier import Classifier
+from robusteval.search.stand_ins import StraightSteps
+
+JITTER = 0.05  # of a layer's input, by its root mean square: 8-bit images lie beside all steps
+CHANGE = 0.003  # by which a gradient is put to the test, in the same unit
+SHOVE = 2.0  # that a layer without any gradient must notice, or it is constant
+BLIND = 1e-4  # of the movement, that a gradient must foretell not to count as none
+WRONG = 0.3  # share of the movement that the gradient does not foretell; sound layers: below 0.15
+DRAWS = 2  # directions
+ROUNDING = 1e-6  # of an output, that may be taken for movement
+SEED = 20
+
+
+class FalseLayer(NamedTuple):
+    """A layer whose gradient misleads."""
+
+    name: str  # in the network
+    kind: str  # its class
+    blind: bool  # there is no gradient at all
+    error: float  # share of the movement that it does not foretell
+
+
+class Suspects(NamedTuple):
+    """What was found in a network."""
+
+    layers: tuple[FalseLayer, ...]
+    steps: tuple[str, ...]  # operations without a derivative outside of these layers
+
+
+def find_false_gradients(classifier: Classifier, x: Tensor) -> Suspects:
+    """Look for layers whose gradient is none of theirs, on a few images ``(n, c, h, w)``.
+
+    Those without layers inside, and those of classes that are not torch's own, where the output has
+    the shape of the input: others have no stand-in. The network is called once, and each layer some
+    times inside of this call.
+    """
+    network, n = classifier.network, len(x)
+    found: dict[str, FalseLayer] = {}
+    busy = False
+
+    def look(name: str, layer: nn.Module, before: Tensor, output: Any) -> None:
+        nonlocal busy
+        if busy or name in found or not isinstance(output, Tensor):
+            return
+        if before.shape != output.shape or not before.is_floating_point():
+            return
+        busy = True
+        try:
+            with torch.enable_grad():
+                verdict = try_layer(layer, before[:n])
+        except Exception:
+            return
+        finally:
+            busy = False
+        if verdict is not None:
+            found[name] = FalseLayer(name, type(layer).__name__, *verdict)
+
+    with ExitStack() as stack:
+        for name, layer in network.named_modules():
+            if name and is_worth_trying(layer):
+                stack.enter_context(watch_layer(name, layer, look))
+        with torch.no_grad():
+            classifier(x)
+    inner = tuple(each for each in found.values() if not any_inside(each.name, found))
+    layers = {name: layer for name, layer in network.named_modules()}
+    mode = StraightSteps()
+    with ExitStack() as stack:
+        for each in inner:
+            layer = layers[each.name]
+            stack.callback(layer.register_forward_pre_hook(cut_graph).remove)
+        with mode, torch.enable_grad():
+            classifier(x.clone().requires_grad_())
+    return Suspects(inner, tuple(sorted(mode.met)))
+
+
+def cut_graph(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Before a layer: its input without a graph."""
+    return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+
+
+@contextmanager
+def watch_layer(name: str, layer: nn.Module, look: Any) -> Iterator[None]:
+    """Call `look` with a layer's input, as it was before the layer, and with its output."""
+    kept: list[Tensor] = []
+
+    def before(_layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            kept.append(args[0].detach().clone())
+
+    def after(_layer: nn.Module, _args: object, output: Any) -> None:
+        if kept:
+            look(name, layer, kept.pop(), output)
+
+    with ExitStack() as stack:
+        stack.callback(layer.register_forward_pre_hook(before).remove)
+        stack.callback(layer.register_forward_hook(after).remove)
+        yield
+
+
+def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
+    """Whether the gradient of a layer at its inputs ``(n, …)`` misleads: blind, and how wrong it
+    is; None if it does not."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def draw() -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    def call(z: Tensor) -> Tensor:
+        with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+            torch.manual_seed(SEED)
+            out: Tensor = layer(z.clone())
+        return out
+
+    size = x.square().mean().sqrt().clamp_min(1e-12)
+    z = (x + JITTER * size * draw()).requires_grad_()
+    out = call(z)
+    w = draw().sign()
+    grad = None
+    if out.requires_grad:
+        (grad,) = autograd.grad((out * w).sum(), z, allow_unused=True)
+    grad = torch.zeros_like(z) if grad is None else grad
+    z = z.detach()
+    with torch.no_grad():
+        shove = SHOVE * size * draw()
+        moved = (call(z + shove) - out).abs().flatten(1).sum(1)
+        is_blind = ((grad * shove).abs().flatten(1).sum(1) <= BLIND * moved) & (moved > 0)
+        if float(is_blind.float().mean()) > 0.5:
+            return True, 1.0
+        if out.dtype not in (torch.float32, torch.float64):
+            return None  # steps of the type itself are as large as the change
+        h = CHANGE * size
+        noise = ROUNDING * out.flatten(1).norm(dim=1) / h
+        missed = total = 0.0
+        for _ in range(DRAWS):
+            v = draw()
+            rise = ((call(z + h * v) - call(z - h * v)) * w).flatten(1).sum(1) / (2 * h)
+            told = (grad * v).flatten(1).sum(1)
+            missed += float(((rise - told).abs() - noise).clamp_min(0).sum())
+            total += float((rise.abs() + told.abs()).sum())
+    error = missed / total if total else 0.0
+    return (False, error) if error > WRONG else None
+
+
+def is_worth_trying(layer: nn.Module) -> bool:
+    """Whether a layer may have another gradient than it should: of torch's own those alone that
+    have neither layers nor weights inside."""
+    if not type(layer).__module__.startswith(("torch.", "torchvision.")):
+        return True
+    return next(layer.children(), None) is None and next(layer.parameters(), None) is None
+
+
+def any_inside(name: str, names: dict[str, FalseLayer]) -> bool:
+    """Whether one of these layers lies inside the layer of a name."""
+    return any(other.startswith(f"{name}.") for other in names)

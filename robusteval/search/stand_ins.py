@@ -1,0 +1,232 @@
+"""Gradients in the place of those that a network withholds: what it answers stays its own.
+
+Backward Pass Differentiable Approximation and Expectation over Transformation, arXiv:1802.00420.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from robusteval.models.steps import book_rows
+
+# operations whose derivative is zero wherever there is one
+STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
+COMPARISONS = {"gt": 1.0, "ge": 1.0, "lt": -1.0, "le": -1.0}  # with the sign of their left side
+CASTS = frozenset({"float", "to", "type", "type_as", "double", "half", "bfloat16"})
+LEAST = 1e-30  # a probability that is taken for zero
+
+
+class _PassOn(torch.autograd.Function):
+    """The value of one tensor with the gradient of another of the same shape."""
+
+    @staticmethod
+    def forward(ctx: Any, guide: Tensor, value: Tensor) -> Tensor:
+        """The second one."""
+        del ctx, guide
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """All of it to the first."""
+        del ctx
+        return grads[0], None
+
+
+def pass_on(guide: Tensor, value: Tensor) -> Tensor:
+    """The values of `value` with the gradient of `guide`, of the same shape."""
+    found: Tensor = _PassOn.apply(guide, value.detach())
+    return found
+
+
+class StraightSteps(TorchFunctionMode):
+    """Rounding, signs and comparisons with the gradient of the identity.
+
+    A comparison counts as the difference of its sides, once it is made a number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[str] = set()  # names of the operations that were given a gradient
+        self._sides: dict[int, tuple[Tensor, Tensor]] = {}  # of comparisons, with their result
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "").strip("_")
+        if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+            return out
+        x = args[0]
+        if name in STEPS and x.requires_grad and out is not x:
+            self.met.add(name)
+            return pass_on(x, out)
+        if name in COMPARISONS and x.requires_grad and x.is_floating_point():
+            side = COMPARISONS[name] * (x - args[1])
+            self._sides[id(out)] = (out, side)  # the result as well, or another gets its number
+        elif name in CASTS and out.is_floating_point() and id(x) in self._sides:
+            self.met.add("comparison")
+            return pass_on(self._sides[id(x)][1].to(out), out)
+        return out
+
+
+def match_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The modules of these names or, for all of a kind, of these classes.
+
+    ValueError for a name that none has.
+    """
+    found: list[nn.Module] = []
+    for name in names:
+        some = [
+            part
+            for path, part in model.named_modules()
+            if name in (path, type(part).__name__) or path.endswith(f".{name}")
+        ]
+        if not some:
+            raise ValueError(f"layers: the network has no layer {name!r}, by name or class")
+        found += some
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def replace_layers(
+    layers: Sequence[nn.Module], change: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Let layers give what `change` makes of their input and output, where shapes are the same."""
+
+    def hook(_layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and isinstance(output, Tensor) and x.shape == output.shape:
+            return change(x, output)
+        return None
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(hook).remove)
+        yield
+
+
+class Straight(nn.Module):
+    """A model with the gradient of the identity through some layers, and through all steps.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    layers : sequence of nn.Module
+        Of the model.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.layers = model, tuple(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)``, those of the model."""
+        with replace_layers(self.layers, pass_on), StraightSteps():
+            logits: Tensor = self.model(x)
+        return logits
+
+
+class Bypassed(nn.Module):
+    """A model with the gradient of what it is without some layers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    layers : sequence of nn.Module
+        Of the model. In their place stands the identity or, where no output is negative, a ReLU.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.layers = model, tuple(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)``, those of the model."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        if not torch.is_grad_enabled():
+            return logits
+        with replace_layers(self.layers, leave_out), StraightSteps():
+            guide = self.model(x)
+        return pass_on(guide, logits)
+
+
+def leave_out(x: Tensor, output: Tensor) -> Tensor:
+    """What goes into a layer, cut off below zero for images ``(n, …)`` whose output is."""
+    cut = (output >= 0).flatten(1).all(1).view(-1, *(1,) * (x.ndim - 1))
+    return torch.where(cut, torch.relu(x), x)
+
+
+class LogOutputs(nn.Module):
+    """A model whose outputs are probabilities, with their logarithms for logits.
+
+    Where they are none, as of a model whose last layer is left out, they stay what they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to probabilities ``(n, k)``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)``, whose softmax are the probabilities."""
+        outputs: Tensor = self.model(x)
+        logits = outputs.clamp_min(LEAST).log()
+        return torch.where(resemble_probabilities(outputs).unsqueeze(1), logits, outputs)
+
+
+def resemble_probabilities(outputs: Tensor) -> Tensor:
+    """Which rows ``(n,)`` of outputs ``(n, k)`` lie in [0, 1] and sum to one."""
+    return (outputs.sum(1) - 1).abs().lt(1e-3) & outputs.ge(0).all(1) & outputs.le(1).all(1)
+
+
+class Expected(nn.Module):
+    """A model that answers at random, as its mean over some draws.
+
+    Draws are seeded by the image itself, so that an image has one answer, in any batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``, with random numbers from torch.
+    draws : int
+        Answers to each image.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logarithms ``(n, k)`` of the mean probabilities."""
+        return torch.stack([answer.log_softmax(1).logsumexp(0) for answer in self.draw(x)])
+
+    def draw(self, x: Tensor, salt: int = 0) -> Iterator[Tensor]:
+        """Answers ``(draws, k)`` to each of the images ``(n, c, h, w)``; others by another salt."""
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            for i, image in enumerate(x):
+                torch.manual_seed(hash_image(image, salt))
+                copies = image.expand(self.draws, *image.shape)
+                with book_rows(torch.full((self.draws,), i)):
+                    yield self.model(copies)
+
+
+def hash_image(image: Tensor, salt: int) -> int:
+    """A seed from the bits of an image ``(c, h, w)``."""
+    bits = image.detach().float().cpu().contiguous().numpy().tobytes()
+    return zlib.crc32(bits, salt)

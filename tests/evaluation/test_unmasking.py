@@ -1,0 +1,230 @@
+"""Networks that mislead attacks: they are found, and attacked by what is made for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from planted_defects import (
+    Dropout,
+    Function,
+    Jpeg,
+    KWinners,
+    Noise,
+    Planted,
+    Rounding,
+    Threshold,
+    plant_inline,
+)
+from torch import Tensor, nn
+from toys import Bands, synthetic
+
+from robusteval.datasets.arrays import from_arrays
+from robusteval.datasets.dataset import Data
+from robusteval.evaluation.active_test import PLANTED
+from robusteval.evaluation.evaluate import evaluate
+from robusteval.evaluation.false_gradients import find_false_gradients
+from robusteval.evaluation.votes import SURVIVAL, VOTES, Voted
+from robusteval.models.classifier import Classifier
+from robusteval.reports.build import build_record
+from robusteval.runs.metrics import worst_case
+from robusteval.runs.types import Run
+
+ATTACK = "apgd:eps=18/255,steps=20"
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return from_arrays(*synthetic(8, seed=7))
+
+
+@pytest.fixture
+def x(data: Data) -> Tensor:
+    return data.batch(np.arange(4)).x
+
+
+class Scaled(nn.Module):
+    """The network with its normalisation, which stands behind what is planted."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network((x - 0.5) / 0.25)
+        return logits
+
+
+def classify(network: nn.Module) -> Classifier:
+    return Classifier(network, num_classes=3).eval()
+
+
+@pytest.fixture(scope="module")
+def scaled(trained_bands: Bands) -> Scaled:
+    return Scaled(trained_bands)
+
+
+@pytest.fixture(scope="module")
+def sound(scaled: Scaled, data: Data) -> Run:
+    return evaluate(classify(scaled), data, [ATTACK])
+
+
+def codes(run: Run) -> set[str]:
+    return {finding.code for finding in run.findings}
+
+
+def left(run: Run) -> int:
+    return worst_case(run.attacks).k
+
+
+def names(run: Run) -> list[str]:
+    return [str(outcome.attack) for outcome in run.attacks]
+
+
+@pytest.mark.parametrize(
+    ("layer", "blind"),
+    [
+        (Rounding(8), True),
+        (Threshold(0.4), True),
+        (Jpeg(0.15), True),
+        (Function(torch.sign), True),
+        (Function(lambda x: x.detach() * 2), True),
+        (KWinners(0.5), False),
+        (nn.Hardshrink(0.4), False),
+        (Function(lambda x: (1e5 * (x - 0.4)).sigmoid()), False),
+    ],
+    ids=["round", "threshold", "jpeg", "sign", "detached", "winners", "shrink", "steep"],
+)
+def test_layers_are_found_by_what_they_do(
+    scaled: Scaled, x: Tensor, layer: nn.Module, blind: bool
+) -> None:
+    found = find_false_gradients(classify(Planted(scaled, front=layer)), x)
+
+    assert [(each.name, each.blind) for each in found.layers] == [("front", blind)]
+    assert found.layers[0].error > 0.4
+    assert found.steps == ()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.ReLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.Softmax(1), nn.Tanh()),
+        *(nn.MaxPool2d(3, 1, 1), nn.Dropout(0.5), nn.LeakyReLU(), nn.InstanceNorm2d(3)),
+        *(Function(lambda x: x.clamp(0.3, 0.6)), Function(torch.zeros_like)),
+        *(Noise(0.1), Dropout(0.3), Function(lambda x: 1e-4 * x + 1)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_sound_layers_are_left_alone(scaled: Scaled, x: Tensor, layer: nn.Module) -> None:
+    """Whatever they are; constant ones and random ones are none of these."""
+    found = find_false_gradients(classify(Planted(scaled, front=layer)), x)
+
+    assert found == ((), ())
+
+
+def test_operations_in_the_code_of_a_layer_are_found(scaled: Scaled, x: Tensor) -> None:
+    """Rounding, and comparisons once they are made numbers, but no masks of gates."""
+
+    def look(function: Callable[[Tensor], Tensor]) -> tuple[str, ...]:
+        return find_false_gradients(classify(plant_inline(scaled, function)), x).steps
+
+    assert look(Rounding(8).forward) == ("round",)
+    assert look(lambda z: (z > 0.4).float()) == ("comparison",)
+    assert look(lambda z: torch.where(z > 0.4, z, 0.1 * z)) == ()
+
+
+def test_a_sound_network_pays_next_to_nothing(scaled: Scaled, sound: Run, x: Tensor) -> None:
+    """No finding, no attack of ours; fewer passes than one image of one attack takes."""
+    passes = 0
+
+    def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal passes
+        passes += len(args[0])
+
+    model = classify(scaled)
+    handle = scaled.register_forward_pre_hook(count)
+    find_false_gradients(model, x)
+    handle.remove()
+
+    assert codes(sound) == set()
+    assert names(sound) == [ATTACK]
+    assert passes <= 2 * 32  # two calls of a block
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        pytest.param(Rounding(8), "Rounding", id="round"),
+        pytest.param(KWinners(0.5), "KWinners", id="winners", marks=pytest.mark.slow),
+        pytest.param(Threshold(0.42), "front", id="threshold", marks=pytest.mark.slow),
+        pytest.param(Jpeg(0.15), "Jpeg", id="jpeg", marks=pytest.mark.slow),
+    ],
+)
+def test_a_masked_network_is_named_and_broken(
+    scaled: Scaled, data: Data, sound: Run, layer: nn.Module, named: str
+) -> None:
+    """As the network without the defect, by an attack that ran by itself and passes the active
+    test, which the one that was asked for fails."""
+    run = evaluate(classify(Planted(scaled, front=layer)), data, [ATTACK])
+
+    assert "false-gradient" in codes(run)
+    assert "attack-too-weak" not in codes(run)
+    assert f"unmask:eps=18/255,layers={named}" in names(run)
+    assert left(run) <= left(sound) + 1
+    found = {o.attack.name: o.success().mean() for o in run.outcomes if o.role == PLANTED}
+    if found:  # of a network without any gradient the attack that was asked for has no result
+        assert found["unmask"] > 0.95
+        assert found["apgd"] < 0.9
+    row = build_record(run).attacks[-1]
+    assert row.name == "unmask"
+    assert [stage.name for stage in row.stages][:1] == ["straight apgd"]
+
+
+def test_what_outputs_hide_is_seen_through(scaled: Scaled, data: Data, sound: Run) -> None:
+    """Softmax of logits so large that it is zero or one, and logits that are nearly equal."""
+    steep = Planted(Planted(scaled, behind=Function(lambda z: 1000 * z)), behind=nn.Softmax(1))
+    flat = Planted(scaled, behind=Function(lambda z: z / 1000))
+
+    one = evaluate(classify(steep), data, [ATTACK])
+    other = evaluate(classify(flat), data, [ATTACK])
+
+    assert {"probabilities", "false-gradient"} <= codes(one)
+    assert names(one)[-1] == "unmask:eps=18/255,layers=behind,outputs=probabilities"
+    assert left(one) <= left(sound)
+    assert "flat-logits" in codes(other)
+    assert left(other) <= left(sound)
+
+
+def test_without_probes_findings_are_grave_and_nothing_is_added(scaled: Scaled, data: Data) -> None:
+    run = evaluate(classify(Planted(scaled, front=Rounding(8))), data, [ATTACK], probes=False)
+
+    assert names(run) == [ATTACK]
+    assert [f.grave for f in run.findings if f.code == "false-gradient"] == [True]
+
+
+def test_an_attack_that_was_asked_for_is_not_run_twice(scaled: Scaled, data: Data) -> None:
+    asked = "unmask:eps=18/255,layers=Rounding"
+    run = evaluate(classify(Planted(scaled, front=Rounding(8))), data, [asked], samples=2)
+
+    assert names(run) == [asked]
+
+
+def test_random_answers_are_judged_by_most_of_them(scaled: Scaled, data: Data) -> None:
+    """An image's votes are its own; what most say counts, and how many are right is told."""
+    noisy = classify(Planted(scaled, front=Noise(0.6)))
+    voted, images = Voted(noisy), data.batch(np.arange(8)).x
+    with torch.no_grad():
+        shares, alone = voted(images).exp(), voted(images[3:4]).exp()
+
+    torch.testing.assert_close(shares[3:4], alone)
+    assert ((shares * VOTES).round() / VOTES - shares).abs().max() < 1e-3
+    assert bool(((shares.amax(1) < 1) & (shares.amax(1) > 0.5)).any())
+
+    run = evaluate(noisy, data, ["pgd:eps=18/255,steps=10"], samples=4)
+
+    assert {"non-deterministic", "random-answers"} <= codes(run)
+    assert names(run)[-1] == "unmask:eps=18/255,draws=20"
+    assert all(SURVIVAL in outcome.columns for outcome in run.attacks)
