@@ -29,11 +29,7 @@ from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_pla
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
 from robusteval.evaluation.target import DefenseBroke, Target, list_targets
-from robusteval.evaluation.unmasking import (
-    describe_masks,
-    examine,
-    list_unmaskings,
-)
+from robusteval.evaluation.unmasking import describe_masks, examine, list_unmaskings
 from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
@@ -202,7 +198,9 @@ class Evaluation:
             for attack in self.plan.list_attacks_on(target.defense):
                 self.run_attack(attack, target)
         for target in self.targets:
-            self.unmask(target)
+            attacks = self.plan.list_attacks_on(target.defense) if self.plan.probes else ()
+            for spec in list_unmaskings(target.found, attacks):
+                self.run_extra(spec, target)
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
@@ -284,13 +282,6 @@ class Evaluation:
             wide = prepare_attack(spec, target.model, self.plan.data.shape)
             self.run_attack(wide, target, without)
 
-    def unmask(self, target: Target) -> None:
-        """Attack a network with findings by what is made for these."""
-        if not self.plan.probes or target.detector is not None:
-            return
-        for spec in list_unmaskings(target.found, self.plan.list_attacks_on(target.defense)):
-            self.run_extra(spec, target)
-
     def run_extra(self, spec: Spec, target: Target, role: str = "attack") -> list[Outcome]:
         """Run an attack that nobody asked for; where it has no result a remark says why."""
         outcomes: list[Outcome] = []
@@ -324,9 +315,8 @@ class Evaluation:
 
     def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:
         """Test whether the attacks find what is there; nothing where nothing can be planted."""
-        if target.found.is_random:  # there is no one place where something could lie
-            return []
-        tested = list_active_tests(outcomes)
+        # where answers are random there is no one place where something could lie
+        tested = [] if target.found.is_random else list_active_tests(outcomes)
         specs = [outcome.attack for outcome in tested]
         specs += [build_random_search(outcome.threat) for outcome in tested]
         found: list[Outcome] = []
