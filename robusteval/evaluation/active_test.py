@@ -377,6 +377,14 @@ def list_active_tests(outcomes: Sequence[Outcome]) -> list[Outcome]:
     ]
 
 
+def list_planted_searches(outcomes: Sequence[Outcome]) -> list[Spec]:
+    """The attacks of a run that look for what is planted, and random search, each once."""
+    tested = list_active_tests(outcomes)
+    specs = [outcome.attack for outcome in tested]
+    specs += [build_random_search(outcome.threat) for outcome in tested]
+    return list({str(spec): spec for spec in specs}.values())
+
+
 def build_random_search(threat: Threat) -> Spec:
     """The attack that must not find what is planted, or the test says nothing."""
     return Spec("noise", {"norm": threat.norm, "eps": threat.eps, "tries": DRAWS})

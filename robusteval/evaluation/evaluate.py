@@ -13,11 +13,7 @@ from torch import nn
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError, check_path, check_whole
 from robusteval.evaluation import estimate, sanity_checks
-from robusteval.evaluation.active_test import (
-    build_random_search,
-    check_active_tests,
-    list_active_tests,
-)
+from robusteval.evaluation.active_test import check_active_tests, list_planted_searches
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
@@ -286,8 +282,8 @@ class Evaluation:
         """Run an attack that nobody asked for; where it has no result a remark says why."""
         outcomes: list[Outcome] = []
         try:
-            attack = prepare_attack(spec, target.model, self.plan.data.shape)
-            outcomes = self.cells.compute_attack(replace(attack, role=role), target)
+            attack = prepare_attack(spec, target.model, self.plan.data.shape, role)
+            outcomes = self.cells.compute_attack(attack, target)
             self.recording.outcomes += outcomes
         except Interrupted:
             raise
@@ -315,12 +311,9 @@ class Evaluation:
 
     def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:
         """Test whether the attacks find what is there; nothing where nothing can be planted."""
-        # where answers are random there is no one place where something could lie
-        tested = [] if target.found.is_random else list_active_tests(outcomes)
-        specs = [outcome.attack for outcome in tested]
-        specs += [build_random_search(outcome.threat) for outcome in tested]
         found: list[Outcome] = []
-        for spec in {str(spec): spec for spec in specs}.values():
+        # where answers are random there is no one place where something could lie
+        for spec in [] if target.found.is_random else list_planted_searches(outcomes):
             attack = prepare_attack(spec, target.model, self.plan.data.shape)
             try:
                 found.append(self.cells.compute_active_test(attack, target))
