@@ -17,6 +17,7 @@ from robusteval.search.stand_ins import StraightSteps
 
 JITTER = 0.05  # of a layer's input, by its root mean square: 8-bit images lie beside all steps
 CHANGE = 0.003  # by which a gradient is put to the test, in the same unit
+SHOVES = 8  # at most, until it moves
 SHOVE = 2.0  # that a layer without any gradient must notice, or it is constant
 BLIND = 1e-4  # of the movement, that a gradient must foretell not to count as none
 WRONG = 0.3  # share of the movement that the gradient does not foretell; sound layers: below 0.15
@@ -135,8 +136,11 @@ def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
     grad = torch.zeros_like(z) if grad is None else grad
     z = z.detach()
     with torch.no_grad():
-        shove = SHOVE * size * draw()
-        moved = float((call(z + shove) - out).abs().sum())
+        for _ in range(SHOVES):
+            shove = SHOVE * size * draw()
+            moved = float((call(z + shove) - out).abs().sum())
+            if moved > 0:
+                break
         if moved > 0 and float((grad * shove).abs().sum()) <= BLIND * moved:
             return True, 1.0
         if out.dtype not in (torch.float32, torch.float64):
