@@ -14,13 +14,24 @@ PYTHON_NAMES = {
         f"--{name}": name.replace("-", "_")
         for name in (
             *("arch", "mean", "std", "num-classes", "weights", "device", "size", "resize"),
-            *("classes", "split", "download", "samples", "seed", "out", "fresh", "batch-size"),
+            *(
+                "interpolation",
+                "classes",
+                "split",
+                "download",
+                "samples",
+                "seed",
+                "out",
+                "fresh",
+                "batch-size",
+            ),
         )
     },
     "--attack": "attacks",
     "--defense": "defenses",
     "--interpreter": "interpreters",
     "--data": "data",
+    "--range": "value_range",
 }
 _commands = 0  # of the command line that are running; none: a caller in Python reads the errors
 

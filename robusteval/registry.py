@@ -164,12 +164,17 @@ class Registry:
     group : str, optional
         Entry-point group of other packages' functions, `package` if not given. Its last part in
         capitals is the name of the registry, by which decorators are found in source.
+    more : tuple of str
+        Modules of ours that stand elsewhere, since they need what stands above `package`.
     """
 
-    def __init__(self, package: str, noun: str, group: str | None = None) -> None:
+    def __init__(
+        self, package: str, noun: str, group: str | None = None, more: tuple[str, ...] = ()
+    ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package
+        self.more = more
         self._decorator = f"{self.group.rpartition('.')[2].upper()}.add"  # as written in source
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -207,6 +212,7 @@ class Registry:
         package = find_spec(self.package)
         for module in iter_modules((package and package.submodule_search_locations) or ()):
             yield f"{self.package}.{module.name}"
+        yield from self.more
         for point in metadata.entry_points(group=self.group):
             yield point.value
 
@@ -445,4 +451,9 @@ ATTACKS = Registry("robusteval.attacks", "attack")
 INTERPRETERS = Registry("robusteval.interpreters", "interpreter")
 DEFENSES = Registry("robusteval.defenses", "defense")
 REPORT_FORMATS = Registry("robusteval.reports", "report format", "robusteval.report_formats")
-DATA_SOURCES = Registry("robusteval.datasets", "data source", "robusteval.data_sources")
+DATA_SOURCES = Registry(
+    "robusteval.datasets",
+    "data source",
+    "robusteval.data_sources",
+    more=("robusteval.models.tensor_file",),
+)

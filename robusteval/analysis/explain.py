@@ -33,6 +33,7 @@ from robusteval.analysis.sparse_noise import (
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.concepts import Concepts, Generated
 from robusteval.datasets.dataset import Data
+from robusteval.datasets.images import choose_shown
 from robusteval.errors import UsageError, check_argument
 from robusteval.evaluation.plan import check_draw, prepare_attack
 from robusteval.evaluation.work_cache import WorkCache
@@ -268,14 +269,15 @@ def build_panel(
         position=int(case.positions[row]),
         label=int(case.y[row]),
         predicted=int(case.made[row]),
-        clean=case.x[row].permute(1, 2, 0).cpu().numpy(),
-        adversarial=case.x_adv[row].permute(1, 2, 0).cpu().numpy(),
+        clean=choose_shown(case.x)[row].permute(1, 2, 0).cpu().numpy(),
+        adversarial=choose_shown(case.x_adv)[row].permute(1, 2, 0).cpu().numpy(),
         regions=regions.cpu().numpy(),
         kinds=found.kinds[row].cpu().numpy(),
         strength=found.strength[row].cpu().numpy(),
         interpreter=name,
         maps=shown,
         portrait={
-            name: drawn[row].permute(1, 2, 0).cpu().numpy() for name, drawn in portraits.items()
+            name: choose_shown(drawn)[row].permute(1, 2, 0).cpu().numpy()
+            for name, drawn in portraits.items()
         },
     )

@@ -161,6 +161,15 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
             ),
             option(
                 "Data",
+                "--range",
+                "value_range",
+                callback=read_numbers,
+                metavar="LOW,HIGH",
+                help="Values of black and white in arrays and image files, such as 0,65535."
+                " [default: 0,255 of integers, 0,1 of floats]",
+            ),
+            option(
+                "Data",
                 "--download",
                 is_flag=True,
                 help="Let torchvision download a data set that is missing.",

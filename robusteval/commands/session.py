@@ -37,6 +37,7 @@ class Request:
     size: int | None
     resize: int | None
     interpolation: str | None
+    value_range: list[float] | None
     download: bool
     classes: Path | None
     columns: list[str] | None
@@ -77,6 +78,7 @@ class Request:
             self.size,
             resize=self.resize,
             interpolation=self.interpolation,
+            value_range=self.value_range,
             classes=self.classes,
             columns=self.columns,
             allow_outside=self.allow_outside,
@@ -162,6 +164,7 @@ def open_images(
     *,
     resize: int | None = None,
     interpolation: str | None = None,
+    value_range: Sequence[float] | None = None,
     classes: Path | None = None,
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
@@ -190,6 +193,7 @@ def open_images(
         classes=names if classes is None else read_class_names(classes),
         columns=columns,
         allow_outside=allow_outside,
+        value_range=value_range,
     )
     return match_classes(data, classifier.num_classes, classifier.class_names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,47 @@ from robusteval.errors import RobustevalError, UsageError
 CHUNK = 16 * 2**20  # bytes looked at or copied at a time
 
 
-def arrange_nchw(name: str, images: np.ndarray) -> np.ndarray:
-    """View images of any known layout as ``(n, c, h, w)``; UsageError if it cannot be told."""
+Span = tuple[float, float]  # values that stand for black and white
+
+
+def arrange_nchw(name: str, images: np.ndarray, channels: int | None = None) -> np.ndarray:
+    """View images of any known layout as ``(n, c, h, w)``; UsageError if it cannot be told.
+
+    The axis of the channels is the one as long as the model takes, else the one of length 1 or 3,
+    else, of square images, the one that is not a side.
+    """
     shape = images.shape
     if images.ndim == 3 and min(shape[1:]) > 0:
         return images[:, None]
     if images.ndim == 4 and min(shape[1:]) > 0:
-        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+        first, last = ({1, 3, channels} & {side} != set() for side in (shape[1], shape[3]))
+        if (shape[1] == channels) != (shape[3] == channels):
+            first, last = shape[1] == channels, shape[3] == channels
         if first and last:
             raise UsageError(
                 f"{name} has the shape {shape}, which can be read as NCHW and as NHWC: "
                 "drop the axis that is not the channels (x.squeeze), or make the images larger"
             )
+        if not first and not last:
+            first = shape[2] == shape[3] != shape[1]
+            last = shape[1] == shape[2] != shape[3]
         if first:
             return images
         if last:
             return images.transpose(0, 3, 1, 2)
     raise UsageError(
         f"{name} has the shape {shape}: reshape it to (n, h, w), (n, h, w, c) or (n, c, h, w), "
-        "where c is 1 or 3"
+        "where c is as many channels as the model takes"
     )
 
 
-def check_values(name: str, images: np.ndarray, *, part: bool = False) -> None:
+def check_values(
+    name: str, images: np.ndarray, span: Span | None = None, *, part: bool = False
+) -> None:
     """Refuse images ``(n, ...)`` that are not integers from 0 to 255 or floats in [0, 1].
 
-    Of a part of the images there may be nothing but black, of all there may not.
+    Where a span is given they must lie in it. Of a part of the images there may be nothing but
+    black, of all there may not.
     """
     if images.dtype.kind not in "iuf":
         raise UsageError(
@@ -49,16 +64,46 @@ def check_values(name: str, images: np.ndarray, *, part: bool = False) -> None:
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
     low = float(np.min([part.min() for part in parts]))
     high = float(np.max([part.max() for part in parts]))
-    if images.dtype.kind in "iu":
+    if span is not None:
+        check_span(name, low, high, span)
+    elif images.dtype.kind in "iu":
         _check_integers(name, low, high, part)
     else:
         _check_floats(name, low, high, part)
 
 
+def check_span(name: str, low: float, high: float, span: Span) -> None:
+    """Refuse values from `low` to `high` that are not all in a span."""
+    if not span[0] <= low <= high <= span[1]:
+        raise UsageError(
+            f"{name} holds values from {low:g} to {high:g}, outside --range"
+            f" {span[0]:g},{span[1]:g}: give the range that the model was trained for, and cut off"
+            " or leave out what is not in it"
+        )
+
+
+def read_range(values: Sequence[float] | None) -> Span | None:
+    """Two numbers, the first below the second; UsageError if they are not."""
+    if values is None:
+        return None
+    numbers = [float(value) for value in values]
+    if len(numbers) != 2 or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
+        raise UsageError("--range takes two numbers, the values of black and of white: 0,65535")
+    return numbers[0], numbers[1]
+
+
+def scale_to_span(values: np.ndarray, span: Span) -> np.ndarray:
+    """Values as float32 in [0, 1], from black to white."""
+    low, high = span
+    scaled: np.ndarray = (values.astype(np.float64) - low) / (high - low)
+    return scaled.astype(np.float32)
+
+
 def _check_integers(name: str, low: float, high: float, part: bool) -> None:
     if low < 0 or high > 255:
         raise UsageError(
-            f"{name} holds integers from {low:g} to {high:g}, not 0 to 255: convert it to uint8"
+            f"{name} holds integers from {low:g} to {high:g}, not 0 to 255: convert it to uint8, or"
+            " say with --range LOW,HIGH what is black and white"
         )
     if high <= 1 and not part:
         raise UsageError(
@@ -76,7 +121,10 @@ def _check_floats(name: str, low: float, high: float, part: bool) -> None:
             "pass mean and deviation to the model with --mean and --std"
         )
     if high > 255:
-        raise UsageError(f"{name} holds floats up to {high:g}: scale them to [0, 1]")
+        raise UsageError(
+            f"{name} holds floats up to {high:g}: scale them to [0, 1], or say with --range"
+            " LOW,HIGH what is black and white"
+        )
     if high > 2:
         raise UsageError(
             f"{name} looks like 0..255 stored as float (max {high:g}): "
@@ -89,6 +137,23 @@ def _check_floats(name: str, low: float, high: float, part: bool) -> None:
             f"{name} holds nothing brighter than {high:g}, which is black: "
             "was it divided by 255 twice?"
         )
+
+
+def number_labels(
+    name: str, labels: np.ndarray, n: int
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels of `n` images as ``(n,)`` int64, and their names in order where they are texts."""
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8")
+    if labels.dtype.kind != "U" or labels.shape not in ((n,), (n, 1)):
+        return convert_labels(name, labels, n), None
+    texts = np.char.strip(labels.ravel())
+    if all(text.isdecimal() and text.isascii() for text in texts.tolist()):
+        return convert_labels(name, texts.astype(np.int64), n), None
+    names, numbers = np.unique(texts, return_inverse=True)
+    if "" in names:
+        raise UsageError(f"{name} has images without a label: name the class of each")
+    return numbers.astype(np.int64), tuple(map(str, names))
 
 
 def convert_labels(name: str, labels: np.ndarray, n: int) -> np.ndarray:

@@ -7,14 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from robusteval.datasets.checks import raise_as_unreadable
 from robusteval.datasets.dataset import Data
-from robusteval.datasets.image_files import FileSource
+from robusteval.datasets.wordnet import read_wordnet_ids
 from robusteval.errors import UsageError
 from robusteval.runs.reading import NAMES, check_amount, read_text
 
@@ -59,8 +60,8 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
     UsageError
         The data is not one, two names are the same, or a folder is not among them.
     """
-    source = data.source
-    if not isinstance(source, FileSource) or not source.folders:
+    source: Any = data.source
+    if not list_classes(data):
         raise UsageError(f"{data.name} has no class folders that {origin} could name")
     places = _place_names(names, origin)
     labels = [_find_place(places, folder) for folder in source.folders]
@@ -69,8 +70,8 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
             near = difflib.get_close_matches(_simplify(folder), places, n=1)
             hint = f" (did you mean {names[places[near[0]]]!r}?)" if near else ""
             raise UsageError(
-                f"the folder {folder!r} of {data.name} is not among the {len(names)} names of"
-                f" {origin}{hint}: rename the folder, leave it out, or mend the names"
+                f"the class {folder!r} of {data.name} is not among the {len(names)} names of"
+                f" {origin}{hint}: rename it, leave it out, or mend the names"
             )
     # positions in the order of the folders are what labels were until now
     matched = replace(
@@ -89,8 +90,8 @@ def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
     The `names` in a checkpoint's metadata are taken, then those that ImageNet's classes have; data
     that was matched before, or that has no class folders, is left as it is.
     """
-    source = data.source
-    if not isinstance(source, FileSource) or not source.folders or source.matching:
+    source: Any = data.source
+    if not list_classes(data) or source.matching:
         return data
     if names and len(names) == k:
         origin = "the checkpoint's metadata"
@@ -105,15 +106,20 @@ def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
     return data
 
 
+def list_classes(data: Data) -> tuple[str, ...]:
+    """Names of class folders, or of labels that are names, in the order that labels count them."""
+    return tuple(getattr(data.source, "folders", ()))
+
+
 def check_folders(data: Data, k: int) -> None:
     """Refuse class folders of which nothing says to which of `k` outputs they belong."""
-    source = data.source
-    if not isinstance(source, FileSource) or not source.folders:
+    source: Any = data.source
+    if not list_classes(data):
         return
     if source.matching is None and len(source.folders) != k:
         raise UsageError(
-            f"{data.name} has {len(source.folders)} class folders, the network {k} outputs, so"
-            f" that labels counted by folders would be wrong: {ADVICE}"
+            f"{data.name} has {len(source.folders)} {source.noun}, the network {k} outputs, so"
+            f" that labels counted by their order would be wrong: {ADVICE}"
         )
     if source.matching is not None and len(source.class_names or ()) != k:
         raise UsageError(
@@ -131,11 +137,38 @@ def _place_names(names: Sequence[str], origin: str) -> dict[str, int]:
     # ImageNet has a Cardigan, which is a dog, and a cardigan
     small = Counter(map(_simplify, names))
     loose = {_simplify(n): p for p, n in enumerate(names) if small[_simplify(n)] == 1}
-    return loose | exact
+    # of "tench, Tinca tinca" the first name, where no other class begins so
+    begins = Counter(name.partition(",")[0] for name in names)
+    short = {
+        _simplify(n): p
+        for n, p in ((n.partition(",")[0], p) for p, n in enumerate(names))
+        if begins[n] == 1
+    }
+    return short | loose | exact
 
 
 def _find_place(places: Mapping[str, int], folder: str) -> int | None:
-    return places.get(_space(folder), places.get(_simplify(folder)))
+    for name in (folder, *list_aliases(folder)):
+        place = places.get(_space(name), places.get(_simplify(name)))
+        if place is not None:
+            return place
+    return None
+
+
+def list_aliases(folder: str) -> list[str]:
+    """What torchvision calls the class of a WordNet id; empty for other names."""
+    ids = read_wordnet_ids()
+    return [_list_torchvision()[ids[folder]]] if folder in ids and _list_torchvision() else []
+
+
+@cache
+def _list_torchvision() -> tuple[str, ...]:
+    try:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+        return tuple(_IMAGENET_CATEGORIES)
+    except ImportError:
+        return ()
 
 
 def _space(name: str) -> str:
@@ -146,18 +179,8 @@ def _simplify(name: str) -> str:
     return _space(name).casefold()
 
 
-def _list_imagenet() -> Iterator[tuple[list[str], str]]:
-    """The names of ImageNet's classes in order that installed packages have, and their origin."""
-    try:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-        yield list(_IMAGENET_CATEGORIES), "torchvision's names of ImageNet's classes"
-    except ImportError:
-        pass
-    spec = find_spec("timm")  # not imported for a list
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "data" / "_info" / "imagenet_synsets.txt"
-        if path.is_file():
-            names = path.read_text(encoding="utf-8").split()
-            if len(names) == 1000:
-                yield names, "WordNet ids"
+def _list_imagenet() -> Iterator[tuple[Sequence[str], str]]:
+    """The names of ImageNet's classes in order, and their origin."""
+    yield list(read_wordnet_ids()), "WordNet ids"
+    if names := _list_torchvision():
+        yield names, "torchvision's names of ImageNet's classes"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from robusteval.datasets.checks import scale_to_span
 from robusteval.datasets.images import RESAMPLING, Fit, resize_image
 from robusteval.errors import NothingEvaluated, UsageError, check_whole
 
@@ -89,13 +90,32 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images as arrays `(c, h, w)`: integers from 0 to 255 or floats in [0, 1]."""
+    """Images as arrays `(c, h, w)`: integers from 0 to 255, floats in [0, 1], or in a `span`.
+
+    `folders` are the names of classes in the order that labels count them, where labels were given
+    by name, and `matching` says how other names decided on the labels instead, where they did.
+    """
 
     name: str
     images: Images
     labels: np.ndarray
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    matching: str | None = None
+    span: tuple[float, float] | None = None
+    noun = "classes"  # what `folders` are
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the first image, `(c, h, w)`."""
+        c, h, w = self.images[0].shape
+        return c, h, w
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of each image the position of its class in `folders`, `(n,)`, int64."""
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,6 +132,8 @@ class ArraySource:
     def image(self, index: int) -> np.ndarray:
         """Scale one image, `(c, h, w)`, to float32 in [0, 1]."""
         stored = self.images[index]
+        if self.span is not None:
+            return scale_to_span(np.ascontiguousarray(stored), self.span)
         pixels = np.array(stored, dtype=np.float32, order="C")
         return pixels / np.float32(255) if stored.dtype.kind in "iu" else pixels
 
@@ -171,7 +193,9 @@ class Data:
     @property
     def transform(self) -> str:
         """How images are brought to one shape, in words."""
-        return "as stored" if self.fit is None else self.fit.describe()
+        span: tuple[float, float] | None = getattr(self.source, "span", None)
+        scaled = "" if span is None else f"values {span[0]:g} to {span[1]:g} as 0 to 1; "
+        return scaled + ("as stored" if self.fit is None else self.fit.describe())
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """Read the images at these positions.
@@ -248,8 +272,8 @@ def check_shape_options(
     """Refuse options that no images could meet; see `build_data`."""
     if interpolation not in RESAMPLING:
         raise UsageError(f"--interpolation must be one of {', '.join(RESAMPLING)}")
-    if channels not in (None, 1, 3):
-        raise UsageError(f"the model takes {channels} channels: only images of 1 or 3 can be read")
+    if channels is not None:
+        check_whole("channels", channels, 1)
     for name, pixels in (("--size", size), ("--resize", resize)):
         if pixels is not None:
             check_whole(name, pixels, 1, "pixel")
@@ -274,7 +298,7 @@ def build_data(
     source : Source
         Where the images come from.
     channels : int, optional
-        Channels that the model takes, 1 or 3.
+        Channels that the model takes.
     size, resize, interpolation, stretch
         As in `robusteval.datasets.sources.open_data`.
     even : bool

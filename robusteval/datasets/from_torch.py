@@ -53,14 +53,14 @@ def from_dataset(
     ----------
     dataset : torch.utils.data.Dataset
         With a length; of each item the first two parts are used. Images are ``(h, w)``,
-        ``(c, h, w)`` or ``(h, w, c)``, where c is 1 or 3; uint8, or floats in [0, 1]. A label is a
+        ``(c, h, w)`` or ``(h, w, c)``; uint8, or floats in [0, 1]. A label is a
         whole number from 0 up, or one-hot.
     name : str, optional
         What reports call it; the name of its class if not given.
     class_names : sequence of str, optional
         What classes are called; `dataset.classes` if not given and there are such.
     channels : int, optional
-        Channels that the model takes, 1 or 3. Pillow images are brought to it.
+        Channels that the model takes. Pillow images are brought to it, where it is 1 or 3.
     size, resize : int, optional
         As in `robusteval.datasets.sources.open_data`, in pixels.
 
@@ -164,7 +164,7 @@ def convert_image(where: str, image: Any, channels: int | None) -> np.ndarray:
     pixels = convert_to_array(image)
     if pixels.ndim not in (2, 3):
         raise UsageError(f"{where} has the shape {pixels.shape}: give (c, h, w), (h, w, c), (h, w)")
-    pixels = np.ascontiguousarray(arrange_nchw(where, pixels[None])[0])
+    pixels = np.ascontiguousarray(arrange_nchw(where, pixels[None], channels)[0])
     check_values(where, pixels[None], part=True)
     return pixels
 

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from robusteval.datasets.checks import (
-    raise_as_unreadable,
+from robusteval.datasets.checks import Span, raise_as_unreadable
+from robusteval.datasets.images import (
+    SUFFIXES,
+    decode_image,
+    decode_values,
+    read_orientation,
+    scale_levels,
 )
-from robusteval.datasets.images import SUFFIXES, decode_image, read_orientation, scale_levels
+from robusteval.datasets.wordnet import read_wordnet_ids
 from robusteval.errors import UsageError
 from robusteval.registry import DATA_SOURCES
 from robusteval.runs.reading import MANIFEST, PICTURE, check_amount, read_bytes
@@ -43,7 +48,16 @@ class FileSource:
     notes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     matching: str | None = None
+    span: Span | None = None
     orientations: dict[int, int] = field(default_factory=dict)  # by position, of those looked at
+    noun = "class folders"  # what `folders` are
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise UsageError(
+                f"the model takes {self.channels} channels, image files have 1 or 3: give the"
+                " images as arrays in FILE.npz"
+            )
 
     @property
     def positions(self) -> np.ndarray:
@@ -82,22 +96,27 @@ class FileSource:
     def decode(self, index: int) -> np.ndarray:
         """Decode the file to `(c, h, w)` as it is stored: uint8, or float32 in [0, 1]."""
         with raise_as_unreadable(self.files[index], "replace it or leave it out"):
+            if self.span is not None:
+                return decode_values(self.files[index], self.channels, self.span)
             return decode_image(self.files[index], self.channels)
 
 
 @DATA_SOURCES.add("imagenet", written="imagenet:DIR")
-def open_imagenet(root: Path, split: str, download: bool, channels: int) -> FileSource:
-    """ImageNet validation images, DIR/val with one folder per WordNet id."""
+def open_imagenet(
+    root: Path, split: str, download: bool, channels: int, span: Span | None = None
+) -> FileSource:
+    """ImageNet validation images, DIR/val with one folder per WordNet id, all or some."""
     # Not through torchvision, which would unpack whatever archives it finds in the folder.
     part = root / ("val" if split == "test" else "train")
     advice = f"put its images into {part}, one sub-folder per WordNet id (n01440764 and so on)"
     if not os.path.isdir(part):
         reason = "cannot be downloaded" if download else f"is not below {root}"
         raise UsageError(f"imagenet {reason}: {advice}")
-    source = build_folder_source(part, f"imagenet ({part.name})", channels)
-    classes = len(source.class_names or ())
-    if classes != 1000:
-        raise UsageError(f"{part} has {classes} classes, imagenet has 1000: {advice}")
+    source = build_folder_source(part, f"imagenet ({part.name})", channels, span)
+    known = read_wordnet_ids()
+    other = next((name for name in source.folders if name not in known), None)
+    if other is not None:
+        raise UsageError(f"{part} has a folder {other!r}, which is no class of ImageNet: {advice}")
     return source
 
 
@@ -107,12 +126,14 @@ def is_folder(path: Path) -> bool:
 
 
 @DATA_SOURCES.add("folder", written="FOLDER", recognises="is_folder")
-def open_folder(path: Path, channels: int) -> FileSource:
+def open_folder(path: Path, channels: int, span: Span | None = None) -> FileSource:
     """image files, one sub-folder per class, classes in sorted order."""
-    return build_folder_source(path, path.resolve().name, channels)
+    return build_folder_source(path, path.resolve().name, channels, span)
 
 
-def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
+def build_folder_source(
+    path: Path, name: str, channels: int, span: Span | None = None
+) -> FileSource:
     """Images of a folder of classes; UsageError if it is none."""
     # Hidden entries are skipped: .ipynb_checkpoints as a class would shift every label.
     with raise_as_unreadable(path, "check its permissions"):
@@ -129,7 +150,8 @@ def build_folder_source(path: Path, name: str, channels: int) -> FileSource:
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in by_class])
     files = tuple(file for files in by_class for file in files)
     notes = (*_write_notes(classes, by_class), *note_turned(files))
-    return FileSource(name, files, labels, channels, tuple(classes), notes, tuple(classes))
+    names = tuple(classes)
+    return FileSource(name, files, labels, channels, names, notes, names, span=span)
 
 
 def _list_visible(folder: Path) -> list[Path]:
@@ -177,6 +199,7 @@ def open_manifest(
     channels: int,
     columns: tuple[str, str] | None = None,
     allow_outside: bool = False,
+    span: Span | None = None,
 ) -> FileSource:
     """image files listed with the columns file,label; paths relative to the CSV."""
     names = columns or COLUMNS
@@ -203,11 +226,24 @@ def open_manifest(
             if not os.path.isfile(file):
                 raise UsageError(f"{where}: there is no file {file}; paths are relative to the CSV")
             files.append(file)
-            labels.append(read_label(row[names[1]] or "", where))
+            labels.append(((row[names[1]] or "").strip(), where))
     notes = note_turned(files)
+    numbers, classes = number_texts(labels)
     return FileSource(
-        path.name, tuple(files), np.array(labels, dtype=np.int64), channels, notes=notes
+        path.name, tuple(files), numbers, channels, classes or None, notes, classes, span=span
     )
+
+
+def number_texts(labels: Sequence[tuple[str, str]]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels in a table, each with where it stands, as int64, and their names if they are names.
+
+    They are names where none of them is a number.
+    """
+    if not labels or any(re.match(r"[-+.]?[0-9]|nan$|inf$|$", text) for text, _ in labels):
+        return np.array([read_label(*label) for label in labels], dtype=np.int64), ()
+    names = sorted({text for text, _ in labels})
+    places = {name: place for place, name in enumerate(names)}
+    return np.array([places[text] for text, _ in labels], dtype=np.int64), tuple(names)
 
 
 def read_label(text: str, where: str) -> int:

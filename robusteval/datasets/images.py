@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from robusteval.datasets.checks import Span, check_span, scale_to_span
 from robusteval.errors import UsageError
 from robusteval.runs.reading import PICTURE, VARIABLE, check_amount, open_regular, raise_limit
 
@@ -83,6 +84,23 @@ def decode_image(path: Path, channels: int) -> np.ndarray:
         return turn_upright(read_pixels(file, channels), find_orientation(file))
 
 
+def decode_values(path: Path, channels: int, span: Span) -> np.ndarray:
+    """Decode a file to ``(c, h, w)``, float32 in [0, 1], of values in a span; ValueError if not.
+
+    Values are those that the file holds, of whatever width.
+    """
+    with open_image(path) as file:
+        grey = file.mode.startswith(("I", "F", "L", "1"))
+        picture = file if grey else file.convert("L" if channels == 1 else "RGB")
+        values = to_chw(np.asarray(picture))[:channels]
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite values")
+        check_span(str(path), float(values.min()), float(values.max()), span)
+        scaled = scale_to_span(np.ascontiguousarray(values), span)
+        scaled = np.repeat(scaled, channels, axis=0) if len(scaled) < channels else scaled
+        return turn_upright(scaled, find_orientation(file))
+
+
 def scale_levels(pixels: np.ndarray) -> np.ndarray:
     """An image, uint8 or float32 in [0, 1], as float32."""
     scaled = pixels.astype(np.float32, order="C")
@@ -91,15 +109,29 @@ def scale_levels(pixels: np.ndarray) -> np.ndarray:
     return scaled
 
 
+def decode_bytes(content: bytes, channels: int) -> np.ndarray:
+    """Decode the bytes of a file as `decode_image` does."""
+    check_amount("an encoded image", len(content), PICTURE, "bytes")
+    with open_stream(io.BytesIO(content), "it") as file:
+        return turn_upright(read_pixels(file, channels), find_orientation(file))
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """An image file of one of `FORMATS`, with its size checked and its pixels not yet decoded.
 
     UsageError if it has more pixels than are read; whatever Pillow raises on a damaged file.
     """
+    with open_regular(path, PICTURE) as file, open_stream(file, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def open_stream(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An image in an open file, as by `open_image`."""
     most = raise_limit(PIXELS)
     usual = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings(), open_regular(path, PICTURE) as file:
+    with warnings.catch_warnings():
         # What Pillow thinks of metadata and palettes does not concern the pixels.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -116,7 +148,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         finally:
             Image.MAX_IMAGE_PIXELS = usual
         with image:
-            check_amount(str(path), image.width * image.height, PIXELS, "pixels")
+            check_amount(name, image.width * image.height, PIXELS, "pixels")
             yield image
 
 
@@ -159,7 +191,7 @@ def read_pixels(image: Image.Image, channels: int) -> np.ndarray:
         grey = np.asarray(image).astype(np.float32) / np.float32(65535)
         return np.repeat(grey[None], channels, axis=0)
     if image.mode in ("I", "F"):
-        raise ValueError("the range of its 32-bit pixels is not known")
+        raise ValueError("the range of its 32-bit pixels is not known, give --range LOW,HIGH")
     return to_chw(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
@@ -231,6 +263,11 @@ def _round_levels(plane: np.ndarray) -> np.ndarray:
 def resize_plane(plane: np.ndarray, h: int, w: int, interpolation: str = "bilinear") -> np.ndarray:
     """Resize one channel to ``(h, w)`` pixels, antialiased."""
     return np.asarray(Image.fromarray(plane).resize((w, h), RESAMPLING[interpolation]))
+
+
+def choose_shown(x: Tensor) -> Tensor:
+    """The channels of images ``(n, c, h, w)`` that a picture can show: of many the first three."""
+    return x if x.shape[1] in (1, 3) else x[:, :3] if x.shape[1] > 3 else x[:, :1]
 
 
 def to_chw(levels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import IO, Literal
 import numpy as np
 
 from robusteval.datasets.arrays import build_array_source
-from robusteval.datasets.checks import CHUNK, explain_cause, raise_as_unreadable
+from robusteval.datasets.checks import CHUNK, Span, explain_cause, raise_as_unreadable
 from robusteval.datasets.dataset import ArraySource
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import DATA_SOURCES
@@ -27,8 +27,10 @@ MAX_IN_MEMORY = 256 * 2**20  # bytes; larger arrays are memory-mapped
 
 
 @DATA_SOURCES.add("npz", suffix=".npz", written="FILE.npz")
-def open_npz(path: Path, split: str) -> ArraySource:
-    """arrays x and y; NHWC, NCHW or NHW; uint8, or floats in [0, 1]."""
+def open_npz(
+    path: Path, split: str, bands: int | None = None, span: Span | None = None
+) -> ArraySource:
+    """arrays x and y; NHWC, NCHW or NHW; uint8, floats in [0, 1], or with --range."""
     with (
         raise_as_unreadable(path, "write it again with numpy.savez, plain numbers only"),
         open_regular(path, ARRAYS) as file,
@@ -44,7 +46,7 @@ def open_npz(path: Path, split: str) -> ArraySource:
             raise UsageError(f"{path} needs one of the pairs {wanted}; found {found}")
         x, y = pairs[0]
         images, labels = _read_member(archive, x), _read_member(archive, y)
-    return build_array_source(f"{path.name} ({x})", images, labels)
+    return build_array_source(f"{path.name} ({x})", images, labels, bands=bands, span=span)
 
 
 def _read_member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
@@ -54,7 +56,7 @@ def _read_member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
         return read_array(archive, key, ARRAYS)
     with archive.open(key + SUFFIX) as packed, tempfile.TemporaryFile() as file:
         _unpack(packed, file, key)
-        return _map_array(file, layout)
+        return map_array(file, layout)
 
 
 def _unpack(packed: IO[bytes], file: IO[bytes], key: str) -> None:
@@ -68,7 +70,7 @@ def _unpack(packed: IO[bytes], file: IO[bytes], key: str) -> None:
         ) from error
 
 
-def _map_array(file: IO[bytes], layout: Layout) -> np.ndarray:
+def map_array(file: IO[bytes], layout: Layout) -> np.ndarray:
     """Map an open .npy file; the mapping outlives the file, and the system frees both."""
     order: Literal["F", "C"] = "F" if layout.fortran else "C"
     return np.memmap(file, layout.dtype, "r", layout.begin, layout.shape, order)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from robusteval.datasets.checks import raise_as_unreadable
+from robusteval.datasets.checks import raise_as_unreadable, read_range
 from robusteval.datasets.class_names import match_by_names
 from robusteval.datasets.dataset import ArraySource, Data, Source, build_data, check_shape_options
 from robusteval.errors import UsageError, check_argument
@@ -32,9 +32,13 @@ ORDER = (
     "cifar100",
     "svhn",
     "imagenet",
+    "arrow",
     "folder",
     "csv",
     "npz",
+    "npy",
+    "tensors",
+    "parquet",
 )
 
 
@@ -51,6 +55,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
+    value_range: Sequence[float] | None = None,
 ) -> Data:
     """Open a data set without decoding more than its first image.
 
@@ -68,7 +73,7 @@ def open_data(
     download : bool
         Whether torchvision may fetch a data set that is missing.
     channels : int, optional
-        Channels that the model takes, 1 or 3.
+        Channels that the model takes; image files have 1 or 3.
     size : int, optional
         Side in pixels that every image is brought to: images of that size stay untouched, of
         others the shorter side is resized (antialiased) and the centre cropped. Without it all
@@ -87,6 +92,9 @@ def open_data(
         ``label`` if not given.
     allow_outside : bool
         Whether paths in a CSV file may lead out of its folder.
+    value_range : sequence of float, optional
+        The values that stand for black and white in arrays and image files, such as
+        ``(0, 65535)``, where they are not 0 and 255 of integers or 0 and 1 of floats.
 
     Raises
     ------
@@ -113,6 +121,8 @@ def open_data(
         "channels": channels or 3,
         "columns": check_columns(columns),
         "allow_outside": allow_outside,
+        "bands": channels,
+        "span": read_range(value_range),
     }
     source = _open_source(os.fspath(spec), options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
@@ -204,6 +214,8 @@ def _call_source(name: str, path: Path | None, options: dict[str, Any]) -> Sourc
     function = DATA_SOURCES.load(name)
     wanted = inspect.signature(function).parameters
     known = {key: value for key, value in options.items() if key in wanted}
+    if options["span"] is not None and "span" not in wanted:
+        raise UsageError(f"--range is for arrays and image files, not for {name}: leave it out")
     places = () if path is None else (path,)
     if name in ORDER:
         opened = function(*places, **known)

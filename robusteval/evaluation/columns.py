@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.datasets.dataset import Batch, Positions
+from robusteval.datasets.images import choose_shown
 from robusteval.errors import RobustevalError, RunError
 from robusteval.evaluation.batches import run_in_halves, sort_rows
 from robusteval.evaluation.gallery import Gallery, measure_hardness
@@ -242,8 +243,8 @@ class AttackedColumns:
 
 
 def to_pixels(images: Tensor) -> np.ndarray[Any, Any]:
-    """Arrays ``(m, h, w, c)`` of images ``(m, c, h, w)``."""
-    return images.permute(0, 2, 3, 1).cpu().numpy()
+    """Arrays ``(m, h, w, 1 or 3)`` of images ``(m, c, h, w)``, to be looked at."""
+    return choose_shown(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def measure_slope(

@@ -112,28 +112,57 @@ def _may_hold_weights(start: bytes) -> bool:
 
 def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str, Any]]:
     """The state dicts by their keys and what the header says; the kind is told by content."""
+    content, notes = parse_tensors(raw, file)
+    return ({TOP: content} if raw[8:9] == b"{" else _find_states(content, file)), notes
+
+
+def parse_tensors(raw: bytes, file: str) -> tuple[Any, dict[str, Any]]:
+    """What a file of tensors holds, as `torch.save` was given it, and what its header says.
+
+    Raises
+    ------
+    UsageError
+        It is damaged or of another kind.
+    Refused
+        It could run code.
+    """
     if raw[8:9] == b"{":
-        state, notes = _parse_safetensors(raw, file)
-        return {TOP: state}, notes
+        return _parse_safetensors(raw, file)
     if raw.startswith(b"PK\x03\x04"):
         _check_contents(raw, file)
-        return _find_states(_torch_load(raw, file), file), {}
+        return _torch_load(raw, file), {}
     if raw.startswith(LEGACY_MAGIC):
         if _list_globals(raw, 5, file) is None:  # a torn name would look like a forbidden one
             raise build_damage(file)
         check_legacy_storages(raw, file)
-        return _find_states(_torch_load(raw, file), file), {}
+        return _torch_load(raw, file), {}
+    raise _explain_kind(raw, file)
+
+
+def _explain_kind(raw: bytes, file: str) -> RobustevalError:
+    """The error on a file that holds no tensors in a form that is read."""
     names = _list_globals(raw, 1, file)
     if names:
-        raise build_code_refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
+        return build_code_refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
     if raw.startswith(b"\x80"):
-        raise build_damage(file) if names is None else _without_state(file, "a plain pickle")
+        return build_damage(file) if names is None else _without_state(file, "a plain pickle")
     start = raw[:1024].lstrip().lower()
     if start.startswith(b"<") and (b"<html" in start or b"<!doctype" in start):
-        raise UsageError(f"{file} is a web page (HTML), not weights: download the file itself")
+        return UsageError(f"{file} is a web page (HTML), not weights: download the file itself")
     if start.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
-    raise UsageError(
+        return UsageError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    if raw[:1] == b"\x08" and file.lower().endswith(".onnx"):
+        return UsageError(
+            f"{file} is ONNX, which is not read: make a network of it in Python with the package"
+            f" onnx2torch, network = onnx2torch.convert({file!r}), compare its outputs, and give it"
+            " to robusteval.evaluate(network, data)"
+        )
+    if raw.startswith(b"\x89HDF"):
+        return UsageError(
+            f"{file} is HDF5, as Keras writes it, which is not read: save the weights from PyTorch,"
+            " torch.save(model.state_dict(), 'net.pt')"
+        )
+    return UsageError(
         f"{file} has no format known here: safetensors files and PyTorch state dicts (.pt, .pth) "
         "are read, ONNX, TensorFlow and Keras files are not"
     )

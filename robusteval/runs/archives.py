@@ -97,6 +97,14 @@ def read_layout(archive: zipfile.ZipFile, key: str, usual: int) -> Layout:
     return layout
 
 
+def read_file_layout(file: BinaryIO, name: str) -> Layout:
+    """What the array in an open .npy file is; ValueError if it is none or not as long."""
+    layout = _read_header(file, name)
+    if layout.begin + math.prod(layout.shape) * layout.dtype.itemsize != file.seek(0, io.SEEK_END):
+        raise ValueError(f"the array {name} is not as long as its shape says")
+    return layout
+
+
 def _read_header(packed: IO[bytes], key: str) -> Layout:
     start = packed.read(8)
     if len(start) < 8 or start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in WIDTHS:

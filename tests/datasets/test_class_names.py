@@ -118,12 +118,30 @@ def test_torchvision_names_of_imagenet_are_recognised(tmp_path: Path) -> None:
     ]
 
 
-def test_wordnet_ids_are_recognised_where_a_table_is_installed(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
+def test_wordnet_ids_of_some_classes_are_recognised(tmp_path: Path) -> None:
     data = open_data(str(draw_folders(tmp_path, ["n01484850", "n01440764"])), channels=1)
 
     labels = label_by_folder(check(data, build_classifier(1000)))
     assert labels == {"n01484850": 2, "n01440764": 0}
+    assert check(data, build_classifier(1000)).matching == "by name, WordNet ids"
+
+
+def test_wordnet_ids_are_matched_with_names_of_outputs(tmp_path: Path) -> None:
+    """As in Imagenette, whose folders have ids, for a network whose outputs have names."""
+    names = ["church", "tench, Tinca tinca", "French horn, horn"]
+    path = str(draw_folders(tmp_path, ["n01440764", "n03394916", "n03028079"]))
+    data = check(open_data(path, channels=1), build_classifier(3, names))
+
+    assert label_by_folder(data) == {"n01440764": 1, "n03394916": 2, "n03028079": 0}
+
+
+def test_table_of_wordnet_ids_is_in_the_order_of_torchvision() -> None:
+    from robusteval.datasets.wordnet import read_wordnet_ids
+
+    known = ResNet18_Weights.DEFAULT.meta["categories"]
+    ids = {"n01440764": "tench", "n02979186": "cassette player", "n15075141": "toilet tissue"}
+    assert {wnid: known[read_wordnet_ids()[wnid]] for wnid in ids} == ids
+    assert len(read_wordnet_ids()) == 1000
 
 
 def test_wordnet_ids_work_with_a_list_of_ids(tmp_path: Path) -> None:

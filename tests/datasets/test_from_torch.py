@@ -246,7 +246,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(dataset: Any, said: str) -> Non
     ("options", "said"),
     [
         ({"channels": 1}, "the model takes 1 channels"),
-        ({"channels": 2}, "only images of 1 or 3"),
+        ({"channels": 2}, "the model takes 2 channels"),
         ({"size": 0}, "at least 1 pixel"),
         ({"resize": 9}, "--resize needs --size"),
     ],

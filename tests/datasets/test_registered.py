@@ -63,7 +63,7 @@ def test_sources_are_listed_behind_ours_without_being_imported(package: Path) ->
     kinds = list_kinds()
     names = [name for name, _ in kinds]
 
-    assert names[: len(ORDER)][:: len(ORDER) - 1] == ["digits", "FILE.npz"]
+    assert names[: len(ORDER)][:: len(ORDER) - 1] == ["digits", "FILE.parquet"]
     assert [kind for kind in kinds if kind[0] in ("kept:DIR", "SHELF", "FILE.tab")] == [
         ("kept:DIR", "a table for each split below DIR"),
         ("SHELF", "a folder with shelf.txt, which holds a table"),

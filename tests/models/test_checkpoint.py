@@ -269,7 +269,7 @@ def test_folder_is_an_error(tmp_path: Path) -> None:
         (b"<HTML><head></head></HTML>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
         (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0", "ONNX"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(64), "no format known"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5, as Keras writes it"),
         (pickle.dumps({"accuracy": 0.9}), "plain pickle"),
         (pickle.dumps({"accuracy": 0.9})[:-3], "damaged"),
     ],

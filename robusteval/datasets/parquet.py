@@ -1,0 +1,175 @@
+"""Tables of encoded images: Parquet files, and folders that the package `datasets` has saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robusteval.datasets.arrays import build_array_source
+from robusteval.datasets.checks import Span, convert_labels, raise_as_unreadable
+from robusteval.datasets.dataset import ArraySource
+from robusteval.datasets.images import decode_bytes
+from robusteval.errors import NothingEvaluated, UsageError
+from robusteval.registry import DATA_SOURCES
+from robusteval.runs.reading import ARRAYS, NAMES, check_amount, check_regular, read_text
+
+IMAGES = ("image", "img", "images", "x", "pixel_values", "file")
+LABELS = ("label", "labels", "fine_label", "y", "target", "class")
+MOST_ROWS = 2_000_000
+
+
+class EncodedImages:
+    """Images of a table, each decoded when it is asked for, as ``(c, h, w)``."""
+
+    def __init__(self, name: str, contents: Sequence[bytes], channels: int) -> None:
+        self.name, self.contents, self.channels = name, contents, channels
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        with raise_as_unreadable(f"{self.name}, image {index}", "mend the table"):
+            return np.ascontiguousarray(decode_bytes(self.contents[index], self.channels))
+
+
+@DATA_SOURCES.add("parquet", suffix=".parquet", written="FILE.parquet")
+def open_parquet(
+    path: Path,
+    channels: int,
+    columns: tuple[str, str] | None = None,
+    bands: int | None = None,
+    span: Span | None = None,
+) -> ArraySource:
+    """a table with columns image and label; images encoded as PNG, JPEG and so on."""
+    parquet = import_module("pyarrow.parquet")
+    check_regular(path, ARRAYS)
+    with raise_as_unreadable(path, "write it again with pyarrow or datasets"):
+        file = parquet.ParquetFile(path)
+        check_amount(str(path), file.metadata.num_rows, MOST_ROWS, "rows")
+        names = _choose_columns(file.schema_arrow.names, columns, path.name)
+        table = file.read(columns=list(names))
+    return build_table_source(table, names, path.name, channels, bands, span)
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a path is a folder that `datasets.save_to_disk` has written."""
+    return any(os.path.isfile(path / name) for name in ("state.json", "dataset_dict.json"))
+
+
+@DATA_SOURCES.add("arrow", written="SAVED_DATASET", recognises="is_saved_dataset")
+def open_saved_dataset(
+    path: Path,
+    split: str,
+    channels: int,
+    columns: tuple[str, str] | None = None,
+    bands: int | None = None,
+    span: Span | None = None,
+) -> ArraySource:
+    """a folder that datasets.save_to_disk wrote, with columns image and label."""
+    pyarrow = import_module("pyarrow")
+    folder = path
+    if os.path.isfile(path / "dataset_dict.json"):
+        folder = _choose_split(path, split)
+    with raise_as_unreadable(folder, "save it again with save_to_disk"):
+        state = json.loads(read_text(folder / "state.json", NAMES))
+        files = [str(entry["filename"]) for entry in state["_data_files"]]
+    if not files or any(Path(name).name != name for name in files):
+        raise UsageError(f"{folder / 'state.json'} names files elsewhere: save it again")
+    parts = []
+    for name in files:
+        check_regular(folder / name, ARRAYS)
+        with raise_as_unreadable(folder / name, "save it again with save_to_disk"):
+            with pyarrow.memory_map(str(folder / name)) as source:
+                parts.append(pyarrow.ipc.open_stream(source).read_all())
+    table = pyarrow.concat_tables(parts)
+    check_amount(str(folder), table.num_rows, MOST_ROWS, "rows")
+    names = _choose_columns(table.column_names, columns, path.name)
+    title = f"{path.resolve().name} ({folder.name})" if folder != path else folder.resolve().name
+    return build_table_source(table, names, title, channels, bands, span)
+
+
+def _choose_split(path: Path, split: str) -> Path:
+    with raise_as_unreadable(path / "dataset_dict.json", "save it again with save_to_disk"):
+        known = json.loads(read_text(path / "dataset_dict.json", NAMES))["splits"]
+    wanted = ("test", "validation", "val") if split == "test" else ("train",)
+    found = next((name for name in wanted if name in known and (path / name).is_dir()), None)
+    if found is None:
+        listed = ", ".join(map(str, known))
+        raise UsageError(f"{path} has no split {split} but {listed}: name one, {path}/NAME")
+    return path / found
+
+
+def _choose_columns(
+    found: Sequence[str], given: tuple[str, str] | None, name: str
+) -> tuple[str, str]:
+    """Columns of image and label: as named, else the usual ones where there is one of each."""
+    if given is not None and set(given) <= set(found):
+        return given
+    images = [column for column in IMAGES if column in found]
+    labels = [column for column in LABELS if column in found]
+    if given is not None or not images or not labels:
+        raise UsageError(
+            f"{name} has the columns {', '.join(map(str, found))}: name those of image and label"
+            " with --columns IMAGE,LABEL"
+        )
+    return images[0], labels[0]
+
+
+def build_table_source(
+    table: Any,
+    columns: tuple[str, str],
+    name: str,
+    channels: int,
+    bands: int | None,
+    span: Span | None,
+) -> ArraySource:
+    """A table of pyarrow as a source: images are bytes of files, or lists of numbers."""
+    if not table.num_rows:
+        raise NothingEvaluated(f"{name} holds no images: there is nothing to evaluate")
+    labels = table.column(columns[1]).to_pylist()
+    if any(label is None for label in labels):
+        raise UsageError(f"{name} has images without a label: leave them out")
+    classes = _read_class_names(table.schema, columns[1])
+    values = table.column(columns[0]).to_pylist()
+    first = values[0].get("bytes") if isinstance(values[0], Mapping) else values[0]
+    if isinstance(first, bytes):
+        found = [v.get("bytes") if isinstance(v, Mapping) else v for v in values]
+        contents = [content for content in found if isinstance(content, bytes)]
+        if len(contents) < len(found):
+            raise UsageError(f"{name} has images that are not in the table: embed their bytes")
+        if span is not None:
+            raise UsageError("--range is for arrays and image files, not for encoded images")
+        images = EncodedImages(name, contents, channels)
+        if isinstance(labels[0], str):
+            names = tuple(sorted({str(label) for label in labels}))
+            places = {text: place for place, text in enumerate(names)}
+            numbers = np.array([places[str(label)] for label in labels], dtype=np.int64)
+            return ArraySource(name, images, numbers, names, folders=names)
+        numbers = convert_labels(name, np.asarray(labels), len(labels))
+        if classes and numbers.max() < len(classes):
+            return ArraySource(name, images, numbers, classes, folders=classes)
+        return ArraySource(name, images, numbers)
+    if isinstance(values[0], str | None | Mapping):
+        raise UsageError(
+            f"{name} names its images by path: embed their bytes, or give a FILE.csv of paths"
+        )
+    with raise_as_unreadable(name, "give images of one shape"):
+        arrays = np.asarray(values)
+    return build_array_source(name, arrays, np.asarray(labels), classes, bands=bands, span=span)
+
+
+def _read_class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    """Names of classes that `datasets` keeps in the metadata of a table, if they are there."""
+    try:
+        facts = json.loads((schema.metadata or {})[b"huggingface"])
+        names = facts["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if known and names else None
