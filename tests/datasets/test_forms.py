@@ -261,5 +261,5 @@ def test_network_of_four_channels_is_evaluated_to_a_report(tmp_path: Path) -> No
     )
 
     assert (done.exit_code, report.exit_code) == (0, 0), done.output
-    assert "clean 100.0 %" in " ".join(done.output.split())
+    assert "clean 100 %" in " ".join(done.output.split())
     assert "values 0 to 10000 as 0 to 1" in " ".join(done.output.split())
