@@ -164,17 +164,13 @@ class Registry:
     group : str, optional
         Entry-point group of other packages' functions, `package` if not given. Its last part in
         capitals is the name of the registry, by which decorators are found in source.
-    more : tuple of str
-        Modules of ours that stand elsewhere, since they need what stands above `package`.
+    more : str, optional
+        Another module of ours, which needs what stands above `package`.
     """
 
-    def __init__(
-        self, package: str, noun: str, group: str | None = None, more: tuple[str, ...] = ()
-    ) -> None:
-        self.package = package
-        self.noun = noun
-        self.group = group or package
-        self.more = more
+    def __init__(self, package: str, noun: str, group: str | None = None, more: str = "") -> None:
+        self.package, self.noun = package, noun
+        self.group, self.more = group or package, more
         self._decorator = f"{self.group.rpartition('.')[2].upper()}.add"  # as written in source
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -212,9 +208,8 @@ class Registry:
         package = find_spec(self.package)
         for module in iter_modules((package and package.submodule_search_locations) or ()):
             yield f"{self.package}.{module.name}"
-        yield from self.more
-        for point in metadata.entry_points(group=self.group):
-            yield point.value
+        yield from filter(None, [self.more])
+        yield from (point.value for point in metadata.entry_points(group=self.group))
 
     def _read_entries(self, module: str) -> Iterator[Entry]:
         """The functions that a module registers here, from its source."""
@@ -451,9 +446,5 @@ ATTACKS = Registry("robusteval.attacks", "attack")
 INTERPRETERS = Registry("robusteval.interpreters", "interpreter")
 DEFENSES = Registry("robusteval.defenses", "defense")
 REPORT_FORMATS = Registry("robusteval.reports", "report format", "robusteval.report_formats")
-DATA_SOURCES = Registry(
-    "robusteval.datasets",
-    "data source",
-    "robusteval.data_sources",
-    more=("robusteval.models.tensor_file",),
-)
+TENSORS = "robusteval.models.tensor_file"
+DATA_SOURCES = Registry("robusteval.datasets", "data source", "robusteval.data_sources", TENSORS)
