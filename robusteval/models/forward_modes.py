@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -35,6 +35,8 @@ class ImageByImage(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
             return self.linear(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and is_twice_differentiable():
+            return self.attention(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if (
             name.rstrip("_") in SMOOTH
@@ -53,6 +55,29 @@ class ImageByImage(TorchFunctionMode):
         out = out.reshape(*x.shape[:-1], -1)
         return out if bias is None else out + bias
 
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attention step by step, of each of m equal parts of ``(m * k, …)``."""
+        given = [query, key, value]
+        split = attn_mask is not None and attn_mask.ndim == query.ndim and len(attn_mask) > 1
+        if attn_mask is not None and split:
+            given.append(attn_mask)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *masks: Tensor) -> Tensor:
+            mask = masks[0] if masks else attn_mask
+            return F.scaled_dot_product_attention(query, key, value, mask, *args, **kwargs)
+
+        if any(len(each) != len(query) or len(each) % self.images for each in given):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+        return apply_image_by_image(attend, self.images, *given)
+
     def pointwise(
         self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any, in_place: bool
     ) -> Tensor:
@@ -64,6 +89,31 @@ class ImageByImage(TorchFunctionMode):
         if not in_place:
             return torch.cat([func(part, *args[1:], **kwargs) for part in parts])
         return x.copy_(torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts]))
+
+
+class Aligned(autograd.Function):
+    """A copy at the start of memory of its own, whose derivative is such a copy, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The copy."""
+        return x.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, *upper: Any) -> Any:
+        """A copy of the derivative, differentiable itself."""
+        return upper[0].clone(memory_format=torch.contiguous_format)
+
+
+def apply_image_by_image(function: Callable[..., Tensor], images: int, *tensors: Tensor) -> Tensor:
+    """A function of tensors ``(images * k, …)``, of each k rows by itself; so its derivatives.
+
+    The order of the sums in a product of matrices depends on where in memory these begin.
+    """
+    size = len(tensors[0]) // images
+    parts = [[each[i * size : (i + 1) * size] for each in tensors] for i in range(images)]
+    done = [Aligned.apply(function(*(Aligned.apply(each) for each in part))) for part in parts]
+    return torch.cat(done)
 
 
 # activations whose vectorised and scalar implementations round differently
@@ -94,6 +144,13 @@ def twice_differentiable(x: Tensor) -> Iterator[None]:
         return
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def is_twice_differentiable() -> bool:
+    """Whether attention is computed so that its derivative has a derivative."""
+    cuda: Any = torch.backends.cuda
+    fused = cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
+    return bool(cuda.math_sdp_enabled() and not fused)
 
 
 def find_float_type(network: nn.Module) -> torch.dtype:
