@@ -13,12 +13,12 @@ from toys import Weighed, late
 
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import count_passes
-from robusteval.search.balls import Ball, quantise
+from robusteval.search.balls import Ball, measure_distances, quantise
 from robusteval.search.descent import Found
-from robusteval.search.ensemble import Ensemble, Stage
+from robusteval.search.ensemble import Ensemble, Stage, Work
 
 if TYPE_CHECKING:
-    from robusteval.attacks.standard import quick, standard, thorough
+    from robusteval.attacks.standard import StandardNorm, quick, standard, thorough
 else:
     quick = late("robusteval.attacks.standard", "quick")
     standard = late("robusteval.attacks.standard", "standard")
@@ -28,6 +28,20 @@ else:
 def labels_of(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         return predict_classes(model(x))
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two dear stages, and short ones: who is given to them does not depend on their length."""
+    from robusteval.attacks import standard as module
+
+    dear: dict[str, Work] = {
+        "restarts": lambda stage: stage.descend("margin", 3, 2, odi=True),
+        "square": lambda stage: stage.query(9),
+    }
+    monkeypatch.setattr(module, "DEAR", dear)
+    few = {"sigma_zero": {"steps": 60}, "sparse": {"steps": 9}}
+    monkeypatch.setattr(module, "LONG", few)
 
 
 def watch(
@@ -45,6 +59,7 @@ def images(n: int = 12) -> Tensor:
     return quantise(torch.rand(n, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_stages_add_up_and_stop_at_the_one_that_succeeds(bands: Classifier) -> None:
     """All passes but those that measure distances are some stage's."""
     x = images()
@@ -61,6 +76,7 @@ def test_stages_add_up_and_stop_at_the_one_that_succeeds(bands: Classifier) -> N
     assert bool(((passes - total) <= 2).all())
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_far_images_are_spared_the_dear_stages_but_not_by_thorough(bands: Classifier) -> None:
     """In a ball as small as this all are far."""
     x = images(6)
@@ -213,3 +229,78 @@ def test_a_far_image_that_falls_has_all_of_them_searched() -> None:
     assert wider is not None
     assert str(wider[0]) == "thorough:eps=0.1"
     assert wider[1].message.startswith("1 of 2 images")
+
+
+NORMS = ["linf", "l2", "l1", "l0", "l0_pixels"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [standard, quick])
+def test_without_images_or_radius_nothing_is_asked_of_the_network(
+    bands: Classifier, attack: Callable[..., Tensor], norm: str
+) -> None:
+    """No pass: an empty batch and a radius of zero come back as they are."""
+    x = images(2)
+    y = labels_of(bands, x)
+    with count_passes(bands, 2, x.device) as passes:
+        still = attack(bands, x, y, norm=norm, eps=0)
+        empty = attack(bands, x[:0], y[:0], norm=norm, eps=3 if "l0" in norm else 0.1)
+
+    assert torch.equal(still, x)
+    assert empty.shape == (0, 3, 12, 12)
+    assert not passes.forwards.any()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_all_stages_but_the_first_may_be_left_without_images(bands: Classifier) -> None:
+    """Where everything falls at once they are told all the same, so that parts fit together."""
+    _, costs, _ = watch(standard, bands, images(3), eps=0.9)
+
+    assert set(costs) == {
+        *("apgd", "diverse"),
+        *(f"{far}{name}" for far in ("", "far ") for name in ("restarts", "square")),
+    }
+    assert (costs["apgd"] > 0).all()
+    assert not torch.stack(list(costs.values())[1:]).any()
+
+
+@pytest.mark.parametrize("attack", [standard, quick])
+def test_a_network_of_one_class_is_one_sentence(attack: Callable[..., Tensor]) -> None:
+    """Nothing can be fooled where there is no other answer."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 1))
+    x, y = torch.full((1, 1, 3, 3), 0.5), torch.zeros(1, dtype=torch.int64)
+
+    with pytest.raises(ValueError, match="there is no other class: the model has only one"):
+        attack(model, x, y, eps=0.1)
+
+
+@pytest.mark.parametrize(("norm", "word"), [("l0", "values"), ("l0_pixels", "pixels")])
+@pytest.mark.parametrize("eps", [0.5, -1.0, 8 / 255])
+def test_changes_are_counted_in_whole_numbers(
+    bands: Classifier, norm: StandardNorm, word: str, eps: float
+) -> None:
+    """A radius of grey levels is a mistake there."""
+    x = images(1)
+
+    with pytest.raises(ValueError, match=f"a whole number of changed {word} for {norm}, not"):
+        standard(bands, x[:0], labels_of(bands, x)[:0], norm=norm, eps=eps)
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize("norm", ["l0", "l0_pixels"])
+def test_a_success_of_few_changes_counts_only_within_the_radius(
+    bands: Classifier, norm: StandardNorm
+) -> None:
+    """With one change less than the most that was needed, only images of so many may hold."""
+    x = images(6)
+    y = labels_of(bands, x)
+    wide = standard(bands, x, y, norm=norm, eps=400)
+    counts = measure_distances(wide, x)[norm]
+    most = float(counts.max())
+    narrow = standard(bands, x, y, norm=norm, eps=most - 1)
+
+    assert labels_of(bands, wide).ne(y).all()
+    held = labels_of(bands, narrow).eq(y)
+    assert bool((measure_distances(narrow, x)[norm] < most).all())
+    assert not bool((held & (counts < most)).any())
+    assert torch.equal(narrow[held], x[held])
