@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import build_class_objective
 from robusteval.search.nearest import (
     Images,
     Nearest,
+    Radius,
+    build_near_objective,
+    drop_blocked,
     fall,
-    measure_norm,
     measure_reach,
     scale_to_unit,
 )
 
-FAR = 1.0  # the first radius at most: where gradients are faint they foretell too much
 GLANCE = 10  # steps between two looks for images that are finished
 
 
@@ -40,9 +40,11 @@ def ddn(
     Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses,
     arXiv:1811.09600, algorithm 1. Departs from it in starting at twice the distance to the class
     boundary that the first gradient foretells, if that is below 1; in steps that are measured in
-    radii and not in absolute length; in a change of the radius that becomes finer towards the end;
-    and in lowering the margin. On a linear model it then ends at the optimum, at any scale. Images
-    are rounded to 8 bits where they are looked at, but the search goes on from what was rounded.
+    radii and not in absolute length, and spend none of it on values at the end of their range; in
+    a change of the radius that becomes finer where it crosses the boundary and coarser where it
+    does not, image by image; and in lowering a soft margin that becomes the margin near the
+    boundary, where cross-entropy would not end at the nearest point. Images are rounded to 8 bits
+    where they are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -63,7 +65,8 @@ def ddn(
     steps : int
         Gradient steps; one forward pass more judges the last iterate.
     gamma : float
-        Share of the radius by which it changes per step at first; falls to a fiftieth.
+        Share of the radius by which it changes per step at first, below 0.5; later from a fiftieth
+        to the double of it.
 
     Returns
     -------
@@ -78,43 +81,43 @@ def ddn(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 0 < gamma < 1:
-        raise ValueError(f"gamma must be between 0 and 1, not {gamma:g}")
-    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
+    if not 0 < gamma < 0.5:
+        raise ValueError(f"gamma must be between 0 and 0.5, not {gamma:g}")
+    objective = build_near_objective(model, y, targeted=targeted)
     kept = Nearest(x, "l2", images)
     left = torch.arange(len(x), device=x.device)  # rows still searched
     origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
     delta, most = torch.zeros_like(x), measure_reach(x, free, "l2")
-    eps = torch.zeros_like(most)
+    radius = None
 
     for i in range(steps + 1):
         if len(left) == 0:
             break
         tell_step(i, steps + 1)
         last = i == steps
-        loss, is_adv, grad = kept.look(objective, left, origin + delta, last=last)
+        point = origin + delta
+        loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
             break
-        grad = grad * free
+        grad = drop_blocked(grad * free, point)
 
         # shrink what fools, grow what does not
-        if i == 0:
-            ahead = 2 * loss.abs() / measure_norm(grad, "l2").clamp_min(1e-38)
-            eps = ahead.clamp_max(FAR)
+        if radius is None:
+            radius = Radius.begin(loss, grad, "l2", gamma)
         else:
-            pace = fall(gamma, gamma / 50, i / steps)
-            eps = eps * torch.where(is_adv, 1 - pace, 1 + pace)
-        eps = torch.minimum(eps, most)
+            radius = radius.follow(is_adv, gamma)
+        radius = radius._replace(size=torch.minimum(radius.size, most))
 
         # turn, then back to the sphere and into the box
-        radius = eps.view(-1, 1, 1, 1)
-        delta = delta - fall(1.0, 0.01, i / steps) * radius * scale_to_unit(grad)
-        delta = (origin + radius * scale_to_unit(delta)).clamp(0, 1) - origin
+        eps = radius.size.view(-1, 1, 1, 1)
+        delta = delta - fall(1.0, 0.01, i / steps) * eps * scale_to_unit(grad)
+        delta = (origin + eps * scale_to_unit(delta)).clamp(0, 1) - origin
 
         if i % GLANCE == 0:
             going = kept.find_unfinished(left)
-            left, origin, free, delta, most, eps = (
-                column[going] for column in (left, origin, free, delta, most, eps)
+            radius = radius.select(going)
+            left, origin, free, delta, most = (
+                column[going] for column in (left, origin, free, delta, most)
             )
     return kept.best_adv
 

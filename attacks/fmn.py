@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from robusteval.art.to_art import ArtAttack
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import build_class_objective
+from robusteval.search.balls import Ball, project_l1
+from robusteval.search.descent import count_changes
 from robusteval.search.nearest import (
+    END,
     Images,
     Nearest,
+    Radius,
+    build_near_objective,
+    drop_blocked,
     fall,
     measure_norm,
     measure_reach,
@@ -21,12 +26,9 @@ from robusteval.search.nearest import (
 )
 
 Shortest = Literal["linf", "l2", "l1", "l0"]
-DUALS: dict[Shortest, Literal["l1", "l2", "linf"]]
-DUALS = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
-# before the first success: where gradients are faint they foretell far too much
-FIRST = {"linf": 0.05, "l2": 1.0, "l1": 5.0, "l0": 1.0}  # the radius that is always allowed
-GROW = 1.2  # and how much larger than the change so far it may be from there on
-BEYOND = 1.01  # of the distance foretold, so that the boundary is crossed
+WIDTH = 0.2  # share of the values that the first step moves in l1
+NARROWER = 1.5  # by which the number of changed values is divided for that of a step
+FINAL = 0.8  # share of the steps in l1 after which values are moved one by one
 GLANCE = 10  # steps between two looks for images that are finished
 
 
@@ -47,12 +49,16 @@ def fmn(
     """The nearest success in a norm: gradient steps inside a ball whose radius follows success.
 
     Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints, arXiv:2102.12827,
-    algorithm 1. Departs from it, for linf and l2, in steps that are measured in radii and not in
-    absolute length, for linf along the sign of the gradient: at equal passes both end nearer. And
-    in a first radius a hundredth beyond what the gradient foretells, without which a linear model
-    is met exactly at its boundary and never crossed; until the first success the radius grows by a
-    fifth per step at most, since faint gradients foretell far too much. Images are rounded to 8
-    bits where they are looked at, but the search goes on from what was rounded.
+    algorithm 1. Departs from it, but for l0, in steps that are measured in radii and not in
+    absolute length, for linf along the gradient's sign and for l1 along the signs of its largest
+    entries, about as many as arXiv:2103.01208 takes; in a first radius of twice the distance that
+    the gradient foretells, within limits, as faint gradients foretell far too much; in a change of
+    the radius that becomes finer where it crosses the boundary and coarser where it does not,
+    image by image; and for l1 in a projection that knows the pixel range, and in last steps of one
+    value each from the nearest success. In all norms values at the
+    end of their range take no part in a step that would push them further, and what is lowered is
+    a soft margin that becomes the margin near the boundary. Images are rounded to 8 bits where
+    they are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -75,7 +81,8 @@ def fmn(
     steps : int
         Gradient steps; one forward pass more judges the last iterate.
     gamma : float
-        Share of the radius by which it changes per step at first; falls to a fiftieth.
+        Share of the radius by which it changes per step at first, below 0.5; later from a fiftieth
+        to the double of it, in l0 falling to a fiftieth.
 
     Returns
     -------
@@ -91,59 +98,94 @@ def fmn(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 0 < gamma < 1:
-        raise ValueError(f"gamma must be between 0 and 1, not {gamma:g}")
-    objective = build_class_objective(model, y, targeted=targeted, loss="margin")
+    if not 0 < gamma < 0.5:
+        raise ValueError(f"gamma must be between 0 and 0.5, not {gamma:g}")
+    objective = build_near_objective(model, y, targeted=targeted)
     kept = Nearest(x, norm, images)
     left = torch.arange(len(x), device=x.device)  # rows still searched
     origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
     delta, most = torch.zeros_like(x), measure_reach(x, free, norm)
-    eps = torch.ones_like(most) if norm == "l0" else most
+    ball = Ball.around(x, "l1", 0.0, free)  # for its bounds alone
+    radius = None
 
     for i in range(steps + 1):
         if len(left) == 0:
             break
         tell_step(i, steps + 1)
         last = i == steps
-        loss, is_adv, grad = kept.look(objective, left, origin + delta, last=last)
+        if norm == "l1" and i == int(FINAL * steps):
+            # the radius rests, but among values that share it too evenly: on from the nearest
+            delta = torch.where(
+                kept.best_norm[left].isfinite().view(-1, 1, 1, 1),
+                kept.best_adv[left] - origin,
+                delta,
+            )
+        point = origin + delta
+        loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
             break
-        grad, best = grad * free, kept.best_norm[left]
+        grad = drop_blocked(grad * free, point)
 
-        # the radius: smaller if it fools, larger if it did once, else as far as the boundary seems
-        pace = fall(gamma, gamma / 50, i / steps)
-        less, more = eps * (1 - pace), eps * (1 + pace)
+        # the radius: smaller if it fools, larger if not
         if norm == "l0":
-            less, more = torch.minimum(eps - 1, less.floor()), torch.maximum(eps + 1, more.floor())
-            eps = torch.where(is_adv, torch.minimum(less, best), more).clamp_min(0)
+            count = torch.zeros_like(most) if radius is None else radius.size
+            pace = torch.full_like(count, fall(gamma, gamma / 50, i / steps))
+            less = torch.minimum(count - 1, (count * (1 - pace)).floor())
+            less = torch.minimum(less, kept.best_norm[left]).clamp_min(0)
+            more = torch.maximum(count + 1, (count * (1 + pace)).floor())
+            radius = Radius(torch.where(is_adv, less, more), pace, is_adv)
+        elif radius is None:
+            radius = Radius.begin(loss, grad, norm, gamma)
         else:
-            ahead = loss.abs() / measure_norm(grad, DUALS[norm]).clamp_min(1e-38)
-            seems = BEYOND * (measure_norm(delta, norm) + ahead)
-            seems = torch.minimum(seems, (GROW * measure_norm(delta, norm)).clamp_min(FIRST[norm]))
-            more = torch.where(best.isfinite(), more, seems)
-            eps = torch.where(is_adv, torch.minimum(less, best), more)
-        eps = torch.minimum(eps, most)
+            radius = radius.follow(is_adv, gamma)
+        radius = radius._replace(size=torch.minimum(radius.size, most))
 
         # a step, back into the ball and into the box
-        length = fall(1.0, 0.01, i / steps)
+        length, eps = fall(1.0, 0.01, i / steps), radius.size.view(-1, 1, 1, 1)
         if norm == "linf":
-            delta = delta - length * eps.view(-1, 1, 1, 1) * grad.sign()
+            delta = delta - length * eps * grad.sign()
         elif norm == "l2":
-            delta = delta - length * eps.view(-1, 1, 1, 1) * scale_to_unit(grad)
+            delta = delta - length * eps * scale_to_unit(grad)
+        elif norm == "l1":
+            width = choose_width(origin, point, kept.best_adv[left])
+            if i >= FINAL * steps:  # one value at a time
+                width = torch.ones_like(width)
+            delta = delta - length * eps * ball.find_sparse_direction(grad, width)
         else:
             delta = delta - length * scale_to_unit(grad)
-        delta = (origin + shrink_to_ball(delta, eps, norm)).clamp(0, 1) - origin
+        if norm == "l1":
+            delta = project_l1(origin + delta, origin, ball.lower, ball.upper, radius.size) - origin
+        else:
+            delta = (origin + shrink_to_ball(delta, radius.size, norm)).clamp(0, 1) - origin
 
         if i % GLANCE == 0:
             going = kept.find_unfinished(left)
-            left, origin, free, delta, most, eps = (
-                column[going] for column in (left, origin, free, delta, most, eps)
+            radius, ball = radius.select(going), ball.pick(going)
+            left, origin, free, delta, most = (
+                column[going] for column in (left, origin, free, delta, most)
             )
     return kept.best_adv
 
 
+def choose_width(origin: Tensor, point: Tensor, nearest: Tensor) -> Tensor:
+    """How many values a step in l1 moves ``(m,)``: fewer than in the nearest success could move.
+
+    Those at an end of their range do not count, so that steps end in the few that share what is
+    left. Before there is a success, fewer than are changed now.
+    """
+    inside = (nearest != origin) & (nearest > END) & (nearest < 1 - END)
+    now = count_changes(point, origin, "l0")
+    changed = torch.where((nearest != origin).flatten(1).any(1), inside.flatten(1).sum(1), now)
+    first = torch.full_like(changed, int(WIDTH * origin[0].numel()))
+    narrower = (changed / NARROWER).round().long()
+    return torch.where(now > 0, narrower, first).clamp_min(1)
+
+
 def shrink_to_ball(delta: Tensor, eps: Tensor, norm: Shortest) -> Tensor:
-    """The changes ``(n, c, h, w)`` of norm `eps` ``(n,)`` at most that are nearest in l2."""
+    """The changes ``(n, c, h, w)`` of norm `eps` ``(n,)`` at most that are nearest in l2.
+
+    In linf, l2 and l0; ties in l0 fall to the first.
+    """
     radius = eps.view(-1, 1, 1, 1)
     if norm == "linf":
         return torch.minimum(torch.maximum(delta, -radius), radius)
@@ -152,16 +194,9 @@ def shrink_to_ball(delta: Tensor, eps: Tensor, norm: Shortest) -> Tensor:
         return delta * (radius / size).clamp_max(1)
     size = delta.abs().flatten(1)
     ranks = torch.arange(size.shape[1], device=size.device)
-    if norm == "l0":
-        order = size.argsort(dim=1, descending=True, stable=True)
-        kept = torch.zeros_like(size).scatter(1, order, (ranks < eps.unsqueeze(1)).to(size))
-        return delta * kept.view_as(delta)
-    # l1: all values are shortened alike, those of no length left stay zero
-    longest = size.sort(dim=1, descending=True).values
-    cuts = (longest.cumsum(1) - eps.unsqueeze(1)) / (ranks + 1)
-    at = ((longest > cuts).sum(1, keepdim=True) - 1).clamp_min(0)
-    cut = cuts.gather(1, at).clamp_min(0).view(-1, 1, 1, 1)
-    return delta.sign() * (delta.abs() - cut).clamp_min(0)
+    order = size.argsort(dim=1, descending=True, stable=True)
+    kept = torch.zeros_like(size).scatter(1, order, (ranks < eps.unsqueeze(1)).to(size))
+    return delta * kept.view_as(delta)
 
 
 class FMN(ArtAttack):

@@ -191,20 +191,22 @@ class Ball(NamedTuple):
         return self.project(self.x + draw * self.eps / size)
 
 
-def project_l1(z: Tensor, x: Tensor, lower: Tensor, upper: Tensor, eps: float) -> Tensor:
+def project_l1(z: Tensor, x: Tensor, lower: Tensor, upper: Tensor, eps: float | Tensor) -> Tensor:
     """The nearest image to `z` within `lower`, `upper` and l1 distance `eps` of `x`.
 
     Mind the box! l1-APGD for sparse adversarial attacks on image classifiers, arXiv:2103.01208,
     Prop. 2.1: each change shrinks by the same lambda and stops at its bound. Departs from it in
     finding lambda by Newton's method in a bracket, where the paper sorts: the sum of changes falls
     with lambda in straight pieces, of which few are left after a few passes, and sorting would take
-    most of the time of a step besides the network. All images are ``(n, c, h, w)``; in float64,
-    and no image leaves the ball by a rounding error.
+    most of the time of a step besides the network. All images are ``(n, c, h, w)``, and `eps`
+    one number or ``(n,)``; in float64, and no image leaves the ball by a rounding error.
     """
     exact = to_double(x).flatten(1)
     v = to_double(z).flatten(1) - exact  # (n, d)
     up, down = to_double(upper).flatten(1) - exact, exact - to_double(lower).flatten(1)
     room, size = torch.where(v > 0, up, down), v.abs()
+    if isinstance(eps, Tensor):
+        eps = to_double(eps).unsqueeze(1)  # (n, 1)
     goal, slack = eps * (1 - 1e-10), eps * 1e-10
 
     # at `low` the sum is above eps, at `high` it is not; at zero it may not be either

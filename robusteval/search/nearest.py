@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, autograd
+from torch import Tensor, autograd, nn
 
-from robusteval.search.descent import Count, Objective, count_changes, round_changes
+from robusteval.models.classifier import predict_classes
+from robusteval.models.steps import book_rows
+from robusteval.search.descent import (
+    Count,
+    Objective,
+    Score,
+    count_changes,
+    round_changes,
+)
+from robusteval.search.losses import attacker_loss, soft_margin
 
 Images = Literal["8bit", "float"]
 Distance = Count | Literal["l1", "l2", "linf"]
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}
+DUALS: dict[str, Distance] = {"l1": "linf", "l2": "l2", "linf": "l1"}
+# the first radius at most: where gradients are faint they foretell far too much
+FAR = {"l1": 5.0, "l2": 1.0, "linf": 0.05}
+BEYOND = 2.0  # times the distance foretold, so that the boundary is crossed
+END = 1e-6  # so near to an end of the pixel range a value stands at it: sums round
+SOFT = 0.1  # temperature of the loss, in units of the margin
+COARSER, FINER = 1.2, 0.5  # times the pace, when a step ends where the last one did, or beyond
 GREY = 1.001 / 255  # one grey level, with room for rounding
 
 
@@ -71,6 +87,64 @@ class Nearest:
     def find_unfinished(self, index: Tensor) -> Tensor:
         """Which of rows `index` ``(m,)`` may still find something nearer ``(m,)``."""
         return self.best_norm[index] > self.least
+
+
+class Radius(NamedTuple):
+    """How far each image may change for now, a row for each that is searched."""
+
+    size: Tensor  # (m,), in the norm
+    pace: Tensor  # (m,), the share by which it changes per step
+    was_adv: Tensor  # (m,) bool, the last iterate succeeded
+
+    @classmethod
+    def begin(cls, loss: Tensor, grad: Tensor, norm: Distance, gamma: float) -> Radius:
+        """Twice what margins ``(m,)`` and their gradients ``(m, c, h, w)`` foretell, or less."""
+        ahead = BEYOND * loss.abs() / measure_norm(grad, DUALS[norm]).clamp_min(1e-38)
+        size = ahead.clamp(1e-4 * FAR[norm], FAR[norm])
+        return cls(size, torch.full_like(size, gamma), torch.zeros_like(size, dtype=torch.bool))
+
+    def select(self, rows: Tensor) -> Radius:
+        """Of some of the images."""
+        return Radius(*(column[rows] for column in self))
+
+    def follow(self, is_adv: Tensor, gamma: float) -> Radius:
+        """Smaller after a success ``(m,)``, larger after a failure.
+
+        The pace halves when the two take turns and rises by a fifth when they do not, from a
+        fiftieth of `gamma` to its double. So a radius comes to rest as soon as it has found the
+        boundary, and comes back from far as long as it has not.
+        """
+        same = is_adv == self.was_adv
+        pace = (self.pace * torch.where(same, COARSER, FINER)).clamp(gamma / 50, 2 * gamma)
+        return Radius(self.size * torch.where(is_adv, 1 - pace, 1 + pace), pace, is_adv)
+
+
+def build_near_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> Objective:
+    """The objective of another prediction than `y` ``(n,)``, or `targeted` of just that, softly.
+
+    A `soft_margin` whose temperature is a share of each image's own margin: far from a boundary it
+    follows all classes that are about as near, so that a search is less easily led astray, and at
+    a boundary that class alone, so that it ends at the nearest point. The scale of the logits does
+    not matter.
+    """
+
+    def objective(x_adv: Tensor, index: Tensor) -> Score:
+        with book_rows(index):
+            logits = model(x_adv)  # (m, k)
+        gap = attacker_loss(logits.detach(), y[index], targeted=targeted, loss="margin").abs()
+        value = soft_margin(logits.float(), y[index], (SOFT * gap).clamp_min(1e-30))
+        hit = predict_classes(logits.detach()) == y[index]
+        return Score(-value if targeted else value, hit if targeted else ~hit)
+
+    return objective
+
+
+def drop_blocked(grad: Tensor, point: Tensor) -> Tensor:
+    """Gradients ``(m, c, h, w)`` without values that a step down could not move further.
+
+    Those at an end of the pixel range, which would only take their share of the step's length.
+    """
+    return grad * ~(((point <= END) & (grad > 0)) | ((point >= 1 - END) & (grad < 0)))
 
 
 def measure_norm(delta: Tensor, norm: Distance) -> Tensor:

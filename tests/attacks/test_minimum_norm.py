@@ -14,7 +14,16 @@ from robusteval.models.classifier import Classifier, count_passes, predict_class
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import quantise
 from robusteval.search.hyperplane import PlaneNorm, measure_to_hyperplane
-from robusteval.search.nearest import Distance, Nearest, fall, measure_norm, scale_to_unit
+from robusteval.search.nearest import (
+    Distance,
+    Nearest,
+    Radius,
+    build_near_objective,
+    drop_blocked,
+    fall,
+    measure_norm,
+    scale_to_unit,
+)
 
 NAMES = ("ddn", "fmn", "fab")
 # how far beyond the optimum an attack may end: 1 % of those that feel their way, none of the other
@@ -236,9 +245,9 @@ def test_faint_gradients_do_not_lead_past_the_success() -> None:
     ("text", "message"),
     [
         ("ddn:steps=0", "steps must be at least 1"),
-        ("ddn:gamma=1", "gamma must be between 0 and 1"),
+        ("ddn:gamma=0.5", "gamma must be between 0 and 0.5"),
         ("fmn:steps=0", "steps must be at least 1"),
-        ("fmn:gamma=0", "gamma must be between 0 and 1"),
+        ("fmn:gamma=0", "gamma must be between 0 and 0.5"),
         ("fab:steps=0", "steps and targets must be at least 1"),
         ("fab:targets=0", "steps and targets must be at least 1"),
     ],
@@ -250,6 +259,49 @@ def test_parameters_out_of_range_are_refused(bands: Classifier, text: str, messa
 
     with pytest.raises(ValueError, match=message):
         ATTACKS.load(spec.name)(bands, x, y, **spec.parameters)
+
+
+def test_a_radius_comes_to_rest_at_the_boundary_and_comes_back_from_far() -> None:
+    """A crossing halves the pace, anything else raises it, within a fiftieth and twice `gamma`."""
+    radius = Radius(torch.tensor([1.0, 8.0]), torch.full((2,), 0.05), torch.tensor([False, True]))
+    boundary, crossed = 1.3, []
+
+    for _ in range(60):
+        is_adv = radius.size > boundary
+        crossed.append(is_adv)
+        radius = radius.follow(is_adv, 0.05)
+
+    torch.testing.assert_close(radius.size, torch.full((2,), boundary), rtol=5e-3, atol=0)
+    assert bool((radius.pace >= 0.001).all())
+    assert [bool(row.any()) for row in torch.stack(crossed).T] == [True, True]
+
+
+def test_values_at_the_end_of_their_range_take_no_part_in_a_step() -> None:
+    """Down from black and up from white; the other way they may move."""
+    point = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5]).view(1, 1, 1, 5)
+    grad = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).view(1, 1, 1, 5)
+
+    assert drop_blocked(grad, point).flatten().tolist() == [0.0, -1.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_soft_margin_is_the_margin_at_the_boundary(targeted: bool) -> None:
+    """And never above it by more than its temperature allows; its scale is that of the logits."""
+    logits = torch.tensor([[3.0, 3.0 - 1e-4, 0.0], [9.0, 1.0, 2.0]])
+    y = torch.tensor([1, 2]) if targeted else torch.tensor([0, 0])
+    images = torch.zeros(2, 1, 1, 1)
+
+    (loss, is_adv), (ten, _) = (
+        build_near_objective(lambda _, s=s: s * logits, y, targeted=targeted)(  # type: ignore[arg-type]
+            images, torch.arange(2)
+        )
+        for s in (1.0, 10.0)
+    )
+
+    assert is_adv.tolist() == [False, False]
+    exact = torch.tensor([1e-4, 7.0])
+    torch.testing.assert_close(loss, exact, rtol=0.15, atol=1e-5)
+    torch.testing.assert_close(ten, 10 * loss, rtol=1e-2, atol=1e-5)
 
 
 def test_the_nearest_success_is_kept() -> None:
