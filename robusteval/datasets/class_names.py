@@ -27,18 +27,36 @@ ADVICE = (
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The names in a file: a JSON list, or one a line; UsageError if they cannot be read."""
+    """The names in a file: in JSON, or one a line; UsageError if they cannot be read.
+
+    In JSON a list, or an object with the numbers of the outputs as its keys, or as its values like
+    `class_to_idx`; a name may stand behind a WordNet id, which then counts, as in
+    `{"0": ["n01440764", "tench"], ...}`.
+    """
     with raise_as_unreadable(path, "give a text file with one class name a line"):
         text = read_text(path, NAMES, "utf-8-sig")
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith(("[", "{")):
         with raise_as_unreadable(path, "a JSON list of names is needed"):
-            names = json.loads(text)
+            names = _list_values(json.loads(text))
+        names = [name[0] if isinstance(name, list) and name else name for name in names]
         if not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path} must be a JSON list of names, each of them a text")
+            raise UsageError(
+                f"{path} must be a JSON list of names, each of them a text, or an object with the"
+                " numbers of the outputs, from 0 without a gap, and their names"
+            )
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     check_amount(str(path), len(names), MOST_NAMES, "names")
     return [str(name) for name in names]
+
+
+def _list_values(read: object) -> list[object]:
+    """The elements of a list, or of an object by the numbers that are its keys or its values."""
+    if isinstance(read, dict):
+        turned = {str(number): name for name, number in read.items() if type(number) is int}
+        named = turned if len(turned) == len(read) else read
+        return [named.get(str(number)) for number in range(len(read))]
+    return read if isinstance(read, list) else [read]
 
 
 def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
@@ -78,7 +96,7 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
         source,
         labels=np.array(labels, dtype=np.int64)[source.positions],
         class_names=tuple(names),
-        notes=(),
+        notes=tuple(note for note in source.notes if note not in source.order),
         matching=f"by name, {origin}",
     )
     return replace(data, source=matched)

@@ -36,8 +36,9 @@ SPLIT_FOLDERS = frozenset(("train", "test", "val", "valid", "validation"))
 class FileSource:
     """Images in one file each.
 
-    `folders` are the names of class folders in the order that labels count them, and `matching`
-    says how names decided on the labels instead, where they did.
+    `folders` are the names of class folders in the order that labels count them, `order` the
+    `notes` on that order, and `matching` says how names decided on the labels instead, where they
+    did.
     """
 
     name: str
@@ -47,6 +48,7 @@ class FileSource:
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     matching: str | None = None
     span: Span | None = None
     orientations: dict[int, int] = field(default_factory=dict)  # by position, of those looked at
@@ -138,7 +140,8 @@ def build_folder_source(
     # Hidden entries are skipped: .ipynb_checkpoints as a class would shift every label.
     with raise_as_unreadable(path, "check its permissions"):
         classes = sorted(entry.name for entry in _list_visible(path) if entry.is_dir())
-        by_class = [list(_list_image_files(path / name)) for name in classes]
+        found = [list(_list_entries(path / name)) for name in classes]
+        by_class = [[entry for entry in entries if _is_image_file(entry)] for entries in found]
     if not any(by_class):
         listed = next(iter(sorted(path.glob("*.csv"))), None)
         hint = f"; or name its list, {listed}" if listed else ""
@@ -149,24 +152,50 @@ def build_folder_source(
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in by_class])
     files = tuple(file for files in by_class for file in files)
-    notes = (*_write_notes(classes, by_class), *note_turned(files))
+    order = _note_order(classes, by_class)
+    left_out = [entry for entries in found for entry in entries if not _is_image_file(entry)]
+    notes = (*order, *_note_left_out(left_out, path), *note_turned(files))
     names = tuple(classes)
-    return FileSource(name, files, labels, channels, names, notes, names, span=span)
+    return FileSource(name, files, labels, channels, names, notes, names, order, span=span)
 
 
 def _list_visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _list_image_files(folder: Path) -> Iterator[Path]:
+def _list_entries(folder: Path) -> Iterator[Path]:
+    """All below a class folder that is no folder; links to folders as they are."""
     for entry in _list_visible(folder):
         if entry.is_dir() and not entry.is_symlink():  # a link may lead back up
-            yield from _list_image_files(entry)
-        elif entry.is_file() and entry.suffix.lower() in SUFFIXES:
+            yield from _list_entries(entry)
+        else:
             yield entry
 
 
-def _write_notes(classes: list[str], by_class: list[list[Path]]) -> tuple[str, ...]:
+def _is_image_file(path: Path) -> bool:
+    """Whether a path is an image by its name; UsageError if that is then no file."""
+    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+        return False
+    if path.is_file():
+        return True
+    reason = "a link that leads nowhere" if path.is_symlink() else "no ordinary file"
+    raise UsageError(f"{path} is {reason}: put the image there, or take the name away")
+
+
+def _note_left_out(entries: Sequence[Path], folder: Path) -> tuple[str, ...]:
+    """A sentence on what stands among the images of a folder and is not read."""
+    if not entries:
+        return ()
+    first, more = entries[0].relative_to(folder), len(entries) > 1
+    return (
+        f"{len(entries)} entr{'ies' if more else 'y'} in class folders {'are' if more else 'is'}"
+        f" left out, {'the first ' if more else ''}{first}: images are files that end in"
+        f" {', '.join(sorted(SUFFIXES))}",
+    )
+
+
+def _note_order(classes: list[str], by_class: list[list[Path]]) -> tuple[str, ...]:
+    """Sentences on labels that count folders."""
     notes = []
     if all(name.isdecimal() for name in classes):
         moved = [(name, label) for label, name in enumerate(classes) if int(name) != label]
@@ -215,6 +244,9 @@ def open_manifest(
                 " name those of the image and of the label with --columns, as in --columns"
                 " image,label"
             )
+        twice = [name for name in names if header.count(name) > 1]
+        if twice:
+            raise UsageError(f"{path} has two columns {twice[0]}: rename one of them")
         rows.fieldnames = header
         inside = None if allow_outside else InsideFolder(path.parent)
         files, labels = [], []

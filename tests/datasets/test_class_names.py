@@ -98,6 +98,17 @@ def test_names_in_the_metadata_decide_even_where_the_numbers_agree(tmp_path: Pat
     assert label_by_folder(found) == {name: n for n, name in enumerate(NAMES)}
 
 
+def test_names_decide_on_the_order_alone(tmp_path: Path) -> None:
+    """What else was said of the images stands."""
+    root = draw_folders(tmp_path, ["10", "9"])
+    (root / "9" / "notes.txt").touch()
+    opened = open_data(str(root), channels=1)
+    matched = check(opened, build_classifier(2, ["9", "10"]))
+
+    assert ["labels count" in note for note in opened.notes] == [True, False]
+    assert matched.notes == opened.notes[1:]
+
+
 def test_folders_without_a_word_of_the_metadata_are_counted(tmp_path: Path) -> None:
     data = open_data(str(draw_folders(tmp_path, list("0123456789"))), channels=1)
 
@@ -169,14 +180,27 @@ def test_names_for_data_without_class_folders_are_refused() -> None:
         open_data("digits", classes=NAMES)
 
 
-@pytest.mark.parametrize("text", ["\n".join(NAMES) + "\n\n", json.dumps(NAMES)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(NAMES) + "\n\n",
+        json.dumps(NAMES),
+        json.dumps({str(i): name for i, name in sorted(enumerate(NAMES), reverse=True)}),
+        json.dumps({str(i): [name, f"all {name}s"] for i, name in enumerate(NAMES)}),
+        json.dumps({name: NAMES.index(name) for name in sorted(NAMES)}),
+    ],
+    ids=["lines", "list", "by number", "with what they mean", "with their numbers"],
+)
 def test_names_are_read_from_lines_and_from_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "names").write_text(text, encoding="utf-8")
 
     assert read_class_names(tmp_path / "names") == NAMES
 
 
-@pytest.mark.parametrize("raw", [b"[1, 2]", b"[", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"[1, 2]", b"[", b"\xff\xfe", b'[[], ["a"]]', b'{"1": "a", "2": "b"}', b'{"a": 0, "b": 0}'],
+)
 def test_file_that_holds_no_names_is_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "names").write_bytes(raw)
 

@@ -1,6 +1,7 @@
 """Every kind of data, every way in which it can be wrong, and ids that do not move."""
 
 import hashlib
+import os
 import pickle
 import shutil
 import struct
@@ -578,11 +579,20 @@ def test_folder_gives_sorted_classes_and_files(folder: Path) -> None:
     assert opened.name == "pets"
     assert opened.class_names == ("cat", "dog")
     assert opened.labels.tolist() == [0, 0, 1, 1]
-    assert opened.notes == ()
+    assert "1 entry in class folders is left out, cat/notes.txt: " in opened.notes[0]
     seeds = (3, 2, 1, 4)
     expected = np.stack([pixels(6, 5, 3, seed=seed) for seed in seeds]).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(opened.batch(range(4)).x.numpy(), expected / np.float32(255))
     assert opened.source.where(0) == str(folder / "cat" / "a.PNG")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_an_image_that_is_no_file_is_not_left_out_in_silence(folder: Path, kind: str) -> None:
+    """As where links into a store lead nowhere, since it was not fetched."""
+    path = folder / "cat" / "zz.png"
+    path.symlink_to("nowhere") if kind == "link" else os.mkfifo(path)
+
+    assert "zz.png is " in refusal(str(folder))
 
 
 def test_folder_agrees_with_torchvision(folder: Path) -> None:
@@ -779,6 +789,13 @@ def test_paths_of_a_manifest_may_be_written_in_any_way_that_stays(tmp_path: Path
     )
 
     assert len(open_data(spec)) == 3
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """One of the two would decide."""
+    spec = save_manifest(tmp_path / "a.csv", "file,label,label", "a.png,0,1")
+
+    assert "two columns label" in refusal(spec)
 
 
 def test_file_outside_is_not_even_looked_for(tmp_path: Path) -> None:
