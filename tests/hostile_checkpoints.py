@@ -43,7 +43,7 @@ CALLS: Mapping[str, tuple[Any, ...]] = {
     "builtins.apply": (),
     "io.open": (MARK, "w"),
     "_io.FileIO": (MARK, "w"),
-    "pathlib.Path": (MARK,),
+    "pathlib.Path.write_text": (MARK,),
     "runpy._run_code": (WRITE, {}),
     "importlib.import_module": ("this",),
     "code.InteractiveInterpreter": (),

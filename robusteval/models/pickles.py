@@ -19,6 +19,7 @@ from torch.serialization import StorageType
 
 from robusteval.errors import Refused, UsageError
 from robusteval.models.architecture import escape
+from robusteval.models.bystanders import BYSTANDERS
 from robusteval.runs.reading import check_amount, raise_limit
 
 MOST_INSTRUCTIONS = 1_000_000  # in a pickle; seconds to walk
@@ -68,6 +69,9 @@ class Made(NamedTuple):
     """What a call gave, by the name of what was called."""
 
     text: str
+
+
+IGNORED = Made("nothing")  # stands for a bystander
 
 
 class Storage(NamedTuple):
@@ -129,7 +133,7 @@ class _Rules:
         text = argument.replace(" ", ".")
         text = f"builtins.{text[12:]}" if text.startswith("__builtin__.") else text
         module, _, short = text.rpartition(".")
-        known = text in _CALLED or text in _TYPES
+        known = text in _CALLED or text in _TYPES or text in BYSTANDERS
         if module in ("torch", "torch.storage", "torch.cuda"):
             kind = getattr(torch, short, None)
             known = known or short.endswith("Storage") or isinstance(kind, torch.dtype)
@@ -140,6 +144,8 @@ class _Rules:
     def check_call(self, called: Any, given: Any) -> Made:
         """What a call gives; refused unless it is one that a state dict needs."""
         text = called.text if isinstance(called, Name) else ""
+        if text in BYSTANDERS and isinstance(given, tuple):
+            return IGNORED
         if text not in _CALLED or not isinstance(given, tuple):
             raise self.build_call_refusal(text or "what is no name")
         if text == _TYPED:
@@ -267,7 +273,8 @@ class _Walk:
             stack.append(self.rules.check_call(called, given))
         elif name == "BUILD":
             (given,) = self._take(1)
-            if stack[-1] != Made("collections.OrderedDict") or given != Made("dict"):
+            attributes = stack[-1] == Made("collections.OrderedDict") and given == Made("dict")
+            if not attributes and stack[-1] is not IGNORED:
                 raise self.rules.build_call_refusal("something other than a dict with attributes")
         elif name == "BINPERSID":
             (asked,) = self._take(1)

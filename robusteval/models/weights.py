@@ -22,6 +22,7 @@ from torch import Tensor
 from robusteval.errors import Refused, RobustevalError, UsageError
 from robusteval.models.architecture import State, escape
 from robusteval.models.archive import check_archive, check_legacy_storages, check_storages
+from robusteval.models.bystanders import Bystander, stand_in
 from robusteval.models.copies import TOP, list_states
 from robusteval.models.hub_folder import find_hub_folder, list_weight_files
 from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
@@ -264,7 +265,8 @@ def _torch_load(raw: bytes, file: str) -> Any:
             "when only weights are asked for; install torch 2.10 or later, or use safetensors"
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # about oddities of damaged files
+        # of oddities of damaged files torch warns
+        with warnings.catch_warnings(action="ignore"), stand_in():
             return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -278,7 +280,8 @@ def _find_states(content: Any, file: str) -> dict[str, State]:
     """The state dicts in what `torch.save` was given."""
     states = list_states(content)
     if not states:
-        raise _without_state(file, type(content).__name__)
+        kind = "an object that is not built" if isinstance(content, Bystander) else None
+        raise _without_state(file, kind or type(content).__name__)
     return states
 
 

@@ -8,8 +8,10 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,9 +188,9 @@ def test_exported_program_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (np.float64(91.7), "numpy"),
-        (Namespace(lr=0.1), "argparse.Namespace"),
-        (Path("runs"), "pathlib"),
+        (nn.ReLU(), "ReLU"),
+        (partial(print, 1), "functools.partial"),
+        (np.random.default_rng(0), "numpy.random"),
     ],
 )
 def test_refusal_names_the_object_that_stands_in_the_way(
@@ -198,6 +200,47 @@ def test_refusal_names_the_object_that_stands_in_the_way(
 
     with pytest.raises(Refused, match=named):
         load(tmp_path / "net.pth", arch=ARCH)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        np.float64(91.7),
+        np.zeros(3),
+        [np.bool_(True), np.int64(3)],
+        Namespace(lr=0.1, layers=[1, 2]),
+        SimpleNamespace(best={"a": np.float32(1)}),
+        Path("runs"),
+        datetime(2026, 1, 31),
+    ],
+    ids=lambda extra: type(extra).__name__,
+)
+def test_settings_and_scores_beside_the_weights_are_not_in_the_way(
+    tmp_path: Path, state: State, extra: object, legacy: bool
+) -> None:
+    """They are not built: something that keeps nothing stands in their place."""
+    content = {"state_dict": state, "args": extra, "again": extra}
+    torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
+
+    assert load(tmp_path / "net.pth", arch=ARCH).num_classes == 10
+    with pytest.raises(pickle.UnpicklingError):  # torch itself has learned nothing
+        torch.load(tmp_path / "net.pth", weights_only=True)
+
+
+def test_what_stands_for_objects_is_no_way_in(tmp_path: Path, state: State, marker: Path) -> None:
+    """Names are taken as they are: what lies below one of them is another name."""
+    for name in ("pathlib Path.write_text", "argparse Namespace.__class__", "types FunctionType"):
+        pickled = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n)R."
+        torch.save({"state_dict": state}, tmp_path / "net.pt")
+        with zipfile.ZipFile(tmp_path / "net.pt") as archive:
+            parts = {n: archive.read(n) for n in archive.namelist()}
+        with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+            for entry, raw in parts.items():
+                archive.writestr(entry, pickled if entry.endswith("data.pkl") else raw)
+        with pytest.raises(Refused):
+            load(tmp_path / "net.pt", arch=ARCH)
+    assert not marker.exists()
 
 
 def test_metadata_cannot_name_code(
