@@ -19,6 +19,7 @@ from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
 from robusteval.evaluation.company import find_company
 from robusteval.evaluation.computation import Computation
+from robusteval.evaluation.conventions import find_convention
 from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
@@ -231,9 +232,7 @@ class Evaluation:
         some = self.plan.index[:STEADY]
         self.progress.begin(f"Checking how the model is fed{target.suffix}", len(some))
         pred = target.clean["pred_clean"][:STEADY]
-        found = sanity_checks.find_convention(
-            target.model, self.plan.data, some, pred, self.progress.advance
-        )
+        found = find_convention(target.model, self.plan.data, some, pred, self.progress.advance)
         self.progress.end()
         return found
 

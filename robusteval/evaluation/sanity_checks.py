@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robusteval.errors import name_in_python
 from robusteval.evaluation.strength import check_strength, is_strong
-from robusteval.runs.statistics import Rate, sign_test
+from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from robusteval.datasets.dataset import Data
-    from robusteval.models.classifier import Classifier
-
-
-MARGIN = 0.05  # of accuracy, that another convention must be better by
+    pass
 
 
 def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
@@ -164,81 +157,6 @@ def measure_best_relabelling(
     valid = pred >= 0
     np.add.at(counts, (label[valid], pred[valid]), 1)
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(label))
-
-
-def find_convention(
-    classifier: Classifier,
-    data: Data,
-    index: np.ndarray[Any, Any],
-    pred: np.ndarray[Any, Any],
-    advance: Callable[[int], object],
-) -> list[Finding]:
-    """Whether another convention would suit the model better, measured on a few images.
-
-    The first source of wrong results is a model that is fed in another way than it was trained.
-    A convention is named if it beats the present one, whose predictions are `pred` ``(n,)``, in
-    an exact paired test. `advance` is told how many images are done.
-    """
-    import torch
-
-    from robusteval.models.classifier import predict_classes
-
-    label = data.labels[index]
-    base = pred == label
-    if base.mean() > 1 - MARGIN:
-        return []  # nothing could be that much better
-    mean, std = classifier.mean, classifier.std
-    photo_mean = torch.tensor((0.485, 0.456, 0.406), device=mean.device).view(3, 1, 1)
-    photo_std = torch.tensor((0.229, 0.224, 0.225), device=mean.device).view(3, 1, 1)
-
-    def undo_normalisation(x: Tensor) -> Tensor:
-        return x * std + mean  # so that the network itself sees x
-
-    conventions: dict[str, Callable[[Tensor], Tensor]] = {
-        "without the normalisation (drop --mean and --std)": undo_normalisation,
-        "with images in [-1, 1] (--mean .5 --std .5)": lambda x: undo_normalisation(2 * x - 1),
-        "with images in [0, 255] (--mean 0 --std 0.00392157)": lambda x: undo_normalisation(
-            255 * x
-        ),
-        "with inverted images": lambda x: 1 - x,
-    }
-    if data.shape[0] == 3:
-        conventions |= {
-            "with ImageNet's normalisation (--mean .485,.456,.406 --std .229,.224,.225)": (
-                lambda x: undo_normalisation((x - photo_mean) / photo_std)
-            ),
-            "with the channels reversed (it was trained on BGR)": lambda x: x.flip(1),
-        }
-    if data.shape[1] == data.shape[2]:
-        conventions["with rows and columns swapped"] = lambda x: x.transpose(2, 3)
-
-    right = {name: np.zeros(len(index), np.bool_) for name in conventions}
-    with torch.no_grad():
-        for start in range(0, len(index), 16):
-            part = slice(start, start + 16)
-            batch = data.batch(index[part])
-            x, y = batch.x.to(mean.device), batch.y.to(mean.device)
-            for name, convention in conventions.items():
-                found = predict_classes(classifier(convention(x)))
-                right[name][part] = (found == y).cpu().numpy()
-            advance(len(x))
-    right["if every label were 1 less"] = (pred >= 0) & (pred + 1 == label)
-    right["if every label were 1 more"] = (pred >= 0) & (pred - 1 == label)
-
-    best = max(right, key=lambda name: int(right[name].sum()))
-    there = right[best]
-    wins, losses = int((there & ~base).sum()), int((base & ~there).sum())
-    if there.mean() - base.mean() < MARGIN or sign_test(wins, losses) > 0.001:
-        return []
-    return [
-        Finding(
-            "convention",
-            True,
-            f"{base.mean():.1%} of {len(base)} images are classified correctly as given, but"
-            f" {there.mean():.1%} {name_in_python(best)}: the model is probably not fed as it was"
-            " trained.",
-        )
-    ]
 
 
 class ProbeAttack(NamedTuple):

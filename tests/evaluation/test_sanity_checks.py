@@ -291,6 +291,28 @@ def test_reversed_channels_are_named(data: Data, tmp_path: Path) -> None:
     assert "channels reversed" in finding.message
 
 
+def test_another_crop_is_named(tmp_path: Path) -> None:
+    """A model of what stands at the rim, given images whose rim was cut off."""
+
+    class Rim(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            level = x[:, 0, :, 0].mean(1) - 0.5
+            return torch.stack([-level, level], 1)
+
+    y = np.random.default_rng(0).integers(0, 2, 40)
+    x = np.full((40, 32, 32), 128, np.uint8)
+    x[:, :, :2] = np.where(y == 1, 255, 0)[:, None, None]
+    x[:, :, 2:4] = np.where(y == 1, 100, 160)[:, None, None]
+    np.savez(tmp_path / "rim.npz", x=x, y=y)
+    spec = str(tmp_path / "rim.npz")
+    cropped = evaluate(Rim(), open_data(spec, size=16, resize=18), [], probes=False)
+    whole = evaluate(Rim(), open_data(spec, size=16), [], probes=False)
+
+    (finding,) = [f for f in cropped.findings if f.code == "convention"]
+    assert "16 pixels before the crop" in finding.message
+    assert not [f for f in whole.findings if f.code == "convention"]
+
+
 def test_labels_that_start_at_one_are_named(bands: Classifier, npz: Path, tmp_path: Path) -> None:
     """Every label one too high."""
     with np.load(npz) as arrays:
