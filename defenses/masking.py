@@ -27,6 +27,7 @@ from robusteval.runs.types import Spec
 
 from .unit_ranking import (
     attack_images,
+    check_hidden,
     find_penultimate_layer,
     measure_importance,
     measure_sensitivity,
@@ -122,7 +123,10 @@ def choose_masks(
     with frozen(classifier), exact_arithmetic():
         x, y = (part.to(classifier.device) for part in ranking[:2])
         with raise_as_run_error("the network broke"):
-            layer = find_penultimate_layer(classifier, x) if layer is None else layer
+            if layer is None:
+                layer = find_penultimate_layer(classifier, x)
+            else:
+                check_hidden(classifier, x, layer)
             width = measure_activations(classifier, x[:2], layer).shape[1]
         count = count_units(units, width, layer)
         if per_class:

@@ -17,10 +17,16 @@ from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances, hash_inputs
 from robusteval.interpreters.heads import agree, observe_head
-from robusteval.interpreters.observing import observe_calls
+from robusteval.interpreters.observing import Call, observe_calls
 from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import raise_as_run_error
-from robusteval.models.masked import mask_units, measure_activations
+from robusteval.models.masked import (
+    find_layer,
+    find_unit_axis,
+    mask_units,
+    measure_activations,
+)
+from robusteval.models.places import find_tensor
 from robusteval.models.scripted import is_scripted
 from robusteval.models.seeds import sample_seeds
 from robusteval.progress import Progress
@@ -38,45 +44,108 @@ def find_penultimate_layer(classifier: Classifier, x: Tensor) -> str:
     x = x[:2]  # one call of the network
     with torch.no_grad():
         _, calls = observe_calls(classifier, x)
-        features, linear = calls[0].read_maps(), calls[0].linear
         layers = list_layers(classifier, x)
-        if features is not None and linear is not None and agree(linear.output, calls[0].logits):
-            means = features.mean((2, 3))
-            if agree(means, linear.input):
-                keep = (torch.arange(means.shape[1]) % 2).to(means)
-                for name, shape in reversed(layers.items()):
-                    if shape != features.shape[1:]:
-                        continue
-                    _, tried = observe_calls(mask_units(classifier, name, keep), x)
-                    if tried[0].linear and agree(means * keep, tried[0].linear.input):
-                        return name
-    known = [f"{name} ({shape[0]} units)" for name, shape in layers.items()][-LISTED:]
+        means = read_pooled(calls[0])
+        if means is not None:
+            keep = (torch.arange(means.shape[1]) % 2).to(means)
+            features = calls[0].read_maps()
+            assert features is not None
+            for name in reversed(layers):
+                before = layers[name][0].numel() >= features[0].numel()  # they are averaged
+                if not before or count_units(classifier, x, name, layers[name]) != len(keep):
+                    continue
+                _, tried = observe_calls(mask_units(classifier, name, keep), x)
+                masked = read_pooled(tried[0], checked=False)
+                if masked is not None and agree(means * keep, masked):
+                    return name
+    known = [
+        f"{name} ({count} units)"
+        for name, tensor in layers.items()
+        if (count := count_units(classifier, x, name, tensor)) is not None
+    ]
     raise UsageError(
         "the network does not end in average pooling of a layer and one linear layer: say which"
-        f" units are meant with --layer; the last ones there are: {', '.join(known) or 'none'}"
+        " units are meant with --layer; the last hidden ones there are:"
+        f" {', '.join(known[-LISTED:]) or 'none'}"
     )
 
 
-def list_layers(classifier: Classifier, x: Tensor) -> dict[str, torch.Size]:
-    """List the layers that run once in a pass, in the order in which they end.
+def read_pooled(call: Call, *, checked: bool = True) -> Tensor | None:
+    """Read the means of features ``(m, K)`` that a call gave to its head.
 
-    With the shape of what they give of one image, ``(K,)`` or ``(K, h', w')``.
+    None if they are not what the final linear layer was given, or a normalisation before it; where
+    that is not to be `checked`, what one of the two was given.
     """
-    found: dict[str, torch.Size] = {}
+    features, linear, norm = call.read_maps(), call.linear, call.norm
+    if features is None or linear is None or not agree(linear.output, call.logits):
+        return None
+    between = norm is not None and agree(norm.output, linear.input)
+    given = norm.input if norm is not None and between else linear.input
+    means = features.mean((2, 3))
+    return given if not checked or agree(means, given) else None
+
+
+def count_units(classifier: Classifier, x: Tensor, layer: str, output: Tensor) -> int | None:
+    """Count the units of a layer from what it gave; None if it is not known which axis has them."""
+    try:
+        return output.shape[find_unit_axis(classifier.network, layer, x)]
+    except UsageError:
+        return None
+
+
+def list_layers(classifier: Classifier, x: Tensor) -> dict[str, Tensor]:
+    """List the hidden layers that run once in a pass, in the order in which they end.
+
+    With what they give for one block of images. Those that give the classes themselves are none.
+    """
+    found: dict[str, Tensor] = {}
     runs: dict[str, int] = {}
 
     def see(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
-        if isinstance(output, Tensor) and output.ndim in (2, 4) and output.shape[1] > 1:
-            found[name] = output.shape[1:]
+        found.pop(name, None)
+        tensor = find_tensor(output)
+        if tensor is not None and tensor.ndim in (2, 3, 4):
+            found[name] = tensor
 
     network = classifier.network
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            if name and not is_scripted(module):
+            if not is_scripted(module):
                 stack.callback(module.register_forward_hook(partial(see, name)).remove)
         classifier(x[:1])
-    return {name: shape for name, shape in found.items() if runs[name] == 1}
+    logits = found.pop("")
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if runs[name] == 1 and len(tensor) == len(logits) and not is_class_output(tensor, logits)
+    }
+
+
+def is_class_output(tensor: Tensor, logits: Tensor) -> bool:
+    """Whether what a layer gives, or its mean over places, is the logits."""
+    means = tensor.mean((2, 3)) if tensor.ndim == 4 else tensor
+    return agree(means, logits)
+
+
+def check_hidden(classifier: Classifier, x: Tensor, layer: str) -> None:
+    """Raise UsageError if a layer gives the classes themselves: masked ones are never answered."""
+    module, found = find_layer(classifier.network, layer), []
+    handle = module.register_forward_hook(lambda _module, _args, out: found.append(out))
+    root = classifier.network.register_forward_hook(lambda _module, _args, out: found.append(out))
+    try:
+        with torch.no_grad():
+            classifier(x[:1])
+    finally:
+        handle.remove()
+        root.remove()
+    tensor = find_tensor(found[0])
+    if tensor is not None and is_class_output(tensor, found[-1]):
+        known = list(list_layers(classifier, x))[-LISTED:]
+        raise UsageError(
+            f"layer {layer!r} gives the classes themselves, and those masked would never be"
+            f" answered: name a hidden layer, such as {', '.join(known) or 'none'}"
+        )
 
 
 def attack_images(

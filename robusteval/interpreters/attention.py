@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.interpreters.gradient import is_differentiated, select_scores
-from robusteval.interpreters.layouts import SOFTMAX
 from robusteval.interpreters.observing import draw_noise, get_network, get_unmasked
 from robusteval.models.classifier import frozen
 from robusteval.models.forward_modes import apply_image_by_image
+from robusteval.models.layouts import SOFTMAX
 from robusteval.models.masked import Masked
 from robusteval.models.places import Places, make_probes, remember, survey_network
 from robusteval.models.scripted import refuse_scripted

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
 from robusteval.interpreters.gradient import select_scores
-from robusteval.interpreters.layouts import ATTENTION, SOFTMAX, Layout, Layouts, measure_extent
 from robusteval.interpreters.observing import (
     choose_layer,
     find_layer,
@@ -23,6 +22,7 @@ from robusteval.interpreters.observing import (
 )
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
+from robusteval.models.layouts import ATTENTION, SOFTMAX, Layout, Layouts, measure_extent
 from robusteval.models.places import Places, has_bypass
 from robusteval.registry import INTERPRETERS
 

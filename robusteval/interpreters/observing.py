@@ -1,7 +1,7 @@
 """What a network does on its way to the logits, and the features that maps are made of.
 
 Which features are meant is not guessed from names or shapes. In a network of convolutions, axes
-are followed from function to function (`robusteval.interpreters.layouts`); in one with tokens or
+are followed from function to function (`robusteval.models.layouts`); in one with tokens or
 attention, a layer is found whose values belong to places (`robusteval.models.places`).
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robusteval.interpreters.layouts import (
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.forward_modes import twice_differentiable
+from robusteval.models.layouts import (
     ATTENTION,
     CONVOLUTIONS,
     SOFTMAX,
     Layouts,
     measure_extent,
 )
-from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.forward_modes import twice_differentiable
 from robusteval.models.masked import Masked
 from robusteval.models.places import (
     Places,

@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from robusteval.errors import UsageError
 from robusteval.interpreters.gradient import is_differentiated, select_scores
-from robusteval.interpreters.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.interpreters.meaningful_perturbation import LARGE
 from robusteval.interpreters.observing import AVERAGES, get_network
 from robusteval.models.identity import hash_answers
+from robusteval.models.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.models.scripted import refuse_scripted
 from robusteval.models.weights import read_sealed
 from robusteval.registry import INTERPRETERS

@@ -9,15 +9,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.errors import UsageError
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.layouts import FOLDING, MOVING, Layouts, list_tensors
+from robusteval.models.places import find_places, find_tensor, remember, replace_tensor
 from robusteval.models.scripted import refuse_scripted
 
 SHARPNESS = 100.0  # of the softmax that weighs the masks of classes, as in arXiv:2409.15190
@@ -37,8 +42,8 @@ class Masked(nn.Module):
     network : nn.Module
         Maps images ``(n, c, h, w)`` to logits ``(n, C)``.
     layer : str
-        Name of one of its modules, whose output is ``(n, K)`` or ``(n, K, h', w')`` and which runs
-        once in a pass.
+        Name of one of its modules, which runs once in a pass and whose output is ``(n, K)``, maps
+        of K channels, wherever their axis is, or tokens of K values; see `find_unit_axis`.
     masks : Tensor
         ``(K,)`` or ``(C, K)``, ones for units that are kept and zeros for others.
     seen : ndarray, optional
@@ -101,8 +106,9 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, C)``."""
+        find_unit_axis(self.network, self.layer, x)  # before anything is put behind the layer
         mask = self.weigh_masks(self.network(x)) if self.per_class else self.masks
-        with self.apply_mask(mask):
+        with self.apply_mask(mask, x):
             logits: Tensor = self.network(x)
         return logits
 
@@ -117,21 +123,24 @@ class Masked(nn.Module):
         return torch.where(self.shared, self.masks[0], mask)
 
     @contextmanager
-    def apply_mask(self, mask: Tensor) -> Iterator[None]:
-        """Multiply what the layer gives by a mask ``(K,)`` or ``(n, K)``."""
+    def apply_mask(self, mask: Tensor, x: Tensor) -> Iterator[None]:
+        """Multiply what the layer gives for images `x` by a mask ``(K,)`` or ``(n, K)``."""
+        axis = find_unit_axis(self.network, self.layer, x)
 
         def scale_units(output: Tensor) -> Tensor:
             units = mask.shape[-1]
-            if output.shape[1] != units:
+            if output.shape[axis] != units:
                 raise UsageError(
-                    f"the masks are for {units} units, layer {self.layer!r} has {output.shape[1]}"
+                    f"the masks are for {units} units, layer {self.layer!r} has"
+                    f" {output.shape[axis]}"
                 )
             if mask.ndim == 2 and len(mask) != len(output):
                 raise UsageError(
                     f"layer {self.layer!r} does not run image by image: name another for masks of"
                     " classes"
                 )
-            return output * mask.view(-1, units, *[1] * (output.ndim - 2))
+            others = [1] * (output.ndim - 2)
+            return output * mask.view(-1, *((units, *others) if axis == 1 else (*others, units)))
 
         with intercept_layer(self.network, self.layer, scale_units):
             yield
@@ -157,9 +166,11 @@ class Units(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mean activations ``(n, K)``."""
         found: list[Tensor] = []
+        axis = find_unit_axis(self.network, self.layer, x)
 
         def keep(output: Tensor) -> Tensor:
-            found.append(output.flatten(2).mean(2) if output.ndim == 4 else output)
+            first = output.movedim(axis, 1)
+            found.append(first.flatten(2).mean(2) if output.ndim > 2 else first)
             return output.clone()  # a ReLU in place would change what was kept
 
         with intercept_layer(self.network, self.layer, keep):
@@ -183,22 +194,21 @@ def measure_activations(classifier: Classifier, x: Tensor, layer: str) -> Tensor
 def intercept_layer(
     network: nn.Module, layer: str, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Put a function of units ``(n, K)`` or ``(n, K, h', w')`` behind a layer, for one pass.
+    """Put a function of what a layer gives behind it, for one pass.
 
-    UsageError if the layer gives something else, or does not run exactly once.
+    UsageError if the layer gives no tensor of units, or does not run exactly once.
     """
     runs = 0
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         nonlocal runs
         runs += 1
-        if not isinstance(output, Tensor) or output.ndim not in (2, 4):
-            raise UsageError(
-                f"layer {layer!r} gives no units (n, units) or (n, units, h, w): name another"
-            )
+        tensor = find_tensor(output)
+        if tensor is None or tensor.ndim not in (2, 3, 4):
+            raise UsageError(f"layer {layer!r} gives no {UNITS}: name another")
         if runs > 1:
             raise UsageError(f"layer {layer!r} runs several times per image: name another")
-        return change(output)
+        return replace_tensor(output, change(tensor))
 
     handle = find_layer(network, layer).register_forward_hook(hook)
     try:
@@ -207,6 +217,77 @@ def intercept_layer(
         handle.remove()
     if not runs:
         raise UsageError(f"layer {layer!r} does not run in a forward pass: name another")
+
+
+UNITS = "units (n, units), (n, tokens, units) or (n, units, h, w)"
+
+
+def find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
+    """The axis of units in what a layer gives for images like `x` ``(n, c, h, w)``: 1 or -1.
+
+    That on which a linear layer or a normalisation of vectors works; of anything else the one that
+    is left besides the places of the image, found out once for each size of images.
+
+    Raises
+    ------
+    UsageError
+        If there is no such layer, it gives something else or it is not known which axis that is.
+    """
+    module = find_layer(network, layer)
+    if isinstance(module, nn.Linear | nn.LayerNorm | nn.MultiheadAttention):
+        return -1
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
+        return 1
+    shape = tuple(x.shape[1:])
+    return remember(network, ("units", layer, shape), partial(_find_unit_axis, network, layer, x))
+
+
+def _find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
+    seen: list[tuple[tuple[int, ...], str | None]] = []
+    watch = LayoutWatch()
+
+    def look(output: Tensor) -> Tensor:
+        layout = "last" if output in watch.vectors else watch.layouts.find(output)
+        seen.append((tuple(output.shape), layout))
+        return output
+
+    with frozen(network), torch.no_grad(), watch, intercept_layer(network, layer, look):
+        network(torch.zeros_like(x[:1]) if len(x) else x.new_zeros(1, *x.shape[1:]))
+    ((shape, layout),) = seen
+    if len(shape) == 2 or layout == "first" or (len(shape) == 4 and shape[2:] == (1, 1)):
+        return 1
+    if layout == "last":
+        return -1
+    places = find_places(network, layer, tuple(x.shape[1:]))
+    if places is None:
+        raise UsageError(
+            f"layer {layer!r} gives a tensor {shape}, of which it is not known what are units and"
+            " what are places: name another"
+        )
+    return places.unit_axis
+
+
+class LayoutWatch(TorchFunctionMode):
+    """Follows where channels are from function to function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layouts = Layouts()
+        self.vectors: Any = WeakIdKeyDictionary()  # tensors whose last axis a linear layer made
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self.layouts.follow(func, args, kwargs, output)
+        made = func in (F.linear, F.layer_norm)
+        name = getattr(func, "__name__", "")
+        if isinstance(output, Tensor) and name not in MOVING | FOLDING:
+            same = any(t in self.vectors and t.shape == output.shape for t in list_tensors(args))
+            if made or same:
+                self.vectors[output] = True
+        return output
 
 
 def find_layer(network: nn.Module, layer: str) -> nn.Module:

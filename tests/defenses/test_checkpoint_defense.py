@@ -154,7 +154,7 @@ def test_no_defense_shares_the_identity_of_its_model(
 ) -> None:
     """Or caches, and mask networks of rts among them, would take one for the other."""
     layer = list_layers(model, torch.rand(2, 3, 12, 12))
-    units = next(shape[0] for shape in layer.values())
+    units = next(output.shape[1] for output in layer.values())
     keep = torch.ones(units)
     keep[0] = 0
     masks = {

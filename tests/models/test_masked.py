@@ -172,7 +172,7 @@ def test_attack_sees_both_passes(network: Pooled, x: Tensor, drawn: Tensor) -> N
     with torch.no_grad():
         difference = (score(step) - score(-step)) / (2 * step)
         fixed = model.weigh_masks(network(z))
-    with model.apply_mask(fixed):
+    with model.apply_mask(fixed, z):
         second = network(z)[:, 1].sum()
     (alone,) = torch.autograd.grad(second, z)
 
@@ -237,7 +237,6 @@ def test_no_hook_survives(network: Pooled, x: Tensor, shape: tuple[int, ...]) ->
         ("body", torch.ones(0), "at least one unit"),
         ("relu", torch.ones(5), "'relu' runs several times per image"),
         ("spare", torch.ones(2), "'spare' does not run in a forward pass"),
-        ("tokens", torch.ones(6), r"'tokens' gives no units"),
         ("rows", torch.ones(4, 64), "'rows' does not run image by image"),
     ],
 )
@@ -249,6 +248,76 @@ def test_unfit_masks_are_errors(
         network.head = nn.Linear(5, 4)
     with pytest.raises(UsageError, match=said):
         Masked(network, layer, masks)(x)
+
+
+class Tokens(nn.Module):
+    """Units of tokens, and of maps with channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.mlp = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.last = nn.Identity()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.last(self.stem(x).permute(0, 2, 3, 1))
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), maps.flatten(1, 2)], 1)
+        tokens = self.mlp(tokens)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        logits: Tensor = self.head(tokens[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("layer", "units", "axis"),
+    [
+        ("stem", 6, 1),
+        ("last", 6, -1),
+        ("mlp.1", 9, -1),
+        ("mlp.2", 9, -1),
+        ("mlp", 6, -1),
+        ("attention", 6, -1),
+        ("head", 4, -1),
+    ],
+)
+def test_units_of_transformers_are_masked_along_their_axis(
+    layer: str, units: int, axis: int
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Tokens().eval().requires_grad_(False)
+    x = torch.rand(
+        5, 3, 24, 24, generator=torch.Generator().manual_seed(0)
+    )  # 6x6 places: as many rows as there are units
+    keep = torch.arange(units) % 2
+    model = Masked(network, layer, keep.float())
+    seen: list[Tensor] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = network.get_submodule(layer).register_forward_hook(note)
+    network(x)
+    handle.remove()
+    expected = seen[0].movedim(axis, 1)
+    means = expected.flatten(2).mean(2) if expected.ndim > 2 else expected
+    with model.apply_mask(model.masks, x):  # its hook comes first
+        handle = network.get_submodule(layer).register_forward_hook(note)
+        network(x)
+        handle.remove()
+    masked = seen[-1].movedim(axis, 1)
+
+    assert torch.allclose(measure_activations(classifier_of(network), x, layer), means, atol=1e-5)
+    assert bool((masked[:, keep == 0] == 0).all())
+    assert torch.allclose(masked[:, keep == 1], expected[:, keep == 1])
+    assert not torch.equal(model(x), network(x))
+
+
+def classifier_of(network: nn.Module) -> Classifier:
+    return Classifier(network, num_classes=4, block=3).eval()
 
 
 def test_activations_are_means_in_any_batch(network: Pooled, x: Tensor) -> None:
