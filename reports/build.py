@@ -264,27 +264,36 @@ def build_curves(run: Run) -> Iterator[CurveRecord]:
     for outcome in run.attacks:
         key = (outcome.threat.norm, outcome.threat.targeted, name_defense(outcome))
         found.setdefault(key, []).append(outcome)
-    for (norm, targeted, defense), group in found.items():
+    for (norm, _, _), group in found.items():
         if norm not in CURVED:
             continue
-        curve = metrics.robustness_curve(group)
-        if len(curve.budgets) < 2:
-            continue
-        yield CurveRecord(
-            norm=CURVED[norm],
-            targeted=targeted,
-            defense=defense,
-            attacks=tuple(dict.fromkeys(str(outcome.attack) for outcome in group)),
-            budgets=tuple(curve.budgets.tolist()),
-            robust=tuple(curve.robust.tolist()),
-            n=len(group[0].attacked),
-            nearest=any(outcome.threat.eps is None for outcome in group),
-            tested=tuple(
-                TestedRadius(threat.eps, build_rate(metrics.worst_case(same)))
-                for threat, same in metrics.group_by_threat(group).items()
-                if threat.eps is not None
-            ),
-        )
+        yield from build_curve(group, eight_bit=False)
+        saved = [each for each in group if each.attack.parameters.get("images") != "float"]
+        if 0 < len(saved) < len(group):
+            yield from build_curve(saved, eight_bit=True)
+
+
+def build_curve(group: Sequence[Outcome], *, eight_bit: bool) -> Iterator[CurveRecord]:
+    """The curve of outcomes of one norm, goal and defense; none without two budgets."""
+    curve, threat = metrics.robustness_curve(group), group[0].threat
+    if len(curve.budgets) < 2:
+        return
+    yield CurveRecord(
+        norm=CURVED[threat.norm],
+        targeted=threat.targeted,
+        defense=name_defense(group[0]),
+        attacks=tuple(dict.fromkeys(str(outcome.attack) for outcome in group)),
+        budgets=tuple(curve.budgets.tolist()),
+        robust=tuple(curve.robust.tolist()),
+        n=len(group[0].attacked),
+        nearest=any(outcome.threat.eps is None for outcome in group),
+        eight_bit=eight_bit,
+        tested=tuple(
+            TestedRadius(threat.eps, build_rate(metrics.worst_case(same)))
+            for threat, same in metrics.group_by_threat(group).items()
+            if threat.eps is not None
+        ),
+    )
 
 
 def choose_columns(group: Sequence[Outcome]) -> dict[str, str]:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import islice
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.folder import load_pictures
-from robusteval.runs.statistics import Rate, wilson
+from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
 from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences
+from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
 from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 LIMIT = 2_900_000  # bytes of the file: 3 MB, less what is said of pictures that do not fit
-SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the largest budget that are said of a curve
-BUDGETS = {  # name and unit of what attacks may spend
-    "linf": ("linf budget", "grey levels of 255"),
-    "l2": ("l2 budget", "pixels in [0, 1]"),
-    "l1": ("l1 budget", "pixels in [0, 1]"),
-    "l0": ("l0 budget", "values changed"),
-    "l0_pixels": ("l0 budget", "pixels changed"),
-    "ssim": ("likeness lost", "1 - SSIM"),
-}
 PLACES = (
     "Of each attack the easiest, a median and the hardest image: by the margin that is left within"
     " a radius, by distance without one. Changes are amplified around mid-grey. Maps, where"
@@ -219,61 +210,17 @@ def encode_svg(svg: str) -> str:
 
 def build_curve_drawings(record: RunRecord) -> Iterator[Drawing]:
     """Robust accuracy against the budget, a chart for each norm and goal."""
-    found: dict[tuple[str, bool], list[CurveRecord]] = {}
-    for curve in record.curves:
-        # of a single radius the tables say all there is; nearer ones were not looked at
-        if curve.nearest or len(curve.tested) > 1:
-            found.setdefault((curve.norm, curve.targeted), []).append(curve)
-    for (norm, targeted), group in found.items():
-        sizes = list_radii(group)
-        if any(curve.nearest for curve in group):
-            sizes = choose_budgets(norm, max(curve.budgets[-1] for curve in group))
-        header = ["", *(pictures.format_distance(norm, size) for size in sizes)]
-        rows = [
-            [
-                name_curve(curve),
-                *(formatting.format_percent(count_robust(curve, size)) for size in sizes),
-            ]
-            for curve in group
-        ]
-        budget, unit = BUDGETS[norm]
-        about = f"Robust accuracy against {budget}" + (", targeted" if targeted else "")
+    for table in build_curve_tables(record):
+        budget, unit = BUDGETS[table.norm]
+        header = ["", *table.budgets]
+        rows = [[name, *map(formatting.format_percent, rates)] for name, rates in table.rows]
         chart = figures.draw_steps(
-            [build_series(curve) for curve in group],
+            [build_series(curve) for curve in table.group],
             xlabel=f"{budget}, {unit}",
             ylabel="robust accuracy, %",
-            alt=write_alt(about, header, rows),
+            alt=write_alt(table.title, header, rows),
         )
-        attacks = dict.fromkeys(spec for curve in group for spec in curve.attacks)
-        note = f"Images right and not fooled within the budget by {', '.join(attacks)}."
-        if any(curve.tested for curve in group):
-            note += " Nearer than the radius it was given an attack did not look: an upper bound."
-        yield build_drawing(about, note, chart, header, rows)
-
-
-def list_radii(group: Sequence[CurveRecord]) -> list[float]:
-    """Nothing, and every radius that was tried."""
-    return sorted({0.0, *(point.eps for curve in group for point in curve.tested)})
-
-
-def choose_budgets(norm: str, largest: float) -> list[float]:
-    """The budgets at which a curve is put into words; whole where values are counted."""
-    budgets = [part * largest for part in SHOWN]
-    if norm.startswith("l0"):
-        budgets = [float(math.floor(budget)) for budget in budgets]
-    return list(dict.fromkeys(budgets))
-
-
-def name_curve(curve: CurveRecord) -> str:
-    """What a curve is of."""
-    return curve.defense or "undefended"
-
-
-def count_robust(curve: CurveRecord, budget: float) -> Rate:
-    """The images a curve leaves at a budget, of none where nothing is known."""
-    at = bisect_right(curve.budgets, budget) - 1
-    known = budget <= curve.budgets[-1]
-    return Rate(curve.robust[at], curve.n if known else 0)
+        yield build_drawing(table.title, table.note, chart, header, rows)
 
 
 def build_series(curve: CurveRecord) -> figures.Series:

@@ -8,6 +8,8 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
+from .curves import BUDGETS, build_curve_tables
+from .measures import build_rate
 from .record import MapsRecord, RunRecord
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
@@ -65,6 +67,7 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         if record.defenses:
             yield from list_matrix(record)
         yield from list_attacks(record)
+    yield from list_curves(record)
     if record.interpreters:
         yield from list_explanations(record.interpreters)
     yield from list_items("Findings", map(sentences.write_finding, record.findings))
@@ -145,6 +148,18 @@ def list_attacks(record: RunRecord) -> Iterator[str]:
             yield render_markdown_row(list(map(escape_prose, row)))
         if table.note:
             yield from ("", escape_prose(table.note))
+
+
+def list_curves(record: RunRecord) -> Iterator[str]:
+    """Robust accuracy against the radius, at a few radii."""
+    for table in build_curve_tables(record):
+        yield from ("", f"### {escape_prose(table.title)}, {BUDGETS[table.norm][1]}", "")
+        yield render_markdown_row(["", *map(escape_prose, table.budgets)])
+        yield render_markdown_row([LEFT, *(RIGHT for _ in table.budgets)])
+        for name, rates in table.rows:
+            cells = [escape_prose(formatting.format_rate(build_rate(rate))) for rate in rates]
+            yield render_markdown_row([escape_prose(name), *cells])
+        yield from ("", escape_prose(table.note))
 
 
 def list_explanations(record: MapsRecord) -> Iterator[str]:

@@ -200,6 +200,9 @@ class CurveRecord:
     nearest: Annotated[
         bool, "some attack looked for the nearest success, not for any within a radius"
     ]
+    eight_bit: Annotated[
+        bool, "of attacks that looked among 8-bit images, beside a curve of all attacks"
+    ]
     tested: tuple[TestedRadius, ...]
 
 

@@ -33,7 +33,7 @@ from robusteval.commands.shell import read_numbers
 from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.registry import ATTACKS, parse
 
 # half of the passes are forward ones, and the last iterate takes one more
@@ -82,7 +82,29 @@ def name_as_theirs(library: str, name: str, norm: str) -> Callable[..., Tensor]:
     settings.pop("source")
     asked = inspect.signature(build).parameters
     call = build(**{key: value for key, value in settings.items() if key in asked})
-    return partial(configs._wrapper, attack=call)
+    if library != "original":
+        return partial(configs._wrapper, attack=call)
+    taken = inspect.signature(call).parameters
+
+    def run(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        given = {"model": model, "inputs": inputs, "labels": labels, "threat_model": norm}
+        given |= {"norm": norm, "targeted": False}
+        found: Tensor = call(**{key: value for key, value in given.items() if key in taken})
+        return found
+
+    return run
+
+
+class Plain(nn.Module):
+    """A network with its normalisation and nothing else: other libraries are measured on such."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model.network((x - self.model.mean) / self.model.std)
+        return logits
 
 
 def run_one(
@@ -137,7 +159,6 @@ def main(
 ) -> None:
     """Print a table of all attacks, a row each."""
     model = load(checkpoint, arch=arch, mean=mean, std=std)
-    model.block = images  # nothing is padded
     source = open_data(data, channels=model.identity["input_channels"])
     batch = source.batch(draw(len(source), 2 * images, 0))
     with torch.no_grad():
@@ -148,7 +169,8 @@ def main(
         for name in (*OTHERS[norm], *OURS[norm]):
             key = f"{norm} {name} {len(x)} {budget}"
             if key not in kept and name.startswith(only):
-                kept[key] = run_one(name, norm, model, x, y, budget)
+                with frozen(Plain(model)) as network:
+                    kept[key] = run_one(name, norm, network, x, y, budget)
                 out.write_text(json.dumps(kept, indent=1))
     for norm in OURS:
         prefix, suffix = f"{norm} ", f" {len(x)} {budget}"
