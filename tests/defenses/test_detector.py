@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,12 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "FOLDS", 3)
         patch.setattr(boosting, "ROUNDS", 40)
+        train = detector_fitting.train_extractor
+        patch.setattr(
+            detector_fitting,
+            "train_extractor",
+            lambda *a, **more: train(*a, **{**more, "epochs": 2}),
+        )
         yield
 
 
@@ -137,50 +143,80 @@ def found(kept: tuple[FittedDetector, Kept]) -> FittedDetector:
     return kept[0]
 
 
-@pytest.mark.parametrize("batches", [1, 4, 9, 35])
-def test_fit_that_was_stopped_goes_on_to_the_same_detector(
-    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
-) -> None:
-    """In the attack, between maps or fits; nothing that was finished is done again."""
-    data = images(60, seed=2)
-    small: dict[str, Any] = {"extractor": "small_cnn"} if batches > 32 else {}
-    whole = fit(model, data, **small)
-    asked: list[str] = []
-    perturb_rows, look_at_rows = VariantMaker.perturb_rows, RowMaker.look_at_rows
+class Counted:
+    """The pieces of work that fits do, by name; KeyboardInterrupt after so many."""
 
-    def stopping(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self, patch: pytest.MonkeyPatch, most: int = -1) -> None:
+        self.names: list[str] = []
+        self.most = most
+        patch.setattr(Study, "batch", 16)
+        patch.setattr(VariantMaker, "perturb_rows", self.count("attack", VariantMaker.perturb_rows))
+        patch.setattr(RowMaker, "look_at_rows", self.count("maps", RowMaker.look_at_rows))
+        patch.setattr(detector_fitting, "fit_task", self.count("fit", fit_task))
+
+    def count(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*given: Any, **more: Any) -> Any:
-            if len(asked) == batches:
+            if len(self.names) == self.most:
                 raise KeyboardInterrupt
-            asked.append(name)
+            self.names.append(name)
             return work(*given, **more)
 
         return counted
 
-    monkeypatch.setattr(Study, "batch", 16)
-    monkeypatch.setattr(VariantMaker, "perturb_rows", stopping("attack", perturb_rows))
-    monkeypatch.setattr(RowMaker, "look_at_rows", stopping("maps", look_at_rows))
-    monkeypatch.setattr(detector_fitting, "fit_task", stopping("fit", fit_task))
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, data, done=WorkCache(tmp_path), **small)
-    assert len(asked) == batches
-    batches = -1
-    again = fit(model, data, done=WorkCache(tmp_path), **small)
-    together = asked.copy()
-    asked.clear()
-    fit(model, data, **small)
-    assert sorted(together) == sorted(asked)
 
+@pytest.fixture(scope="module")
+def fit_whole(model: Classifier) -> Callable[[str], tuple[FittedDetector, list[str]]]:
+    """Fits once with each extractor, in one go; with the pieces of work that this took."""
+
+    @cache
+    def fit_once(extractor: str) -> tuple[FittedDetector, list[str]]:
+        with pytest.MonkeyPatch.context() as patch:
+            work = Counted(patch)
+            return fit(model, images(60, seed=2), extractor=extractor), sorted(work.names)
+
+    return fit_once
+
+
+@pytest.mark.parametrize(
+    ("extractor", "batches"), [("raw", 1), ("raw", 4), ("raw", 9), ("small_cnn", 35)]
+)
+def test_fit_that_was_stopped_goes_on_to_the_same_detector(
+    model: Classifier,
+    fit_whole: Callable[[str], tuple[FittedDetector, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extractor: str,
+    batches: int,
+) -> None:
+    """In the attack, between maps or fits; nothing that was finished is done again."""
+    whole, pieces = fit_whole(extractor)
+    work = Counted(monkeypatch, most=batches)
+    run = partial(fit, model, images(60, seed=2), extractor=extractor)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(done=WorkCache(tmp_path))
+    assert len(work.names) == batches
+    work.most = -1
+    again = run(done=WorkCache(tmp_path))
+
+    assert sorted(work.names) == pieces
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     whole.detector.save(one)
     again.detector.save(other)
     assert one.read_bytes() == other.read_bytes()
     assert replace(again.report, cost=whole.report.cost) == whole.report  # which is measured
-    every = len(asked)
-    fit(model, data, done=WorkCache(tmp_path), **small)
-    assert len(asked) == every
-    fit(model, data, seed=1, done=WorkCache(tmp_path), **small)
-    assert len(asked) > every
+
+
+def test_what_is_finished_is_used_by_the_same_fit_alone(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images(60, seed=2)
+    fit(model, data, done=WorkCache(tmp_path))
+    Counted(monkeypatch, most=0)
+
+    fit(model, data, done=WorkCache(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, seed=1, done=WorkCache(tmp_path))
 
 
 @pytest.fixture
