@@ -17,7 +17,14 @@ from toys import Bands, synthetic, trained
 
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
-from robusteval.defenses import boosting, detector_fitting, image_variants, map_rows, splits
+from robusteval.defenses import (
+    boosting,
+    detector_fitting,
+    image_variants,
+    map_features,
+    map_rows,
+    splits,
+)
 from robusteval.defenses.boosting import choose_threshold
 from robusteval.defenses.detection import FittedDetector, fit_detector
 from robusteval.defenses.detector import (
@@ -95,7 +102,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "FOLDS", 3)
         patch.setattr(boosting, "ROUNDS", 40)
-        train = detector_fitting.train_extractor
+        train = map_features.train_extractor
         patch.setattr(
             detector_fitting,
             "train_extractor",
