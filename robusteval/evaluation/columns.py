@@ -18,8 +18,9 @@ from robusteval.errors import RobustevalError, RunError
 from robusteval.evaluation.batches import run_in_halves, sort_rows
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import confidence, judge
+from robusteval.evaluation.loss_curves import watch_losses
 from robusteval.evaluation.map_changes import Measurement
-from robusteval.evaluation.perturbing import Perturbed, perturb
+from robusteval.evaluation.perturbing import Perturbed, choose_goals, perturb
 from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.evaluation.votes import SURVIVAL, measure_survival
@@ -94,6 +95,7 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "brightest": x.flatten(1).amax(1).double(),
         "slope_ce": measure_slope(model, x, y, probed, partial(F.cross_entropy, reduction="sum")),
         "slope_margin": measure_slope(model, x, y, probed, margin),
+        "unsteadiness": measure_unsteadiness(model, x, y, probed),
     }
     if target.found.is_random:
         columns[SURVIVAL] = measure_survival(answers, y)
@@ -151,11 +153,19 @@ class AttackedColumns:
         if not np.array_equal(batch.ids, target.clean["id"][positions]):
             raise RunError(f"images of {plan.data.name} changed while they were evaluated")
         seeds = sample_seeds(plan.seed, batch.ids)
-        with part(0, 1, 1 if self.measurement is None else 2):
-            result = perturb(self.attack, target.model, x, y, seeds=seeds)
-        targeted = self.attack.threat.targeted
+        goal = choose_goals(self.attack, y, seeds, target.model.num_classes)
+        threat = self.attack.threat
+        with (
+            part(0, 1, 1 if self.measurement is None else 2),
+            watch_losses(target.model, x, goal, threat) as curves,
+        ):
+            result = perturb(self.attack, target.model, x, y, seeds=seeds, goal=goal)
+        judged = judge(target.judge, result.x_adv, x, y)
+        pred, targeted = judged["pred_adv"], threat.targeted
+        is_adv = (pred == result.goal.cpu().numpy()) == targeted
         columns = {
-            **judge(target.judge, result.x_adv, x, y),
+            **judged,
+            **curves.measure(target.judge, is_adv),
             "fault": result.fault.cpu().numpy(),
             "target": result.goal.cpu().numpy() if targeted else np.full(len(x), -1),
             "forwards": result.passes.forwards.double().cpu().numpy(),
@@ -245,6 +255,24 @@ class AttackedColumns:
 def to_pixels(images: Tensor) -> np.ndarray[Any, Any]:
     """Arrays ``(m, h, w, 1 or 3)`` of images ``(m, c, h, w)``, to be looked at."""
     return choose_shown(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def measure_unsteadiness(model: nn.Module, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+    """By what share of itself the margin moves under noise of half a grey level ``(n,)``.
+
+    The noise is the same for all images, so that each is a matter of itself; NaN for those that
+    are not asked for.
+    """
+    out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    if not bool(asked.any()):
+        return out
+    z, label = x[asked], y[asked]
+    noise = (torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5).to(z)
+    with torch.no_grad():
+        before = margin(model(z), label)
+        after = margin(model((z + noise / 255).clamp(0, 1)), label)
+    out[asked] = ((after - before).abs() / before.abs().clamp_min(1e-12)).double()
+    return out
 
 
 def measure_slope(

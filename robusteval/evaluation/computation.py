@@ -14,6 +14,7 @@ from robusteval.evaluation.batches import ResumableMap, batch_by_id
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
+from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
@@ -279,7 +280,7 @@ def place_columns(
     columns |= {
         name: np.zeros(len(positions), values.dtype)
         for name, values in found.items()
-        if name.startswith((STAGE, MADE))
+        if name.startswith((STAGE, MADE, *CURVES))
     }
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before

@@ -21,6 +21,7 @@ from robusteval.evaluation.company import find_company
 from robusteval.evaluation.computation import Computation
 from robusteval.evaluation.conventions import find_convention
 from robusteval.evaluation.defense import Defense
+from robusteval.evaluation.loss_curves import check_curves
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
@@ -305,7 +306,7 @@ class Evaluation:
             mine += self.plant_examples(mine, target)
         if mine or target.defense is None:
             found = sanity_checks.check_outcomes(mine) + check_active_tests(mine)
-            found += check_survival(target.clean, mine)
+            found += [*check_survival(target.clean, mine), *check_curves(mine)]
         recording.findings += [target.name_defense(finding) for finding in found]
 
     def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from robusteval.evaluation.strength import check_strength, is_strong
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
 
-if TYPE_CHECKING:
-    pass
+UNSTEADY = 0.1  # of a margin
 
 
 def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
@@ -83,7 +82,28 @@ def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
                 f" {num_classes} classes: check architecture, normalisation and labels.",
             )
         )
+    if not unsteady:
+        found += check_unsteadiness(clean["unsteadiness"])
     return found + check_slopes(clean["slope_ce"], clean["slope_margin"])
+
+
+def check_unsteadiness(unsteadiness: np.ndarray[Any, Any]) -> list[Finding]:
+    """Whether noise that a file does not keep moves what the model says; nan was not asked for.
+
+    "Unstable predictions" of Indicators of Attack Failure, arXiv:2106.09947, at the same share.
+    """
+    known = unsteadiness[np.isfinite(unsteadiness)]
+    if not len(known) or float(np.median(known)) <= UNSTEADY:
+        return []
+    return [
+        Finding(
+            "unstable",
+            True,
+            f"Noise of half a grey level moves the margin of {(known > UNSTEADY).sum()} of"
+            f" {len(known)} images by more than {UNSTEADY:.0%}: a gradient says little of where it"
+            " leads (gradient masking); add unmask and square.",
+        )
+    ]
 
 
 def find_repeats(clean: Columns) -> Iterator[Finding]:
