@@ -17,6 +17,7 @@ from torch import Tensor
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import find_rows
 from robusteval.runs.types import Columns, Finding, Outcome, Threat, Values
+from robusteval.search.descent import Count, count_changes
 from robusteval.search.losses import margin
 
 LATE, PASSED = "late_rise", "passed_by"  # columns
@@ -27,6 +28,7 @@ FEWEST = 10  # passes, of which a tenth is something
 OFTEN = 0.5  # of the images that hold, whose losses still rise
 ROUNDING = 1e-5  # of float32, beyond a radius
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+COUNTS: dict[str, Count] = {"l0": "l0", "l0_pixels": "l0_pixels"}  # norms that count changes
 
 
 class LossCurves:
@@ -77,6 +79,8 @@ class LossCurves:
     def _lies_inside(self, z: Tensor, rows: Tensor) -> Tensor:
         """Which images ``(m, c, h, w)`` an attack may return for some of the batch."""
         threat = self.threat
+        if threat.eps is not None and threat.norm in COUNTS:
+            return count_changes(z, self.x[rows], COUNTS[threat.norm]) <= threat.eps
         if threat.eps is None or threat.norm not in ORDERS:
             return torch.ones(len(z), dtype=torch.bool, device=z.device)
         change = (z - self.x[rows]).flatten(1)

@@ -29,7 +29,10 @@ def model() -> Classifier:
 
 
 def follow(
-    model: Classifier, points: Callable[[Tensor, Tensor], list[Tensor]], eps: float
+    model: Classifier,
+    points: Callable[[Tensor, Tensor], list[Tensor]],
+    eps: float,
+    norm: str = "linf",
 ) -> tuple[Columns, Tensor]:
     """What is kept of an attack that calls the network at some points, and where it is right."""
     x = draw_uniform(4, *SHAPE, seed=5)
@@ -38,7 +41,7 @@ def follow(
         network = model.network
         assert isinstance(network, Linear)
         way = network.weight.sign() * (1 - 2 * y.float()).view(-1, 1, 1, 1)
-        with watch_losses(model, x, y, Threat("linf", eps, False)) as curves:
+        with watch_losses(model, x, y, Threat(norm, eps, False)) as curves:
             for z in points(x, way):
                 model(z)
         nothing = np.zeros(4, np.bool_)
@@ -52,6 +55,16 @@ def test_a_success_that_is_not_returned_is_noticed(model: Classifier) -> None:
 
     assert columns[PASSED].all()
     assert not outside[PASSED].any()
+
+
+@pytest.mark.parametrize(("most", "noticed"), [(15, False), (16, True)])
+def test_of_few_changes_those_are_inside_that_are_few_enough(
+    model: Classifier, most: int, noticed: bool
+) -> None:
+    """All sixteen values change."""
+    columns, _ = follow(model, lambda x, way: [x, x + 0.9 * way], eps=most, norm="l0")
+
+    assert columns[PASSED].any() == noticed
 
 
 def test_the_share_of_the_way_made_at_the_end(model: Classifier) -> None:
