@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.errors import RunError
+from robusteval.models.failures import explain_no_gradient
+from robusteval.models.steps import book_rows
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
 from robusteval.search.ensemble import Ensemble, Work
-from robusteval.search.stand_ins import Bypassed, Expected, LogOutputs, Straight, match_layers
+from robusteval.search.stand_ins import (
+    Bypassed,
+    Expected,
+    Guided,
+    LogOutputs,
+    Straight,
+    find_known_network,
+    match_layers,
+)
 
 Outputs = Literal["logits", "probabilities"]
 
@@ -35,6 +47,7 @@ def unmask(
     layers: str = "",
     outputs: Outputs = "logits",
     draws: int = 1,
+    other: str = "",
 ) -> Tensor:
     """Auto-PGD along stand-ins for gradients that are zero, wrong or random.
 
@@ -68,6 +81,9 @@ def unmask(
         What the model returns; of probabilities the logarithms are followed.
     draws : int
         Answers over which a model that answers at random is averaged.
+    other : str
+        Name of another network whose gradient is followed as well: in an evaluation the same
+        classifier without its defense, or with one. Elsewhere there is none.
 
     Returns
     -------
@@ -78,6 +94,8 @@ def unmask(
     ------
     ValueError
         If a parameter is out of range, or there is no such layer.
+    RunError
+        If no gradient of any kind leads to the images.
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
@@ -89,6 +107,14 @@ def unmask(
     guides: dict[str, nn.Module] = {"straight": Straight(answers, found)}
     if found:
         guides["bypass"] = Bypassed(answers, found)
+    known = find_known_network()
+    if other and known is not None:
+        guides["transfer"] = Guided(answers, known)
+    with book_rows(torch.zeros(1, dtype=torch.int64)):  # the first image's passes
+        reasons = {name: explain_no_gradient(guide, x[:1]) for name, guide in guides.items()}
+    guides = {name: guide for name, guide in guides.items() if reasons[name] is None}
+    if not guides:
+        raise RunError(str(reasons["straight"]))
     ensemble = Ensemble(
         model, ball, y, seeds, targeted=targeted, stages=len(guides) * len(SEARCHES)
     )

@@ -26,7 +26,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
-from robusteval.evaluation.target import DefenseBroke, Target, list_targets
+from robusteval.evaluation.target import DefenseBroke, Target, choose_other, list_targets
 from robusteval.evaluation.unmasking import describe_masks, examine, list_unmaskings
 from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
@@ -34,6 +34,7 @@ from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
 from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
+from robusteval.search.stand_ins import known_network
 
 
 def evaluate(
@@ -197,8 +198,10 @@ class Evaluation:
                 self.run_attack(attack, target)
         for target in self.targets:
             attacks = self.plan.list_attacks_on(target.defense) if self.plan.probes else ()
-            for spec in list_unmaskings(target.found, attacks):
-                self.run_extra(spec, target)
+            name, other = choose_other(self.targets, target)
+            with known_network(other):
+                for spec in list_unmaskings(target.found, attacks, name):
+                    self.run_extra(spec, target)
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
 

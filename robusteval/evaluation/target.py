@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import Ids, sample_seeds
+from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Defended, Finding, Spec
 
 WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
@@ -114,6 +116,20 @@ def list_targets(plan: Plan) -> list[Target]:
         measurement = build_measurement(plan, each.model) if each.detector is None else None
         targets.append(Target(each.model, each, measurement, each.detector))
     return targets
+
+
+def choose_other(targets: Sequence[Target], target: Target) -> tuple[str, Classifier | None]:
+    """The network whose gradient may lead to what a target hides, and its name.
+
+    For one behind a defense the undefended one; for that the first defended one, if there is one.
+    """
+    undefended, *defended = targets
+    if target is not undefended:
+        return "undefended", undefended.model
+    for each in defended:
+        if each.detector is None:
+            return f"defended-{digest(each.identity)[:8]}", each.model
+    return "", None
 
 
 def build_measurement(plan: Plan, model: Classifier) -> Measurement | None:

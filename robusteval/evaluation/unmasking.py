@@ -38,6 +38,7 @@ class Examination(NamedTuple):
     is_random: bool = False
     is_softmaxed: bool = False  # its outputs are probabilities
     is_flat: bool = False  # it answers right with nearly equal logits for all classes
+    is_blind: bool = False  # no gradient leads from its logits to any image
     is_mixed: bool = False  # other images in the batch change an image's logits
 
     @property
@@ -57,6 +58,7 @@ class Examination(NamedTuple):
         return self._replace(
             is_softmaxed=bool(clean["probabilities"].mean() > SOFTMAXED),
             is_flat=is_flat(clean, classes),
+            is_blind=not np.nan_to_num(clean["slope_margin"]).any(),
             is_mixed=bool(company),
         )
 
@@ -87,11 +89,18 @@ def name_layer(name: str, kind: str) -> str:
     return name if hasattr(torch.nn, kind) else kind
 
 
-def list_unmaskings(found: Examination, attacks: Sequence[Attack]) -> Iterator[Spec]:
-    """An attack for each threat of others that follow or question the network."""
+def list_unmaskings(
+    found: Examination, attacks: Sequence[Attack], other: str = ""
+) -> Iterator[Spec]:
+    """An attack for each threat of others that follow or question the network.
+
+    With the name of another network it follows that one's gradient as well.
+    """
     parameters = found.parameters
     if parameters is None:
         return
+    if other:
+        parameters["other"] = other
     threats = dict.fromkeys(
         attack.threat
         for attack in attacks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -133,6 +134,44 @@ class Straight(nn.Module):
         with replace_layers(self.layers, pass_on), StraightSteps():
             logits: Tensor = self.model(x)
         return logits
+
+
+class Guided(nn.Module):
+    """A model with the gradient of another one that takes the same images.
+
+    Parameters
+    ----------
+    model, guide : nn.Module
+        Map images in [0, 1] to logits ``(n, k)``.
+    """
+
+    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)``, those of the model."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        return pass_on(self.guide(x), logits) if torch.is_grad_enabled() else logits
+
+
+_other: ContextVar[nn.Module | None] = ContextVar("other", default=None)
+
+
+@contextmanager
+def known_network(other: nn.Module | None) -> Iterator[None]:
+    """Let attacks inside know another network for the same images, see `find_known_network`."""
+    token = _other.set(other)
+    try:
+        yield
+    finally:
+        _other.reset(token)
+
+
+def find_known_network() -> nn.Module | None:
+    """The same classifier without its defense, or with one; None where there is none."""
+    return _other.get()
 
 
 class Bypassed(nn.Module):

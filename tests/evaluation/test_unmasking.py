@@ -24,13 +24,14 @@ from toys import Bands, synthetic
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
 from robusteval.evaluation.active_test import PLANTED
+from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.false_gradients import find_false_gradients
 from robusteval.evaluation.votes import SURVIVAL, VOTES, Voted
 from robusteval.models.classifier import Classifier
 from robusteval.reports.build import build_record
 from robusteval.runs.metrics import worst_case
-from robusteval.runs.types import Run
+from robusteval.runs.types import Run, Spec
 
 ATTACK = "apgd:eps=18/255,steps=20"
 
@@ -210,6 +211,21 @@ def test_an_attack_that_was_asked_for_is_not_run_twice(scaled: Scaled, data: Dat
     run = evaluate(classify(Planted(scaled, front=Rounding(8))), data, [asked], samples=2)
 
     assert names(run) == [asked]
+
+
+def test_what_a_defense_hides_the_undefended_network_shows(
+    scaled: Scaled, data: Data, sound: Run
+) -> None:
+    """Transfer: a defense without any gradient falls to that of the network without it."""
+    hidden = classify(plant_inline(scaled, lambda x: x.detach() + 0))
+    defense = ReadyDefense(Spec("hide", {}), hidden, {"is": "hide"})
+
+    run = evaluate(classify(scaled), data, [ATTACK], defenses=[defense])
+
+    (made,) = (o for o in run.attacks if o.attack.name == "unmask")
+    assert str(made.attack) == "unmask:eps=18/255,other=undefended"
+    assert made.defense == defense.spec
+    assert (made.attacked & ~made.success()).sum() <= left(sound)
 
 
 def test_random_answers_are_judged_by_most_of_them(scaled: Scaled, data: Data) -> None:
