@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.models.filling import Unfilled
 from robusteval.models.preparation import Preprocessing, read_timm_preset
 from robusteval.models.user_code import describe_exception
 from robusteval.runs.reading import NAMES, WEIGHTS, check_regular, read_bytes
@@ -56,11 +57,16 @@ def name_publicly(arch: str) -> str:
     return f"{Path(source).name}:{function}" if source.endswith(".py") else arch
 
 
-def build_network(arch: str, num_classes: int | None, state: State, *, seed: int = 0) -> Built:
-    """The architecture with random weights; the global generator is left as it was."""
+def build_network(
+    arch: str, num_classes: int | None, state: State, *, seed: int = 0, fill: bool = True
+) -> Built:
+    """The architecture with random weights; the global generator is left as it was.
+
+    Without `fill` parameters that would be random hold anything: they are to be loaded.
+    """
     kind, _, name = arch.partition(":")
     sized = {} if num_classes is None else {"num_classes": num_classes}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if fill else Unfilled():
         torch.default_generator.manual_seed(seed)
         if os.path.isdir(arch):
             from robusteval.models.hub_folder import build_from_folder

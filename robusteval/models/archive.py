@@ -26,7 +26,7 @@ DESCRIPTOR = 24  # bytes that may follow an entry: its sizes once more
 MOST_ENTRIES = 50_000  # the largest networks have some thousand tensors
 
 
-def check_archive(raw: bytes, file: str) -> zipfile.ZipFile:
+def check_archive(raw: bytes | bytearray, file: str) -> zipfile.ZipFile:
     """The zip file in `raw`, where every reader finds the same entries in it.
 
     Raises
@@ -63,7 +63,7 @@ def check_archive(raw: bytes, file: str) -> zipfile.ZipFile:
     return archive
 
 
-def _find_directory(raw: bytes, file: str) -> int:
+def _find_directory(raw: bytes | bytearray, file: str) -> int:
     """Where the directory of a zip file begins, by the records at its very end."""
     end = len(raw) - END.size
     found = raw.rfind(b"PK\x05\x06")
@@ -105,7 +105,7 @@ def check_storages(archive: zipfile.ZipFile, pickled: str, file: str) -> None:
             raise build_refusal(file, "a storage is not as large as its tensor says")
 
 
-def check_legacy_storages(raw: bytes, file: str) -> None:
+def check_legacy_storages(raw: bytes | bytearray, file: str) -> None:
     """Refuse a file from before torch 1.6 that asks for more numbers than it has bytes."""
     storages = {storage.key: storage for storage in check_pickle(raw, 3, file)}
     if sum(each.numbers * each.width for each in storages.values()) > len(raw):

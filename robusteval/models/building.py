@@ -16,6 +16,7 @@ from robusteval.models.architecture import (
     raise_as_architecture_error,
 )
 from robusteval.models.classifier import switch_to_eval
+from robusteval.models.filling import adopt_weights
 from robusteval.models.hub_folder import convert_names
 from robusteval.models.matching import Match, choose_match, match_names
 
@@ -60,6 +61,7 @@ def build_with_weights(
     complete = network.state_dict()  # with the format versions that some modules look up
     complete.update(match.state)
     with raise_as_architecture_error(built.name):
+        adopt_weights(network, match.state)
         network.load_state_dict(complete)  # before float(), which lazy layers do not know
         network.float()
     switch_to_eval(network)
@@ -77,12 +79,12 @@ def fits_network(arch: str, num_classes: int | None, state: State) -> bool:
 
 def _build_matching(arch: str, num_classes: int | None, state: State) -> tuple[Built, list[Match]]:
     """The architecture with as many classes as the weights have, and readings of their names."""
-    built = build_network(arch, num_classes, state)
+    built = build_network(arch, num_classes, state, fill=False)
     matches = match_names(built.network, state)
     if matches[0].misfit and (converted := convert_names(built.network, state)) is not None:
         matches = match_names(built.network, converted)
     if num_classes is None and (classes := matches[0].misfit.find_classes()):
-        other = build_network(arch, classes, state)
+        other = build_network(arch, classes, state, fill=False)
         others = match_names(other.network, state)
         if not others[0].misfit:
             return other, others

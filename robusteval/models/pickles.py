@@ -82,7 +82,7 @@ class Storage(NamedTuple):
     width: int
 
 
-def check_pickle(raw: bytes, skip: int, file: str) -> list[Storage]:
+def check_pickle(raw: bytes | bytearray, skip: int, file: str) -> list[Storage]:
     """The storages that the pickle behind `skip` others asks for; nothing is imported or called.
 
     Raises

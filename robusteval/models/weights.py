@@ -26,11 +26,13 @@ from robusteval.models.bystanders import Bystander, stand_in
 from robusteval.models.copies import TOP, list_states
 from robusteval.models.hub_folder import find_hub_folder, list_weight_files
 from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
+from robusteval.models.tensor_views import view_tensors
 from robusteval.runs.reading import (
     WEIGHTS,
     check_amount,
     check_regular,
     open_regular,
+    read_buffer,
     read_bytes,
 )
 
@@ -89,14 +91,14 @@ def read_contents(path: Path, wanted: str | None) -> Contents:
     return Contents({TOP: merged}, {}, digest)
 
 
-def read_checkpoint_file(path: Path) -> bytes:
+def read_checkpoint_file(path: Path) -> bytes | bytearray:
     """All of a file of weights; what cannot be one by its first bytes is not read further."""
     try:
         with open_regular(path, WEIGHTS) as file:
             start = file.read(START)
-        if not _may_hold_weights(start):
-            check_regular(path, PLAIN)
-        raw = read_bytes(path, WEIGHTS)
+            if not _may_hold_weights(start):
+                check_regular(path, PLAIN)
+            raw = read_buffer(file) if start[8:9] == b"{" else read_bytes(path, WEIGHTS)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except OSError as error:
@@ -111,13 +113,13 @@ def _may_hold_weights(start: bytes) -> bool:
     return start[8:9] == b"{" or start.startswith((b"PK\x03\x04", LEGACY_MAGIC))
 
 
-def parse_checkpoint(raw: bytes, file: str) -> tuple[dict[str, State], dict[str, Any]]:
+def parse_checkpoint(raw: bytes | bytearray, file: str) -> tuple[dict[str, State], dict[str, Any]]:
     """The state dicts by their keys and what the header says; the kind is told by content."""
     content, notes = parse_tensors(raw, file)
     return ({TOP: content} if raw[8:9] == b"{" else _find_states(content, file)), notes
 
 
-def parse_tensors(raw: bytes, file: str) -> tuple[Any, dict[str, Any]]:
+def parse_tensors(raw: bytes | bytearray, file: str) -> tuple[Any, dict[str, Any]]:
     """What a file of tensors holds, as `torch.save` was given it, and what its header says.
 
     Raises
@@ -140,7 +142,7 @@ def parse_tensors(raw: bytes, file: str) -> tuple[Any, dict[str, Any]]:
     raise _explain_kind(raw, file)
 
 
-def _explain_kind(raw: bytes, file: str) -> RobustevalError:
+def _explain_kind(raw: bytes | bytearray, file: str) -> RobustevalError:
     """The error on a file that holds no tensors in a form that is read."""
     names = _list_globals(raw, 1, file)
     if names:
@@ -169,28 +171,31 @@ def _explain_kind(raw: bytes, file: str) -> RobustevalError:
     )
 
 
-def _parse_safetensors(raw: bytes, file: str) -> tuple[State, dict[str, Any]]:
+def _parse_safetensors(raw: bytes | bytearray, file: str) -> tuple[State, dict[str, Any]]:
     check_amount(f"the header of {file}", int.from_bytes(raw[:8], "little"), HEADER, "bytes")
     try:
-        state = safetensors.torch.load(raw)  # first: it stops where the header is none
+        state, header = view_tensors(raw)
         check_amount(file, len(state), MOST_TENSORS, "tensors")
-        header, body = split_safetensors(raw)
         notes = header.get("__metadata__", {})
-        found = compute_checksum(header, body)
+        begin = 8 + int.from_bytes(raw[:8], "little")
+        sealed = CHECKSUM in notes
+        found = compute_checksum(header, memoryview(raw)[begin:]) if sealed else None
     except RobustevalError:
         raise
     except Exception:  # whatever damaged bytes lead to, in two readers
         raise build_damage(file) from None
-    if notes.get(CHECKSUM, found) != found:
+    if notes.get(CHECKSUM) != found:
         raise build_damage(file)
     return state, {key: _parse_note(text) for key, text in notes.items()}
 
 
-def compute_checksum(header: Mapping[str, Any], body: bytes) -> str:
+def compute_checksum(header: Mapping[str, Any], body: bytes | memoryview) -> str:
     """SHA-256 of one of our own files without itself."""
     notes = {key: text for key, text in header.get("__metadata__", {}).items() if key != CHECKSUM}
     described = json.dumps({**header, "__metadata__": notes}, sort_keys=True)
-    return hashlib.sha256(described.encode() + body).hexdigest()
+    digest = hashlib.sha256(described.encode())
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def split_safetensors(raw: bytes) -> tuple[dict[str, Any], bytes]:
@@ -206,7 +211,7 @@ def _parse_note(text: str) -> Any:
         return text  # other programs write plain words there
 
 
-def _check_contents(raw: bytes, file: str) -> None:
+def _check_contents(raw: bytes | bytearray, file: str) -> None:
     """Let only zip files pass that hold one pickle and its tensors."""
     archive = check_archive(raw, file)
     entries = archive.infolist()
@@ -228,7 +233,7 @@ def _check_contents(raw: bytes, file: str) -> None:
     check_storages(archive, f"{folder}/data.pkl", file)
 
 
-def _list_globals(raw: bytes, pickles: int, file: str) -> list[str] | None:
+def _list_globals(raw: bytes | bytearray, pickles: int, file: str) -> list[str] | None:
     """Names of the objects a run of pickles would import, None where one is cut short.
 
     Reads the instructions without following them. The names are for messages, not for judging
@@ -258,7 +263,7 @@ def _list_globals(raw: bytes, pickles: int, file: str) -> list[str] | None:
     return names
 
 
-def _torch_load(raw: bytes, file: str) -> Any:
+def _torch_load(raw: bytes | bytearray, file: str) -> Any:
     if torch.__version__ < "2.10":
         raise Refused(
             f"{file} was not opened: PyTorch files can run code in torch {torch.__version__} even "

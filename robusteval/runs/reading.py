@@ -197,6 +197,15 @@ def read_bytes(path: Path, usual: int) -> bytes:
     return parts[0] if len(parts) <= 2 else b"".join(parts)
 
 
+def read_buffer(file: BufferedReader) -> bytearray:
+    """All of an open file as `open_regular` gives it, in memory that can be written to."""
+    content = bytearray(os.fstat(file.fileno()).st_size)
+    file.seek(0)
+    length = file.readinto(content)
+    del content[length:]  # it has become shorter
+    return content
+
+
 def read_text(path: Path, usual: int, encoding: str = "utf-8") -> str:
     """All of a text file, its line ends as in Python; ValueError if it is no text."""
     return read_bytes(path, usual).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
