@@ -12,6 +12,7 @@ import copy
 import io
 import struct
 import zipfile
+from typing import Any
 
 from robusteval.errors import Refused
 from robusteval.models.pickles import build_damage, build_refusal, check_pickle
@@ -26,6 +27,40 @@ DESCRIPTOR = 24  # bytes that may follow an entry: its sizes once more
 MOST_ENTRIES = 50_000  # the largest networks have some thousand tensors
 
 
+class Buffer(io.RawIOBase):
+    """Bytes in memory as a file, without a copy."""
+
+    def __init__(self, raw: bytes | bytearray) -> None:
+        super().__init__()
+        self.view = memoryview(raw)
+        self.place = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read from anywhere."""
+        return True
+
+    def tell(self) -> int:
+        """Where it is read from next."""
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: len(self.view)}[whence]
+        self.place = max(0, start + offset)
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes."""
+        part = self.view[self.place : self.place + len(buffer)]
+        buffer[: len(part)] = part
+        self.place += len(part)
+        return len(part)
+
+
 def check_archive(raw: bytes | bytearray, file: str) -> zipfile.ZipFile:
     """The zip file in `raw`, where every reader finds the same entries in it.
 
@@ -38,7 +73,7 @@ def check_archive(raw: bytes | bytearray, file: str) -> zipfile.ZipFile:
     """
     start = _find_directory(raw, file)
     try:
-        archive = zipfile.ZipFile(io.BytesIO(raw))
+        archive = zipfile.ZipFile(Buffer(raw))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError):
         raise build_damage(file) from None
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)

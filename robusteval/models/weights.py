@@ -10,7 +10,8 @@ import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from robusteval.models.bystanders import Bystander, stand_in
 from robusteval.models.copies import TOP, list_states
 from robusteval.models.hub_folder import find_hub_folder, list_weight_files
 from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
+from robusteval.models.stored import is_stored, unpickle_views
 from robusteval.models.tensor_views import view_tensors
 from robusteval.runs.reading import (
     WEIGHTS,
@@ -98,7 +100,8 @@ def read_checkpoint_file(path: Path) -> bytes | bytearray:
             start = file.read(START)
             if not _may_hold_weights(start):
                 check_regular(path, PLAIN)
-            raw = read_buffer(file) if start[8:9] == b"{" else read_bytes(path, WEIGHTS)
+            large = start[8:9] == b"{" or start.startswith(b"PK\x03\x04")
+            raw = read_buffer(file) if large else read_bytes(path, WEIGHTS)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except OSError as error:
@@ -132,13 +135,15 @@ def parse_tensors(raw: bytes | bytearray, file: str) -> tuple[Any, dict[str, Any
     if raw[8:9] == b"{":
         return _parse_safetensors(raw, file)
     if raw.startswith(b"PK\x03\x04"):
-        _check_contents(raw, file)
-        return _torch_load(raw, file), {}
+        archive, folder = _check_contents(raw, file)
+        if is_stored(raw, archive, folder):
+            return _torch_load(lambda: unpickle_views(raw, archive, folder), file), {}
+        return _torch_load(lambda: _load_copies(raw), file), {}
     if raw.startswith(LEGACY_MAGIC):
         if _list_globals(raw, 5, file) is None:  # a torn name would look like a forbidden one
             raise build_damage(file)
         check_legacy_storages(raw, file)
-        return _torch_load(raw, file), {}
+        return _torch_load(lambda: _load_copies(raw), file), {}
     raise _explain_kind(raw, file)
 
 
@@ -211,8 +216,8 @@ def _parse_note(text: str) -> Any:
         return text  # other programs write plain words there
 
 
-def _check_contents(raw: bytes | bytearray, file: str) -> None:
-    """Let only zip files pass that hold one pickle and its tensors."""
+def _check_contents(raw: bytes | bytearray, file: str) -> tuple[zipfile.ZipFile, str]:
+    """The archive of a zip file with one pickle and its tensors, and the folder in it."""
     archive = check_archive(raw, file)
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
@@ -231,6 +236,7 @@ def _check_contents(raw: bytes | bytearray, file: str) -> None:
     if torn:
         raise build_damage(file)
     check_storages(archive, f"{folder}/data.pkl", file)
+    return archive, folder
 
 
 def _list_globals(raw: bytes | bytearray, pickles: int, file: str) -> list[str] | None:
@@ -263,7 +269,11 @@ def _list_globals(raw: bytes | bytearray, pickles: int, file: str) -> list[str] 
     return names
 
 
-def _torch_load(raw: bytes | bytearray, file: str) -> Any:
+def _load_copies(raw: bytes | bytearray) -> Any:
+    return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+
+
+def _torch_load(load: Callable[[], Any], file: str) -> Any:
     if torch.__version__ < "2.10":
         raise Refused(
             f"{file} was not opened: PyTorch files can run code in torch {torch.__version__} even "
@@ -272,7 +282,7 @@ def _torch_load(raw: bytes | bytearray, file: str) -> Any:
     try:
         # of oddities of damaged files torch warns
         with warnings.catch_warnings(action="ignore"), stand_in():
-            return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+            return load()
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         wanted = named[1] if named else "more than plain tensors"
