@@ -453,7 +453,7 @@ def test_a_time_has_the_unit_it_deserves(seconds: float | None, expected: str) -
         (Threat("l2", 0.5, False), "l2 eps 0.5 (127.5/255)"),
         (Threat("l2", 128 / 255, False), "l2 eps 128/255 (0.502)"),
         (Threat("l2", 2 / 3, False), "l2 eps 0.666667 (170/255)"),
-        (Threat("l0", 24.0, False), "l0 eps 24"),
+        (Threat("l0", 24.0, False), "l0 up to 24 values"),
         (Threat("l2", None, True), "l2 minimum norm targeted"),
     ],
 )
