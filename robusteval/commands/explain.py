@@ -119,6 +119,8 @@ def explain(
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
     if out is not None:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out {out} is no folder: choose another")
         clear_finished_work(out, out / EXPLANATION)
     if out is not None and (out / EXPLANATION).exists() and not force:
         raise UsageError(

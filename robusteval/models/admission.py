@@ -40,7 +40,7 @@ def wrap_module(module: nn.Module, data: Data) -> Classifier:
     with refuse_changes(module), frozen(module), torch.no_grad(), raise_as_run_error(what):
         network, words = find_logits(module, x)
         block = find_batch_size(network, x)
-        logits = check_logits(network(repeat_image(x, block or 1)))
+        logits = check_logits(network(repeat_image(x, block or 1)), block or 1)
     facts = {"outputs": words} if words else None
     made = Classifier(network, num_classes=logits.shape[1], block=block, identity=facts)
     return made.to(device)
@@ -88,8 +88,8 @@ def find_batch_size(module: nn.Module, x: Tensor) -> int | None:
             raise
         for size in BATCHES:
             try:
-                if len(check_logits(module(repeat_image(x, size)))) == size:
-                    return size
+                check_logits(module(repeat_image(x, size)), size)
+                return size
             except Exception:  # of another batch it says nothing
                 continue
         raise

@@ -146,12 +146,17 @@ class Classifier(nn.Module):
         else:
             with ImageByImage(len(x)), without_checkpointing():
                 logits = self.network(x)
-        return check_logits(logits).float()
+        return check_logits(logits, len(x)).float()
 
 
-def check_logits(logits: object) -> Tensor:
-    """What a network returned, if it is logits ``(n, k)``; UsageError if not."""
+def check_logits(logits: object, n: int) -> Tensor:
+    """What a network returned for `n` images, if it is logits ``(n, k)``; UsageError if not."""
     if isinstance(logits, Tensor) and logits.ndim == 2:
+        if len(logits) != n:
+            raise UsageError(
+                f"the model returned {len(logits)} rows of logits for {n} images: whose they are"
+                " is not known"
+            )
         return logits
     if isinstance(logits, Tensor):
         found = f"a tensor of {logits.ndim} axes"

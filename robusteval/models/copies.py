@@ -88,9 +88,9 @@ def choose_state(
             part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
             if part:
                 return Choice(part, wanted, several=True)
-        raise UsageError(
-            f"{file} holds no state dict {escape(wanted)}: --weights can be {_enumerate(states)}"
-        )
+        known = list(states) if len(states) > 1 else _list_twins(next(iter(states.values())))
+        advice = f"--weights can be {_enumerate(known)}" if known else "leave out --weights"
+        raise UsageError(f"{file} holds no state dict {escape(wanted)}: {advice}")
     if len(states) == 1:
         key, state = next(iter(states.items()))
         return Choice(state, key, several=False)
@@ -103,6 +103,16 @@ def choose_state(
             f" choose with --weights {_enumerate(fitting)}"
         )
     return Choice(states[first], first, several)
+
+
+def _list_twins(state: State) -> list[str]:
+    """First parts of all names, if behind each of them stand the same as behind another."""
+    behind: dict[str, set[str]] = {}
+    for name in state:
+        first, _, rest = name.partition(".")
+        behind.setdefault(first, set()).add(rest)
+    known = list(behind.values())
+    return list(behind) if all(known.count(names) > 1 for names in known) else []
 
 
 def _list_fitting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,17 @@ def test_a_stopped_explanation_goes_on_without_attacking_again(
     assert "Continuing with what again.part holds." in resumed.stderr
     assert read("again") == read("whole")
     assert not Path("again.part").exists()
+
+
+def test_a_pipe_as_the_folder_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("taken")
+
+    result = ran("--out", "taken")
+
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: --out taken is no folder: choose another\n",
+    )

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval.errors import UsageError
 from robusteval.models.classifier import (
     Classifier,
     book_rows,
@@ -230,3 +231,20 @@ def test_passes_are_booked_on_the_images_they_were_for(network: nn.Module, image
     assert passes.forwards.tolist() == [1.5, 1.5, 2.5, 2.5]
     assert passes.backwards.tolist() == [0, 0, 1, 1]
     assert not classifier._forward_hooks
+
+
+def test_rows_that_are_lost_on_the_way_are_no_answers() -> None:
+    """Of which images they are cannot be known; padding would hide that they are fewer."""
+    loses = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), Later())
+    classifier = Classifier(loses, num_classes=3, block=8).eval()
+
+    for n in (3, 8, 11):
+        with pytest.raises(UsageError, match="7 rows of logits for 8 images"):
+            classifier(torch.rand(n, 3, 2, 2))
+
+
+class Later(nn.Module):
+    """Leaves out the first image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[1:]

@@ -111,6 +111,15 @@ def test_key_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
         load(path, arch=ARCH, weights="best")
 
 
+def test_prefixes_that_could_be_meant_are_listed_too(tmp_path: Path) -> None:
+    both = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in A.items()}
+
+    with pytest.raises(UsageError, match="best: --weights can be student or teacher"):
+        load(write(tmp_path, both), arch=ARCH, weights="best")
+    with pytest.raises(UsageError, match="best: leave out --weights"):
+        load(write(tmp_path, A), arch=ARCH, weights="best")
+
+
 def test_optimizer_moments_are_no_copies(tmp_path: Path) -> None:
     steps = {
         "state": {0: {"exp_avg": A["0.weight"] if "0.weight" in A else next(iter(A.values()))}}
