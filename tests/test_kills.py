@@ -102,7 +102,7 @@ def test_a_kill_at_any_file_event_of_what_reads_a_run_changes_no_bit(
 ) -> None:
     """The baseline is there already, of another run, so that an update writes over it."""
     (desk / "robusteval.toml").write_text(
-        'baseline = "b.json"\n[[gate]]\nfloor = 0.0\nmax_drop = 1.0\n'
+        'baseline = "b.json"\nallow = ["weak-attacks"]\n[[gate]]\nfloor = 0.0\n'
     )
     for words in (f"{QUICK} --samples 3", "baseline update run", f"{QUICK} --fresh --samples 4"):
         words += "" if words.startswith("baseline") else f" {FGSM}"
