@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 
 from robusteval.errors import UsageError
-from robusteval.interpreters.observing import describe_layer
+from robusteval.interpreters.observing import describe_layer, draw_noise
 from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.failures import raise_as_run_error, raise_as_usage_error
+from robusteval.models.failures import (
+    is_out_of_memory,
+    raise_as_run_error,
+    raise_as_usage_error,
+)
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.types import Spec
 
@@ -145,6 +149,36 @@ class Interpreter:
     def bends_slopes(self) -> bool:
         """Whether on the graph it runs the network with slopes that are not its own."""
         return bool(self.resolved.get("relu", "true") != "true")
+
+    def check_derivative(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        """Try on one image ``(c, h, w)`` of noise whether a network's maps can be attacked.
+
+        Raises
+        ------
+        ValueError
+            If the network cannot have such maps, or these have no derivative.
+        """
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        x = draw_noise(torch.empty(0, *shape, device=device)).requires_grad_()
+        y = torch.zeros(1, dtype=torch.int64, device=device)
+        seeds = torch.zeros(1, dtype=torch.int64)
+        advice = (
+            f"the maps of {self.spec.name} have no derivative on this network, so none to attack"
+            " along: take cam, or attack the class alone"
+        )
+        try:
+            with frozen(model), torch.enable_grad():
+                maps, _ = self.trace_maps(model, x, y, seeds)
+                if not maps.requires_grad:
+                    raise ValueError(advice)
+                (slope,) = autograd.grad(maps.square().sum(), x, allow_unused=True)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"{advice} (torch: {text})") from None
+        if slope is None or not bool(slope.isfinite().all()):
+            raise ValueError(advice)
 
     def describe(self) -> dict[str, Any]:
         """What a reader of its numbers must know, JSON-able."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robusteval.errors import UsageError
 from robusteval.interpreters.gradient import select_scores
 from robusteval.interpreters.observing import (
     choose_layer,
@@ -59,7 +58,7 @@ def library(
     ] = "eigencam",
     layer: str | None = None,
 ) -> Tensor:
-    """A map of the package grad-cam, which must be installed.
+    """A map of the package grad-cam, with the layer and the reshape that are found here.
 
     Image by image on a copy of the model: the package switches modes, writes into parameter
     gradients and swaps layers. EigenCAM does not look at the class. ScoreCAM and AblationCAM take
@@ -75,7 +74,8 @@ def library(
         Which of the package's methods.
     layer : str, optional
         Name of the module whose output is explained. If not given, the last that returns feature
-        maps of at least 2x2.
+        maps of at least 2x2; of a network with tokens or attention see
+        `robusteval.interpreters.cam.gradcam`.
 
     Returns
     -------
@@ -85,20 +85,14 @@ def library(
 
     Raises
     ------
-    UsageError
-        If the package is not installed.
     ValueError
         If there is no such method, layer or class, or the layer gives no feature maps.
     RunError
         If the package fails.
     """
-    try:
-        package = import_module("pytorch_grad_cam")
-        targets = import_module("pytorch_grad_cam.utils.model_targets")
-    except ImportError as error:
-        raise UsageError(
-            f"the interpreter library needs the package grad-cam ({error}): pip install grad-cam"
-        ) from error
+    # here, as it loads OpenCV
+    package = import_module("pytorch_grad_cam")
+    targets = import_module("pytorch_grad_cam.utils.model_targets")
 
     subject = copy.deepcopy(model).eval().requires_grad_(True)
     for part in subject.modules():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, autograd, nn
+from torch.autograd.function import once_differentiable
 
 from robusteval.errors import RunError, UsageError
+from robusteval.evaluation.plan import prepare_attack
 from robusteval.interpreters.explainer import Interpreter, scale_maps
 from robusteval.interpreters.gradient import grad
 from robusteval.models.classifier import Classifier
@@ -95,3 +99,40 @@ def test_only_maps_with_a_derivative_can_be_attacked() -> None:
         Interpreter.build_differentiable("guided_backprop", {})
     with pytest.raises(ValueError, match="unknown interpreter 'gard'"):
         Interpreter.build_differentiable("gard", {})
+
+
+class OnceOnly(autograd.Function):
+    """A function whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upper: Tensor) -> Tensor:  # pyright: ignore
+        slope: Tensor = ctx.saved_tensors[0].cos()
+        return upper * slope
+
+
+class Wavy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(432, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OnceOnly.apply(self.linear(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+def test_a_second_derivative_that_is_impossible_is_found_before_the_run(bands: Classifier) -> None:
+    """By trying one image."""
+    once = Classifier(Wavy(), num_classes=3).eval()
+    Interpreter.build("grad", once, SHAPE)  # that needs only the first
+
+    attacked = Interpreter.build_differentiable("grad", {})
+    attacked.check_derivative(bands, SHAPE)
+    with pytest.raises(ValueError, match="maps of grad have no derivative on this network"):
+        attacked.check_derivative(once, SHAPE)
+    with pytest.raises(UsageError, match=r"advedge: .* no derivative on this network.*take cam"):
+        prepare_attack("advedge:interpreter=grad", once, SHAPE)

@@ -39,7 +39,9 @@ from robusteval.models.steps import count_passes
 from robusteval.registry import INTERPRETERS
 
 # RTS needs a trained network, and is held to the same in its own tests
-EVERY = [name for name in INTERPRETERS.entries if name != "rts"]
+# and those of attention need a network that has some
+ELSEWHERE = ("rts", "rollout", "attention_relevance")
+EVERY = [name for name in INTERPRETERS.entries if name not in ELSEWHERE]
 ON_GRAPH = [name for name in EVERY if INTERPRETERS.entries[name].differentiable]
 
 
@@ -113,10 +115,6 @@ Y = torch.tensor([0, 1, 2, 3, 4, 0, 2])
 
 def interpreter(name: str) -> Callable[..., Tensor]:
     """A registered interpreter, quick and on the layer that every network here has."""
-    if name == "library":
-        pytest.importorskip(
-            "pytorch_grad_cam", exc_type=ImportError, reason="grad-cam is an optional package"
-        )
     function: Callable[..., Tensor] = INTERPRETERS.load(name)
     # all steps of a short search that ends inside the box have a derivative
     short = {"iterations": 4, "unroll": 4, "rate": 0.01} if name == "mask" else {}
@@ -895,7 +893,6 @@ def test_maps_of_a_part_of_the_network_are_refused(
 
 
 def test_the_package_understands_layouts_and_refuses_parts() -> None:
-    pytest.importorskip("pytorch_grad_cam", exc_type=ImportError, reason="it is optional")
     library = INTERPRETERS.load("library")
     x = images(2, 3, 8, 6)
 

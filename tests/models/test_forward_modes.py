@@ -130,3 +130,16 @@ def test_a_network_of_mixed_types_is_given_float32() -> None:
     assert find_float_type(mixed) is torch.float32
     assert find_float_type(nn.Linear(2, 2).double()) is torch.float64
     assert find_float_type(nn.Flatten()) is torch.float32
+
+
+@pytest.mark.parametrize("classes", [3, 5, 10])
+def test_a_convolution_that_gives_few_classes_does_not_depend_on_the_place(classes: int) -> None:
+    """A product of odd size over three places a side: its last rows are summed otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Conv2d(64, classes, 1)
+    model = Classifier(
+        nn.Sequential(head, nn.AdaptiveAvgPool2d(1), nn.Flatten()), num_classes=classes, block=4
+    ).eval()
+    x = torch.randn(4, 64, 3, 3, generator=generator)
+
+    assert torch.equal(model(x.roll(1, 0)), model(x).roll(1, 0))
