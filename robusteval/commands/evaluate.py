@@ -156,8 +156,9 @@ def evaluate(
 ) -> None:
     """Attack the classifier in CHECKPOINT and say how robust it is.
 
-    CHECKPOINT is a .safetensors, .pt, .pth or .th file with a state dict, or `demo`: a small
-    network that is trained on handwritten digits in a few seconds.
+    CHECKPOINT is a .safetensors, .pt, .pth or .th file with a state dict; a folder with
+    config.json as transformers and timm publish networks; or `demo`: a small network that is
+    trained on handwritten digits in a few seconds.
 
     The same command continues a run that was stopped.
 

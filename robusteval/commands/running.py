@@ -38,7 +38,8 @@ model_options = combine_options(
             "--arch",
             metavar="SPEC",
             help="torchvision:NAME, timm:NAME, robusteval:NAME, path/to/file.py:function or"
-            " package.module:function (runs that code); not needed if the checkpoint says it.",
+            " package.module:function (runs that code), or a folder with config.json; not needed if"
+            " the checkpoint says it.",
         ),
         option(
             "Model",

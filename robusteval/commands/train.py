@@ -243,8 +243,10 @@ def train(
         from robusteval.reports.training import render_training
 
         emit(render_training(describe_training(found, settings, session.images)))
+        # a folder of the hub has the architecture as well
+        built = start if arch is None and start is not None and os.path.isdir(start) else arch
         emit_lines(
-            explain_measuring(found.path, settings, session.images, data, size, arch, classes)
+            explain_measuring(found.path, settings, session.images, data, size, built, classes)
         )
 
 
