@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -206,29 +205,6 @@ def test_fab_counts_where_its_nearest_success_lies_in_the_ball(bands: Classifier
     assert wide.ball.holds(wide.best.x_adv).all()
     assert narrow.ball.holds(narrow.best.x_adv).all()
     assert not narrow.best.is_adv.all()
-
-
-def test_a_far_image_that_falls_has_all_of_them_searched() -> None:
-    """In another cell: the first stays what it is."""
-    from robusteval.evaluation.sparing import spare_none
-    from robusteval.runs.types import Outcome, Spec, Threat
-
-    def outcome(pred: list[int], far: list[float]) -> Outcome:
-        n = len(pred)
-        columns = {
-            "attacked": np.ones(n, bool),
-            "label": np.zeros(n, int),
-            "pred_adv": np.array(pred),
-            "passes:far square": np.array(far),
-        }
-        spec, threat = Spec("standard", {"eps": 0.1}), Threat("linf", 0.1, False)
-        return Outcome(spec, threat, "white-box", columns, resolved={"eps": 0.1})
-
-    assert spare_none(outcome([0, 1], [9.0, 0.0])) is None
-    wider = spare_none(outcome([0, 1], [9.0, 9.0]))
-    assert wider is not None
-    assert str(wider[0]) == "thorough:eps=0.1"
-    assert wider[1].message.startswith("1 of 2 images")
 
 
 NORMS = ["linf", "l2", "l1", "l0", "l0_pixels"]
