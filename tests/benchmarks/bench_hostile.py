@@ -1,11 +1,11 @@
 """What it takes to refuse, or to lay out, each hostile file through the command line.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_hostile.py [PART OF A NAME]
+    PYTHONPATH=tests python tests/benchmarks/bench_hostile.py [PART OF A NAME] [EVERY]
 
 Checkpoints, images, runs, baselines, gates and presets: each is given to a command in a process of
-its own. Printed are how many of each kind there are, the slowest and the largest, and those that
-take more than 5 s of processor time or 1.5 GB, end in a code that is not documented, show a
-traceback or an internal error, or execute anything.
+its own; of all, or of one in EVERY. Ctrl-C ends it early. Printed are how many of each kind there
+are, the slowest and the largest, and those that take more than 5 s of processor time or 1.5 GB, end
+in a code that is not documented, show a traceback or an internal error, or execute anything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,18 +161,22 @@ def prepare(sound: Path) -> None:
     os.waitpid(child, 0)
 
 
-def main(wanted: str) -> int:
-    """Measure all whose name holds a word and print; 1 if one is not as it should be."""
+def main(wanted: str = "", every: str = "1") -> int:
+    """Measure those whose name holds a word and print; 1 if one is not as it should be."""
     for name in ("rich.console", "matplotlib.figure", "jinja2", "scipy.special", "torch", "art"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as place:
         sound = Path(place) / "sound"
         sound.mkdir()
         prepare(sound)
-        measured = [measure(case, sound) for case in list_cases() if wanted in case.name]
+        cases = [case for case in list_cases() if wanted in case.name]
+        measured = []
+        with suppress(KeyboardInterrupt):
+            for case in cases[:: int(every)]:
+                measured.append(measure(case, sound))
     for kind, number in Counter(each.name.partition(":")[0] for each in measured).items():
         print(f"{number} calls on {kind}")
-    print(f"{len(measured)} in all, {sum(each.seconds for each in measured):.0f} s")
+    print(f"{len(measured)} of {len(cases)} in all, {sum(each.seconds for each in measured):.0f} s")
     slowest = sorted(measured, key=lambda each: -each.seconds)[:5]
     largest = sorted(measured, key=lambda each: -each.size)[:5]
     wrong = [each for each in measured if each.fault]
@@ -182,4 +187,4 @@ def main(wanted: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
+    sys.exit(main(*sys.argv[1:]))
