@@ -47,7 +47,12 @@ class Shrinking:
             )
 
 
-STAGED = ("standard", "quick", "autoattack")  # attacks that give few images to their last stages
+STAGED = (
+    "standard",
+    "quick",
+    "autoattack",
+    "unmask",
+)  # attacks that give few images to their last stages
 
 
 class BatchSizes(NamedTuple):

@@ -22,6 +22,7 @@ STAGED = {
     "standard": 900,
     "thorough": 5000,
     "quick": 170,
+    "unmask": 310,
     "autoattack": 8700,
     "sigma_zero": 630,
     "sparse": 430,

@@ -136,6 +136,7 @@ def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
     grad = torch.zeros_like(z) if grad is None else grad
     z = z.detach()
     with torch.no_grad():
+        shove, moved = torch.zeros_like(z), 0.0
         for _ in range(SHOVES):
             shove = SHOVE * size * draw()
             moved = float((call(z + shove) - out).abs().sum())

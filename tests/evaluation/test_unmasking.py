@@ -80,6 +80,12 @@ def left(run: Run) -> int:
     return worst_case(run.attacks).k
 
 
+def left_of(run: Run, other: Run) -> int:
+    """Of the images of another run."""
+    fallen = np.logical_or.reduce([outcome.success() for outcome in run.attacks])
+    return int((~fallen & np.isin(run.clean["id"], other.clean["id"])).sum())
+
+
 def names(run: Run) -> list[str]:
     return [str(outcome.attack) for outcome in run.attacks]
 
@@ -189,14 +195,14 @@ def test_what_outputs_hide_is_seen_through(scaled: Scaled, data: Data, sound: Ru
     steep = Planted(Planted(scaled, behind=Function(lambda z: 1000 * z)), behind=nn.Softmax(1))
     flat = Planted(scaled, behind=Function(lambda z: z / 1000))
 
-    one = evaluate(classify(steep), data, [ATTACK])
-    other = evaluate(classify(flat), data, [ATTACK])
+    one = evaluate(classify(steep), data, [ATTACK], samples=3)
+    other = evaluate(classify(flat), data, [ATTACK], samples=3)
 
     assert {"probabilities", "false-gradient"} <= codes(one)
     assert names(one)[-1] == "unmask:eps=18/255,layers=behind,outputs=probabilities"
-    assert left(one) <= left(sound)
+    assert left(one) <= left_of(sound, one)
     assert "flat-logits" in codes(other)
-    assert left(other) <= left(sound)
+    assert left(other) <= left_of(sound, other)
 
 
 def test_without_probes_findings_are_grave_and_nothing_is_added(scaled: Scaled, data: Data) -> None:
