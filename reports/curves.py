@@ -101,4 +101,4 @@ def count_robust(curve: CurveRecord, budget: float) -> Rate:
     """
     at = bisect_right(curve.budgets, budget) - 1
     known = budget <= curve.budgets[-1] or curve.robust[-1] == 0
-    return Rate(curve.robust[at], curve.n if known else 0)
+    return Rate(curve.robust[at], curve.n) if known else Rate(0, 0)
