@@ -17,6 +17,7 @@ from robusteval.search.nearest import (
     fall,
     measure_reach,
     scale_to_unit,
+    share_round,
 )
 
 GLANCE = 10  # steps between two looks for images that are finished
@@ -43,8 +44,9 @@ def ddn(
     radii and not in absolute length, and spend none of it on values at the end of their range; in
     a change of the radius that becomes finer where it crosses the boundary and coarser where it
     does not, image by image; and in lowering a soft margin that becomes the margin near the
-    boundary, where cross-entropy would not end at the nearest point. Images are rounded to 8 bits
-    where they are looked at, but the search goes on from what was rounded.
+    boundary, where cross-entropy would not end at the nearest point. Many steps are spent in rounds
+    of about a hundred, each on from the nearest success. Images are rounded to 8 bits where they
+    are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -95,6 +97,9 @@ def ddn(
             break
         tell_step(i, steps + 1)
         last = i == steps
+        share = share_round(i, steps)
+        if i > 0 and share == 0:  # on from the nearest
+            delta = kept.go_back(left, origin + delta) - origin
         point = origin + delta
         loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
@@ -110,7 +115,7 @@ def ddn(
 
         # turn, then back to the sphere and into the box
         eps = radius.size.view(-1, 1, 1, 1)
-        delta = delta - fall(1.0, 0.01, i / steps) * eps * scale_to_unit(grad)
+        delta = delta - fall(1.0, 0.01, share) * eps * scale_to_unit(grad)
         delta = (origin + eps * scale_to_unit(delta)).clamp(0, 1) - origin
 
         if i % GLANCE == 0:

@@ -23,12 +23,13 @@ from robusteval.search.nearest import (
     measure_norm,
     measure_reach,
     scale_to_unit,
+    share_round,
 )
 
 Shortest = Literal["linf", "l2", "l1", "l0"]
 WIDTH = 0.2  # share of the values that the first step moves in l1
 NARROWER = 1.5  # by which the number of changed values is divided for that of a step
-FINAL = 0.8  # share of the steps in l1 after which values are moved one by one
+FINAL = 0.8  # share of a round in l1 after which values are moved one by one
 GLANCE = 10  # steps between two looks for images that are finished
 
 
@@ -55,10 +56,11 @@ def fmn(
     the gradient foretells, within limits, as faint gradients foretell far too much; in a change of
     the radius that becomes finer where it crosses the boundary and coarser where it does not,
     image by image; and for l1 in a projection that knows the pixel range, and in last steps of one
-    value each from the nearest success. In all norms values at the
-    end of their range take no part in a step that would push them further, and what is lowered is
-    a soft margin that becomes the margin near the boundary. Images are rounded to 8 bits where
-    they are looked at, but the search goes on from what was rounded.
+    value each from the nearest success. In all norms values at the end of their range take no part
+    in a step that would push them further, and what is lowered is a soft margin that becomes the
+    margin near the boundary. Many steps are spent in rounds of about a hundred, each on from the
+    nearest success. Images are rounded to 8 bits where they are looked at, but the search goes on
+    from what was rounded.
 
     Parameters
     ----------
@@ -113,13 +115,10 @@ def fmn(
             break
         tell_step(i, steps + 1)
         last = i == steps
-        if norm == "l1" and i == int(FINAL * steps):
-            # the radius rests, but among values that share it too evenly: on from the nearest
-            delta = torch.where(
-                kept.best_norm[left].isfinite().view(-1, 1, 1, 1),
-                kept.best_adv[left] - origin,
-                delta,
-            )
+        before, share = share_round(max(i - 1, 0), steps), share_round(i, steps)
+        # on from the nearest at each round, and in l1 where values are moved one by one
+        if share < before or (norm == "l1" and before < FINAL <= share):
+            delta = kept.go_back(left, origin + delta) - origin
         point = origin + delta
         loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
@@ -129,7 +128,7 @@ def fmn(
         # the radius: smaller if it fools, larger if not
         if norm == "l0":
             count = torch.zeros_like(most) if radius is None else radius.size
-            pace = torch.full_like(count, fall(gamma, gamma / 50, i / steps))
+            pace = torch.full_like(count, fall(gamma, gamma / 50, share))
             less = torch.minimum(count - 1, (count * (1 - pace)).floor())
             less = torch.minimum(less, kept.best_norm[left]).clamp_min(0)
             more = torch.maximum(count + 1, (count * (1 + pace)).floor())
@@ -141,14 +140,14 @@ def fmn(
         radius = radius._replace(size=torch.minimum(radius.size, most))
 
         # a step, back into the ball and into the box
-        length, eps = fall(1.0, 0.01, i / steps), radius.size.view(-1, 1, 1, 1)
+        length, eps = fall(1.0, 0.01, share), radius.size.view(-1, 1, 1, 1)
         if norm == "linf":
             delta = delta - length * eps * grad.sign()
         elif norm == "l2":
             delta = delta - length * eps * scale_to_unit(grad)
         elif norm == "l1":
             width = choose_width(origin, point, kept.best_adv[left])
-            if i >= FINAL * steps:  # one value at a time
+            if share >= FINAL:  # one value at a time
                 width = torch.ones_like(width)
             delta = delta - length * eps * ball.find_sparse_direction(grad, width)
         else:

@@ -27,6 +27,7 @@ DUALS: dict[str, Distance] = {"l1": "linf", "l2": "l2", "linf": "l1"}
 # the first radius at most: where gradients are faint they foretell far too much
 FAR = {"l1": 5.0, "l2": 1.0, "linf": 0.05}
 BEYOND = 2.0  # times the distance foretold, so that the boundary is crossed
+ROUND = 100  # steps
 END = 1e-6  # so near to an end of the pixel range a value stands at it: sums round
 SOFT = 0.1  # temperature of the loss, in units of the margin
 COARSER, FINER = 1.2, 0.5  # times the pace, when a step ends where the last one did, or beyond
@@ -83,6 +84,11 @@ class Nearest:
         before = self.best_adv[index]
         self.best_adv[index] = torch.where(is_both.view(-1, 1, 1, 1), x_adv, before)
         self.best_norm[index] = torch.where(is_both, norm, had)
+
+    def go_back(self, index: Tensor, point: Tensor) -> Tensor:
+        """The nearest successes of rows `index` ``(m,)``, their points where there is none."""
+        found = self.best_norm[index].isfinite().view(-1, 1, 1, 1)
+        return torch.where(found, self.best_adv[index], point)
 
     def find_unfinished(self, index: Tensor) -> Tensor:
         """Which of rows `index` ``(m,)`` may still find something nearer ``(m,)``."""
@@ -167,6 +173,15 @@ def scale_to_unit(delta: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-12)
     unit: Tensor = delta / size.view(-1, 1, 1, 1)
     return unit
+
+
+def share_round(step: int, steps: int) -> float:
+    """How far a step is in its round: many steps are spent in several rounds of some `ROUND`.
+
+    A longer round alone would search far out for longer, and not end nearer.
+    """
+    length = math.ceil(steps / max(round(steps / ROUND), 1))
+    return step % length / length
 
 
 def fall(begin: float, end: float, share: float) -> float:

@@ -23,6 +23,7 @@ from robusteval.search.nearest import (
     fall,
     measure_norm,
     scale_to_unit,
+    share_round,
 )
 
 NAMES = ("ddn", "fmn", "fab")
@@ -274,6 +275,15 @@ def test_a_radius_comes_to_rest_at_the_boundary_and_comes_back_from_far() -> Non
     torch.testing.assert_close(radius.size, torch.full((2,), boundary), rtol=5e-3, atol=0)
     assert bool((radius.pace >= 0.001).all())
     assert [bool(row.any()) for row in torch.stack(crossed).T] == [True, True]
+
+
+def test_many_steps_are_spent_in_rounds() -> None:
+    """Of equal length, about a hundred steps each; up to 149 there is one."""
+    shares = [share_round(i, 300) for i in range(300)]
+
+    assert [i for i, share in enumerate(shares) if share == 0] == [0, 100, 200]
+    assert share_round(140, 149) == pytest.approx(140 / 149)
+    assert share_round(5, 10) == 0.5
 
 
 def test_values_at_the_end_of_their_range_take_no_part_in_a_step() -> None:
