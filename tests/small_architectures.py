@@ -24,12 +24,10 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "tv_alexnet": Row("torchvision", 64, False, False, True),
     "tv_squeezenet": Row("torchvision", 64, True, False),
     "tv_resnet": Row("torchvision", 64, True, False, True),
     "tv_mobilenet": Row("torchvision", 64, True, False, True),
     "tv_densenet": Row("torchvision", 32, True, False, True),
-    "tv_vgg": Row("torchvision", 32, False, False, True),
     "tv_convnext": Row("torchvision", 64, True, False),
     "tv_swin": Row("torchvision", 32, True, False, True),
     "tv_maxvit": Row("torchvision", 32, False, False, True),
@@ -50,6 +48,8 @@ ROWS = {
     "efficientnet": Row("timm", 64, True, False, True),
     "regnet": Row("timm", 64, True, False, True),
     "poolformer": Row("timm", 64, True, False, True),
+    "mobilenet_v3": Row("timm", 64, False, False, True),
+    "edgenext": Row("timm", 64, True, False, True),
     "hf_vit": Row("transformers", 32, False, True),
     "hf_swin": Row("transformers", 32, True, False, True),
     "hf_convnext": Row("transformers", 64, True, False, True),
@@ -100,12 +100,10 @@ def from_transformers(name: str, **options: Any) -> nn.Module:
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 HF = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 BUILDERS: dict[str, Any] = {
-    "tv_alexnet": lambda: from_torchvision("alexnet"),
     "tv_squeezenet": lambda: from_torchvision("squeezenet1_1"),
     "tv_resnet": lambda: from_torchvision("resnet18"),
     "tv_mobilenet": lambda: from_torchvision("mobilenet_v2", width_mult=0.25),
     "tv_densenet": lambda: from_torchvision("DenseNet", 8, (1, 1, 1), 16),
-    "tv_vgg": lambda: from_torchvision("vgg11"),
     "tv_convnext": lambda: small_torchvision_convnext(),
     "tv_swin": lambda: from_torchvision("SwinTransformer", [2, 2], 12, [1, 2], [1, 2], [4, 4]),
     "tv_maxvit": lambda: from_torchvision("MaxVit", (32, 32), 8, 4, [8, 16], [1, 1], 4, 0.0),
@@ -126,6 +124,8 @@ BUILDERS: dict[str, Any] = {
     "efficientnet": lambda: from_timm("efficientnet_b0"),
     "regnet": lambda: from_timm("regnety_002"),
     "poolformer": lambda: from_timm("poolformer_s12"),
+    "mobilenet_v3": lambda: from_timm("mobilenetv3_small_050"),
+    "edgenext": lambda: from_timm("edgenext_xx_small"),
     "hf_vit": lambda: from_transformers("ViT", image_size=32, patch_size=8, **HF),
     "hf_swin": lambda: from_transformers(
         "Swin",
