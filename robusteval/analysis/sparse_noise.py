@@ -27,6 +27,7 @@ from robusteval.analysis.regions import (
 from robusteval.analysis.summaries import average_images
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
+from robusteval.interpreters.rectifiers import guide_relu
 from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.runs.explanation_record import (
@@ -287,14 +288,21 @@ def measure_noise(
     )
 
 
+def calls_rectifiers(model: nn.Module, x: Tensor) -> bool:
+    """Whether a network has ReLUs that guided back-propagation follows."""
+    with guide_relu() as rectifiers, torch.enable_grad():
+        model(x.detach().requires_grad_())
+    return bool(rectifiers.met)
+
+
 def draw_portraits(
     model: Classifier, case: Case, maps: dict[str, dict[str, Tensor]], layer: str | None
 ) -> dict[str, Tensor]:
     """Draw Grad-CAM and Guided Grad-CAM before and after, each on the scale of both.
 
-    Empty for a network without such maps.
+    Empty for a network without such maps, or without ReLUs to guide, as most transformers are.
     """
-    if "gradcam" not in maps:
+    if "gradcam" not in maps or not calls_rectifiers(model, case.x[:1]):
         return {}
     drawn = draw_portrait(model, case.x, case.x_adv, case.y, layer=layer)
     found = {}

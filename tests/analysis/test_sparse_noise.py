@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.analysis.regions import BALANCED, INACTIVE, PROMOTION, SUPPRESSION
-from robusteval.analysis.sparse_noise import REGIONS, count_places, draw_portrait, measure_roles
+from robusteval.analysis.sparse_noise import (
+    REGIONS,
+    calls_rectifiers,
+    count_places,
+    draw_portrait,
+    measure_roles,
+)
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.scaling import resize
@@ -204,3 +210,12 @@ def test_the_picture_is_that_of_the_authors(bands: Classifier) -> None:
     )
     assert found.clean_guided.shape == x.shape
     assert not any(each.requires_grad for each in found)
+
+
+def test_a_network_without_rectifiers_has_no_portraits() -> None:
+    """As most transformers: there is nothing to guide, and explaining goes on without."""
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    x = torch.rand(1, 3, 6, 6)
+    for activation, met in ((nn.GELU(), False), (nn.ReLU(), True)):
+        model = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), activation, *head), num_classes=3)
+        assert calls_rectifiers(model.eval(), x) == met
