@@ -173,7 +173,7 @@ def test_the_parts_of_arts_autoattack_have_losses_that_do_not_vanish(
     absent = ModuleType("multiprocess")
     absent.__spec__ = ModuleSpec("multiprocess", None)
     monkeypatch.setitem(sys.modules, "multiprocess", absent)
-    made = from_art("AutoAttack", {"eps": EPS, "eps_step": 0.01})._build(
+    made: Any = from_art("AutoAttack", {"eps": EPS, "eps_step": 0.01})._build(
         as_estimator(build("x1"), input_shape=(3, 4, 4)), 1, False
     )
 

@@ -70,6 +70,7 @@ def test_one_logit_stands_for_two_classes(shape: tuple[int, ...]) -> None:
     z = torch.tensor([1.5, -0.5]).view(shape)
     reading = read_output(z, 2)
 
+    assert reading is not None
     assert reading == Reading(single=True)
     torch.testing.assert_close(reading.pick(z).softmax(1)[:, 1], z.flatten().sigmoid())
     assert reading.describe() == "one logit z is read as two classes, 0 and z"
