@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.forward_modes import twice_differentiable
+from robusteval.models.forward_modes import find_float_type, twice_differentiable
 from robusteval.models.layouts import (
     ATTENTION,
     CONVOLUTIONS,
@@ -94,6 +94,8 @@ def observe_calls(
     """
     network = get_network(model)
     shape = tuple(x.shape[1:])
+    if isinstance(network, Masked):
+        network.prepare(x[:0].to(find_float_type(network)))
     if layer is None:
         watch = CallRecorder(network, None, choose_layer(network, shape))
     else:

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.layouts import FOLDING, MOVING, Layouts, list_tensors
+from robusteval.models.layouts import CONVOLUTIONS, FOLDING, MOVING, Layouts, list_tensors
 from robusteval.models.places import find_places, find_tensor, remember, replace_tensor
 from robusteval.models.scripted import refuse_scripted
 
@@ -106,11 +106,21 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, C)``."""
-        find_unit_axis(self.network, self.layer, x)  # before anything is put behind the layer
+        self.prepare(x)
         mask = self.weigh_masks(self.network(x)) if self.per_class else self.masks
         with self.apply_mask(mask, x):
             logits: Tensor = self.network(x)
         return logits
+
+    def prepare(self, x: Tensor) -> None:
+        """Find out, once for each size of images, where the units are; only sizes of `x` matter.
+
+        The network runs for this, which those must not see who are to watch how it runs for `x`.
+        UsageError if the masks cannot be applied.
+        """
+        find_unit_axis(self.network, self.layer, x)
+        if self.per_class:
+            check_rows(self.network, self.layer, x)
 
     def weigh_masks(self, logits: Tensor) -> Tensor:
         """The mask ``(n, K)`` for each image, by the logits ``(n, C)`` of the first pass."""
@@ -135,10 +145,7 @@ class Masked(nn.Module):
                     f" {output.shape[axis]}"
                 )
             if mask.ndim == 2 and len(mask) != len(output):
-                raise UsageError(
-                    f"layer {self.layer!r} does not run image by image: name another for masks of"
-                    " classes"
-                )
+                raise UsageError(NO_ROWS.format(self.layer))
             others = [1] * (output.ndim - 2)
             return output * mask.view(-1, *((units, *others) if axis == 1 else (*others, units)))
 
@@ -167,6 +174,7 @@ class Units(nn.Module):
         """Mean activations ``(n, K)``."""
         found: list[Tensor] = []
         axis = find_unit_axis(self.network, self.layer, x)
+        check_rows(self.network, self.layer, x)
 
         def keep(output: Tensor) -> Tensor:
             first = output.movedim(axis, 1)
@@ -176,7 +184,7 @@ class Units(nn.Module):
         with intercept_layer(self.network, self.layer, keep):
             self.network(x)
         if len(found[0]) != len(x):
-            raise UsageError(f"layer {self.layer!r} does not run image by image: name another")
+            raise UsageError(NO_ROWS.format(self.layer))
         return found[0]
 
 
@@ -219,6 +227,7 @@ def intercept_layer(
         raise UsageError(f"layer {layer!r} does not run in a forward pass: name another")
 
 
+NO_ROWS = "layer {!r} does not run image by image: name another"
 UNITS = "units (n, units), (n, tokens, units) or (n, units, h, w)"
 
 
@@ -234,7 +243,8 @@ def find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
         If there is no such layer, it gives something else or it is not known which axis that is.
     """
     module = find_layer(network, layer)
-    if isinstance(module, nn.Linear | nn.LayerNorm | nn.MultiheadAttention):
+    vectors = not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1
+    if vectors and isinstance(module, nn.Linear | nn.LayerNorm | nn.MultiheadAttention):
         return -1
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
         return 1
@@ -251,8 +261,8 @@ def _find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
         seen.append((tuple(output.shape), layout))
         return output
 
-    with frozen(network), torch.no_grad(), watch, intercept_layer(network, layer, look):
-        network(torch.zeros_like(x[:1]) if len(x) else x.new_zeros(1, *x.shape[1:]))
+    with watch:
+        show_one_image(network, layer, x, look)
     ((shape, layout),) = seen
     if len(shape) == 2 or layout == "first" or (len(shape) == 4 and shape[2:] == (1, 1)):
         return 1
@@ -265,6 +275,34 @@ def _find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
             " what are places: name another"
         )
     return places.unit_axis
+
+
+def check_rows(network: nn.Module, layer: str, x: Tensor) -> None:
+    """UsageError if a layer gives other rows than one for each image, such as one for each token.
+
+    In a whole batch there can be as many of these as images.
+    """
+
+    def count_rows() -> int:
+        rows: list[int] = []
+
+        def look(output: Tensor) -> Tensor:
+            rows.append(len(output))
+            return output
+
+        show_one_image(network, layer, x, look)
+        return rows[0]
+
+    if remember(network, ("rows", layer, tuple(x.shape[1:])), count_rows) != 1:
+        raise UsageError(NO_ROWS.format(layer))
+
+
+def show_one_image(
+    network: nn.Module, layer: str, x: Tensor, look: Callable[[Tensor], Tensor]
+) -> None:
+    """Run a network on a black image like those of `x`, and show what a layer gives."""
+    with frozen(network), torch.no_grad(), intercept_layer(network, layer, look):
+        network(x.new_zeros(1, *x.shape[1:]))
 
 
 class LayoutWatch(TorchFunctionMode):
@@ -281,9 +319,9 @@ class LayoutWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         self.layouts.follow(func, args, kwargs, output)
-        made = func in (F.linear, F.layer_norm)
+        made = func is F.linear or (func is F.layer_norm and len(args[1]) == 1)
         name = getattr(func, "__name__", "")
-        if isinstance(output, Tensor) and name not in MOVING | FOLDING:
+        if isinstance(output, Tensor) and name not in MOVING | FOLDING and func not in CONVOLUTIONS:
             same = any(t in self.vectors and t.shape == output.shape for t in list_tensors(args))
             if made or same:
                 self.vectors[output] = True

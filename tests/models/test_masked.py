@@ -316,6 +316,45 @@ def test_units_of_transformers_are_masked_along_their_axis(
     assert not torch.equal(model(x), network(x))
 
 
+class TokensFirst(nn.Module):
+    """Sixteen tokens along the first axis, as torch's transformers have them by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, 2)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.mix(self.stem(x).flatten(2).permute(2, 0, 1)).mean(0)
+        return logits
+
+
+def test_as_many_tokens_as_images_are_no_images() -> None:
+    network = TokensFirst().eval().requires_grad_(False)
+    x = torch.rand(16, 3, 8, 8)
+    model = Classifier(network, num_classes=4, block=16).eval()
+    refused = "'mix' does not run image by image"
+
+    with pytest.raises(UsageError, match=refused):
+        measure_activations(model, x, "mix")
+    with pytest.raises(UsageError, match=refused):
+        Masked(network, "mix", torch.ones(4, 4))(x)
+    assert torch.equal(Masked(network, "mix", torch.ones(4))(x), network(x))
+
+
+def test_units_behind_a_normalisation_of_all_values_are_channels() -> None:
+    """As wide as there are channels: only the axis tells them apart."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm([8, 8, 8]), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    ).append(nn.Flatten())
+    x = torch.rand(2, 3, 8, 8)
+    keep = torch.arange(8) % 2
+
+    for layer in ("1", "2"):
+        logits = Masked(network.eval(), layer, keep.float())(x)
+        assert torch.allclose(logits, network(x) * keep)
+
+
 def classifier_of(network: nn.Module) -> Classifier:
     return Classifier(network, num_classes=4, block=3).eval()
 
@@ -366,6 +405,18 @@ def test_maps_are_those_of_the_masked_network(
     torch.testing.assert_close(gradcam(model, x, y, layer=layer), expected)
     with pytest.raises(ValueError, match=r"did you mean 'body'.*stem, body"):
         gradcam(model, x, y, layer="bdy")
+
+
+def test_maps_of_a_masked_network_that_never_ran() -> None:
+    """Where its units are is found out before anybody watches it."""
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model = Classifier(Masked(network, "0", torch.ones(8, 8)), num_classes=8).eval()
+    x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    maps = gradcam(model, x, y, layer="0")
+
+    torch.testing.assert_close(maps, gradcam(network.eval(), x, y, layer="0"))
 
 
 @pytest.fixture
