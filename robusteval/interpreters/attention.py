@@ -26,7 +26,7 @@ from robusteval.models.classifier import frozen
 from robusteval.models.forward_modes import apply_image_by_image
 from robusteval.models.layouts import SOFTMAX
 from robusteval.models.masked import Masked
-from robusteval.models.places import Places, make_probes, remember, survey_network
+from robusteval.models.places import Places, fill_zeros, make_probes, remember, survey_network
 from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 
@@ -100,7 +100,10 @@ def attention_relevance(
     with torch.enable_grad():
         attention = observe_attention(model, x if keep else x.detach().requires_grad_())
         scores = select_scores(attention.logits, y)
-        slopes = autograd.grad(scores.sum(), attention.parts, create_graph=keep)
+        # of attention that nothing is made of: nothing is relevant
+        slopes = autograd.grad(
+            scores.sum(), attention.parts, create_graph=keep, materialize_grads=True
+        )
         layers = attention.join(slopes)
         relevance: Tensor | None = None
         for weights, slope in zip(attention.layers, layers, strict=True):
@@ -172,6 +175,7 @@ def observe_attention(model: nn.Module, x: Tensor) -> Attention:
     return Attention(logits[: len(x)], watch.calls, tokens)
 
 
+NO_SLOPE = "the logits have no derivative with respect to attention"
 OTHERWISE = "use gradcam, which needs no attention"
 
 
@@ -201,13 +205,16 @@ def _find_tokens(network: nn.Module, shape: tuple[int, ...]) -> Tokens:
     with frozen(network), torch.enable_grad():
         image = make_probes(network, shape)[:1].requires_grad_()
         watch = AttentionRecorder(network)
+        filled = fill_zeros(network, torch.Generator().manual_seed(1))
         with watch.hooks(), watch:
-            logits = network(image)
+            logits = torch.func.functional_call(network, filled, (image,))
         (layers,) = watch.calls
         count = check_layers(layers)
         if any(len(weights) != 1 for weights in layers):
             raise ValueError(f"attention is not between all tokens of an image: {OTHERWISE}")
-        (slope,) = autograd.grad(logits.square().sum(), layers[-1])
+        if not (logits.requires_grad and layers[-1].requires_grad):
+            raise ValueError(NO_SLOPE)
+        (slope,) = autograd.grad(logits.square().sum(), layers[-1], materialize_grads=True)
     known = [
         places
         for places in survey_network(network, shape).places.values()
@@ -216,9 +223,9 @@ def _find_tokens(network: nn.Module, shape: tuple[int, ...]) -> Tokens:
     if not known:
         raise ValueError(f"it was not found which token stands for which place: {OTHERWISE}")
     rows = slope.abs().amax((0, 1, 3)).nonzero().flatten().tolist()
-    # an untrained head gives no derivative: then all are read that have places
-    read = tuple(rows) if rows else tuple(range(known[-1].prefix, count))
-    return Tokens(max(set(known), key=known.count), read)
+    if not rows:
+        raise ValueError(f"the logits have no derivative along attention: {OTHERWISE}")
+    return Tokens(max(known, key=known.count), tuple(rows))
 
 
 class AttentionRecorder(TorchFunctionMode):
@@ -284,7 +291,14 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot product attention ``(…, t, d)``, and its weights ``(…, t, s)`` on the graph."""
+    """Scaled dot product attention ``(…, t, d)``, and its weights ``(n, heads, t, s)``."""
+    if query.ndim == 3:  # one head without an axis of its own
+        mask = attn_mask
+        if mask is not None and mask.ndim == 3:
+            mask = mask.unsqueeze(1)
+        q, k, v = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+        output, weights = attend(q, k, v, mask, dropout_p, is_causal, scale=scale)
+        return output.squeeze(1), weights
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(times, -3), value.repeat_interleave(times, -3)

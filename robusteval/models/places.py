@@ -350,12 +350,7 @@ def find_last_layer(network: nn.Module, image: Tensor, found: dict[str, Places])
         return replace_tensor(output, tensor.clone())  # a change in place would change what is kept
 
     generator = torch.Generator().manual_seed(1)
-    # of a network that was not trained yet, such as its last layer: nothing would come through
-    filled = {
-        name: torch.randn(p.shape, generator=generator).to(p)
-        for name, p in network.named_parameters()
-        if p.is_floating_point() and not bool(p.any())
-    }
+    filled = fill_zeros(network, generator)
     with ExitStack() as stack, torch.enable_grad():
         for name, module in network.named_modules():
             if name in found:
@@ -374,6 +369,18 @@ def find_last_layer(network: nn.Module, image: Tensor, found: dict[str, Places])
             if not has_bypass(logits, wanted[name], None, leaf):
                 return name
     return None
+
+
+def fill_zeros(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random values for parameters that are all zero, by name.
+
+    Such as the last layer of a network that was not trained yet: nothing would come through it.
+    """
+    return {
+        name: torch.randn(p.shape, generator=generator).to(p)
+        for name, p in network.named_parameters()
+        if p.is_floating_point() and not bool(p.any())
+    }
 
 
 def has_bypass(logits: Tensor, features: Tensor, image: Any, leaf: Tensor | None = None) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
-from robusteval.interpreters.attention import attend, attention_relevance, rollout
+from robusteval.interpreters.attention import attend, attention_relevance, find_tokens, rollout
 from robusteval.interpreters.cam import gradcam, gradcam_plus_plus, hirescam
 from robusteval.models.classifier import Classifier
 
@@ -155,6 +155,13 @@ def test_attention_step_by_step_is_what_torch_computes() -> None:
     grouped = attend(q, k[:, :2], v[:, :2], scale=0.3, enable_gqa=True)[0]
     theirs = F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], scale=0.3, enable_gqa=True)
     assert torch.allclose(grouped, theirs, atol=1e-6)
+    masks = torch.rand(2, 5, 5, generator=generator) < 0.7
+    options = [{}, {"attn_mask": masks | seen}]
+    for given in options:  # one head without an axis
+        output, weights = attend(q[:, 0], k[:, 0], v[:, 0], **given)
+        expected = F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], **given)
+        assert weights.shape == (2, 1, 5, 5)
+        assert torch.allclose(output, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("explain", [rollout, attention_relevance])
@@ -178,6 +185,32 @@ def test_maps_of_attention_do_not_depend_on_the_batch(explain: Callable[..., Ten
 
     assert torch.equal(whole, single)
     assert explain(model, X[:0], Y[:0]).shape == (0, 1, 3, 4)
+
+
+def test_tokens_are_known_before_a_network_is_trained() -> None:
+    """What is found out is kept: it must be true after training, too."""
+    untrained, trained = make(), make()
+    nn.init.zeros_(untrained.head.weight)
+    nn.init.zeros_(untrained.head.bias)
+
+    assert find_tokens(untrained, (3, 12, 16)) == find_tokens(trained, (3, 12, 16))
+    assert find_tokens(trained, (3, 12, 16)).read == (0,)
+
+
+class Aside(Transformer):
+    """A block of attention more, whose result is thrown away."""
+
+    def run(self, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        self.attend(0, torch.cat([self.extra.expand(len(x), -1, -1), tokens], 1))
+        return super().run(x)
+
+
+def test_attention_that_is_not_used_is_not_relevant() -> None:
+    aside = Aside().eval()
+    aside.load_state_dict(make().state_dict())
+
+    assert torch.equal(attention_relevance(aside, X, Y), attention_relevance(make(), X, Y))
 
 
 class Seeker(nn.Module):
@@ -236,3 +269,7 @@ def test_networks_without_such_attention_are_told_what_to_use() -> None:
                 explain(network, X, Y)
         with pytest.raises(ValueError, match="classes must lie between 0 and 4"):
             explain(make(), X, Y + 2)
+        blind = make()
+        blind.forward = torch.no_grad()(blind.forward)  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match="no derivative with respect to attention"):
+            explain(blind, X, Y)
