@@ -93,6 +93,7 @@ def library(
     # here, as it loads OpenCV
     package = import_module("pytorch_grad_cam")
     targets = import_module("pytorch_grad_cam.utils.model_targets")
+    ablation = import_module("pytorch_grad_cam.ablation_layer")
 
     subject = copy.deepcopy(model).eval().requires_grad_(True)
     for part in subject.modules():
@@ -116,6 +117,8 @@ def library(
             target_layers=[target],
             reshape_transform=lambda output: places.read_maps(output),
         )
+        if method == "ablationcam" and places.unit_axis == -1:  # the other takes places for them
+            explain.ablation_layer = ablation.AblationLayerVit()
         for i in range(len(x)):
             image = x[i : i + 1].detach().clone()
             goal = targets.ClassifierOutputTarget(int(y[i]))

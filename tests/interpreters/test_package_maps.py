@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import small_architectures
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.cam import gradcam, gradcam_plus_plus, hirescam
+from robusteval.interpreters.grad_cam_package import library
 from robusteval.interpreters.scaling import min_max
 
 
@@ -34,6 +35,47 @@ CASES = [
     pytest.param("tv_maxvit", "blocks.0", None, marks=pytest.mark.slow),
     pytest.param("efficientnet", "blocks.3", None, marks=pytest.mark.slow),
 ]
+
+
+class Arranged(nn.Module):
+    """Means of features, which one layer gives with channels first or last or as tokens."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, 4)
+        self.features = nn.Identity()
+        self.head = nn.Linear(6, 4)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stem(x).relu()
+        if self.form == "last":
+            features = features.permute(0, 2, 3, 1)
+        if self.form == "tokens":
+            features = features.flatten(2).transpose(1, 2)
+        places = {"first": (2, 3), "last": (1, 2), "tokens": (1,)}[self.form]
+        logits: Tensor = self.head(self.features(features).mean(places))
+        return logits
+
+
+def test_channels_are_ablated_wherever_their_axis_is() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = {form: Arranged(form).eval() for form in ("first", "last", "tokens")}
+    x, y = (
+        torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1]),
+    )
+    found = {}
+    for form, network in networks.items():
+        network.load_state_dict(networks["first"].state_dict())
+        found[form] = library(network, x, y, method="ablationcam", layer="features")
+
+    assert found["first"].shape == (2, 1, 4, 4)
+    for form in ("last", "tokens"):
+        assert torch.allclose(found[form], found["first"], atol=1e-5)
+
+
 METHODS = {"GradCAM": gradcam, "GradCAMPlusPlus": gradcam_plus_plus, "HiResCAM": hirescam}
 
 
