@@ -127,6 +127,17 @@ ASKS = {
     "a call by another call": b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\nbytearray\n"
     b"ctorch\nTensor\n" + whole(2**34) + b"\x85}tR",
     "a bytearray of a tensor as its size": b"cbuiltins\nbytearray\n" + TENSOR + b"\x85R",
+    "a storage asked for in bytes": b"(c_codecs\nencode\n"
+    + word("storage")
+    + word("latin1")
+    + b"\x86Rctorch\nFloatStorage\n"
+    + word("0")
+    + word("cpu")
+    + b"K\x04tQ"
+    + b"0cbuiltins\nbytearray\n"
+    + whole(2**34)
+    + b"\x85R",
+    "something other than a storage": b"(" + word("module") + b"tQ",
     "a tensor without numbers": b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n("
     + whole(9)
     + b"tR",

@@ -40,6 +40,7 @@ DROPPED = {
     *("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"),
     *("return_dict", "use_return_dict", "output_attentions", "output_hidden_states"),
     *("trust_remote_code", "custom_pipelines", "pruned_heads"),
+    *("checkpoint_path", "cache_dir"),  # of timm: another file with weights
 }
 
 
@@ -190,7 +191,8 @@ def _build_with_timm(
 
 def _check_numbers(network: nn.Module, numbers: int, path: Path) -> None:
     """Refuse a configuration that asks for far more memory than its weights have."""
-    wanted = sum(tensor.numel() for tensor in network.state_dict().values())
+    # with buffers that are computed and stand in no file, some of which grow with the fourth power
+    wanted = sum(t.numel() for part in (network.parameters(), network.buffers()) for t in part)
     if wanted > 2 * numbers + 10**6:
         raise UsageError(
             f"{path} describes a network of {wanted:,} numbers, its weights have {numbers:,}:"
@@ -209,9 +211,12 @@ def _clean(config: Mapping[str, Any], depth: int = NESTED) -> dict[str, Any]:
                 raise UsageError("its configuration is nested too deeply")
             value = _clean(value, depth - 1)
         most = MOST_LAYERS if any(w in key for w in ("layers", "depth", "blocks")) else LARGEST
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > most:
-                raise UsageError(f"its {escape(key)} is {number}, at most {most} are taken")
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]
+        total = max(map(abs, numbers), default=0)
+        if most == MOST_LAYERS and isinstance(value, list):  # the layers of each stage
+            total = sum(map(abs, numbers)) + len(value)
+        if total > most:
+            raise UsageError(f"its {escape(key)} is {escape(str(value))}, at most {most} are taken")
         cleaned[key] = value
     return cleaned
 

@@ -278,8 +278,9 @@ class _Walk:
                 raise self.rules.build_call_refusal("something other than a dict with attributes")
         elif name == "BINPERSID":
             (asked,) = self._take(1)
+            # torch also takes bytes that spell the word, which are not followed here
             if not isinstance(asked, tuple) or asked[:1] != ("storage",):
-                raise _UnknownError
+                raise build_refusal(self.file, "it asks for something other than a storage")
             stack.append(self._read_storage(*asked[1:]))
         else:
             raise _UnknownError

@@ -46,7 +46,9 @@ def unpickle_views(raw: bytes | bytearray, archive: zipfile.ZipFile, folder: str
     views: dict[str, torch.Tensor] = {}
 
     def load_storage(asked: tuple[Any, ...]) -> Any:
-        _, kind, key, _, count = asked
+        word, kind, key, _, count = asked
+        if word != "storage":
+            raise ValueError("it asks for something other than a storage")
         dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
         if key not in views:
             start, end = _locate(raw, archive.getinfo(f"{folder}/data/{key}"))

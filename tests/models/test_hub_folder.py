@@ -181,6 +181,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         UsageError,
         "num_hidden_layers is 100000000, at most 1000",
     ),
+    "stages without end": (
+        lambda f: change(f, "config.json", depths=[1] * 900),
+        UsageError,
+        "its depths is .*, at most 1000 are taken",
+    ),
+    "buffers that stand in no file": (
+        lambda f: change(f, "config.json", model_type="swin", window_size=80, image_size=160,
+                         patch_size=2, embed_dim=2, num_heads=[1] * 4, depths=[1] * 4,
+                         architectures=["SwinForImageClassification"]),
+        UsageError,
+        "do not belong together",
+    ),
     "impossible": (
         lambda f: change(f, "config.json", hidden_act="none"),
         UsageError,
@@ -249,7 +261,7 @@ def test_folder_of_timm_is_read(tmp_path: Path) -> None:
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 3,
         "label_names": ["a", "b", "c"],
-        "model_args": sizes,
+        "model_args": {**sizes, "checkpoint_path": "elsewhere.pth"},  # which timm would open
         "pretrained_cfg": recipe,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
