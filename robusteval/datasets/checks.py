@@ -12,6 +12,7 @@ import numpy as np
 from robusteval.errors import RobustevalError, UsageError
 
 CHUNK = 16 * 2**20  # bytes looked at or copied at a time
+MOST_DIGITS = 18  # of a label that is written as text; int64 holds them all
 
 
 Span = tuple[float, float]  # values that stand for black and white
@@ -65,6 +66,7 @@ def check_values(
     low = float(np.min([part.min() for part in parts]))
     high = float(np.max([part.max() for part in parts]))
     if span is not None:
+        check_width(name, images.dtype, span)
         check_span(name, low, high, span)
     elif images.dtype.kind in "iu":
         _check_integers(name, low, high, part)
@@ -79,6 +81,16 @@ def check_span(name: str, low: float, high: float, span: Span) -> None:
             f"{name} holds values from {low:g} to {high:g}, outside --range"
             f" {span[0]:g},{span[1]:g}: give the range that the model was trained for, and cut off"
             " or leave out what is not in it"
+        )
+
+
+def check_width(name: str, kind: np.dtype[Any], span: Span) -> None:
+    """Refuse values of 8 bits where the white of a span is above all of them."""
+    if kind == np.uint8 and span[1] > 255:
+        raise UsageError(
+            f"{name} has 8 bits, of which none reaches the white of --range"
+            f" {span[0]:g},{span[1]:g}: give the range of its values (colour files of 16 bits are"
+            " read as 8: save those as arrays in FILE.npz)"
         )
 
 
@@ -144,11 +156,14 @@ def number_labels(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Labels of `n` images as ``(n,)`` int64, and their names in order where they are texts."""
     if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8")
+        with raise_as_unreadable(f"the labels of {name}", "save names as text in UTF-8"):
+            labels = np.char.decode(labels, "utf-8")
     if labels.dtype.kind != "U" or labels.shape not in ((n,), (n, 1)):
         return convert_labels(name, labels, n), None
     texts = np.char.strip(labels.ravel())
     if all(text.isdecimal() and text.isascii() for text in texts.tolist()):
+        if max(map(len, texts.tolist()), default=0) > MOST_DIGITS:
+            raise UsageError(f"{name} has labels of more than {MOST_DIGITS} digits: mend them")
         return convert_labels(name, texts.astype(np.int64), n), None
     names, numbers = np.unique(texts, return_inverse=True)
     if "" in names:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from robusteval.datasets.checks import Span, check_span, scale_to_span
+from robusteval.datasets.checks import Span, check_span, check_width, scale_to_span
 from robusteval.errors import UsageError
 from robusteval.runs.reading import PICTURE, VARIABLE, check_amount, open_regular, raise_limit
 
@@ -90,9 +90,10 @@ def decode_values(path: Path, channels: int, span: Span) -> np.ndarray:
     Values are those that the file holds, of whatever width.
     """
     with open_image(path) as file:
-        grey = file.mode.startswith(("I", "F", "L", "1"))
+        grey = file.mode == "L" or file.mode.startswith(("I", "F"))
         picture = file if grey else file.convert("L" if channels == 1 else "RGB")
-        values = to_chw(np.asarray(picture))[:channels]
+        values = to_chw(np.asarray(picture))
+        check_width(str(path), values.dtype, span)  # of colour Pillow keeps 8 bits of 16
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinite values")
         check_span(str(path), float(values.min()), float(values.max()), span)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from robusteval.datasets.arrays import build_array_source
-from robusteval.datasets.checks import Span, convert_labels, raise_as_unreadable
+from robusteval.datasets.checks import Span, number_labels, raise_as_unreadable
 from robusteval.datasets.dataset import ArraySource
 from robusteval.datasets.images import decode_bytes
 from robusteval.errors import NothingEvaluated, UsageError
@@ -96,7 +96,7 @@ def open_saved_dataset(
 
 def _choose_split(path: Path, split: str) -> Path:
     with raise_as_unreadable(path / "dataset_dict.json", "save it again with save_to_disk"):
-        known = json.loads(read_text(path / "dataset_dict.json", NAMES))["splits"]
+        known = list(json.loads(read_text(path / "dataset_dict.json", NAMES))["splits"])
     wanted = ("test", "validation", "val") if split == "test" else ("train",)
     found = next((name for name in wanted if name in known and (path / name).is_dir()), None)
     if found is None:
@@ -108,7 +108,7 @@ def _choose_split(path: Path, split: str) -> Path:
 def _choose_columns(
     found: Sequence[str], given: tuple[str, str] | None, name: str
 ) -> tuple[str, str]:
-    """Columns of image and label: as named, else the usual ones where there is one of each."""
+    """Columns of image and label: as named, else the first of the usual ones."""
     if given is not None and set(given) <= set(found):
         return given
     images = [column for column in IMAGES if column in found]
@@ -136,6 +136,8 @@ def build_table_source(
     if any(label is None for label in labels):
         raise UsageError(f"{name} has images without a label: leave them out")
     classes = _read_class_names(table.schema, columns[1])
+    with raise_as_unreadable(name, "give one label for each image"):
+        listed = np.asarray(labels)
     values = table.column(columns[0]).to_pylist()
     first = values[0].get("bytes") if isinstance(values[0], Mapping) else values[0]
     if isinstance(first, bytes):
@@ -146,12 +148,9 @@ def build_table_source(
         if span is not None:
             raise UsageError("--range is for arrays and image files, not for encoded images")
         images = EncodedImages(name, contents, channels)
-        if isinstance(labels[0], str):
-            names = tuple(sorted({str(label) for label in labels}))
-            places = {text: place for place, text in enumerate(names)}
-            numbers = np.array([places[str(label)] for label in labels], dtype=np.int64)
+        numbers, names = number_labels(name, listed, len(labels))
+        if names is not None:
             return ArraySource(name, images, numbers, names, folders=names)
-        numbers = convert_labels(name, np.asarray(labels), len(labels))
         if classes and numbers.max() < len(classes):
             return ArraySource(name, images, numbers, classes, folders=classes)
         return ArraySource(name, images, numbers)
@@ -161,7 +160,7 @@ def build_table_source(
         )
     with raise_as_unreadable(name, "give images of one shape"):
         arrays = np.asarray(values)
-    return build_array_source(name, arrays, np.asarray(labels), classes, bands=bands, span=span)
+    return build_array_source(name, arrays, listed, classes, bands=bands, span=span)
 
 
 def _read_class_names(schema: Any, column: str) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robusteval.datasets.arrays import build_array_source
@@ -30,6 +31,9 @@ def open_tensors(
     content, _ = parse_tensors(raw, path.name)
     x, y, name = _find_pair(content, split, path)
     check_plain_tensors({"x": x, "y": y}, len(raw), path.name)
+    # NumPy has neither bfloat16 nor the floats of 8 bits
+    small = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+    x, y = (t.float() if t.dtype in small else t for t in (x, y))
     arrays = convert_to_array(x.contiguous()), convert_to_array(y)
     return build_array_source(f"{path.name} ({name})", *arrays, bands=bands, span=span)
 

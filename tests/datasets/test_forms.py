@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,42 @@ def test_values_of_image_files_are_scaled(tmp_path: Path) -> None:
     assert "outside --range 0,2" in refusal(tmp_path, value_range=(0, 2))
 
 
+def write_deep_colour(path: Path, levels: np.ndarray) -> None:
+    """A PNG file with 16 bits a colour, ``(h, w, 3)``, which Pillow cannot write."""
+
+    def spell(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    h, w, _ = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    head = spell(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, 2, 0, 0, 0))
+    body = spell(b"IDAT", zlib.compress(rows)) + spell(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+
+
+def test_files_of_fewer_bits_than_their_range_are_refused(tmp_path: Path) -> None:
+    """Else colour of 16 bits, of which Pillow keeps 8, would come out nearly black."""
+    (tmp_path / "class").mkdir()
+    write_deep_colour(tmp_path / "class" / "a.png", LEVELS[0] * np.uint16(257))
+
+    assert np.array_equal(see(tmp_path)[0][0], LEVELS[0].transpose(2, 0, 1) / np.float32(255))
+    assert "has 8 bits" in refusal(tmp_path, value_range=(0, 65535))
+    with pytest.raises(UsageError, match="has 8 bits, of which none reaches the white"):
+        from_arrays(LEVELS, LABELS, value_range=(0, 65535))
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA"])
+def test_range_of_8_bits_changes_nothing(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "class").mkdir()
+    Image.fromarray(LEVELS[0]).convert(mode).save(tmp_path / "class" / "a.png")
+
+    for channels in (1, 3):
+        usual, _ = see(tmp_path, channels=channels)
+        ranged, _ = see(tmp_path, channels=channels, value_range=(0, 255))
+        assert np.array_equal(usual, ranged)
+
+
 PAIRS = [("x.npy", "y.npy"), ("X_test.npy", "y_test.npy"), ("images.npy", "labels.npy"),
          ("cifar-data.npy", "cifar-targets.npy")]  # fmt: skip
 
@@ -149,6 +187,13 @@ def test_tensors_are_read(tmp_path: Path, content: Any) -> None:
     assert numbers == LABELS.tolist()
 
 
+def test_tensors_of_16_bits_are_read(tmp_path: Path) -> None:
+    x = torch.linspace(0, 1, 4 * 3 * 6 * 5).view(4, 3, 6, 5)
+    for kind in (torch.bfloat16, torch.float16):
+        torch.save((x.to(kind), Y), tmp_path / "a.pt")
+        assert np.array_equal(see(tmp_path / "a.pt")[0], x.to(kind).float().numpy())
+
+
 def test_tensors_of_safetensors_are_read_and_code_is_not(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": X, "y": Y}, tmp_path / "a.safetensors")
     assert see(tmp_path / "a.safetensors")[1] == LABELS.tolist()
@@ -174,6 +219,18 @@ def test_labels_can_be_names(tmp_path: Path) -> None:
         *(1, 2, 0, 1)
     ]
     assert from_arrays(LEVELS, ["3", "1", "0", "3"]).labels.tolist() == [3, 1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([b"\xff", b"a", b"b", b"c"]), "cannot be read"),
+        (["9" * 19, "1", "0", "2"], "digits"),
+    ],
+)
+def test_labels_that_are_no_text_and_no_numbers_are_refused(labels: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        from_arrays(LEVELS, labels)
 
 
 def test_labels_of_a_list_of_files_can_be_names(tmp_path: Path) -> None:
@@ -214,6 +271,19 @@ def test_parquet_file_is_read(tmp_path: Path, names: list[str] | None) -> None:
     assert "columns image, label, id: name" in refusal(
         tmp_path / "a.parquet", columns=["picture", "label"]
     )
+
+
+def test_numbers_written_as_text_in_a_table_are_numbers(tmp_path: Path) -> None:
+    """In the order of text, 10 would be before 2 and every label another."""
+    pa = pytest.importorskip("pyarrow")
+    table = build_table(None).drop_columns(["label"])
+    for labels, expected in ((["10", "2", "0", "2"], [10, 2, 0, 2]), (list("cabc"), [2, 0, 1, 2])):
+        made = table.append_column("label", pa.array(labels))
+        pytest.importorskip("pyarrow.parquet").write_table(made, tmp_path / "a.parquet")
+        assert see(tmp_path / "a.parquet")[1] == expected
+    made = table.append_column("label", pa.array([[1], [1, 2], [0], [2]]))
+    pytest.importorskip("pyarrow.parquet").write_table(made, tmp_path / "a.parquet")
+    assert "give one label for each image" in refusal(tmp_path / "a.parquet")
 
 
 def test_saved_dataset_is_read(tmp_path: Path) -> None:
