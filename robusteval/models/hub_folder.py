@@ -289,7 +289,8 @@ def read_preparation(folder: Path) -> Preprocessing | None:
 def read_labels(folder: Path) -> list[str] | None:
     """What the outputs are called, in their order; None where they are only numbered."""
     config = read_json(folder / CONFIG)
-    listed = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    recipe = config.get("pretrained_cfg")
+    listed = config.get("label_names") or (isinstance(recipe, dict) and recipe.get("label_names"))
     names: Sequence[Any] | None = listed if isinstance(listed, list) else None
     by_number = config.get("id2label")
     if isinstance(by_number, dict) and "architecture" not in config:

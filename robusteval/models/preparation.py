@@ -11,6 +11,10 @@ from robusteval.errors import UsageError
 Shape = tuple[int, int, int]
 # Pillow's numbers, which transformers writes, and the names that timm and torchvision use
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# of processors, which their files name, those to which one number is the shorter side, or both
+SHORTER = {"Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT"}
+SHORTER |= {"PoolFormer"}
+BOTH = {"Beit", "DeiT", "EfficientNet", "Pvt", "ViT"}
 LARGEST = 4096  # pixels a side
 LEVELS = 255
 
@@ -46,8 +50,12 @@ def read_timm_preset(recipe: Mapping[str, Any], origin: str, certain: bool) -> P
         share = float(recipe.get("crop_pct") or 0.875)
         interpolation = str(recipe.get("interpolation") or "bicubic")
         mode = str(recipe.get("crop_mode") or "center")
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(f"{origin} is damaged: input_size, mean or std is missing") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError(
+            f"{origin} is damaged: input_size, mean or std is missing or no number"
+        ) from None
+    if len(mean) != len(std) or len(mean) not in (1, c) or min(std, default=0) <= 0:
+        raise UsageError(f"{origin} needs a mean and a positive std for each of {c} channels")
     if not (1 <= min(c, h, w) and max(c, h, w) <= LARGEST and 0.01 <= share <= 2):
         raise UsageError(f"{origin} describes impossible images: mend it")
     resize = math.floor(h / share)
@@ -69,17 +77,27 @@ def read_processor(recipe: Mapping[str, Any], origin: str) -> Preprocessing:
             f"{origin} is not understood: give --mean, --std and --size yourself, with the file"
             " of weights in the place of the folder and the folder as --arch"
         ) from None
-    flip = recipe.get("do_flip_channel_order") is True
+    flip = recipe.get("do_flip_channel_order", _read_kind(recipe) == "MobileViT") is True
     shape = (len(mean), size, size)
     return Preprocessing(
         mean, std, shape, resize, origin, interpolation, stretch, certain=True, flip=flip
     )
 
 
+def _read_kind(recipe: Mapping[str, Any]) -> str:
+    """Which of transformers' processors it is for, such as ConvNext; empty if it does not say."""
+    name = str(recipe.get("image_processor_type") or recipe.get("feature_extractor_type") or "")
+    return name.partition("ImageProcessor")[0].partition("FeatureExtractor")[0]
+
+
 def _read_geometry(recipe: Mapping[str, Any]) -> tuple[int, int, bool]:
     """Side of the crop, pixels that the shorter side is resized to, whether both sides are."""
-    size = recipe.get("size", 224)
+    size, kind = recipe.get("size", 224), _read_kind(recipe)
+    share = recipe.get("crop_pct")  # of ConvNeXt, which crops below 384 pixels, and of PoolFormer
+    share = 224 / 256 if share is None and kind == "ConvNext" else share
     sides = size if isinstance(size, Mapping) else {"height": size, "width": size}
+    if sides is not size and (kind in SHORTER or share is not None):
+        sides = {"shortest_edge": size}
     crop = recipe.get("crop_size")
     crop = crop if isinstance(crop, Mapping) else {"height": crop, "width": crop}
     cut = _read_side(crop["height"]) if recipe.get("do_center_crop") and crop["height"] else None
@@ -90,15 +108,17 @@ def _read_geometry(recipe: Mapping[str, Any]) -> tuple[int, int, bool]:
         return whole, whole, False
     if "shortest_edge" in sides:
         edge = _read_side(sides["shortest_edge"])
-        share = recipe.get("crop_pct")  # of ConvNeXt, which crops below 384 pixels
         if share is not None and cut is None:
             return (edge, int(edge / float(share)), False) if edge < 384 else (edge, edge, True)
-        return cut or edge, max(edge, cut or edge), False
+        short = edge if share is None else int(edge / float(share))
+        if kind == "Levit":
+            short = int(256 / 224 * edge)
+        return cut or edge, max(short, cut or edge), False
     height = _read_side(sides["height"])
     if height != _read_side(sides["width"]):
         raise ValueError("not square")
-    # older files give one number for what is then the shorter side
-    stretch = isinstance(size, Mapping) or cut is None
+    # of a processor that is not known, one number with a crop is taken as the shorter side
+    stretch = isinstance(size, Mapping) or cut is None or kind in BOTH
     return cut or height, max(height, cut or height), stretch
 
 
@@ -115,9 +135,11 @@ def _read_scale(recipe: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     if not math.isfinite(times) or times <= 0 or recipe.get("rescale_offset"):
         raise ValueError(factor)
     mean, std = [0.0] * 3, [1.0] * 3
-    if recipe.get("do_normalize", True) is not False:
+    if recipe.get("do_normalize", _read_kind(recipe) != "MobileViT") is not False:
         mean, std = _read_numbers(recipe["image_mean"]), _read_numbers(recipe["image_std"])
-    if recipe.get("include_top") is True:  # of EfficientNet, which divides twice
+    if (
+        recipe.get("include_top", _read_kind(recipe) == "EfficientNet") is True
+    ):  # of EfficientNet, which divides twice
         std = [value * value for value in std]
     if len(mean) != len(std) or len(mean) not in range(1, 65) or min(std) <= 0:
         raise ValueError(std)

@@ -296,6 +296,29 @@ RECIPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"size": {"shortest_edge": 384}, "crop_pct": 0.875},
         {"size": 384, "resize": 384, "stretch": True},
     ),
+    # files of before 2023, as those of microsoft/resnet-50 and of the first DeiT
+    (
+        {"size": 224, "crop_pct": 0.875, "image_processor_type": "ConvNextFeatureExtractor"},
+        {"size": 224, "resize": 256, "stretch": False},
+    ),
+    (
+        {"size": 256, "do_center_crop": True, "crop_size": 224,
+         "image_processor_type": "DeiTImageProcessor"},
+        {"size": 224, "resize": 256, "stretch": True},
+    ),
+    (
+        {"size": 256, "do_center_crop": True, "crop_size": 224,
+         "image_processor_type": "BitImageProcessorFast"},
+        {"size": 224, "resize": 256, "stretch": False},
+    ),
+    (
+        {"size": {"shortest_edge": 224}, "crop_pct": 0.9, "do_center_crop": True, "crop_size": 224},
+        {"size": 224, "resize": 248, "stretch": False},
+    ),
+    (
+        {"size": 224, "image_processor_type": "LevitFeatureExtractor"},
+        {"size": 224, "resize": 256, "stretch": False},
+    ),
     ({"do_resize": False}, {"size": 32, "resize": 32}),
     ({"do_normalize": False}, {"mean": [0.0] * 3, "std": [1.0] * 3}),
     (
@@ -347,10 +370,29 @@ def test_crops_of_timm_are_read() -> None:
         read_timm_preset({"input_size": [3, 224, 224]}, "timm", True)
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"input_size": [3, float("inf"), 32]},
+        {"mean": [10**400, 0, 0]},
+        {"std": [0, 0.5, 0.5]},
+        {"mean": [0.5, 0.5], "std": [0.5, 0.5]},
+        {"mean": [], "std": []},
+    ],
+)
+def test_recipes_of_timm_that_are_impossible_are_refused(facts: dict[str, Any]) -> None:
+    recipe = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+    with pytest.raises(UsageError, match=r"the recipe (is damaged|needs)"):
+        read_timm_preset(recipe | facts, "the recipe", True)
+
+
 def test_numbered_labels_are_no_names(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
     )
+    assert read_labels(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": None}))
     assert read_labels(tmp_path) is None
 
 
