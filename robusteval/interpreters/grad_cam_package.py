@@ -117,8 +117,10 @@ def library(
             target_layers=[target],
             reshape_transform=lambda output: places.read_maps(output),
         )
-        if method == "ablationcam" and places.unit_axis == -1:  # the other takes places for them
-            explain.ablation_layer = ablation.AblationLayerVit()
+        if method == "ablationcam":
+            explain.batch_size = 1  # it answers for several channels where a block asks for one
+            if places.unit_axis == -1:  # otherwise places would be ablated
+                explain.ablation_layer = ablation.AblationLayerVit()
         for i in range(len(x)):
             image = x[i : i + 1].detach().clone()
             goal = targets.ClassifierOutputTarget(int(y[i]))

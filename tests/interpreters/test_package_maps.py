@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robusteval.interpreters.cam import gradcam, gradcam_plus_plus, hirescam
 from robusteval.interpreters.grad_cam_package import library
 from robusteval.interpreters.scaling import min_max
+from robusteval.models.classifier import Classifier
 
 
 def from_tokens(tensor: Tensor) -> Tensor:
@@ -72,7 +73,9 @@ def test_channels_are_ablated_wherever_their_axis_is() -> None:
         found[form] = library(network, x, y, method="ablationcam", layer="features")
 
     assert found["first"].shape == (2, 1, 4, 4)
-    for form in ("last", "tokens"):
+    model = Classifier(networks["first"], num_classes=4).eval()  # it runs them in blocks
+    found["blocks"] = library(model, x, y, method="ablationcam", layer="features")
+    for form in ("last", "tokens", "blocks"):
         assert torch.allclose(found[form], found["first"], atol=1e-5)
 
 
