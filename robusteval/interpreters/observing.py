@@ -202,12 +202,34 @@ def _choose_layer(network: nn.Module, shape: tuple[int, ...]) -> ChosenLayer | N
 
 
 def find_places_of(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> Places | None:
-    """The places of a module that was named, once a survey was made or where one is needed."""
+    """The places of a module that was named, None where they are known from functions anyway.
+
+    A survey takes the time of some twenty images, and is not made without need.
+    """
     inner = get_unmasked(network)
     name = next((name for name, part in inner.named_modules() if part is module), None)
-    if not name or isinstance(module, nn.Conv2d):  # what a convolution gives is known
+    if not name or remember(
+        inner, ("followed", name, shape), partial(_follow, inner, module, shape)
+    ):
         return None
     return survey_network(inner, shape).places.get(name)
+
+
+def _follow(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether axes can be followed from function to function up to what a module gives."""
+    watch, found = CallRecorder(network, None, None), []
+
+    def look(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensor = find_tensor(output)
+        found.append(tensor is not None and watch.layouts.find(tensor) is not None)
+
+    handle = module.register_forward_hook(look)
+    try:
+        with frozen(network), torch.no_grad(), watch.hooks(), watch:
+            network(make_probes(network, shape)[:1])
+    finally:
+        handle.remove()
+    return bool(found) and all(found)
 
 
 def describe_layer(model: nn.Module, shape: tuple[int, ...], layer: str | None) -> str:

@@ -257,14 +257,14 @@ class LayerWatch:
         self.seen.pop(name, None)  # in the order in which they end
         if tensor is None or tensor.ndim not in (3, 4) or not tensor.is_floating_point():
             return
-        if len(tensor) != self.count or not bool(tensor.isfinite().all()):
+        if len(tensor) != self.count:
             return
         self.tokens |= tensor.ndim == 3 and min(tensor.shape[1:]) > 1
         squares = (tensor[1:] - tensor[:1]).float().square_()
         axes = (1, 3) if tensor.ndim == 4 else (1, 2)
-        self.seen[name] = Seen(
-            tuple(tensor.shape), {i: squares.sum(i).double().cpu() for i in axes}
-        )
+        sums = {i: squares.sum(i).double().cpu() for i in axes}
+        if bool(sums[1].isfinite().all()):  # and so are all values, of which there are far more
+            self.seen[name] = Seen(tuple(tensor.shape), sums)
 
 
 def find_tensor(output: Any) -> Tensor | None:

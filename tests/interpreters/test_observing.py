@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
+from robusteval.interpreters import observing
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus, hirescam
 from robusteval.interpreters.gradient import grad, input_x_gradient
 from robusteval.interpreters.heads import observe_head
 from robusteval.interpreters.observing import describe_layer
+from robusteval.models.places import Survey, survey_network
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
@@ -124,3 +126,20 @@ def test_the_check_before_a_run_sees_an_image_that_is_not_black() -> None:
     squared.get_submodule("body").register_parameter("bias", None)
     with pytest.raises(ValueError, match="use gradcam"):
         cam(squared, X[:0], Y[:0])
+
+
+def test_a_named_layer_of_convolutions_needs_no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the time of some twenty images, and is for what cannot be followed."""
+    surveyed: list[nn.Module] = []
+
+    def survey(network: nn.Module, shape: tuple[int, ...]) -> Survey:
+        surveyed.append(network)
+        return survey_network(network, shape)
+
+    monkeypatch.setattr(observing, "survey_network", survey)
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+    gradcam(nn.Sequential(body, nn.AvgPool2d(6), nn.Flatten()).eval(), X, Y, layer="0")
+
+    assert not surveyed
+    gradcam(seeded(ByToken), X, Y, layer="before")
+    assert surveyed
