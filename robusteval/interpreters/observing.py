@@ -27,7 +27,7 @@ from robusteval.models.layouts import (
     Layouts,
     measure_extent,
 )
-from robusteval.models.masked import Masked
+from robusteval.models.masked import LayoutWatch, Masked
 from robusteval.models.places import (
     Places,
     find_tensor,
@@ -217,7 +217,7 @@ def find_places_of(network: nn.Module, module: nn.Module, shape: tuple[int, ...]
 
 def _follow(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether axes can be followed from function to function up to what a module gives."""
-    watch, found = CallRecorder(network, None, None), []
+    watch, found = LayoutWatch(), []
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
         tensor = find_tensor(output)
@@ -225,7 +225,7 @@ def _follow(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bo
 
     handle = module.register_forward_hook(look)
     try:
-        with frozen(network), torch.no_grad(), watch.hooks(), watch:
+        with frozen(network), torch.no_grad(), watch:
             network(make_probes(network, shape)[:1])
     finally:
         handle.remove()
