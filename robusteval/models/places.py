@@ -91,10 +91,17 @@ _known: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def remember(network: nn.Module, key: tuple[Any, ...], find: Callable[[], T]) -> T:
-    """What was found out once about a network, however its weights change afterwards."""
+    """What was found out once about a network, however its weights change afterwards.
+
+    A network that draws at random does so from the same seed, and not from global state: what it
+    answers afterwards does not depend on whether this was known.
+    """
     known = _known.setdefault(network, {})
     if key not in known:
-        known[key] = find()
+        devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.default_generator.manual_seed(0)
+            known[key] = find()
     found: T = known[key]
     return found
 
@@ -114,8 +121,8 @@ def find_places(network: nn.Module, layer: str, shape: Shape) -> Places | None:
 
 
 def _survey(network: nn.Module, shape: Shape) -> Survey:
-    # whoever watches the network is not to see this, nor is anything drawn from global state
-    with torch.random.fork_rng(devices=[]), torch._C.DisableTorchFunction(), frozen(network):
+    # whoever watches the network is not to see this
+    with torch._C.DisableTorchFunction(), frozen(network):
         probes = make_probes(network, shape)
         watch = LayerWatch(len(probes))
         with torch.no_grad(), watch.hooks(network):

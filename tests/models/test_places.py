@@ -156,3 +156,15 @@ def test_a_survey_leaves_the_network_and_the_random_state() -> None:
     assert [p._version for p in network.parameters()] == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
     assert not any(part._forward_hooks for part in network.modules())
+
+
+def test_finding_out_draws_nothing_from_global_state() -> None:
+    """What a random network answers does not depend on whether it was looked into before."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten())
+    network.register_forward_pre_hook(lambda _module, args: args[0] + torch.randn_like(args[0]))
+    torch.manual_seed(0)
+    survey_network(network, SHAPE)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+
+    assert torch.equal(drawn, torch.rand(1))
