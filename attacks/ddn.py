@@ -98,7 +98,7 @@ def ddn(
         tell_step(i, steps + 1)
         last = i == steps
         share = share_round(i, steps)
-        if i > 0 and share == 0:  # on from the nearest
+        if i > 0 and share == 0 and not last:  # on from the nearest
             delta = kept.go_back(left, origin + delta) - origin
         point = origin + delta
         loss, is_adv, grad = kept.look(objective, left, point, last=last)

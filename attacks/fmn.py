@@ -117,7 +117,8 @@ def fmn(
         last = i == steps
         before, share = share_round(max(i - 1, 0), steps), share_round(i, steps)
         # on from the nearest at each round, and in l1 where values are moved one by one
-        if share < before or (norm == "l1" and before < FINAL <= share):
+        turn = share < before or (norm == "l1" and before < FINAL <= share)
+        if turn and not last:
             delta = kept.go_back(left, origin + delta) - origin
         point = origin + delta
         loss, is_adv, grad = kept.look(objective, left, point, last=last)

@@ -286,6 +286,21 @@ def test_many_steps_are_spent_in_rounds() -> None:
     assert share_round(5, 10) == 0.5
 
 
+@pytest.mark.parametrize(("name", "norm"), [("ddn", "l2"), ("fmn", "linf"), ("fmn", "l1")])
+def test_the_last_pass_judges_a_new_image(name: str, norm: Distance) -> None:
+    """And not once more the nearest success, from which only a next round would go on."""
+    model, x = Planes(3), draw_images(box=False)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _model, args: seen.append(args[0].detach().clone()))
+    y = Planes(3)(x).argmax(1)
+
+    attack(name, model, x, y, norm=norm, images="float", steps=12)
+
+    *before, last = seen
+    assert len(before) == 12
+    assert not any(bool((last == each).flatten(1).all(1).any()) for each in before)
+
+
 def test_values_at_the_end_of_their_range_take_no_part_in_a_step() -> None:
     """Down from black and up from white; the other way they may move."""
     point = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5]).view(1, 1, 1, 5)
