@@ -56,6 +56,19 @@ class StraightSteps(TorchFunctionMode):
         super().__init__()
         self.met: set[str] = set()  # names of the operations that were given a gradient
         self._sides: dict[int, tuple[Tensor, Tensor]] = {}  # of comparisons, with their result
+        self._trusted = False
+
+    @contextmanager
+    def trust_gates(self, layer: nn.Module) -> Iterator[None]:
+        """Leave comparisons in a layer as they are: gates, as of a ReLU written by hand."""
+
+        def switch(to: bool) -> Callable[..., None]:
+            return lambda *_args: setattr(self, "_trusted", to)
+
+        with ExitStack() as stack:
+            stack.callback(layer.register_forward_pre_hook(switch(True)).remove)
+            stack.callback(layer.register_forward_hook(switch(False)).remove)
+            yield
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -69,8 +82,9 @@ class StraightSteps(TorchFunctionMode):
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
             return pass_on(x, out)
-        if name in COMPARISONS and x.requires_grad and x.is_floating_point():
-            side = COMPARISONS[name] * (x - args[1])
+        is_gate = self._trusted or not x.is_floating_point()
+        if name in COMPARISONS and x.requires_grad and not is_gate:
+            side = COMPARISONS[name] * (x - (args[1] if len(args) > 1 else kwargs["other"]))
             self._sides[id(out)] = (out, side)  # the result as well, or another gets its number
         elif name in CASTS and out.is_floating_point() and id(x) in self._sides:
             self.met.add("comparison")
@@ -81,15 +95,16 @@ class StraightSteps(TorchFunctionMode):
 def match_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """The modules of these names or, for all of a kind, of these classes.
 
-    ValueError for a name that none has.
+    Of modules whose paths end in a name those nearest to the top, so that a place in a network is
+    the same inside whatever stands around it. ValueError for a name that none has.
     """
     found: list[nn.Module] = []
+    parts = dict(model.named_modules())
     for name in names:
-        some = [
-            part
-            for path, part in model.named_modules()
-            if name in (path, type(part).__name__) or path.endswith(f".{name}")
-        ]
+        some = [part for part in parts.values() if type(part).__name__ == name]
+        paths = [path for path in parts if f".{path}".endswith(f".{name}")]
+        depth = min((path.count(".") for path in paths), default=0)
+        some += [parts[path] for path in paths if path.count(".") == depth]
         if not some:
             raise ValueError(f"layers: the network has no layer {name!r}, by name or class")
         found += some

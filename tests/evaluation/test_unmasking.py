@@ -26,12 +26,15 @@ from robusteval.datasets.dataset import Data
 from robusteval.evaluation.active_test import PLANTED
 from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
-from robusteval.evaluation.false_gradients import find_false_gradients
+from robusteval.evaluation.false_gradients import Suspects, find_false_gradients
+from robusteval.evaluation.plan import prepare_attack
+from robusteval.evaluation.unmasking import Examination, examine, list_unmaskings
 from robusteval.evaluation.votes import SURVIVAL, VOTES, Voted
 from robusteval.models.classifier import Classifier
 from robusteval.reports.build import build_record
 from robusteval.runs.metrics import worst_case
 from robusteval.runs.types import Run, Spec
+from robusteval.search.stand_ins import match_layers
 
 ATTACK = "apgd:eps=18/255,steps=20"
 
@@ -250,3 +253,46 @@ def test_random_answers_are_judged_by_most_of_them(scaled: Scaled, data: Data) -
     assert {"non-deterministic", "random-answers"} <= codes(run)
     assert names(run)[-1] == "unmask:eps=18/255,draws=20"
     assert all(SURVIVAL in outcome.columns for outcome in run.attacks)
+
+
+def test_activations_written_by_hand_are_sound(scaled: Scaled, x: Tensor) -> None:
+    """Their comparisons are gates; so is one whose threshold goes by its name."""
+    by_hand = Function(lambda z: (z - 0.4) * (z > 0.4).float())
+    by_name = Function(lambda z: z * torch.gt(z - 0.4, other=0.0).float() - 0.4)
+
+    assert find_false_gradients(classify(Planted(scaled, front=by_hand)), x) == ((), ())
+    assert find_false_gradients(classify(Planted(scaled, front=by_name)), x).layers != ()
+
+
+def test_randomness_is_seen_where_gradients_cannot_be_tried(scaled: Scaled, data: Data) -> None:
+    """NumPy inside takes no gradient, which breaks the trial and not the examination."""
+    numpy = plant_inline(scaled, lambda z: torch.from_numpy(z.numpy() * 1))
+    model = classify(Planted(numpy, front=Noise(0.6)))
+
+    assert examine(model, data, np.arange(4)).is_random
+
+
+def test_a_layer_s_place_means_that_place_alone(x: Tensor) -> None:
+    """And not the same number further down; a class means all of its layers."""
+    inner = nn.Sequential(nn.Identity(), nn.Tanh())
+    network = nn.Sequential(inner, nn.Hardshrink(), nn.Tanh())
+
+    assert match_layers(classify(network), ["1"]) == [network[1]]
+    assert match_layers(network, ["0.1"]) == [inner[1]]
+    assert match_layers(network, ["Tanh"]) == [inner[1], network[2]]
+    with pytest.raises(ValueError, match="no layer '3'"):
+        match_layers(network, ["3"])
+
+
+def test_an_attack_with_another_goal_takes_no_place(scaled: Scaled, data: Data) -> None:
+    """Of the same radius, but to leave the class where the other is to reach one."""
+    model, shape = classify(scaled), data.shape
+    found = Examination(Suspects((), ("round",)))
+    attacks = [
+        prepare_attack(text, model, shape)
+        for text in ("unmask:eps=0.1", "apgd:eps=0.1", "apgd:eps=0.1,targeted=true")
+    ]
+
+    assert [str(spec) for spec in list_unmaskings(found, attacks)] == [
+        "unmask:targeted=true,eps=0.1"
+    ]
