@@ -268,7 +268,7 @@ def build_curves(run: Run) -> Iterator[CurveRecord]:
         if norm not in CURVED:
             continue
         yield from build_curve(group, eight_bit=False)
-        saved = [each for each in group if each.attack.parameters.get("images") != "float"]
+        saved = [each for each in group if each.resolved.get("images") == "8bit"]
         if 0 < len(saved) < len(group):
             yield from build_curve(saved, eight_bit=True)
 

@@ -113,7 +113,7 @@ def format_count(n: int, noun: str) -> str:
 
 
 # what a radius is a number of, where it is no distance
-COUNTED = {"l0": "values", "l0_pixels": "pixels"}
+COUNTED_IN = {"l0": "value", "l0_pixels": "pixel"}
 
 
 def format_threat(threat: ThreatRecord) -> str:
@@ -135,8 +135,8 @@ def format_budget(threat: ThreatRecord) -> str:
     eps, levels = threat.eps, threat.eps_255
     if eps is None:
         return "no fixed radius" if is_unbounded(threat) else "minimum norm"
-    if threat.norm in COUNTED:
-        return f"up to {eps:g} {COUNTED[threat.norm]}"
+    if threat.norm in COUNTED_IN:
+        return f"up to {format_count(round(eps), COUNTED_IN[threat.norm])}"
     if levels is None:
         return f"eps {format_number(eps)}"
     if format_number(eps) == levels:

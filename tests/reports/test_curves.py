@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from reportable import as_dict, record_of
@@ -20,9 +21,10 @@ def make_both(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
     """An attack among all images and one among 8-bit images, which finds each farther away."""
     broken, far = np.arange(500) < 400, np.linspace(0.1, 2, 500)
     free, saved = Spec("ddn", {"images": "float"}), Spec("ddn", {})
+    among_saved = make_outcome(broken, spec=saved, threat=NEAREST_L2, l2=2 * far)
     return make_run(
         make_outcome(broken, spec=free, threat=NEAREST_L2, l2=far),
-        make_outcome(broken, spec=saved, threat=NEAREST_L2, l2=2 * far),
+        replace(among_saved, resolved={"images": "8bit"}),
         folder=None,
     )
 
@@ -42,6 +44,17 @@ def test_8_bit_images_have_a_curve_of_their_own(
         assert curve["robust"] == sorted(curve["robust"], reverse=True)
     at = [np.interp(1.0, curve["budgets"], curve["robust"]) for curve in (every, saved)]
     assert at[0] < at[1]
+
+
+def test_attacks_that_know_no_8_bit_images_have_no_such_curve(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Whether their successes survive saving is not known from how they searched."""
+    broken = np.arange(500) < 400
+    free, other = Spec("ddn", {"images": "float"}), Spec("art:DeepFool", {})
+    outcomes = [make_outcome(broken, spec=each, threat=NEAREST_L2) for each in (free, other)]
+
+    assert [curve["eight_bit"] for curve in as_dict(make_run(*outcomes))["curves"]] == [False]
 
 
 def test_a_curve_of_nearest_successes_calls_itself_an_upper_bound(
