@@ -26,7 +26,7 @@ from robusteval.runs.facts import (
     is_time,
 )
 from robusteval.runs.metrics import find_right
-from robusteval.runs.types import Columns, Defended, Outcome, Run, Threat, Values
+from robusteval.runs.types import MADE, STAGE, Columns, Defended, Outcome, Run, Threat, Values
 
 IMAGES = ("index", "id", "label")
 CLEAN = (*IMAGES, "pred_clean", "margin_clean", "confidence_clean")
@@ -148,6 +148,8 @@ def check_outcome(outcome: Outcome, clean: Columns) -> None:
         raise ValueError(f"{title} has no parameters")
     c = outcome.columns
     check_columns(c, (*ATTACKED, *(WATCHED if "flagged" in clean else ())), title)
+    stages = [name.removeprefix(STAGE) for name in c if name.startswith(STAGE)]
+    check_columns(c, [f"{MADE}{name}" for name in stages], title)
     check_map_columns(c, CHANGES, title)
     check_same_images(c, clean, title, whole=outcome.role == "attack")
     norm, eps, _ = outcome.threat

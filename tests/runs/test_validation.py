@@ -93,6 +93,7 @@ def test_a_run_as_it_was_written_is_read(folder: Path) -> None:
         ("cell0", each(lambda v: v[:, None]), "columns of several lengths"),
         ("cell0", lambda c: c.pop("pred_png"), "lack the column pred_png"),
         ("cell0", lambda c: c.pop("attacked"), "lack the column attacked"),
+        ("cell0", lambda c: c.update({"passes:apgd": c["forwards"]}), "lack the column made:apgd"),
         ("cell0", cast("pred_adv", str), "column pred_adv of type <U"),
         ("cell0", cast("pred_adv", float), "column pred_adv of type float64"),
         ("cell0", cast("attacked", int), "column attacked of type int64"),
