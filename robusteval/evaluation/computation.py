@@ -47,12 +47,8 @@ class Shrinking:
             )
 
 
-STAGED = (
-    "standard",
-    "quick",
-    "autoattack",
-    "unmask",
-)  # attacks that give few images to their last stages
+# attacks that give few images to their last stages
+THINNING = ("standard", "thorough", "quick", "autoattack", "unmask")
 
 
 class BatchSizes(NamedTuple):
@@ -77,7 +73,7 @@ class BatchSizes(NamedTuple):
             return self.natural
         if self.asked is not None:
             return self.asked
-        if attack.spec.name in STAGED:
+        if attack.spec.name in THINNING:
             return 2 * self.natural
         slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
         return self.natural // 4 if slow else self.natural

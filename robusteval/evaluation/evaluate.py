@@ -27,7 +27,7 @@ from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_pla
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
 from robusteval.evaluation.target import DefenseBroke, Target, choose_other, list_targets
-from robusteval.evaluation.unmasking import describe_masks, examine, list_unmaskings
+from robusteval.evaluation.unmasking import describe_masks, list_unmaskings
 from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
@@ -197,7 +197,7 @@ class Evaluation:
             for attack in self.plan.list_attacks_on(target.defense):
                 self.run_attack(attack, target)
         for target in self.targets:
-            attacks = self.plan.list_attacks_on(target.defense) if self.plan.probes else ()
+            attacks = self.plan.list_questioned(target.defense)
             name, other = choose_other(self.targets, target)
             with known_network(other):
                 for spec in list_unmaskings(target.found, attacks, name):
@@ -211,8 +211,7 @@ class Evaluation:
 
     def measure_clean(self, target: Target) -> None:
         """Measure the images as they are, and see what they say of the model."""
-        if target.detector is None:
-            target.found = examine(target.model, self.plan.data, self.plan.index)
+        target.examine_model(self.plan, self.targets[0].found)
         self.cells.compute_clean(target)
         self.write_record()
         findings = self.recording.findings
@@ -279,7 +278,8 @@ class Evaluation:
             self.recording.findings.append(target.name_defense(finding))
             self.progress.say(finding.message)
             wide = prepare_attack(spec, target.model, self.plan.data.shape)
-            self.run_attack(wide, target, without)
+            if not self.plan.asks_for(wide):  # or it runs in its turn
+                self.run_attack(wide, target, without)
 
     def run_extra(self, spec: Spec, target: Target, role: str = "attack") -> list[Outcome]:
         """Run an attack that nobody asked for; where it has no result a remark says why."""

@@ -85,6 +85,16 @@ class Plan:
         guarded = defense is not None and defense.detector is not None
         return self.adaptive if guarded else self.attacks
 
+    def list_questioned(self, defense: Defense | None) -> tuple[Attack, ...]:
+        """List the attacks beside which others may run by themselves: none behind a detector."""
+        guarded = defense is not None and defense.detector is not None
+        return self.attacks if self.probes and not guarded else ()
+
+    def asks_for(self, attack: Attack) -> bool:
+        """Whether an attack is one of those that were asked for, with all its parameters."""
+        named = [each for each in self.attacks if each.spec.name == attack.spec.name]
+        return any(each.resolved == attack.resolved for each in named)
+
     def list_cells(self) -> Iterator[PlannedCell]:
         """List all that will be in the run."""
         for attack in self.attacks:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robusteval.evaluation.strength import check_strength, is_strong
+from robusteval.evaluation.votes import SURVIVAL
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
 
@@ -276,7 +277,8 @@ def check_attack(outcome: Outcome) -> list[Finding]:
     # ours return the best image they found, but of few changes a success or nothing; some of
     # ART's return any where they fail
     ours = not outcome.attack.name.startswith("art:") and "l0" not in outcome.threat.norm
-    follows = ours and is_strong(outcome) and (outcome.threat.eps or 0) > 0
+    # shares of votes stand still where every answer is right
+    follows = ours and SURVIVAL not in c and is_strong(outcome) and (outcome.threat.eps or 0) > 0
     if follows and not outcome.threat.targeted and stuck.sum() > 0.1 * outcome.attacked.sum():
         found.append(
             Finding(

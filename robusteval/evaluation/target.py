@@ -13,7 +13,7 @@ from robusteval.errors import RunError, UsageError
 from robusteval.evaluation.defense import Defense, Detector, name_kind
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Plan
-from robusteval.evaluation.unmasking import Examination
+from robusteval.evaluation.unmasking import Examination, examine
 from robusteval.evaluation.votes import Voted
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.classifier import Classifier
@@ -64,6 +64,17 @@ class Target:
     def judge(self) -> Classifier:
         """What gives verdicts: the model, or most of its answers where it answers at random."""
         return Voted(self.model) if self.found.is_random else self.model
+
+    def examine_model(self, plan: Plan, undefended: Examination) -> None:
+        """Look for what leads attacks on the images of a plan astray; fills `found`.
+
+        Behind a detector the network is the undefended one, and all that counts here is whether
+        its answers are random.
+        """
+        if self.detector is None:
+            self.found = examine(self.model, plan.data, plan.index)
+        else:
+            self.found = Examination(is_random=undefended.is_random)
 
     @property
     def identity(self) -> Any:

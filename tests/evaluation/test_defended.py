@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted_defects import Noise
 from reportable import as_dict
+from torch import nn
 from toys import Bands, Watcher, trained
 
 from robusteval.datasets.dataset import Data
@@ -22,6 +24,7 @@ from robusteval.evaluation.defense import Defense, ReadyDefense, WithDetector
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import EVASIONS, prepare_plan
+from robusteval.evaluation.votes import SURVIVAL
 from robusteval.models.classifier import Classifier
 from robusteval.models.masked import mask_units
 from robusteval.runs.folder import load_run
@@ -169,6 +172,29 @@ def test_a_detector_meets_attacks_that_do_not_know_it_and_three_that_do(
     )
     for name in ("score", "flagged"):
         np.testing.assert_array_equal(unaware.columns[name][~quiet], defended.clean[name][~quiet])
+
+
+def test_random_answers_behind_a_detector_are_voted_on_too(
+    trained_bands: Bands, data: Data
+) -> None:
+    """The network is the same; an attack that knows the detector is judged by most answers."""
+    network = nn.Sequential(Noise(0.5), trained_bands)
+    noisy = Classifier(network, mean=(0.5,), std=(0.25,), num_classes=3).eval()
+    behind = ReadyDefense(Spec("watcher", {}), WithDetector(noisy, Watcher(9.0)).eval(), {"is": 0})
+    attack = "evade:eps=12/255,steps=3,warmup=2"
+
+    run = evaluate(
+        noisy, data, ["fgsm:eps=12/255", attack], samples=4, defenses=[behind], probes=False
+    )
+
+    (outcome,) = (o for o in run.attacks if o.adaptive and o.defense is not None)
+    shares = outcome.columns[SURVIVAL]
+    np.testing.assert_allclose((20 * shares).round() / 20, shares, atol=1e-3)
+    np.testing.assert_array_equal(shares > 0.5, outcome.columns["margin_adv"] > 0)
+    assert outcome.columns["confidence_adv"].min() > 1 / 3
+    np.testing.assert_allclose(
+        outcome.columns["confidence_adv"][~outcome.success()], shares[~outcome.success()]
+    )
 
 
 def test_attacks_on_detectors_can_be_chosen(

@@ -18,6 +18,7 @@ from robusteval.datasets.sources import open_data
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.company import find_company
 from robusteval.evaluation.evaluate import evaluate
+from robusteval.evaluation.votes import SURVIVAL
 from robusteval.models.classifier import Classifier
 from robusteval.reports.baseline import build_baseline
 from robusteval.reports.build import build_record
@@ -499,6 +500,8 @@ def test_images_that_come_no_nearer_to_an_error_are_found() -> None:
         attack.columns["margin_adv"][5:7] = 1.5
 
         assert found(attack) == codes_expected
+        attack.columns[SURVIVAL] = np.ones(10)  # random answers, of which all can stay right
+        assert found(attack) == set()
 
 
 def test_an_unlimited_attack_that_fails_is_found() -> None:

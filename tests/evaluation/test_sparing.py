@@ -63,3 +63,7 @@ def test_the_attack_that_spares_none_is_a_row_of_its_own(
     assert [outcome.attack.name for outcome in found.attacks] == ["standard", "thorough"]
     assert "spared-too-many" in {finding.code for finding in found.findings}
     assert found.attacks[0].success().tolist() == found.attacks[1].success().tolist()
+
+    both = ["standard:eps=0.2", "thorough:eps=0.2"]
+    asked = evaluate(bands, open_data(str(npz)), both, samples=8, probes=False)
+    assert [outcome.attack.name for outcome in asked.attacks] == ["standard", "thorough"]
