@@ -155,9 +155,10 @@ class AttackedColumns:
         seeds = sample_seeds(plan.seed, batch.ids)
         goal = choose_goals(self.attack, y, seeds, target.model.num_classes)
         threat = self.attack.threat
+        whole = not self.attack.foreign or self.attack.knowledge == "white-box"
         with (
             part(0, 1, 1 if self.measurement is None else 2),
-            watch_losses(target.model, x, goal, threat) as curves,
+            watch_losses(target.model, x, goal, threat, whole=whole) as curves,
         ):
             result = perturb(self.attack, target.model, x, y, seeds=seeds, goal=goal)
         judged = judge(target.judge, result.x_adv, x, y)

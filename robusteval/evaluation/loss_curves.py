@@ -42,10 +42,13 @@ class LossCurves:
         Classes ``(n,)`` to leave or, of a targeted attack, to reach.
     threat : Threat
         Inside which a success counts.
+    whole : bool
+        Whether a pass of as many images as there are, booked to none, is one of each. Of attacks
+        that ask many questions about one image it may be of that one alone.
     """
 
-    def __init__(self, x: Tensor, goal: Tensor, threat: Threat) -> None:
-        self.x, self.goal, self.threat = x, goal, threat
+    def __init__(self, x: Tensor, goal: Tensor, threat: Threat, *, whole: bool = True) -> None:
+        self.x, self.goal, self.threat, self.whole = x, goal, threat, whole
         self.best = torch.full((len(x),), torch.inf, device=x.device)
         self.met = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # a success
         self.successes = x.clone()  # the last one of each image
@@ -56,7 +59,7 @@ class LossCurves:
     def watch(self, _model: object, args: tuple[Tensor, ...], logits: Tensor) -> None:
         """Forward hook. What was booked to no image of the batch is left out."""
         rows, z, logits = find_rows(), args[0].detach(), logits.detach().float()
-        if rows is None and len(z) == len(self.x):
+        if rows is None and self.whole and len(z) == len(self.x):
             rows = torch.arange(len(z))
         if rows is None or len(rows) != len(z) or len(z) == 0:
             return
@@ -115,10 +118,10 @@ class LossCurves:
 
 @contextmanager
 def watch_losses(
-    model: Classifier, x: Tensor, goal: Tensor, threat: Threat
+    model: Classifier, x: Tensor, goal: Tensor, threat: Threat, *, whole: bool = True
 ) -> Iterator[LossCurves]:
     """Watch the passes of an attack on a batch; see `LossCurves`."""
-    curves = LossCurves(x, goal, threat)
+    curves = LossCurves(x, goal, threat, whole=whole)
     handle = model.register_forward_hook(curves.watch)
     try:
         yield curves

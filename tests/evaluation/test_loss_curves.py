@@ -57,6 +57,22 @@ def test_a_success_that_is_not_returned_is_noticed(model: Classifier) -> None:
     assert not outside[PASSED].any()
 
 
+def test_questions_about_one_image_are_not_taken_for_one_of_each(model: Classifier) -> None:
+    """As a search without gradients asks them, by chance as many as there are images."""
+    x = draw_uniform(4, *SHAPE, seed=5)
+    with torch.no_grad():
+        y = predict_classes(model(x))
+        found = []
+        for whole in (True, False):
+            with watch_losses(model, x, y, Threat("l2", None, False), whole=whole) as curves:
+                model(x[(y == y[0]).nonzero()[0]].expand_as(x))
+            found.append(curves.measure(model, np.zeros(4, np.bool_))[PASSED])
+
+    np.testing.assert_array_equal(found[0], (y != y[0]).numpy())
+    assert found[0].any()
+    assert not found[1].any()
+
+
 @pytest.mark.parametrize(("most", "noticed"), [(15, False), (16, True)])
 def test_of_few_changes_those_are_inside_that_are_few_enough(
     model: Classifier, most: int, noticed: bool
