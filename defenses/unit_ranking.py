@@ -139,7 +139,7 @@ def check_hidden(classifier: Classifier, x: Tensor, layer: str) -> None:
     finally:
         handle.remove()
         root.remove()
-    tensor = find_tensor(found[0])
+    tensor = find_tensor(found[0]) if len(found) > 1 else None  # a layer that does not run
     if tensor is not None and is_class_output(tensor, found[-1]):
         known = list(list_layers(classifier, x))[-LISTED:]
         raise UsageError(

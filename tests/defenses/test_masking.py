@@ -273,6 +273,15 @@ def test_mistakes_are_sentences(
         choose_masks(model, data, **{"attack": PGD, "samples": 40, **asked})
 
 
+def test_a_layer_that_does_not_run_is_no_output(data: Data) -> None:
+    network = Quadrants()
+    network.add_module("spare", nn.Linear(12, QUADRANTS))
+    model = Classifier(network, num_classes=QUADRANTS).eval()
+
+    with pytest.raises(UsageError, match="'spare' does not run in a forward pass"):
+        choose_masks(model, data, units=1, layer="spare", attack=PGD, samples=40)
+
+
 def test_one_class_is_an_error(model: Classifier) -> None:
     images, _ = pictures(40, 0)
     with pytest.raises(UsageError, match="are all of class 2"):
