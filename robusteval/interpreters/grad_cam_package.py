@@ -19,7 +19,7 @@ from robusteval.interpreters.observing import (
     get_network,
     observe_calls,
 )
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.layouts import ATTENTION, SOFTMAX, Layout, Layouts, measure_extent
 from robusteval.models.places import Places, has_bypass
@@ -95,11 +95,13 @@ def library(
     targets = import_module("pytorch_grad_cam.utils.model_targets")
     ablation = import_module("pytorch_grad_cam.ablation_layer")
 
+    with frozen(model):  # not on the copy, of which nothing is known yet
+        found_in_model, places, logits = find_target(model, x, layer)
     subject = copy.deepcopy(model).eval().requires_grad_(True)
+    target = dict(zip(model.modules(), subject.modules(), strict=True))[found_in_model]
     for part in subject.modules():
         if isinstance(part, Classifier):
             part.block = 1  # the package expects one call of the layer per image
-    target, places, logits = find_target(subject, x, layer)
     select_scores(logits.expand(len(x), -1), y)  # for its checks
 
     class Unresized(getattr(package, METHODS[method])):  # type: ignore[misc]

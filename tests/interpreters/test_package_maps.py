@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval.interpreters import observing
 from robusteval.interpreters.cam import gradcam, gradcam_plus_plus, hirescam
 from robusteval.interpreters.grad_cam_package import library
 from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier
+from robusteval.models.places import Survey, survey_network
 
 
 def from_tokens(tensor: Tensor) -> Tensor:
@@ -77,6 +79,23 @@ def test_channels_are_ablated_wherever_their_axis_is() -> None:
     found["blocks"] = library(model, x, y, method="ablationcam", layer="features")
     for form in ("last", "tokens", "blocks"):
         assert torch.allclose(found[form], found["first"], atol=1e-5)
+
+
+def test_layers_are_found_once_and_not_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package works on a copy, of which nothing would be known."""
+    surveyed: list[nn.Module] = []
+
+    def survey(network: nn.Module, shape: tuple[int, ...]) -> Survey:
+        surveyed.append(network)
+        return survey_network(network, shape)
+
+    monkeypatch.setattr(observing, "survey_network", survey)
+    network = Arranged("tokens").train()
+    for _ in range(2):
+        library(network, torch.rand(1, 3, 16, 16), torch.tensor([0]), method="hirescam")
+
+    assert surveyed == [network]
+    assert network.training
 
 
 METHODS = {"GradCAM": gradcam, "GradCAMPlusPlus": gradcam_plus_plus, "HiResCAM": hirescam}
