@@ -167,7 +167,9 @@ def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
 
 def is_worth_trying(layer: nn.Module) -> bool:
     """Whether a layer may have another gradient than it should: of torch's own those alone that
-    have neither layers nor weights inside."""
+    have neither layers nor weights inside. A ReLU is what it is, and a small one may rest."""
+    if isinstance(layer, nn.ReLU):
+        return False
     if not type(layer).__module__.startswith(("torch.", "torchvision.")):
         return True
     return next(layer.children(), None) is None and next(layer.parameters(), None) is None

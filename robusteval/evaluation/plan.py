@@ -344,6 +344,6 @@ def check_radius(name: str, threat: Threat, shape: tuple[int, int, int]) -> None
     if most is not None and threat.eps is not None and threat.eps > most * (1 + TOLERANCE):
         size = "" if threat.norm == "linf" else f" on images of {'x'.join(map(str, shape))}"
         raise UsageError(
-            f"{name}: eps must be from 0 to {most:.4g} for {threat.norm}{size}, in units of the"
+            f"{name}: eps must be from 0 to {most:.6g} for {threat.norm}{size}, in units of the"
             f" [0, 1] pixel range (8/255 is eight grey levels), not {threat.eps:g}"
         )

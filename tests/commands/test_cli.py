@@ -395,8 +395,8 @@ def test_images_of_a_size_that_the_network_cannot_take_are_refused(desk: Path) -
         ),
         (
             ["noise:norm=l2,eps=1e30"],
-            "noise: eps must be from 0 to 20.78 for l2 on images of 3x12x12, in units of the [0, 1]"
-            " pixel range (8/255 is eight grey levels), not 1e+30",
+            "noise: eps must be from 0 to 20.7846 for l2 on images of 3x12x12, in units of the"
+            " [0, 1] pixel range (8/255 is eight grey levels), not 1e+30",
         ),
         (
             ["noise", "noise:eps=8/255"],
@@ -423,7 +423,7 @@ def test_a_mistake_about_an_attack_is_one_sentence(
         ("art:SquareAttack:eps=8", "art:SquareAttack: eps must be from 0 to 1 for linf, in units"),
         (
             "art:SquareAttack:norm=2,eps=33",
-            "art:SquareAttack: eps must be from 0 to 20.78 for l2 on images of 3x12x12, in units",
+            "art:SquareAttack: eps must be from 0 to 20.7846 for l2 on images of 3x12x12, in units",
         ),
     ],
 )

@@ -124,6 +124,7 @@ def test_layers_are_found_by_what_they_do(
         *(nn.MaxPool2d(3, 1, 1), nn.Dropout(0.5), nn.LeakyReLU(), nn.InstanceNorm2d(3)),
         *(Function(lambda x: x.clamp(0.3, 0.6)), Function(torch.zeros_like)),
         *(Noise(0.1), Dropout(0.3), Function(lambda x: 1e-4 * x + 1)),
+        nn.Sequential(Function(lambda x: x - 1.1), nn.ReLU()),  # which rests
     ],
     ids=lambda layer: type(layer).__name__,
 )
