@@ -121,7 +121,22 @@ def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
             places = _place_names(known, origin)
             if all(_find_place(places, folder) is not None for folder in source.folders):
                 return match_by_names(data, known, origin)
-    return data
+    return _note_other_names(data, names) if names and len(names) == k else data
+
+
+def _note_other_names(data: Data, names: Sequence[str]) -> Data:
+    """The same images with a sentence: their classes are counted, which may be the wrong order."""
+    source: Any = data.source
+    numbered = all(folder.isdecimal() for folder in source.folders)
+    if numbered or len(source.folders) != len(names):
+        return data
+    note = (
+        f"none of the {len(names)} {source.noun} is called as an output of the network, so that"
+        f" they are counted in sorted order: {source.folders[0]!r} is taken as {names[0]!r}, and so"
+        f" on; if that is wrong, {ADVICE}"
+    )
+    known = source.notes
+    return replace(data, source=replace(source, notes=(*(n for n in known if n != note), note)))
 
 
 def list_classes(data: Data) -> tuple[str, ...]:

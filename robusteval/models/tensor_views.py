@@ -29,6 +29,7 @@ TYPES = {
     "C64": torch.complex64,
 }
 NOTES = "__metadata__"
+MOST_AXES = 64  # as torch has; a product of many sizes would take the square of their number
 
 
 def view_tensors(raw: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,8 +56,8 @@ def view_tensors(raw: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, A
     for name, entry in entries:
         kind, shape, (start, end) = TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, end]
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("sizes are whole numbers")
+        if len(shape) > MOST_AXES or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError("sizes are a few whole numbers")
         count = math.prod(shape)
         if start != place or end - start != count * kind.itemsize:
             raise ValueError("tensors stand one behind the other")

@@ -112,7 +112,19 @@ def test_names_decide_on_the_order_alone(tmp_path: Path) -> None:
 def test_folders_without_a_word_of_the_metadata_are_counted(tmp_path: Path) -> None:
     data = open_data(str(draw_folders(tmp_path, list("0123456789"))), channels=1)
 
-    assert label_by_folder(check(data, build_classifier(names=NAMES)))["7"] == 7
+    checked = check(data, build_classifier(names=NAMES))
+    assert label_by_folder(checked)["7"] == 7
+    assert checked.notes == data.notes
+
+
+def test_folders_that_no_output_is_called_are_counted_and_said_once(tmp_path: Path) -> None:
+    data = open_data(str(draw_folders(tmp_path, ["sick", "healthy"])), channels=1)
+    classifier = build_classifier(2, ["tumour", "none"])
+
+    checked = check(check(data, classifier), classifier)
+    assert label_by_folder(checked) == {"healthy": 0, "sick": 1}
+    assert ["'healthy' is taken as 'tumour'" in note for note in checked.notes] == [True]
+    assert check(data, build_classifier(2)).notes == ()
 
 
 def test_torchvision_names_of_imagenet_are_recognised(tmp_path: Path) -> None:
