@@ -176,7 +176,8 @@ def open_images(
 
     hint = classifier.identity
     stretch = False
-    photos = os.path.isdir(spec) or spec.lower().endswith(".csv") or spec.startswith("imagenet:")
+    tables = (".csv", ".parquet")
+    photos = os.path.isdir(spec) or spec.lower().endswith(tables) or spec.startswith("imagenet:")
     # the network's own folder says so, or it is one for ImageNet as its architecture is published
     published = hint.get("certain") or hint.get("num_classes") == 1000
     if size is None and resize is None and photos and published:

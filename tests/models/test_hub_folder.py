@@ -1,5 +1,6 @@
 """Folders as transformers and timm write them, opened as the networks that they were saved from."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robusteval.cli import cli
+from robusteval.commands.session import open_images
 from robusteval.errors import Refused, UsageError
 from robusteval.models.checkpoint import load
 from robusteval.models.hub_folder import read_labels
@@ -417,3 +419,18 @@ def test_photos_are_prepared_as_the_folder_says_and_matched_by_its_labels(
     assert record["data"]["transform"].startswith("both sides to 32 (bicubic, antialiased)")
     assert record["data"]["labels"] == "by name, the checkpoint's metadata"
     shutil.rmtree(tmp_path / "run")
+
+
+def test_photos_in_a_table_are_prepared_as_those_in_folders(
+    tmp_path: Path, transformers: Any
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    content = io.BytesIO()
+    Image.fromarray(np.arange(50 * 70 * 3, dtype=np.uint8).reshape(50, 70, 3)).save(content, "PNG")
+    table = pa.table({"image": [{"bytes": content.getvalue(), "path": None}], "label": ["owl"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    classifier = load(write(tmp_path / "net", make(transformers, "ResNet")))
+    data = open_images(classifier, str(tmp_path / "a.parquet"), "test", False, None)
+
+    assert data.transform.startswith("both sides to 32 (bicubic, antialiased)")
+    assert data.labels.tolist() == [2]
