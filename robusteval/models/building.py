@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.errors import UsageError
 from robusteval.models.architecture import (
@@ -58,6 +58,7 @@ def build_with_weights(
     network = built.network
     buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
     check_finite(match.state, buffers, file)
+    check_tied(network, match.state, file)
     complete = network.state_dict()  # with the format versions that some modules look up
     complete.update(match.state)
     with raise_as_architecture_error(built.name):
@@ -89,6 +90,20 @@ def _build_matching(arch: str, num_classes: int | None, state: State) -> tuple[B
         if not others[0].misfit:
             return other, others
     return built, matches
+
+
+def check_tied(network: nn.Module, weights: Mapping[str, Tensor], file: str) -> None:
+    """Refuse tensors that differ where the network has one under both names; UsageError."""
+    first: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if name not in weights:
+            continue
+        other = first.setdefault(id(parameter), name)
+        if other != name and not bool((weights[other] == weights[name]).all()):
+            raise UsageError(
+                f"the network has one tensor as {escape(other)} and {escape(name)}, which differ in"
+                f" {file}: it is of a network that does not share them"
+            )
 
 
 def check_finite(weights: Mapping[str, Tensor], buffers: set[str], file: str) -> None:

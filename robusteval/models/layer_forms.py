@@ -67,7 +67,7 @@ def rewrite_layers(state: State, wanted: Mapping[str, Any]) -> tuple[State | Non
             if not all(part in made for part in names):
                 continue
             tensors = [made.pop(part) for part in names]
-            if word == "weight_norm" and not is_length(*tensors):
+            if not FITTING[word](*tensors):
                 return None, ""  # of a parametrisation that is not known
             done[word] = None
             if renamed and other is not None:
@@ -107,9 +107,23 @@ def compute_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
     Spectral Normalization for Generative Adversarial Networks, arXiv:1802.05957, equation 8.
     """
-    axis = 0 if weight.shape[0] == len(u) and weight[0].numel() == len(v) else 1
-    matrix = weight.movedim(axis, 0).flatten(1)
-    return weight / torch.dot(u, matrix @ v)
+    products = [weight.movedim(axis, 0).flatten(1).mv(v) for axis in find_axes(weight, u, v)]
+    # of a square weight both axes fit: u was made of the product along the right one
+    slopes = [torch.dot(u, product) for product in products]
+    best = max(range(len(slopes)), key=lambda i: float(slopes[i] / products[i].norm()))
+    return weight / slopes[best]
+
+
+def find_axes(weight: Tensor, u: Tensor, v: Tensor) -> list[int]:
+    """The axes, 0 or 1, along which a weight is a matrix with rows as `u` and columns as `v`."""
+    if len({weight.dtype, u.dtype, v.dtype}) > 1 or not weight.is_floating_point():
+        return []
+    return [
+        axis
+        for axis in range(min(2, weight.ndim))
+        if u.shape == weight.shape[axis : axis + 1]
+        and v.shape == (weight.numel() // max(1, len(u)),)
+    ]
 
 
 def compute_pruned(weight: Tensor, mask: Tensor) -> Tensor:
@@ -117,6 +131,11 @@ def compute_pruned(weight: Tensor, mask: Tensor) -> Tensor:
     return weight * mask.to(weight.dtype)
 
 
+FITTING: dict[str, Callable[..., bool]] = {
+    "weight_norm": is_length,
+    "spectral_norm": lambda weight, u, v: bool(find_axes(weight, u, v)),
+    "pruning": lambda weight, mask: weight.shape == mask.shape,
+}
 COMPUTED: dict[str, Callable[..., Tensor]] = {
     "weight_norm": compute_weight_norm,
     "spectral_norm": compute_spectral_norm,

@@ -38,7 +38,8 @@ def choose_normalisation(
             return Normalisation(None, None, "none, from the file")
         return _check_normalisation(mean, std, "from the file", channels)
     if preset:
-        return Normalisation(preset.mean, preset.std, preset.origin)
+        found = _check_normalisation(preset.mean, preset.std, f"from {preset.origin}", channels)
+        return found._replace(origin=preset.origin)
     return Normalisation(None, None, "none")
 
 

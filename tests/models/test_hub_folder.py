@@ -207,6 +207,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         UsageError,
         "preprocessor_config.json is not understood: give --mean, --std",
     ),
+    "grey levels": (
+        lambda f: change(f, "preprocessor_config.json", image_mean=[123.0, 117.0, 104.0]),
+        UsageError,
+        r"the mean from preprocessor_config.json is 123, which looks like grey levels",
+    ),
     "outside": (
         send_outside,
         Refused,

@@ -12,7 +12,9 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from robusteval.errors import UsageError
+from robusteval.models.building import check_tied
 from robusteval.models.checkpoint import load
+from robusteval.models.layer_forms import rewrite_layers
 
 State = dict[str, Tensor]
 SOURCE = """
@@ -147,6 +149,42 @@ def test_form_gives_the_logits_of_the_network_it_was_saved_from(
 
     with torch.no_grad():
         torch.testing.assert_close(classifier(X), NETWORK(X))
+
+
+def test_spectral_norm_of_a_square_transposed_convolution_is_along_its_own_axis() -> None:
+    layer = nn.ConvTranspose2d(3, 3, 3)
+    old = torch.nn.utils.spectral_norm(layer)
+    old.train()(X[:, :3])
+    old.eval()(X[:, :3])  # computes the weight
+    made, _ = rewrite_layers(old.state_dict(), {"weight": None, "bias": None})
+
+    assert made is not None
+    torch.testing.assert_close(made["weight"], old.weight)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"w_orig": torch.ones(4, 3), "w_mask": torch.ones(2)},
+        {"w_orig": torch.ones(4, 3), "w_u": torch.ones(2), "w_v": torch.ones(3)},
+        {"w_orig": torch.tensor(1.0), "w_u": torch.ones(1), "w_v": torch.ones(1)},
+        {"w_orig": torch.ones(4, 3).long(), "w_u": torch.ones(4), "w_v": torch.ones(3)},
+        {"w_g": torch.ones(2, 1), "w_v": torch.ones(4, 3)},
+    ],
+)
+def test_parts_that_do_not_belong_together_are_left_alone(parts: State) -> None:
+    assert rewrite_layers(parts, {"w": None}) == (None, "")
+
+
+def test_tied_weights_that_differ_in_the_file_are_refused() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    check_tied(network, state, "net.pt")
+
+    state["1.weight"][0, 0] += 1
+    with pytest.raises(UsageError, match=r"as 0\.weight and 1\.weight, which differ in net\.pt"):
+        check_tied(network, state, "net.pt")
 
 
 LAYERS: dict[str, Callable[[nn.Module], object]] = {
