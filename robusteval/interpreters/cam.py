@@ -101,8 +101,8 @@ def gradcam(
     Raises
     ------
     ValueError
-        If there is no such layer, it gives no feature maps or runs several times per image, or a
-        class does not exist.
+        If there is no such layer, it gives no feature maps, runs several times per image or is read
+        by the head only beside its places, or a class does not exist.
     """
     features, slopes = compute_features_and_slopes(model, x, y, layer)
     weight = slopes.mean((2, 3), keepdim=True)  # Eq. 1
@@ -230,5 +230,11 @@ def compute_features_and_slopes(
     places = calls[0].places
     assert places is not None
     features = places.read_maps(torch.cat(parts)[: len(x)])
-    derivative = places.read_maps(torch.cat(found)[: len(x)])
+    slope = places.read_maps(torch.cat(found))  # without images, of the one of noise
+    if places.prefix and not bool((slope != 0).any()):
+        raise ValueError(
+            f"nothing is read from the places that layer {layer!r} gives, only from tokens beside"
+            " them: name an earlier layer, or none"
+        )
+    derivative = slope[: len(x)]
     return (features, derivative) if keep else (features.detach(), derivative)

@@ -78,6 +78,7 @@ class ByToken(nn.Module):
         self.patches = nn.Conv2d(3, 8, 2, 2)
         self.token = nn.Parameter(torch.randn(1, 1, 8))
         self.before = nn.LayerNorm(8)
+        self.after = nn.Identity()
         self.linear = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class ByToken(nn.Module):
         tokens = self.before(torch.cat([self.token.expand(len(x), -1, -1), patches], 1))
         heads = tokens.unsqueeze(1)
         out = tokens + F.scaled_dot_product_attention(heads, heads, heads).squeeze(1)
-        logits: Tensor = self.linear(out[:, 0])
+        logits: Tensor = self.linear(self.after(out)[:, 0])
         return logits
 
 
@@ -98,6 +99,9 @@ def test_cam_of_a_class_token_is_refused_and_gradcam_explains_what_it_looked_at(
         named = interpreter(network, X, Y, layer="before")
         assert named.shape == (7, 1, 4, 4)
         assert torch.equal(interpreter(network, X, Y), named)
+        for images in (X, X[:0]):  # also in the check before a run
+            with pytest.raises(ValueError, match=r"nothing is read from the places .* 'after'"):
+                interpreter(network, images, Y[: len(images)], layer="after")
     assert describe_layer(network, (3, 8, 8), None) == "before"
     assert describe_layer(network, (3, 8, 8), "patches") == "patches"
 
