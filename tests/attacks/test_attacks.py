@@ -178,7 +178,10 @@ def test_masked_pixels_are_not_touched(bands: Classifier, name: str, norm: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_costs_nothing(bands: Classifier, name: str) -> None:
-    """This is how parameters are checked before a run: no more than one call of the network."""
+    """This is how parameters are checked before a run: no more than one call of the network.
+
+    One more of those that change maps: whether these have a derivative is tried on one image.
+    """
     x, y = torch.empty(0, 3, 12, 12), torch.empty(0, dtype=torch.int64)
     calls: list[int] = []
     handle = bands.network.register_forward_hook(lambda *_: calls.append(1))
@@ -187,7 +190,7 @@ def test_an_empty_batch_costs_nothing(bands: Classifier, name: str) -> None:
     handle.remove()
 
     assert x_adv.shape == x.shape
-    assert len(calls) <= 1
+    assert len(calls) <= (2 if name in ("advedge", "evade") else 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

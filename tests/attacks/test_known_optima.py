@@ -97,6 +97,13 @@ def measure_size(x_adv: Tensor, x: Tensor, norm: str) -> float:
     return float(measure_distances(x_adv, x)[norm])
 
 
+def takes_budget(entry: Entry, norm: str) -> bool:
+    """Whether the attack is told how far it may go: `isi` has no radius where it counts changes."""
+    return BUDGETS.get(norm, "eps") in entry.parameters and not (
+        norm.startswith("l0") and entry.parameters["eps"].default is None
+    )
+
+
 def explain_failure(
     entry: Entry, norm: str, classifier: Classifier, x: Tensor, *, targeted: bool
 ) -> str:
@@ -109,7 +116,8 @@ def explain_failure(
         label = predict_classes(classifier(image))
         optimum = find_optimum(network, image, norm, keep_mean=entry.name != "fpgap")
         given = asked(entry.name, norm=norm, **SETTINGS)
-        if budget in entry.parameters:
+        bounded = takes_budget(entry, norm)
+        if bounded:
             most = SLACK * optimum
             given[budget] = math.floor(most) if norm.startswith("l0") else most
         y = 1 - label if targeted else label
@@ -119,7 +127,7 @@ def explain_failure(
         size, most = measure_size(x_adv, image, norm), SLACK * optimum
         if bool(predict_classes(classifier(x_adv)) == label):
             return f"fails with {SLACK} times the optimum {optimum:g}"
-        if size > most * (TOLERANCE if budget in entry.parameters else 1):
+        if size > most * (TOLERANCE if bounded else 1):
             return f"changes {size:g} where {optimum:g} is enough"
     return ""
 
