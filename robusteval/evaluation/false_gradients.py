@@ -81,7 +81,7 @@ def find_false_gradients(classifier: Classifier, x: Tensor) -> Suspects:
             classifier(x)
     inner = tuple(each for each in found.values() if not any_inside(each.name, found))
     layers = {name: layer for name, layer in network.named_modules()}
-    mode = StraightSteps()
+    mode = StraightSteps(len(x))
     with ExitStack() as stack:
         for each in inner:
             layer = layers[each.name]

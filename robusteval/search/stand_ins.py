@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from robusteval.models.steps import book_rows
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
 COMPARISONS = {"gt": 1.0, "ge": 1.0, "lt": -1.0, "le": -1.0}  # with the sign of their left side
 CASTS = frozenset({"float", "to", "type", "type_as", "double", "half", "bfloat16"})
+LIMITS = frozenset({"clamp", "clip"})
 LEAST = 1e-30  # a probability that is taken for zero
 
 
@@ -46,14 +48,31 @@ def pass_on(guide: Tensor, value: Tensor) -> Tensor:
     return found
 
 
+@cache
+def hides_ends() -> bool:
+    """Whether in this version of torch a value at a limit of a clamp has no gradient."""
+    x = torch.zeros(1, requires_grad=True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(torch.clamp(x, 0, 1), x, torch.ones(1))
+    return not bool(slope)
+
+
 class StraightSteps(TorchFunctionMode):
     """Rounding, signs and comparisons with the gradient of the identity.
 
-    A comparison counts as the difference of its sides, once it is made a number.
+    A comparison counts as the difference of its sides, once it is made a number. A clamp between
+    two limits passes the gradient on where it changes nothing, at the limits too: of an image's
+    black and white pixels an attack would see none otherwise.
+
+    Parameters
+    ----------
+    rows : int, optional
+        How many rows of a batch are images; others only fill it up, and may be black.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int | None = None) -> None:
         super().__init__()
+        self.rows = rows
         self.met: set[str] = set()  # names of the operations that were given a gradient
         self._sides: dict[int, tuple[Tensor, Tensor]] = {}  # of comparisons, with their result
         self._trusted = False
@@ -70,6 +89,16 @@ class StraightSteps(TorchFunctionMode):
             stack.callback(layer.register_forward_hook(switch(False)).remove)
             yield
 
+    @staticmethod
+    def _find_ends(x: Tensor, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+        """Which values ``(n, …)`` lie at one of two limits; none where there is one limit."""
+        given = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
+        low, high = given.get("min"), given.get("max")
+        if low is None or high is None:
+            return torch.zeros_like(x, dtype=torch.bool)
+        ends: Tensor = (x == low) | (x == high)
+        return ends
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -82,6 +111,11 @@ class StraightSteps(TorchFunctionMode):
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
             return pass_on(x, out)
+        if name in LIMITS and x.requires_grad and out is not x and x.is_floating_point():
+            kept = out == x
+            if hides_ends() and bool((kept & self._find_ends(x, args, kwargs))[: self.rows].any()):
+                self.met.add(f"{name} at its limits")
+                return pass_on(torch.where(kept, x, x.detach()), out)
         is_gate = self._trusted or not x.is_floating_point()
         if name in COMPARISONS and x.requires_grad and not is_gate:
             side = COMPARISONS[name] * (x - (args[1] if len(args) > 1 else kwargs["other"]))

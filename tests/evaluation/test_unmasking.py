@@ -34,7 +34,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.reports.build import build_record
 from robusteval.runs.metrics import worst_case
 from robusteval.runs.types import Run, Spec
-from robusteval.search.stand_ins import match_layers
+from robusteval.search.stand_ins import Straight, hides_ends, match_layers
 
 ATTACK = "apgd:eps=18/255,steps=20"
 
@@ -122,7 +122,7 @@ def test_layers_are_found_by_what_they_do(
     [
         *(nn.ReLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.Softmax(1), nn.Tanh()),
         *(nn.MaxPool2d(3, 1, 1), nn.Dropout(0.5), nn.LeakyReLU(), nn.InstanceNorm2d(3)),
-        *(Function(lambda x: x.clamp(0.3, 0.6)), Function(torch.zeros_like)),
+        *(Function(lambda x: x.clamp(0.31, 0.61)), Function(torch.zeros_like)),
         *(Noise(0.1), Dropout(0.3), Function(lambda x: 1e-4 * x + 1)),
         nn.Sequential(Function(lambda x: x - 1.1), nn.ReLU()),  # which rests
     ],
@@ -144,6 +144,33 @@ def test_operations_in_the_code_of_a_layer_are_found(scaled: Scaled, x: Tensor) 
     assert look(Rounding(8).forward) == ("round",)
     assert look(lambda z: (z > 0.4).float()) == ("comparison",)
     assert look(lambda z: torch.where(z > 0.4, z, 0.1 * z)) == ()
+
+
+class Clamped(nn.Module):
+    """A network that brings images back into their range first, which changes none of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.clamp(0, 1))
+        return logits
+
+
+def test_pixels_at_the_ends_of_a_clamp_are_followed(scaled: Scaled, x: Tensor) -> None:
+    """Of black and white images nothing would be left; inside its range a clamp is sound."""
+    clamped, ends = Clamped(scaled), x.round()
+    name = ("clamp at its limits",) if hides_ends() else ()
+
+    def find_slope(network: nn.Module) -> Tensor:
+        image = ends.clone().requires_grad_()
+        return torch.autograd.grad(network(image)[:, 0].sum(), image)[0]
+
+    assert find_false_gradients(Classifier(clamped, num_classes=3).eval(), ends).steps == name
+    inside = 0.1 + 0.8 * x
+    assert find_false_gradients(Classifier(clamped, num_classes=3).eval(), inside).steps == ()
+    torch.testing.assert_close(find_slope(Straight(clamped, [])), find_slope(scaled))
 
 
 def test_a_sound_network_pays_next_to_nothing(scaled: Scaled, sound: Run, x: Tensor) -> None:
