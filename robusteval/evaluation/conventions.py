@@ -44,9 +44,9 @@ def find_convention(
         return []  # nothing could be that much better
     mean, std = classifier.mean, classifier.std
     photo_mean = torch.tensor((0.485, 0.456, 0.406), device=mean.device).view(3, 1, 1)
+    photo_std = torch.tensor((0.229, 0.224, 0.225), device=mean.device).view(3, 1, 1)
     clip_mean = torch.tensor((0.4814547, 0.4578275, 0.4082107), device=mean.device).view(3, 1, 1)
     clip_std = torch.tensor((0.2686295, 0.2613026, 0.2757771), device=mean.device).view(3, 1, 1)
-    photo_std = torch.tensor((0.229, 0.224, 0.225), device=mean.device).view(3, 1, 1)
 
     def undo_normalisation(x: Tensor) -> Tensor:
         return x * std + mean  # so that the network itself sees x

@@ -137,9 +137,8 @@ def _read_scale(recipe: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     mean, std = [0.0] * 3, [1.0] * 3
     if recipe.get("do_normalize", _read_kind(recipe) != "MobileViT") is not False:
         mean, std = _read_numbers(recipe["image_mean"]), _read_numbers(recipe["image_std"])
-    if (
-        recipe.get("include_top", _read_kind(recipe) == "EfficientNet") is True
-    ):  # of EfficientNet, which divides twice
+    # EfficientNet divides twice
+    if recipe.get("include_top", _read_kind(recipe) == "EfficientNet") is True:
         std = [value * value for value in std]
     if len(mean) != len(std) or len(mean) not in range(1, 65) or min(std) <= 0:
         raise ValueError(std)

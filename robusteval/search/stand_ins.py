@@ -67,7 +67,8 @@ class StraightSteps(TorchFunctionMode):
     Parameters
     ----------
     rows : int, optional
-        How many rows of a batch are images; others only fill it up, and may be black.
+        How many rows of a batch are images, as others only fill it up and may be black, where it
+        is asked whether a clamp has values at its limits.
     """
 
     def __init__(self, rows: int | None = None) -> None:
@@ -90,14 +91,11 @@ class StraightSteps(TorchFunctionMode):
             yield
 
     @staticmethod
-    def _find_ends(x: Tensor, args: tuple[Any, ...], kwargs: Any) -> Tensor:
-        """Which values ``(n, …)`` lie at one of two limits; none where there is one limit."""
+    def _read_limits(args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any] | None:
+        """The two limits of a clamp; None where it has one alone."""
         given = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
         low, high = given.get("min"), given.get("max")
-        if low is None or high is None:
-            return torch.zeros_like(x, dtype=torch.bool)
-        ends: Tensor = (x == low) | (x == high)
-        return ends
+        return None if low is None or high is None else (low, high)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -111,11 +109,14 @@ class StraightSteps(TorchFunctionMode):
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
             return pass_on(x, out)
-        if name in LIMITS and x.requires_grad and out is not x and x.is_floating_point():
+        limits = self._read_limits(args, kwargs) if name in LIMITS and hides_ends() else None
+        if limits is not None and x.requires_grad and out is not x and x.is_floating_point():
             kept = out == x
-            if hides_ends() and bool((kept & self._find_ends(x, args, kwargs))[: self.rows].any()):
-                self.met.add(f"{name} at its limits")
-                return pass_on(torch.where(kept, x, x.detach()), out)
+            if self.rows is not None:  # asked for once, not at each step of a search
+                ends = kept & ((x == limits[0]) | (x == limits[1]))
+                if bool(ends[: self.rows].any()):
+                    self.met.add(f"{name} at its limits")
+            return pass_on(torch.where(kept, x, x.detach()), out)
         is_gate = self._trusted or not x.is_floating_point()
         if name in COMPARISONS and x.requires_grad and not is_gate:
             side = COMPARISONS[name] * (x - (args[1] if len(args) > 1 else kwargs["other"]))
