@@ -36,6 +36,16 @@ MapClass = Literal["predicted", "target"]
     norms=("linf",),
     knowledge="white-box",
     unbounded={"search": {"cw": "l2", "stadv": "none"}},
+    needs={
+        "eps": {"search": ("pgd",)},
+        "alpha": {"variant": ("advedge_plus",)},
+        "edges": {"variant": ("advedge", "advedge_plus")},
+        "edge_normalise": {"variant": ("advedge", "advedge_plus")},
+        "edge_stage": {"variant": ("advedge", "advedge_plus")},
+        "target": {"targeted": (False,)},
+        "confidence": {"stop": ("8bit", "float")},
+        "every": {"stop": ("8bit", "float")},
+    },
 )
 @attack_in_parts
 def advedge(

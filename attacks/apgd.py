@@ -27,7 +27,16 @@ from robusteval.search.starts import Order, diversify_start, order_targets
 Start = Literal["uniform", "odi", "image"]
 
 
-@ATTACKS.add("apgd", norms=("linf", "l2", "l1"), knowledge="white-box")
+@ATTACKS.add(
+    "apgd",
+    norms=("linf", "l2", "l1"),
+    knowledge="white-box",
+    needs={
+        "odi_steps": {"start": ("odi",)},
+        "by": {"targets": 1},
+        "candidates": {"targets": 1, "by": ("distance",)},
+    },
+)
 def apgd(
     model: nn.Module,
     x: Tensor,

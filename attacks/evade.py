@@ -36,7 +36,17 @@ Choice = Literal["distance", "score"]
 WEIGHTS = (1.0, 0.1, 10.0, 0.01, 100.0)
 
 
-@ATTACKS.add("evade", norms=("linf",), knowledge="white-box", detector=True)
+@ATTACKS.add(
+    "evade",
+    norms=("linf",),
+    knowledge="white-box",
+    detector=True,
+    needs={
+        "target": {"targeted": (False,)},
+        "choice": {"stop": ("8bit", "float")},
+        "every": {"stop": ("8bit", "float")},
+    },
+)
 @attack_in_parts
 def evade(
     model: nn.Module,

@@ -24,7 +24,12 @@ FINE = 5  # last steps, of which each goes a tenth as far beyond as the one befo
 GLANCE = 10  # steps between two looks for images that are finished
 
 
-@ATTACKS.add("fab", norms=("linf", "l2", "l1"), knowledge="white-box")
+@ATTACKS.add(
+    "fab",
+    norms=("linf", "l2", "l1"),
+    knowledge="white-box",
+    needs={"targets": {"targeted": (False,)}},
+)
 def fab(
     model: nn.Module,
     x: Tensor,

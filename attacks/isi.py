@@ -25,7 +25,24 @@ STEP = {"l2": 0.05, "linf": 0.03}  # as published, where the data lie in [-1, 1]
 PATIENCE = 4  # steps in a row that are taken back
 
 
-@ATTACKS.add("isi", norms=("l0", "l0_pixels", "l2", "linf"), knowledge="white-box")
+@ATTACKS.add(
+    "isi",
+    norms=("l0", "l0_pixels", "l2", "linf"),
+    knowledge="white-box",
+    needs={
+        "eps": {"norm": ("l2", "linf")},
+        "step": {"norm": ("l2", "linf")},
+        "indicator": {"norm": ("l0", "l0_pixels", "l2")},
+        "values": {"norm": ("l0", "l0_pixels", "l2")},
+        "centre": (
+            {"norm": ("l0", "l0_pixels", "l2"), "indicator": ("relevance",)},
+            {"norm": ("l0", "l0_pixels", "l2"), "indicator": (None,), "variant": ("paper",)},
+        ),
+        "undo": {"norm": ("l0", "l0_pixels")},
+        "prune": {"norm": ("l0", "l0_pixels")},
+        "stop": {"norm": ("l2", "linf")},
+    },
+)
 def isi(
     model: nn.Module,
     x: Tensor,
@@ -126,7 +143,7 @@ def isi(
     Raises
     ------
     ValueError
-        If a parameter is out of range, or not for this norm.
+        If a parameter is out of range, or does nothing under this norm.
     """
     improved = variant == "improved"
     indicator = indicator or ("gain" if improved else "relevance")
@@ -134,13 +151,11 @@ def isi(
     stop = stop or ("8bit" if improved else "float")
     steps = (100 if improved else 30) if steps is None else steps
     if norm == "l0" or norm == "l0_pixels":
-        refuse_given(norm, eps=eps, step=step)
         values = (2 if improved else 1) if values is None else values
         undo, prune = (improved if wish is None else wish for wish in (undo, prune))
         step = 1.0  # across the whole box
         ball = Ball.around(x, "linf", 1.0, mask)  # the box
     else:
-        refuse_given(norm, undo=undo or None, prune=prune or None)
         step = STEP[norm] if step is None else step
         values = 20 if values is None else values
         ball = Ball.around(x, *(("linf", 1.0) if eps is None else (norm, eps)), mask)
@@ -280,13 +295,6 @@ def find_zero(model: nn.Module, centre: Centre) -> Tensor | float:
     if not isinstance(model, Classifier):
         raise ValueError("centre=model is for a Classifier: other models hide their normalisation")
     return model.mean
-
-
-def refuse_given(norm: Measure, **parameters: object) -> None:
-    """ValueError for a parameter that has no meaning under this norm."""
-    for name, value in parameters.items():
-        if value is not None:
-            raise ValueError(f"{name} is not for norm={norm}")
 
 
 class ISI(ArtAttack):

@@ -21,7 +21,12 @@ Variant = Literal["scaled", "paper"]
 PACE = 1.1  # of the portable threshold, per step
 
 
-@ATTACKS.add("sparse", norms=("l0", "l0_pixels"), knowledge="white-box")
+@ATTACKS.add(
+    "sparse",
+    norms=("l0", "l0_pixels"),
+    knowledge="white-box",
+    needs={"rounds": {"variant": ("paper",)}},
+)
 def sparse(
     model: nn.Module,
     x: Tensor,

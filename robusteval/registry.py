@@ -5,90 +5,34 @@ second of importing torch. There is a registry each of attacks, interpreters, de
 formats and data sources. Other packages add theirs through an entry point that names a module
 with decorated functions, in the group `robusteval.attacks`, likewise `.interpreters`,
 `.defenses`, `.report_formats` or `.data_sources`.
-
-The words that a parameter may take are those of its annotation, ``Literal["up", "down"]`` or the
-name of such a type. A wrong word is refused before a function is loaded and, where Python code
-calls the function directly, before it runs: no function needs to check its words.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property, wraps
+from functools import cached_property
 from importlib import import_module, metadata
-from importlib.util import find_spec, resolve_name
-from inspect import signature
-from pathlib import Path
+from importlib.util import find_spec
 from pkgutil import iter_modules
-from types import NoneType
-from typing import (
-    Any,
-    Literal,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from robusteval.errors import UsageError, raise_as_missing
+from robusteval.runs.types import Spec, Threat
+from robusteval.signatures import (
+    Needs,
+    Parameter,
+    check_calls,
+    explain_idle,
+    find_source,
+    is_called,
+    parse_source,
+    read_parameters,
 )
 
-from robusteval.errors import UsageError, check_image_form, explain_words, raise_as_missing
-from robusteval.runs.types import Spec, Threat
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-# arguments that the suite supplies itself
-PROTOCOL = ("model", "x", "y", "seeds", "mask")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter that a user may set."""
-
-    name: str
-    kind: str  # annotation as written: "float", "int | None", "Norm", …
-    default: Any
-    choices: tuple[str, ...] = ()  # when the annotation is a set of words
-
-    def read_value(self, text: str) -> Any:
-        """The value a user wrote; ValueError if it is not of this kind."""
-        if text.lower() == "none" and "None" in self.kind:
-            return None
-        kind = self.kind.removesuffix(" | None")
-        if self.choices:
-            if text not in self.choices:
-                raise ValueError(f"one of {', '.join(self.choices)}")
-            return text
-        if kind == "bool":
-            if text.lower() not in ("true", "false"):
-                raise ValueError("true or false")
-            return text.lower() == "true"
-        if kind == "int":
-            try:
-                return int(text)
-            except ValueError:
-                raise ValueError("a whole number") from None
-        if kind == "float":
-            return read_number(text)
-        return text
-
-
-def read_number(text: str) -> float:
-    """A finite decimal or a fraction such as ``8/255``; ValueError otherwise."""
-    top, slash, bottom = text.partition("/")
-    try:
-        value = float(top) / float(bottom) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError("a number or a fraction such as 8/255")
-    return value
 
 
 class Facts(TypedDict, total=False):
@@ -97,6 +41,7 @@ class Facts(TypedDict, total=False):
     norms: tuple[str, ...]
     knowledge: str
     unbounded: dict[str, dict[str, str]]
+    needs: Needs
     detector: bool
     differentiable: bool
     seeded: bool
@@ -118,6 +63,8 @@ class Entry:
     norms: tuple[str, ...] = ()
     knowledge: str = "white-box"  # or "black-box", "none": what the attacker sees of the model
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    # of parameters that do nothing beside some values of others, when they do something
+    needs: Needs = field(default_factory=dict)
     # by parameter, the words that leave an attack without a radius, and the norm it then has
     unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
     detector: bool = False  # it attacks a detector, and needs one
@@ -140,6 +87,13 @@ class Entry:
     def resolve(self, spec: Spec) -> dict[str, Any]:
         """All parameters of a spec, defaults included."""
         return {name: p.default for name, p in self.parameters.items()} | spec.parameters
+
+    def find_idle(self, spec: Spec) -> dict[str, str]:
+        """Of the parameters that a spec gives, those that do nothing, each with the reason."""
+        values = self.resolve(spec)
+        given = [name for name, value in spec.parameters.items() if value is not None]
+        reasons = {name: explain_idle(name, self.needs, values) for name in given}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def threat(self, spec: Spec) -> Threat:
         """Norm and budget that a spec stands for."""
@@ -176,7 +130,7 @@ class Registry:
 
     def add(self, name: str, **facts: Unpack[Facts]) -> Callable[[F], F]:
         """Decorator: make a function known as `name`. Arguments must be literals."""
-        del facts  # read from the source
+        needs = facts.get("needs", {})  # all others are read from the source
 
         def register(function: F) -> F:
             known = self._functions.get(name)
@@ -185,7 +139,7 @@ class Registry:
                     f"two {self.noun}s are called {name!r}:"
                     f" {known.__module__} and {function.__module__}"
                 )
-            self._functions[name] = checked = raise_as_missing(name)(refuse_wrong_words(function))
+            self._functions[name] = checked = raise_as_missing(name)(check_calls(function, needs))
             return checked
 
         return register
@@ -264,7 +218,8 @@ class Registry:
     def check_spec(self, spec: Spec) -> Spec:
         """The spec with its values read as what the signature says.
 
-        UsageError for an unknown name or parameter, or a value of the wrong kind.
+        UsageError for an unknown name or parameter, a value of the wrong kind, or a parameter
+        that does nothing beside the others.
         """
         entry = self.entry(spec.name)
         values: dict[str, Any] = {}
@@ -280,7 +235,10 @@ class Registry:
                     raise ValueError(f"one of {', '.join(parameter.choices)}")
             except ValueError as error:
                 raise UsageError(f"{spec.name}: {key} must be {error}, not {value!r}") from None
-        return Spec(spec.name, values)
+        checked = Spec(spec.name, values)
+        for reason in entry.find_idle(checked).values():
+            raise UsageError(f"{spec.name}: {reason}")
+        return checked
 
 
 def explain_unknown(noun: str, name: str, known: dict[str, Any] | list[str]) -> str:
@@ -308,138 +266,6 @@ def parse(text: str) -> Spec:
     if name in ("", "art:"):
         raise UsageError(f"{text!r}: write NAME:key=value,key=value")
     return Spec(name, parameters)
-
-
-def find_source(module: str) -> Path | None:
-    """The file of a module that may not be imported; None if there is no such module in source."""
-    try:
-        spec = find_spec(module)
-    except (ModuleNotFoundError, ValueError):
-        return None
-    origin = (spec and spec.origin) or ""
-    return Path(origin) if origin.endswith(".py") else None
-
-
-@cache
-def parse_source(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def is_called(call: ast.Call, name: str) -> bool:
-    """Whether ``A.b(…)`` or ``module.A.b(…)`` is a call of `name`, ``A.b``."""
-    written = ast.unparse(call.func)
-    return written == name or written.endswith(f".{name}")
-
-
-def read_parameters(node: ast.FunctionDef, module: str) -> Iterator[Parameter]:
-    """The keyword-only parameters of a function in `module` that a user may set."""
-    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        if argument.arg in PROTOCOL:
-            continue
-        assert argument.annotation is not None, f"{argument.arg} needs an annotation"
-        assert default is not None, f"{argument.arg} needs a default"
-        kind = ast.unparse(argument.annotation)
-        choices = read_words(argument.annotation, module)
-        yield Parameter(argument.arg, kind, read_constant(default), choices)
-
-
-def read_words(annotation: ast.expr, module: str) -> tuple[str, ...]:
-    """The words that an annotation allows, without importing the module that it stands in.
-
-    Empty if it is not a set of words. Names are followed to where they are assigned, through
-    imports, too.
-    """
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return read_words(annotation.left, module) + read_words(annotation.right, module)
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return read_words(ast.parse(annotation.value, mode="eval").body, module)
-    if isinstance(annotation, ast.Subscript):
-        if ast.unparse(annotation.value).rpartition(".")[2] != "Literal":
-            return ()
-        words = ast.literal_eval(annotation.slice)
-        return words if isinstance(words, tuple) else (words,)
-    if isinstance(annotation, ast.Attribute):
-        found = find_import(ast.unparse(annotation.value), module)
-        return read_alias(annotation.attr, ".".join(filter(None, found))) if found else ()
-    if isinstance(annotation, ast.Name) and annotation.id not in ("bool", "int", "float", "str"):
-        return read_alias(annotation.id, module)
-    return ()
-
-
-def read_alias(name: str, module: str) -> tuple[str, ...]:
-    """The words of a type that `module` assigns to `name` or imports by it; empty if none."""
-    path = find_source(module)
-    if path is None or module.partition(".")[0] in sys.stdlib_module_names:
-        return ()
-    for node in parse_source(path).body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any(ast.unparse(target) == name for target in targets):
-            return read_words(node.value, module)
-    found = find_import(name, module)
-    return read_alias(found[1], found[0]) if found and found[0] != module else ()
-
-
-def find_import(name: str, module: str) -> tuple[str, str] | None:
-    """The module that `module` imports `name` from, and what it is called there.
-
-    The second is empty where `name` is a module itself; None if `name` is not imported.
-    """
-    path = find_source(module)
-    if path is None:
-        return None
-    for node in ast.walk(parse_source(path)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    if isinstance(node, ast.Import):
-                        return alias.name, ""
-                    relative = "." * node.level + (node.module or "")
-                    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-                    return resolve_name(relative, package), alias.name
-    return None
-
-
-def refuse_wrong_words(function: F) -> F:
-    """The function with a ValueError for words that annotations exclude, and what is no image."""
-    of_images = list(signature(function).parameters)[:2] == ["model", "x"]
-
-    @cache
-    def list_words() -> dict[str, tuple[Any, ...]]:
-        try:
-            hints = get_type_hints(function)
-        except NameError:  # imported for type checkers only
-            return {}
-        allowed = {name: tuple(list_choices(hint)) for name, hint in hints.items()}
-        return {name: words for name, words in allowed.items() if words}
-
-    @wraps(function)
-    def check_and_call(*args: Any, **kwargs: Any) -> Any:
-        for name, words in list_words().items():
-            if name in kwargs and kwargs[name] not in words:
-                raise ValueError(explain_words(name, words, kwargs[name]))
-        if of_images and len(args) > 1:
-            check_image_form(args[1])
-        return function(*args, **kwargs)
-
-    return cast(F, check_and_call)
-
-
-def list_choices(hint: Any) -> Iterator[Any]:
-    """The values that a type of nothing but words, or of words and None, allows."""
-    kinds = (hint,) if get_origin(hint) is Literal else get_args(hint)
-    if all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
-        for kind in kinds:
-            yield from get_args(kind) or (None,)
-
-
-def read_constant(node: ast.expr) -> Any:
-    """The value of a default: a literal, or a fraction of two."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
-    return ast.literal_eval(node)
 
 
 ATTACKS = Registry("robusteval.attacks", "attack")

@@ -21,6 +21,7 @@ LIGHT = (
     "errors",
     "progress",
     "registry",
+    "signatures",
     "testing",
     "runs.archives",
     "runs.cache_folder",
@@ -82,6 +83,7 @@ FLOORS = (
     ("models",),
     ("datasets",),
     ("registry", "progress"),
+    ("signatures",),
     ("runs",),
     ("errors",),
 )

@@ -19,9 +19,9 @@ from robusteval.registry import (
     REPORT_FORMATS,
     Registry,
     parse,
-    read_number,
 )
 from robusteval.runs.types import Spec, Threat
+from robusteval.signatures import read_number
 
 MODULE = '''
 from typing import Literal
@@ -172,6 +172,71 @@ def test_a_wrong_word_stops_a_call_before_it_runs() -> None:
         move(far="b")  # type: ignore[arg-type]
 
     assert calls == [("down", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("advedge:search=cw,eps=4/255", "eps does nothing unless search=pgd"),
+        ("advedge:alpha=.2", "alpha does nothing unless variant=advedge_plus"),
+        ("advedge:variant=adv2,edges=random", "edges does nothing unless variant=advedge or"),
+        ("sparse:rounds=10", "rounds does nothing unless variant=paper"),
+        ("apgd:by=logits", "by does nothing unless targets is 1 or more"),
+        ("apgd:targets=3,by=logits,candidates=5", "candidates does nothing unless by=distance"),
+        ("isi:eps=3", "eps does nothing unless norm=l2 or linf"),
+        ("isi:centre=black", "nothing unless indicator=relevance or variant=paper"),
+        ("fab:targeted=true,targets=3", "targets does nothing unless targeted=false"),
+    ],
+)
+def test_what_does_nothing_beside_the_others_is_refused(text: str, reason: str) -> None:
+    """A default that is spelled out, too: who writes it believes that it counts."""
+    with pytest.raises(UsageError, match=reason):
+        ATTACKS.check_spec(parse(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "advedge:search=pgd,eps=4/255",
+        "advedge:variant=advedge_plus,alpha=.2,edges=random",
+        "sparse:variant=paper,rounds=10",
+        "apgd:targets=3,candidates=5",
+        "isi:eps=none",
+        "isi:variant=paper,centre=black",
+        "isi:indicator=relevance,norm=l2,centre=black",
+    ],
+)
+def test_what_does_something_is_not_refused(text: str) -> None:
+    """One way of several is enough, and none given is nothing given."""
+    ATTACKS.check_spec(parse(text))
+
+
+def test_every_rule_is_about_parameters_that_are_there() -> None:
+    """A rule with a slip of the pen would refuse nothing, or everything."""
+    for entry in ATTACKS.entries.values():
+        for name, rule in entry.needs.items():
+            for condition in rule if isinstance(rule, tuple) else (rule,):
+                assert {name, *condition} <= entry.parameters.keys()
+                for other, wanted in condition.items():
+                    known = entry.parameters[other].choices
+                    if known and isinstance(wanted, tuple):
+                        assert set(wanted) <= {*known, None}
+
+
+def test_a_call_with_what_does_nothing_is_refused() -> None:
+    """From Python, where the defaults may be passed on: only what differs from them."""
+    calls: list[object] = []
+
+    @Registry("robusteval.attacks", "attack").add("x", needs={"far": {"way": ("up",)}})
+    def move(*, way: Literal["up", "down"] = "up", far: int = 1) -> None:
+        calls.append((way, far))
+
+    move(way="down", far=1)
+    move(far=3)
+    with pytest.raises(ValueError, match="far does nothing unless way=up"):
+        move(way="down", far=3)
+
+    assert calls == [("down", 1), ("up", 3)]
 
 
 @pytest.mark.usefixtures("plugin")

@@ -32,9 +32,10 @@ from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.steps import tell_passes
-from robusteval.registry import explain_unknown, read_number
+from robusteval.registry import explain_unknown
 from robusteval.runs.types import Threat
 from robusteval.search.losses import replace_cross_entropy
+from robusteval.signatures import read_number
 
 # attacks on something else, by what their constructor does not tell
 UNSUITED = {

@@ -26,8 +26,9 @@ from robusteval.datasets.dataset import image_id
 from robusteval.errors import UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
-from robusteval.registry import PROTOCOL, explain_unknown
+from robusteval.registry import explain_unknown
 from robusteval.search.losses import CrossEntropy
+from robusteval.signatures import PROTOCOL
 
 Array = np.ndarray[Any, Any]
 

@@ -106,12 +106,11 @@ def change_norm(spec: Spec, norm: str) -> Spec | None:
 
 def change_radius(spec: Spec, eps: float) -> Spec:
     """The attack at another radius, if it has one."""
-    has = "eps" in spec.parameters or (
-        spec.name in ATTACKS.entries and "eps" in ATTACKS.entries[spec.name].parameters
-    )
-    if not has:
-        return spec
     parameters = {**spec.parameters, "eps": eps}
+    entry = ATTACKS.entries.get(spec.name)
+    known = spec.parameters if entry is None else entry.parameters
+    if "eps" not in known or (entry and "eps" in entry.find_idle(Spec(spec.name, parameters))):
+        return spec
     if "eps_step" in parameters:
         parameters["eps_step"] = eps / 2
     return Spec(spec.name, parameters)

@@ -220,8 +220,8 @@ def test_a_hit_of_another_class_than_the_target_counts() -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"restarts": 0}, "restarts must be at least 1"),
-        ({"odi_steps": 0}, "odi_steps must be at least 1"),
-        ({"candidates": 0}, "candidates must be at least 1"),
+        ({"start": "odi", "odi_steps": 0}, "odi_steps must be at least 1"),
+        ({"targets": 1, "candidates": 0}, "candidates must be at least 1"),
         ({"targets": -1}, "targets must be 0 or more"),
         ({"targets": 2, "targeted": True}, "0 with targeted"),
         ({"targets": 3}, "targets must be at most 2, not 3: the model has 3 classes"),

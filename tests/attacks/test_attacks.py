@@ -14,9 +14,10 @@ from toys import Linear, asked, attackable
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import count_passes
-from robusteval.registry import ATTACKS, PROTOCOL, list_choices, parse
+from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import Stop
+from robusteval.signatures import PROTOCOL, list_choices
 
 NAMES = list(ATTACKS.entries)
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS.entries[name].norms]

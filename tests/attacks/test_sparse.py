@@ -254,7 +254,7 @@ def test_memory_format_does_not_matter(bands: Classifier, text: str) -> None:
         ("sigma_zero:rate=0", "rate and threshold must be from 0 to 1"),
         ("sigma_zero:threshold=2", "rate and threshold must be from 0 to 1"),
         ("sparse:steps=0", "steps and rounds must be at least 1"),
-        ("sparse:rounds=0", "steps and rounds must be at least 1"),
+        ("sparse:variant=paper,rounds=0", "steps and rounds must be at least 1"),
         ("sparse:tau=1.5", "tau must be from 0 to 1"),
         ("sparse:unit=0", "unit above 0"),
         ("sparse:step=0", "step must be positive"),
