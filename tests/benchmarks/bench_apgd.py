@@ -5,11 +5,14 @@
 
 For each norm the time of a step on images that hold, against one forward and one backward pass of
 the same images with nothing around them: the best of several alternating rounds. With `--eps` also
-what one search leaves of the images, beside ART's AutoProjectedGradientDescent with as many steps
-and `pgd` with five restarts of half of them.
+what one search leaves of the images, beside ART's AutoProjectedGradientDescent and, where it is
+installed, torchattacks' APGD with as many steps, and `pgd` with five restarts of half of them.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
 
 import click
 import torch
@@ -38,7 +41,7 @@ SMALL: dict[Norm, float] = {"linf": 1e-5, "l2": 1e-4, "l1": 1e-3}  # nothing fal
 @click.option("--std", callback=read_numbers)
 @click.option("--images", default=128)
 @click.option("--steps", default=20)
-@click.option("--rounds", default=3)
+@click.option("--rounds", default=3, help="0: no times.")
 @click.option("--eps", type=float)
 def main(
     checkpoint: str,
@@ -65,7 +68,7 @@ def main(
         with torch.no_grad():
             model(x)
 
-    for norm, small in SMALL.items():
+    for norm, small in SMALL.items() if rounds else ():
 
         def search(norm: Norm = norm, small: float = small) -> None:
             apgd(model, x, y, norm=norm, eps=small, steps=steps)
@@ -93,18 +96,28 @@ def compare(model: Classifier, x: Tensor, y: Tensor, eps: float, steps: int) -> 
         )
         return torch.from_numpy(attack.generate(a.numpy(), b.numpy()))
 
+    def torchattacks(a: Tensor, b: Tensor) -> Tensor:
+        attack = import_module("torchattacks").APGD(model, eps=eps, steps=steps, loss="ce")
+        found: Tensor = attack(a, b)
+        return found
+
     attacks = {
         "apgd": lambda a, b: apgd(model, a, b, eps=eps, steps=steps, stop="float"),
         "ART": theirs,
+        **({"torchattacks": torchattacks} if find_spec("torchattacks") else {}),
         "pgd": lambda a, b: pgd(model, a, b, eps=eps, steps=steps // 2, restarts=5, stop="float"),
     }
+    ours: Tensor | None = None
     for name, attack in attacks.items():
         with count_passes(model, len(x), x.device) as passes:
             x_adv = in_batches(attack, x, y)
         with torch.no_grad():
-            left = int((predict_classes(model(x_adv)) == y).sum())
+            left = predict_classes(model(x_adv)) == y
+        ours = left if ours is None else ours
         click.echo(
-            f"{name}: leaves {left} of {len(x)},"
+            f"{name}: leaves {int(left.sum())} of {len(x)},"
+            f" {int((left & ~ours).sum())} that apgd breaks, breaks {int((ours & ~left).sum())}"
+            f" that it leaves,"
             f" {passes.forwards.mean():.1f} passes forward, {passes.backwards.mean():.1f} back"
         )
 

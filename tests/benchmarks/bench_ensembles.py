@@ -1,0 +1,131 @@
+"""What `quick` and `standard` leave, for how many passes, and what `autoattack` breaks of it.
+
+    python tests/benchmarks/bench_ensembles.py CHECKPOINT --data DATA --arch SPEC --eps 8/255
+
+By hand: for networks that hold, `autoattack` takes seconds for each image. It is run on what
+`standard` has left alone, as what is broken is broken, the images nearest to success first, in
+portions; results are kept in `--out` after each, and a second call goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from bench_attackbench import Plain
+from torch import Tensor, nn
+
+from robusteval.commands.shell import read_numbers, read_radius
+from robusteval.datasets.dataset import draw
+from robusteval.datasets.sources import open_data
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import frozen, predict_classes
+from robusteval.models.seeds import sample_seeds
+from robusteval.models.steps import count_passes
+from robusteval.registry import ATTACKS
+from robusteval.search.losses import margin
+
+SHORT = ("quick", "standard")
+
+
+def measure(
+    attack: str, network: nn.Module, x: Tensor, y: Tensor, seeds: Tensor, norm: str, eps: float
+) -> dict[str, Any]:
+    """What one attack does to correctly classified images ``(n, c, h, w)``."""
+    search = ATTACKS.load(attack)
+    with count_passes(network, len(x), x.device) as passes:
+        x_adv = search(network, x, y, seeds=seeds, norm=norm, eps=eps)
+    with torch.no_grad():
+        logits = network(x_adv)
+    return {
+        "left": (predict_classes(logits) == y).tolist(),
+        "margin": margin(logits, y).tolist(),
+        "passes": (passes.forwards + passes.backwards).tolist(),
+        "stages": {
+            name: [
+                int(stage.seen.sum()),
+                int(stage.made.sum()),
+                float((stage.forwards + stage.backwards).sum()),
+            ]
+            for name, stage in passes.stages.items()
+        },
+    }
+
+
+def show(name: str, row: dict[str, Any], drawn: int) -> None:
+    """Print what an attack left of all images that were drawn, and what each stage did."""
+    left = np.array(row["left"])
+    click.echo(
+        f"{name}: leaves {left.sum()} of {len(left)} right ones of {drawn}, robust accuracy"
+        f" {left.sum() / drawn:.3f}, {np.mean(row['passes']):.0f} passes per right image"
+    )
+    for stage, (seen, made, cost) in row["stages"].items():
+        click.echo(f"  {stage}: {seen} images, fools {made}, {cost / max(seen, 1):.0f} passes each")
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--data", required=True)
+@click.option("--arch")
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
+@click.option("--images", default=500, help="Drawn, right and wrong ones.")
+@click.option("--norm", default="linf", type=click.Choice(["linf", "l2"]))
+@click.option("--eps", required=True, callback=read_radius)
+@click.option("--portion", default=50, help="Images that `autoattack` is given at a time.")
+@click.option("--portions", default=1000, help="At most so many of them in this call.")
+@click.option("--out", default="ensembles.json", type=click.Path(path_type=Path))
+def main(
+    checkpoint: str,
+    data: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    images: int,
+    norm: str,
+    eps: float,
+    portion: int,
+    portions: int,
+    out: Path,
+) -> None:
+    """Print what is left, and for how many passes."""
+    model = load(checkpoint, arch=arch, mean=mean, std=std)
+    source = open_data(data, channels=model.identity["input_channels"])
+    batch = source.batch(draw(len(source), min(images, len(source)), 0))
+    kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    settings = f"{Path(checkpoint).name} {images} {norm} {eps:.8f}"
+    with frozen(Plain(model)) as network:
+        with torch.no_grad():
+            right = predict_classes(network(batch.x)) == batch.y
+        x, y = batch.x[right], batch.y[right]
+        seeds = sample_seeds(0, batch.ids)[right]
+        for name in SHORT:
+            key = f"{settings} {name}"
+            if key not in kept:
+                kept[key] = measure(name, network, x, y, seeds, norm, eps)
+                out.write_text(json.dumps(kept))
+            show(name, kept[key], len(batch.y))
+        row = kept[f"{settings} standard"]
+        nearest = np.argsort(row["margin"], kind="stable")
+        nearest = nearest[np.array(row["left"])[nearest]]
+        tried = broken = 0
+        for start in range(0, len(nearest), portion):
+            key, some = f"{settings} autoattack {portion} {start}", nearest[start : start + portion]
+            if key not in kept:
+                if portions == 0:
+                    break
+                portions -= 1
+                kept[key] = measure("autoattack", network, x[some], y[some], seeds[some], norm, eps)
+                out.write_text(json.dumps(kept))
+            show("autoattack", kept[key], len(some))
+            tried += len(some)
+            broken += int((~np.array(kept[key]["left"])).sum())
+    click.echo(f"of the {len(nearest)} left by standard autoattack breaks {broken} of {tried}")
+
+
+if __name__ == "__main__":
+    main()
