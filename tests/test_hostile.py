@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import reportable
 from conftest import save_cells
+from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from reportable import json_of, markdown_of, print_run, record_of
 from rich.console import Console
@@ -33,9 +34,12 @@ from robusteval.reports import (
     compare,
     comparison,
     comparison_layout,
+    cyclonedx,
     github,
     junit,
+    model_card,
     sarif,
+    spdx,
 )
 from robusteval.reports.formatting import name_file
 from robusteval.reports.rendering import render_records
@@ -174,12 +178,21 @@ def read_markdown(text: str) -> str:
     assert all(char.isprintable() or char == "\n" for char in text)
     parts, elements = opened(rendered(text))
     assert {tag for tag, _ in elements} <= set(
-        "p strong code h3 ul li table thead tbody tr th td".split()
+        "p strong code h1 h2 h3 ul li table thead tbody tr th td".split()
     )
     assert {name for _, names in elements for name in names} <= {"style"}
     prose = "".join(part for part, path in parts if "code" not in path)
     assert not re.search(r"@\w", prose)
     return "".join(part for part, _ in parts).replace("@\u200b", "@")
+
+
+def read_model_card(text: str) -> str:
+    """The text of a model card; the hub takes its head."""
+    card = ModelCard(text)
+    assert isinstance(card.data, ModelCardData)
+    assert card.data.eval_results
+    assert str(card.data).replace("\n", "").isprintable()
+    return read_markdown(card.text)
 
 
 def rendered(text: str) -> str:
@@ -360,6 +373,7 @@ def html(run: Run, check: Check) -> str:
 RECORD = frozenset(PLACES)
 REPORT = RECORD - {"class", "note", "code", "config", "told", "command"} | {"told", "command"}
 PROBLEMS = frozenset(("gate", "told", "finding", "code", "failed", "reason", "attack"))
+BILLED = frozenset(("defense", "arch", "file", "data", "finding", "failed", "reason"))
 COMPARED = frozenset(("attack", "value", "defense", "arch", "file", "class"))
 FORMATS = {
     "terminal": Format(
@@ -408,6 +422,24 @@ FORMATS = {
         read_json,
         shape_of_json,
         frozenset(),
+    ),
+    "cyclonedx": Format(
+        lambda run, check: cyclonedx.render_cyclonedx([record_of(run, check)]),
+        read_json,
+        shape_of_json,
+        BILLED,
+    ),
+    "spdx": Format(
+        lambda run, check: spdx.render_spdx([record_of(run, check)]),
+        read_json,
+        shape_of_json,
+        BILLED,
+    ),
+    "model-card": Format(
+        lambda run, check: model_card.render_model_card([record_of(run, check)]),
+        read_model_card,
+        lambda text: opened(rendered(ModelCard(text).text))[1],
+        BILLED - {"arch"} | {"command"},
     ),
     "compared on a terminal": Format(
         lambda run, _: on_terminal(

@@ -20,7 +20,10 @@ from hostile_settings import BROKEN, GATES, ODD, PRESETS
 from robusteval.cli import cli
 
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 6}
-FORMATS = ("json", "markdown", "junit", "sarif", "csv", "badge")
+FORMATS = (
+    *("json", "markdown", "junit", "sarif", "csv", "badge"),
+    *("cyclonedx", "spdx", "model-card"),
+)
 NAMES = ["--data", "none.npz"]  # of images, for commands that do not come so far
 
 

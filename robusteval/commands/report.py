@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from robusteval.reports.gate import Check
 
 # the formats that come with the package, as the help lists them; others come behind them
-SHIPPED = ("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge")
+SHIPPED = (
+    *("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge"),
+    *("cyclonedx", "spdx", "model-card"),
+)
 COMPARED = ("table", "markdown", "json")
 RUN = click.Path(path_type=Path)
 

@@ -1,0 +1,216 @@
+"""The numbers of a run as documents for others carry them, and what they may be evidence for.
+
+A figure is a share with its interval and a pointer (RFC 6901) to where it stands in the JSON
+report of the run. No figure leaves a run whose numbers are not to be used, and none is called a
+pass: a requirement is met by a system and those who run it, not by a measurement.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from robusteval.runs.types import visible
+
+from . import sentences
+from .formatting import format_rate, format_threat, join_parts, name_file
+from .measures import Facts, RateRecord
+from .record import RunRecord, to_json
+
+CLEAN = "accuracy on images as they are"
+ROBUST = "robust accuracy"
+EIGHT_BIT = "robust accuracy after rounding to 8 bit"
+FALSE_ALARMS = "false positive rate of the detector"
+CAUGHT = "true positive rate of the detector"
+
+
+class Figure(NamedTuple):
+    """A share of images."""
+
+    metric: str
+    about: str  # threat and defense; empty: neither
+    rate: RateRecord
+    pointer: str  # into the JSON report
+
+    @property
+    def title(self) -> str:
+        """Metric and circumstances in one line."""
+        return join_parts(self.metric, self.about)
+
+
+def list_figures(record: RunRecord) -> list[Figure]:
+    """List the shares that may be handed on; none of a run whose numbers are not to be used."""
+    if record.misfed or sentences.explain_missing_number(record):
+        return []
+    return [figure for figure in gather_figures(record) if figure.rate.n]
+
+
+def gather_figures(record: RunRecord) -> Iterator[Figure]:
+    """Go through a record for its shares."""
+    yield Figure(CLEAN, "", record.clean_accuracy, "/clean_accuracy")
+    for i, case in enumerate(record.worst_cases):
+        about = join_parts(format_threat(case.threat), describe_defense(case.defense))
+        if case.defense:
+            about += ", which the attacks know" if case.adaptive else ", unknown to the attacks"
+        at = f"/worst_cases/{i}/robust_accuracy"
+        yield Figure(ROBUST, about, case.robust_accuracy.float, f"{at}/float")
+        yield Figure(EIGHT_BIT, about, case.robust_accuracy.eight_bit, f"{at}/eight_bit")
+    for i, defense in enumerate(record.defenses):
+        about = describe_defense(defense.spec)
+        yield Figure(CLEAN, about, defense.clean_accuracy, f"/defenses/{i}/clean_accuracy")
+        if defense.detector is None:
+            continue
+        at = f"/defenses/{i}/detector"
+        yield Figure(FALSE_ALARMS, about, defense.detector.fpr, f"{at}/fpr")
+        for k, row in enumerate(defense.detector.attacks):
+            yield Figure(CAUGHT, join_parts(row.attack, about), row.tpr, f"{at}/attacks/{k}/tpr")
+
+
+def describe_defense(spec: str | None) -> str:
+    """Behind what a figure was measured; empty: nothing."""
+    return f"behind {spec}" if spec else ""
+
+
+def list_limitations(record: RunRecord) -> list[str]:
+    """List what has to be known beside the figures, as the report says it."""
+    bound = "Robust accuracy is an upper bound: what these attacks have not broken yet."
+    weak = "Trust checks found reasons to doubt these attacks, see the findings."
+    found = [sentences.write_finding(finding)[2:] for finding in record.findings]
+    return [bound, *([weak] if record.upper_bound else []), *found, *list_absences(record)]
+
+
+def list_absences(record: RunRecord) -> Iterator[str]:
+    """What is not there."""
+    if record.misfed or sentences.explain_missing_number(record) or not record.complete:
+        yield record.verdict
+    yield from sentences.write_absences(record)
+
+
+class Reference(NamedTuple):
+    """A place in a regulation, a standard or a catalogue that figures may be evidence for."""
+
+    document: str
+    place: str
+    wants: str
+    metrics: tuple[str, ...]
+    knowledge: tuple[str, ...] = ()  # only where an attack with such knowledge ran
+
+
+REFERENCES = (
+    Reference(
+        "Regulation (EU) 2024/1689 (AI Act)",
+        "Article 15(3)",
+        "levels of accuracy, declared with their metrics",
+        (CLEAN,),
+    ),
+    Reference(
+        "Regulation (EU) 2024/1689 (AI Act)",
+        "Article 15(5)",
+        "resilience against adversarial examples and model evasion",
+        (ROBUST, EIGHT_BIT),
+    ),
+    Reference(
+        "ISO/IEC TR 24029-1:2021",
+        "statistical and empirical methods",
+        "assessment of a neural network's robustness by tests; nothing here is a formal proof",
+        (ROBUST, EIGHT_BIT),
+    ),
+    Reference("NIST AI RMF 1.0 (NIST AI 100-1)", "MEASURE 2.5", "validity, reliability", (CLEAN,)),
+    Reference(
+        "NIST AI RMF 1.0 (NIST AI 100-1)",
+        "MEASURE 2.7",
+        "security and resilience, evaluated and documented",
+        (ROBUST, EIGHT_BIT),
+    ),
+    Reference("MITRE ATLAS", "AML.T0015", "evasion of a model", (ROBUST, EIGHT_BIT)),
+    Reference(
+        "MITRE ATLAS",
+        "AML.T0043.000",
+        "adversarial data by white-box optimization",
+        (ROBUST, EIGHT_BIT),
+        ("white-box",),
+    ),
+    Reference(
+        "MITRE ATLAS",
+        "AML.T0043.001",
+        "adversarial data by black-box optimization",
+        (ROBUST, EIGHT_BIT),
+        ("black-box",),
+    ),
+    Reference(
+        "MITRE ATLAS",
+        "AML.M0015",
+        "detection of adversarial inputs, as a mitigation",
+        (CAUGHT, FALSE_ALARMS),
+    ),
+)
+
+
+class Evidence(NamedTuple):
+    """Figures of a run that speak to a reference."""
+
+    reference: Reference
+    figures: tuple[Figure, ...]
+
+    @property
+    def title(self) -> str:
+        """What it may be evidence for."""
+        return f"evidence for {self.reference.document}, {self.reference.place}"
+
+    @property
+    def text(self) -> str:
+        """What is asked there, and the figures with their places in the JSON report."""
+        said = (f"{each.title}: {format_rate(each.rate)} [{each.pointer}]" for each in self.figures)
+        return f"{self.reference.wants}: {'; '.join(said)}"
+
+
+def list_evidence(record: RunRecord) -> list[Evidence]:
+    """List the references to which a run has something to say, in the order of `REFERENCES`."""
+    known = {row.knowledge for row in record.attacks}
+    figures = list_figures(record)
+    found = (
+        Evidence(each, tuple(figure for figure in figures if figure.metric in each.metrics))
+        for each in REFERENCES
+        if not each.knowledge or known.intersection(each.knowledge)
+    )
+    return [each for each in found if each.figures]
+
+
+def name_model(record: RunRecord) -> str:
+    """What a model is called: its file, else its architecture."""
+    model = record.provenance.model
+    return visible(name_file(model.get("file")) or str(model.get("arch") or "classifier"))
+
+
+def name_data(record: RunRecord) -> str:
+    """What data are called."""
+    return visible(name_file(record.provenance.data.get("name")) or "data")
+
+
+def find_hash(facts: Facts) -> str:
+    """A SHA-256 among facts as 64 hexadecimal digits; empty if there is none."""
+    text = str(facts.get("sha256") or "").lower()
+    return text if re.fullmatch("[0-9a-f]{64}", text) else ""
+
+
+def name_record(record: RunRecord) -> uuid.UUID:
+    """A name for what is written of a run, the same whenever it is written."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, to_json(record))
+
+
+def spell_time(record: RunRecord) -> str:
+    """When a run was made, in UTC as SBOMs write it; the epoch where nobody knows."""
+    try:
+        made = datetime.fromisoformat(record.provenance.created)
+    except ValueError:
+        made = datetime.fromtimestamp(0, UTC)
+    made = made if made.tzinfo else made.replace(tzinfo=UTC)
+    return made.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_share(value: float | None) -> str:
+    """A share of one to four digits, as documents of other makers hold numbers."""
+    return "" if value is None else f"{value:.4f}"
