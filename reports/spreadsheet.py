@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robusteval.registry import REPORT_FORMATS
+from robusteval.runs.formulas import defuse_formula
 from robusteval.runs.types import visible
 
 from .measures import MeanRecord, RateRecord
 from .problems import name_runs
 from .record import AttackRow, MapAttackRow, RunRecord, WorstCaseRow
 
-# what a spreadsheet takes for a formula, also as a full-width character; tab and carriage
-# return hide one
-ACTIVE = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 WAYS = ("", "_8bit", "_png")
 MAPS = ("distance", "noise", "floor", "iou")
 DISTANCES = ("l0", "l0_pixels", "l1", "l2", "linf", "ssim", "psnr")
@@ -147,8 +145,3 @@ def build_entry(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return defuse_formula(visible(value)) if isinstance(value, str) else value
-
-
-def defuse_formula(text: str) -> str:
-    """Text that a spreadsheet does not calculate."""
-    return f"'{text}" if text.lstrip(" ").startswith(ACTIVE) else text

@@ -12,6 +12,7 @@ from robusteval.commands.check import baseline_, check
 from robusteval.commands.defend import defend
 from robusteval.commands.evaluate import evaluate
 from robusteval.commands.explain import explain
+from robusteval.commands.export import export
 from robusteval.commands.listing import list_
 from robusteval.commands.report import compare, report
 from robusteval.commands.shell import Commands
@@ -36,5 +37,8 @@ def cli() -> None:
     """
 
 
-for command in (evaluate, report, check, compare, baseline_, explain, train, defend, list_):
+for command in (
+    *(evaluate, report, check, compare, baseline_, export),
+    *(explain, train, defend, list_),
+):
     cli.add_command(command)

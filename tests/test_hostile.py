@@ -43,8 +43,9 @@ from robusteval.reports import (
 )
 from robusteval.reports.formatting import name_file
 from robusteval.reports.rendering import render_records
-from robusteval.reports.spreadsheet import ACTIVE, COLUMNS, to_csv
+from robusteval.reports.spreadsheet import COLUMNS, to_csv
 from robusteval.runs.folder import Store, load_run
+from robusteval.runs.formulas import ACTIVE
 from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
 
 MakeOutcome = Callable[..., Outcome]

@@ -105,6 +105,13 @@ from .shell import Command, Whole, option, read_batch_size, read_radius
 @option(
     "Run", "--fresh", is_flag=True, help="Throw away what the run folder holds, and start anew."
 )
+@option(
+    "Run",
+    "--keep-images",
+    is_flag=True,
+    help="Keep all adversarial images in the run folder, as FILE.npz for --data and for"
+    " `robusteval export`.",
+)
 @device_option
 @option(
     "Run",
@@ -147,6 +154,7 @@ def evaluate(
     batch_size: int | None,
     out: Path | None,
     fresh: bool,
+    keep_images: bool,
     no_probes: bool,
     checked: bool,
     baseline: Path | None,
@@ -217,6 +225,7 @@ def evaluate(
             out or Path("runs") / f"{name}-{plan.key[:8]}",
             batch_size=batch_size,
             fresh=fresh,
+            keep_images=keep_images,
             progress=progress,
             stopping=lambda: stop.asked > 0,
             command=spell_command(),

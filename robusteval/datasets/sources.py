@@ -33,6 +33,7 @@ ORDER = (
     "svhn",
     "imagenet",
     "arrow",
+    "exported",
     "folder",
     "csv",
     "npz",

@@ -14,7 +14,7 @@ from robusteval.evaluation.plan import Attack, Plan
 from robusteval.evaluation.target import Target
 from robusteval.runs.folder import Store
 from robusteval.runs.keys import QUALITY, hash_attack, hash_clean, hash_oblivious, hash_quality
-from robusteval.runs.types import Columns, Outcome
+from robusteval.runs.types import Columns, Outcome, Picture
 
 T = TypeVar("T")
 
@@ -85,20 +85,43 @@ class Cells:
             for key, each in zip(keys, (target, *defended), strict=True)
         ]
         finished = [outcome for outcome in stored if outcome is not None]
-        if len(finished) == len(keys):
+        if len(finished) == len(keys) and (not shown or self._has_images(keys[0], finished[0])):
             self.keys += keys
             return finished
 
-        work = partial(self.computation.run_attack, keys, attack, target, defended, measurement)
-        outcomes, pictures = self._resume(keys, work)
+        work = partial(self._run_attack, keys, attack, target, defended, measurement)
+        outcomes, pictures, images = self._resume(keys, work)
         for key, outcome in zip(keys, outcomes, strict=True):
-            self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures)
-            pictures = ()  # of the first alone
+            self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures, images)
+            pictures, images = (), None  # of the first alone
         self.keys += keys
         # nothing continues these: the attack itself is done
         for each in without:
             self.store.parts.remove_parts(hash_oblivious(keys[0], each.identity))
         return outcomes
+
+    def _run_attack(
+        self,
+        keys: Sequence[str],
+        attack: Attack,
+        target: Target,
+        defended: Sequence[Target],
+        measurement: Measurement | None,
+    ) -> tuple[list[Outcome], Sequence[Picture], str | None]:
+        """Outcomes and pictures, and the hash of all images where these are kept."""
+        work = self.computation.run_attack
+        outcomes, pictures = work(keys, attack, target, defended, measurement)
+        images, shown = self.store.images, attack.role == "attack"
+        if images is None or not shown or not outcomes[0].attacked.any():
+            return outcomes, pictures, None
+        return outcomes, pictures, images.join(keys[0], outcomes[0], self.plan.data.shape)
+
+    def _has_images(self, key: str, outcome: Outcome) -> bool:
+        """Whether the images of a finished cell are kept, where they are to be."""
+        if self.store.images is None or not outcome.attacked.any() or self.store.has_images(key):
+            return True
+        self.store.say(f"{outcome.attack} is run again: its images were not kept.")
+        return False
 
     def compute_active_test(self, attack: Attack, target: Target) -> Outcome:
         """What an attack finds of what is planted around the first images that are right.

@@ -131,6 +131,8 @@ class AttackedColumns:
         Is offered the results, for pictures.
     shrink : callable
         As for `run_in_halves`.
+    keep : callable, optional
+        Keeps the results ``(n, c, h, w)`` of positions ``(n,)``; called before these are done.
     """
 
     plan: Plan
@@ -140,6 +142,7 @@ class AttackedColumns:
     measurement: Measurement | None
     gallery: Gallery | None
     shrink: Callable[[int], object]
+    keep: Callable[[Positions, np.ndarray[Any, Any]], object] | None = None
 
     def measure(self, positions: Positions) -> list[Columns]:
         """Attack the images at some positions ``(n,)`` of the run.
@@ -190,6 +193,8 @@ class AttackedColumns:
             cells[0] |= {name: found.pop(name) for name in self.measurement.name_columns()}
             maps = found
         self._offer_pictures(positions, batch, x, result.x_adv, columns, maps)
+        if self.keep is not None:
+            self.keep(positions, result.x_adv.cpu().numpy())
         return cells
 
     def _judge_behind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -160,6 +161,8 @@ class Computation:
         rows = rows if shown else rows[:PROBED]
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
         self.shrinking.notes = []
+        if shown:
+            self._check_images(keys)
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
         outcomes = []
         for i, each in enumerate((target, *defended)):
@@ -238,6 +241,8 @@ class Computation:
         work = AttackedColumns(
             self.plan, attack, target, defended, measurement, gallery, self.batches.shrink
         )
+        if self.store.images is not None and attack.role == "attack":
+            work = replace(work, keep=partial(self.store.images.keep_batch, keys[0]))
         return self.batches.map_cells(
             f"{title}{target.suffix}",
             keys,
@@ -247,6 +252,16 @@ class Computation:
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,
         )
+
+    def _check_images(self, keys: Sequence[str]) -> None:
+        """Throw away what is finished of cells if images of it are to be kept and were not."""
+        parts, images = self.store.parts, self.store.images
+        if images is None:
+            return
+        found = [part["row"] for part in parts.read_parts(keys[0])]
+        if found and not images.holds(keys[0], np.concatenate(found)):
+            for key in keys:
+                parts.remove_parts(key)
 
     def _split(self, rows: Positions, size: int) -> list[Positions]:
         """Split rows by content id, where that is known, so that no order of images matters."""

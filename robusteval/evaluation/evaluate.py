@@ -11,7 +11,13 @@ from pathlib import Path
 from torch import nn
 
 from robusteval.datasets.dataset import Data
-from robusteval.errors import Interrupted, RobustevalError, check_path, check_whole
+from robusteval.errors import (
+    Interrupted,
+    RobustevalError,
+    UsageError,
+    check_path,
+    check_whole,
+)
 from robusteval.evaluation import estimate, sanity_checks
 from robusteval.evaluation.active_test import check_active_tests, list_planted_searches
 from robusteval.evaluation.batches import ResumableMap
@@ -33,6 +39,7 @@ from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
+from robusteval.runs.kept_images import KeptImages
 from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
 from robusteval.search.stand_ins import known_network
 
@@ -47,6 +54,7 @@ def evaluate(
     batch_size: int | None = None,
     out: Path | str | None = None,
     fresh: bool = False,
+    keep_images: bool = False,
     probes: bool = True,
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
@@ -73,6 +81,8 @@ def evaluate(
         Folder of the run; one that is there is continued. None: nothing is kept on disk.
     fresh : bool
         Throw away what is in `out`.
+    keep_images : bool
+        Keep all adversarial images in `out`, see `robusteval.runs.kept_images`.
     probes : bool
         Run the extra attacks on a few images that the trust checks need.
     interpreters : sequence of str or Spec
@@ -99,6 +109,8 @@ def evaluate(
     """
     if out is not None:
         check_path("out", out)
+    elif keep_images:
+        raise UsageError("keep_images needs a folder to keep them in: give out")
     with open_progress(progress) as shown:
         plan = prepare_plan(
             classifier,
@@ -112,7 +124,14 @@ def evaluate(
             progress=shown,
         )
         if out is not None:
-            return execute(plan, Path(out), batch_size=batch_size, fresh=fresh, progress=shown)
+            return execute(
+                plan,
+                Path(out),
+                batch_size=batch_size,
+                fresh=fresh,
+                keep_images=keep_images,
+                progress=shown,
+            )
         with tempfile.TemporaryDirectory(prefix="robusteval-") as folder:
             run = execute(plan, Path(folder), batch_size=batch_size, progress=shown)
             return replace(run, folder=None)
@@ -124,6 +143,7 @@ def execute(
     *,
     batch_size: int | None = None,
     fresh: bool = False,
+    keep_images: bool = False,
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
@@ -140,6 +160,8 @@ def execute(
         with ExitStack() as stack:
             say = (progress or Silent()).say
             store = stack.enter_context(Store.open(folder, plan.config, fresh=fresh, say=say))
+            if keep_images:
+                store.images = KeptImages(store.folder, say)
             for model in models:
                 stack.enter_context(frozen(model))
             stack.enter_context(exact_arithmetic())

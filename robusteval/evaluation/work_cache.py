@@ -16,9 +16,9 @@ from robusteval.interpreters.rts import locate_mask_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
-from robusteval.runs.reading import ARRAYS, NAMES, WEIGHTS, open_regular, read_bytes
+from robusteval.runs.reading import ARRAYS, NAMES, read_bytes
 from robusteval.runs.seals import check_seal, seal
-from robusteval.runs.storage import PartFolder, digest, pack, remove_entry, unpack
+from robusteval.runs.storage import PartFolder, digest, hash_file, pack, remove_entry, unpack
 from robusteval.runs.writing import remove_leftovers, write_atomically
 
 RUN = "run-"  # before the name of an evaluation's folder
@@ -146,12 +146,6 @@ class WorkCache:
             yield from (
                 path for path in self.folder.glob(f"*{PartFolder.SUFFIX}/") if len(path.stem) == 64
             )
-
-
-def hash_file(path: Path) -> str:
-    """Hash the content of a file by SHA-256."""
-    with open_regular(path, WEIGHTS) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_inputs(facts: Any, arrays: Arrays = ()) -> str:

@@ -6,6 +6,7 @@ A run is a folder::
     samples/<key>.npz       the columns of one cell, sealed under its key
     samples/<key>.parts/    what is finished of a cell that is not, and images it may show
     pictures/<key>.npz      a few of its images, for people to look at
+    adversarial/            all of its images, where that was asked for, see `kept_images`
 
 Every file is written under another name, synced and renamed, so that at any moment the folder
 holds whole files only. A cell's key hashes everything its numbers depend on.
@@ -27,6 +28,7 @@ from filelock import Timeout
 
 from robusteval.errors import RunError, UsageError, check_path
 from robusteval.runs.facts import check_depth
+from robusteval.runs.kept_images import ENTRY, FOLDER, KeptImages, check_images
 from robusteval.runs.keys import list_keys
 from robusteval.runs.pictures import (
     check_candidates,
@@ -74,6 +76,7 @@ class Store:
         self.samples = folder / "samples"
         self.pictures = folder / "pictures"
         self.parts = PartFolder(self.samples, say)  # what is finished of cells that are not
+        self.images: KeptImages | None = None  # where all of them are to be kept
         self.created = ""  # when the run was begun
         self.seconds = 0.0  # what earlier calls spent on it
         self._entries: dict[str, dict[str, Any]] = {}
@@ -126,6 +129,7 @@ class Store:
             # in this order: samples without a record would not be known as ours
             shutil.rmtree(self.samples, ignore_errors=True)
             shutil.rmtree(self.pictures, ignore_errors=True)
+            shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
             path.unlink()
             return
         here = dict(config)
@@ -138,7 +142,7 @@ class Store:
                 " to throw it away:",
                 (f"  {line}" for line in lines[:8]),
             )
-        for below in (self.samples, self.pictures):
+        for below in (self.samples, self.pictures, self.folder / FOLDER):
             remove_leftovers(below, r".+\.npz")
         self._entries = {
             entry["key"]: entry for entry in record["cells"] if is_of_run(record["config"], entry)
@@ -218,8 +222,12 @@ class Store:
         columns: Columns,
         entry: dict[str, Any],
         pictures: Sequence[Picture] = (),
+        images: str | None = None,
     ) -> None:
-        """Keep a whole cell; its parts go once the record names it."""
+        """Keep a whole cell; its parts go once the record names it.
+
+        `images` is the hash of the archive of all its images, where there is one.
+        """
         content = seal(pack(columns), key)
         write_atomically(self.samples / f"{key}.npz", content)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -228,6 +236,12 @@ class Store:
             content = seal(pack(pack_pictures(pictures)), key)
             write_atomically(self.pictures / f"{key}.npz", content)
             self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
+        if images is not None:
+            self._entries[key][ENTRY] = images
+
+    def has_images(self, key: str) -> bool:
+        """Whether all images of a finished cell are kept, as they were written."""
+        return self.images is not None and self.images.has_archive(self._entries.get(key, {}))
 
     def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
         """Write ``run.json``: the finished cells of these keys, and behind them what an earlier
@@ -237,17 +251,19 @@ class Store:
         whole = {"format": FORMAT, **record, "cells": cells}
         text = json.dumps(whole, indent=1, allow_nan=False)
         write_atomically(self.folder / "run.json", text.encode())
-        if record["status"] == "complete":
-            self.parts.remove_all_parts()
-            return
-        for key in keys:
-            if key in self._entries:
-                self.parts.remove_parts(key)
+        kept = [self.parts, KeptImages(self.folder, self.say).parts]
+        for parts in kept:
+            if record["status"] == "complete":
+                parts.remove_all_parts()
+                continue
+            for key in keys:
+                if key in self._entries:
+                    parts.remove_parts(key)
 
 
 def refuse_links(folder: Path) -> None:
     """UsageError if a part of the folder of a run leads out of it."""
-    for name in ("run.json", "samples", "pictures"):
+    for name in ("run.json", "samples", "pictures", FOLDER):
         if os.path.islink(folder / name):
             raise UsageError(
                 f"{folder / name} is a link: a run is kept in its own folder alone, so put there"
@@ -302,16 +318,29 @@ def load_pictures(run: Run) -> dict[int, list[Picture]]:
 
     RunError if one is missing or was changed.
     """
-    if run.folder is None:
-        return {}
-    folder = Path(run.folder)
-    cells = {cell["key"]: cell for cell in read_record(folder / "run.json")["cells"]}.values()
-    attacks = [cell for cell in cells if cell["role"] not in ("clean", "quality", "defense")]
     found = {}
-    for position, (cell, outcome) in enumerate(zip(attacks, run.outcomes, strict=False)):
-        if pictures := read_pictures(folder, cell, outcome.columns):
+    for position, (cell, outcome) in enumerate(zip(list_entries(run), run.outcomes, strict=False)):
+        if pictures := read_pictures(Path(str(run.folder)), cell, outcome.columns):
             found[position] = pictures
     return found
+
+
+def find_images(run: Run) -> dict[int, Path]:
+    """Find the archives of all images, by the position of their cell in `run.outcomes`.
+
+    RunError if one is missing or was changed.
+    """
+    cells = enumerate(list_entries(run))
+    return {i: check_images(Path(str(run.folder)), cell) for i, cell in cells if ENTRY in cell}
+
+
+def list_entries(run: Run) -> list[dict[str, Any]]:
+    """List what the record says of each of `run.outcomes`; nothing of a run without a folder."""
+    if run.folder is None:
+        return []
+    record = read_record(Path(run.folder) / "run.json")
+    cells = {cell["key"]: cell for cell in record["cells"]}.values()
+    return [cell for cell in cells if cell["role"] not in ("clean", "quality", "defense")]
 
 
 def read_pictures(folder: Path, entry: dict[str, Any], columns: Columns) -> list[Picture]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from robusteval.errors import RunError, UsageError
 from robusteval.runs.archives import SUFFIX, open_archive, read_array
-from robusteval.runs.reading import ARRAYS, COLUMNS, check_amount, read_bytes
+from robusteval.runs.reading import ARRAYS, COLUMNS, WEIGHTS, check_amount, open_regular, read_bytes
 from robusteval.runs.seals import check_seal, seal
 from robusteval.runs.types import Columns
 from robusteval.runs.writing import write_atomically
@@ -25,6 +25,12 @@ def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, the same for equal values."""
     text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash the content of a file by SHA-256."""
+    with open_regular(path, WEIGHTS) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:

@@ -70,7 +70,8 @@ def check_entries(cells: Iterable[Any]) -> None:
         key = cell.get("key")
         if not isinstance(key, str) or not HASH.fullmatch(key):
             raise ValueError("a cell has no key of 64 hex digits")
-        hashes = [cell.get("sha256")] + [cell[name] for name in ("pictures",) if name in cell]
+        more = [cell[name] for name in ("pictures", "images") if name in cell]
+        hashes = [cell.get("sha256"), *more]
         if not all(isinstance(found, str) and HASH.fullmatch(found) for found in hashes):
             raise ValueError(f"the cell {key} has no hash of 64 hex digits")
 

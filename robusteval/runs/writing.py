@@ -12,9 +12,10 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -28,10 +29,11 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:[0-9a-f]{16}|[0-9]{1,10})\.tmp")
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some file systems
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Write the file as a whole or not at all, also when the power fails.
 
-    What a killed process left of this file is removed. RunError if it cannot be written.
+    The content, or what writes it into an open file: it may be called again. What a killed process
+    left of this file is removed. RunError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +46,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}{hint}") from None
 
 
-def _write_and_rename(path: Path, content: bytes) -> bool:
+def _write_and_rename(path: Path, content: bytes | Callable[[IO[bytes]], Any]) -> bool:
     """One attempt; False if another process took the file for the leftover of a killed one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     file = temporary.open("xb")  # never what is there, nor where a link leads
     try:
         if not _lock(file.fileno(), wait=True):
             return False
-        file.write(content)
+        content(file) if callable(content) else file.write(content)
         file.flush()
         os.fsync(file.fileno())
         if sys.platform == "win32":

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from reportable import as_dict, record_of
 
-from robusteval.reports.spreadsheet import COLUMNS, DISTANCES, defuse_formula, to_csv
+from robusteval.reports.spreadsheet import COLUMNS, DISTANCES, to_csv
+from robusteval.runs.formulas import defuse_formula
 from robusteval.runs.types import Defended, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]

@@ -1,0 +1,181 @@
+"""Adversarial images of a run as PNG files with a list of them, and such a folder as data.
+
+A folder of them looks like this, and any tool that reads classes from folders reads one attack's::
+
+    manifest.csv                      file, label and what is known of each image
+    <attack>-<key>/<label>-<class>/<index>.png
+
+PNG holds 8 bits: what is written is the nearest such image to what the attack made.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from robusteval.datasets.checks import Span
+from robusteval.datasets.image_files import FileSource, open_manifest
+from robusteval.datasets.images import to_hwc
+from robusteval.datasets.npz import open_npz
+from robusteval.errors import NothingEvaluated, RunError, UsageError
+from robusteval.registry import DATA_SOURCES
+from robusteval.runs.folder import find_images
+from robusteval.runs.formulas import defuse_formula
+from robusteval.runs.types import Outcome, Run, visible
+from robusteval.runs.writing import write_atomically
+
+MANIFEST = "manifest.csv"
+COLUMNS = (
+    *("file", "label", "class", "attack", "defense", "prediction", "predicted_class"),
+    *("target", "fooled", "index", "id", "linf", "l2"),
+)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a path is a folder that `export_images` wrote."""
+    try:
+        with (path / MANIFEST).open("rb") as file:
+            return file.readline(200).strip() == ",".join(COLUMNS).encode()
+    except OSError:
+        return False
+
+
+@DATA_SOURCES.add("exported", written="EXPORTED_RUN", recognises="is_export")
+def open_export(path: Path, channels: int, span: Span | None = None) -> FileSource:
+    """a folder that `robusteval export` wrote: the images of all its attacks."""
+    return open_manifest(path / MANIFEST, channels, span=span)
+
+
+def export_images(
+    run: Run, out: Path, begin: Callable[[str, int], object], advance: Callable[[int], object]
+) -> dict[str, int]:
+    """Write the images that a run kept as PNG files, and their list last.
+
+    Parameters
+    ----------
+    run : Run
+        As it was read from its folder.
+    out : Path
+        The folder to write to.
+    begin, advance : callable
+        Told what is written and how many images that is; called with 1 after each.
+
+    Returns
+    -------
+    dict
+        Folders below `out`, and how many images each holds.
+
+    Raises
+    ------
+    NothingEvaluated
+        If the run kept no images.
+    UsageError
+        If PNG cannot hold them.
+    RunError
+        If one of the archives was changed, or a file cannot be written.
+    """
+    kept = find_images(run)
+    if not kept:
+        raise NothingEvaluated(
+            f"{run.folder} holds no adversarial images: give the same `robusteval evaluate` command"
+            " with --keep-images, which runs the attacks again and keeps them"
+        )
+    names = run.data.get("class_names")
+    written = {}
+    rows: list[dict[str, Any]] = []
+    for place, path in kept.items():
+        outcome = run.outcomes[place]
+        source = open_npz(path, "test", run.data["shape"][0])
+        if source.shape[0] not in (1, 3):
+            raise UsageError(
+                f"PNG files hold 1 or 3 channels, these images have {source.shape[0]}: use"
+                f" {path} instead, which --data reads"
+            )
+        begin(f"Writing {outcome.attack}", len(source))
+        places = np.flatnonzero(outcome.attacked)
+        for row, facts in enumerate(list_facts(outcome, names)):
+            folder = Path(path.stem) / name_class(facts["label"], names, run.model)
+            file = folder / f"{facts['index']:06d}.png"
+            write_file(out / file, encode_png(source.image(row)))
+            rows.append({"file": file.as_posix(), **facts})
+            advance(1)
+        written[path.stem] = len(places)
+    write_atomically(out / MANIFEST, write_table(rows).encode())
+    return written
+
+
+def list_facts(outcome: Outcome, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """What the list says of each image that was attacked, in their order.
+
+    Of the file: predictions and success are those after rounding to 8 bits.
+    """
+    c = outcome.columns
+    fooled = outcome.success("pred_8bit")
+    for i in np.flatnonzero(outcome.attacked):
+        label, prediction = int(c["label"][i]), int(c["pred_8bit"][i])
+        yield {
+            "label": label,
+            "class": name_label(label, names),
+            "attack": str(outcome.attack),
+            "defense": "" if outcome.defense is None else str(outcome.defense),
+            "prediction": prediction,
+            "predicted_class": name_label(prediction, names),
+            "target": int(c["target"][i]) if outcome.threat.targeted else "",
+            "fooled": int(fooled[i]),
+            "index": int(c["index"][i]),
+            "id": f"{int(c['id'][i]):016x}",
+            "linf": float(c["linf"][i]),
+            "l2": float(c["l2"][i]),
+        }
+
+
+def name_label(label: int, names: Sequence[str] | None) -> str:
+    """The name of a class; its number where it has none."""
+    return names[label] if names is not None and 0 <= label < len(names) else str(label)
+
+
+def name_class(label: int, names: Sequence[str] | None, model: dict[str, Any]) -> str:
+    """The folder of a class: its number, so that they sort, and its name as far as paths may."""
+    width = len(str(max(int(model.get("num_classes") or 1) - 1, label)))
+    name = re.sub(r"[^\w-]+", "_", name_label(label, names))[:60].strip("_")
+    number = f"{label:0{width}d}"
+    return number if name in ("", str(label)) else f"{number}-{name}"
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The PNG file of an image ``(c, h, w)`` in [0, 1], rounded to 8 bits."""
+    levels = np.rint(image.astype(np.float32) * np.float32(255)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(to_hwc(levels)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one of many files, of which the list that is written last makes a whole; RunError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV (RFC 4180), of which a spreadsheet calculates nothing."""
+    page = io.StringIO(newline="")
+    writer = csv.DictWriter(page, COLUMNS)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                key: defuse_formula(visible(value)) if isinstance(value, str) else value
+                for key, value in row.items()
+            }
+        )
+    return page.getvalue()
