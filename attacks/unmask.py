@@ -13,24 +13,30 @@ from robusteval.models.failures import explain_no_gradient
 from robusteval.models.steps import book_rows
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
+from robusteval.search.descent import Stop
 from robusteval.search.ensemble import Ensemble, Work
 from robusteval.search.stand_ins import (
+    Accompanied,
     Bypassed,
     Expected,
     Guided,
     LogOutputs,
     Straight,
+    find_known_company,
     find_known_network,
     match_layers,
 )
 
 Outputs = Literal["logits", "probabilities"]
 
-SEARCHES: dict[str, Work] = {
-    "apgd": lambda stage: stage.descend("ce", 50),
-    "diverse": lambda stage: stage.descend("margin", 18, 2, odi=True),
-    "targets": lambda stage: stage.descend("margin", 30, targets=3),
-}
+
+def list_searches(stop: Stop) -> dict[str, Work]:
+    """What is done along each gradient, by name; each ends with a success as `search_apgd`."""
+    return {
+        "apgd": lambda stage: stage.descend("ce", 50, stop=stop),
+        "diverse": lambda stage: stage.descend("margin", 18, 2, odi=True, stop=stop),
+        "targets": lambda stage: stage.descend("margin", 30, targets=3, stop=stop),
+    }
 
 
 @ATTACKS.add("unmask", norms=("linf", "l2", "l1"), knowledge="white-box")
@@ -48,13 +54,15 @@ def unmask(
     outputs: Outputs = "logits",
     draws: int = 1,
     other: str = "",
+    company: int = 0,
 ) -> Tensor:
     """Auto-PGD along stand-ins for gradients that are zero, wrong or random.
 
     Obfuscated Gradients Give a False Sense of Security, arXiv:1802.00420: what the network answers
     is always its own, its gradient that of the network with other layers. First the gradient of
     the identity in the place of the layers' own (BPDA), then that of the network without them. A
-    network that answers at random is followed in its mean over draws (EOT).
+    network that answers at random is followed in its mean over draws (EOT), and on beyond the
+    first success, which fresh answers might undo.
 
     Parameters
     ----------
@@ -84,6 +92,9 @@ def unmask(
     other : str
         Name of another network whose gradient is followed as well: in an evaluation the same
         classifier without its defense, or with one. Elsewhere there is none.
+    company : int
+        Other images beside which a model is asked whose answers depend on these: in an evaluation
+        those beside which it is judged. Elsewhere there are none.
 
     Returns
     -------
@@ -99,6 +110,8 @@ def unmask(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
+    if company < 0:
+        raise ValueError(f"company must be at least 0, not {company}")
     ball = Ball.around(x, norm, eps, mask)
     found = match_layers(model, layers.split("+") if layers else [])
     if len(x) == 0:
@@ -110,17 +123,21 @@ def unmask(
     known = find_known_network()
     if other and known is not None:
         guides["transfer"] = Guided(answers, known)
+    others = find_known_company()
+    if company and others is not None:
+        guides = {name: Accompanied(guide, others[:company]) for name, guide in guides.items()}
     with book_rows(torch.zeros(1, dtype=torch.int64)):  # the first image's passes
         reasons = {name: explain_no_gradient(guide, x[:1]) for name, guide in guides.items()}
     guides = {name: guide for name, guide in guides.items() if reasons[name] is None}
     if not guides:
         raise RunError(str(reasons["straight"]))
+    searches = list_searches("8bit" if draws == 1 else "never")
     ensemble = Ensemble(
-        model, ball, y, seeds, targeted=targeted, stages=len(guides) * len(SEARCHES)
+        model, ball, y, seeds, targeted=targeted, stages=len(guides) * len(searches)
     )
     for name, guide in guides.items():
         ensemble.model = guide if draws == 1 else Expected(guide, draws)
-        for search, work in SEARCHES.items():
+        for search, work in searches.items():
             ensemble.run(f"{name} {search}", work)
     return ensemble.best.x_adv
 

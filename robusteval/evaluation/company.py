@@ -1,7 +1,9 @@
-"""Whether an image's answer depends on the images that are predicted with it."""
+"""Whether an image's answer depends on the images that are predicted with it, and with which it
+is predicted then."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from robusteval.models.failures import raise_as_run_error
 from robusteval.runs.types import Finding
 
 TOGETHER = 16  # images whose copies travel together
+COMPANIONS = 15  # images beside which each is judged then
 ROUNDING = 1e-3  # of the largest logit; more than half precision makes of another order of sums
 
 
@@ -55,10 +58,16 @@ def find_company(classifier: Classifier, data: Data, index: Positions) -> list[F
             True,
             f"{moved} of {len(index)} images get other logits beside other images ({changed} of"
             " them another class): a layer looks at the whole batch, such as batch normalisation"
-            " without running statistics. These numbers hold for this batch size and order of"
-            " images only, not for the model; give the layer running statistics.",
+            " without running statistics. Each image is judged beside the same few others of the"
+            " data: these numbers hold for this company only, not for the model; give the layer"
+            " running statistics.",
         )
     ]
+
+
+def choose_company(data: Data) -> Tensor:
+    """The images ``(m, c, h, w)`` beside which each is judged: evenly from all of the data."""
+    return data.batch(np.linspace(0, len(data) - 1, COMPANIONS).round().astype(np.int64)).x
 
 
 def differ(logits: Tensor, other: Tensor) -> Tensor:

@@ -32,7 +32,13 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
-from robusteval.evaluation.target import DefenseBroke, Target, choose_other, list_targets
+from robusteval.evaluation.target import (
+    DefenseBroke,
+    Target,
+    choose_other,
+    known_surroundings,
+    list_targets,
+)
 from robusteval.evaluation.unmasking import describe_masks, list_unmaskings
 from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
@@ -41,7 +47,6 @@ from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
 from robusteval.runs.kept_images import KeptImages
 from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
-from robusteval.search.stand_ins import known_network
 
 
 def evaluate(
@@ -220,10 +225,9 @@ class Evaluation:
                 self.run_attack(attack, target)
         for target in self.targets:
             attacks = self.plan.list_questioned(target.defense)
-            name, other = choose_other(self.targets, target)
-            with known_network(other):
-                for spec in list_unmaskings(target.found, attacks, name):
-                    self.run_extra(spec, target)
+            name, _ = choose_other(self.targets, target)
+            for spec in list_unmaskings(target.found, attacks, name):
+                self.run_extra(spec, target)
             self.check_target(target)
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
@@ -242,13 +246,12 @@ class Evaluation:
         if target.detector is not None:  # the same network; only its alarms are new
             return
         found = sanity_checks.check_clean(target.clean, target.model.num_classes)
-        some = self.plan.index[:PROBED]
-        company = find_company(target.model, self.plan.data, some)
+        company = find_company(target.model, self.plan.data, self.plan.index[:PROBED])
         if company:
             # predicted again in smaller batches they then differ too, which is not by chance
             found = [each for each in found if each.code != "non-deterministic"] + company
         found += self.try_conventions(target)
-        target.found = target.found.add_answers(target.clean, target.model.num_classes, company)
+        target.found = target.found.add_answers(target.clean, target.model.num_classes)
         found += describe_masks(target.found, followed=self.plan.probes)
         findings += [target.name_defense(finding) for finding in found]
 
@@ -279,7 +282,8 @@ class Evaluation:
         failures = self.recording.failures
         wider = None
         try:
-            outcomes = self.cells.compute_attack(attack, target, without)
+            with known_surroundings(self.targets, target):
+                outcomes = self.cells.compute_attack(attack, target, without)
             self.recording.outcomes += outcomes
             wider = spare_none(outcomes[0])
         except Interrupted:
@@ -308,7 +312,8 @@ class Evaluation:
         outcomes: list[Outcome] = []
         try:
             attack = prepare_attack(spec, target.model, self.plan.data.shape, role)
-            outcomes = self.cells.compute_attack(attack, target)
+            with known_surroundings(self.targets, target):
+                outcomes = self.cells.compute_attack(attack, target)
             self.recording.outcomes += outcomes
         except Interrupted:
             raise
@@ -326,7 +331,7 @@ class Evaluation:
         mine = [o for o in recording.outcomes if o.defense == target.spec and o.adaptive]
         found: list[Finding] = []
         if self.plan.probes and not recording.failures and target.detector is None:
-            for probe in sanity_checks.list_probes(mine):
+            for probe in sanity_checks.list_probes(mine, moving=target.found.is_moving):
                 mine += self.run_extra(probe.spec, target, probe.role)
             mine += self.plant_examples(mine, target)
         if mine or target.defense is None:
@@ -337,8 +342,8 @@ class Evaluation:
     def plant_examples(self, outcomes: list[Outcome], target: Target) -> list[Outcome]:
         """Test whether the attacks find what is there; nothing where nothing can be planted."""
         found: list[Outcome] = []
-        # where answers are random there is no one place where something could lie
-        for spec in [] if target.found.is_random else list_planted_searches(outcomes):
+        # where answers are random, or others beside others, nothing could lie in one place
+        for spec in [] if target.found.is_moving else list_planted_searches(outcomes):
             attack = prepare_attack(spec, target.model, self.plan.data.shape)
             try:
                 found.append(self.cells.compute_active_test(attack, target))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.datasets.images import png_round_trip
 from robusteval.errors import RunError
 from robusteval.evaluation.votes import SURVIVAL, Voted, measure_survival
-from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.models.classifier import predict_classes
 from robusteval.runs.metrics import find_right
 from robusteval.runs.types import Columns, Threat
 from robusteval.search.balls import TOLERANCE, Ball, measure_distances, psnr, quantise, ssim
@@ -18,13 +18,13 @@ from robusteval.search.losses import margin
 LEFT_BOX, LEFT_BALL, NOT_FINITE = 1, 2, 4
 
 
-def judge(classifier: Classifier, x_adv: Tensor, x: Tensor, y: Tensor) -> Columns:
+def judge(classifier: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor) -> Columns:
     """Judge the results of an attack, brought back by `repair` first.
 
     Parameters
     ----------
-    classifier : Classifier
-        Predicts anew.
+    classifier : nn.Module
+        Predicts anew: gives logits ``(n, k)``.
     x_adv, x : Tensor
         Images ``(n, c, h, w)`` after and before the attack.
     y : Tensor
@@ -101,7 +101,7 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     return x_adv, fault
 
 
-def predict_again(classifier: Classifier, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
+def predict_again(classifier: nn.Module, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:
     """Predictions ``(n,)`` of images `z`, taken over from `known` where the bits are the same."""
     changed = (z != known).flatten(1).any(1)
     pred = pred.clone()

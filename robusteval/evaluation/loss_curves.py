@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import find_rows
@@ -90,7 +90,7 @@ class LossCurves:
         far: Tensor = torch.linalg.vector_norm(change, ORDERS[threat.norm], dim=1)
         return far <= threat.eps * (1 + ROUNDING) + ROUNDING
 
-    def measure(self, judge: Classifier, is_adv: Values) -> Columns:
+    def measure(self, judge: nn.Module, is_adv: Values) -> Columns:
         """Columns ``(n,)`` of images of which some ``(n,)`` are successes in the end.
 
         `late_rise` : the share of the whole fall of the margin that came in the last tenth of an

@@ -187,8 +187,11 @@ class ProbeAttack(NamedTuple):
     role: str
 
 
-def list_probes(outcomes: Sequence[Outcome]) -> list[ProbeAttack]:
-    """The extra attacks that the checks of these outcomes need."""
+def list_probes(outcomes: Sequence[Outcome], *, moving: bool = False) -> list[ProbeAttack]:
+    """The extra attacks that the checks of these outcomes need.
+
+    On a network whose answers to an image are `moving` none ends with the first success.
+    """
     wanted: list[ProbeAttack] = []
     for outcome in outcomes:
         norm, eps, targeted = outcome.threat
@@ -199,18 +202,19 @@ def list_probes(outcomes: Sequence[Outcome]) -> list[ProbeAttack]:
         if not targeted:
             noise = Spec("noise", {"norm": norm, "eps": eps})
             wanted.append(ProbeAttack(noise, "probe:noise"))
-            wanted.append(ProbeAttack(build_unlimited(outcome), "probe:unlimited"))
+            unlimited = build_unlimited(outcome, moving=moving)
+            wanted.append(ProbeAttack(unlimited, "probe:unlimited"))
         if "eps" in outcome.resolved and eps > 0:
             wanted.append(ProbeAttack(double_radius(outcome), "probe:double"))
     unique = {(str(probe.spec), probe.role): probe for probe in wanted}
     return list(unique.values())
 
 
-def build_unlimited(outcome: Outcome) -> Spec:
+def build_unlimited(outcome: Outcome, *, moving: bool = False) -> Spec:
     """A gradient attack that may change every pixel to anything."""
     norm = outcome.threat.norm
     facts = {"norm": norm, "eps": {"linf": 1.0, "l2": 100.0, "l1": 1e6}[norm], "steps": 50}
-    search = {"loss": "margin", "stop": "float"}
+    search = {"loss": "margin", "stop": "never" if moving else "float"}
     if norm == "l1":
         return Spec("apgd", {**facts, "start": "image", **search})
     return Spec("pgd", {**facts, "random_start": False, **search})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.errors import RunError, UsageError
+from robusteval.evaluation.company import choose_company
 from robusteval.evaluation.defense import Defense, Detector, name_kind
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Plan
@@ -21,6 +23,7 @@ from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import Ids, sample_seeds
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Defended, Finding, Spec
+from robusteval.search.stand_ins import Accompanied, known_company, known_network
 
 WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
 
@@ -51,6 +54,8 @@ class Target:
         The images of the run as the model sees them, ``(n,)`` each; empty until it has seen them.
     found : Examination
         What in the model leads attacks astray; nothing until it was examined.
+    company : Tensor, optional
+        Other images ``(m, c, h, w)`` beside which it judges each, where they change its answers.
     """
 
     model: Classifier
@@ -59,22 +64,30 @@ class Target:
     detector: Detector | None = None
     clean: Columns = field(default_factory=dict)
     found: Examination = field(default_factory=Examination)
+    company: Tensor | None = None
 
     @property
-    def judge(self) -> Classifier:
-        """What gives verdicts: the model, or most of its answers where it answers at random."""
+    def judge(self) -> nn.Module:
+        """What gives verdicts: the model, or most of its answers where it answers at random.
+
+        Where other images change its answers, it is asked beside the same ones each time.
+        """
+        if self.company is not None:
+            return Accompanied(self.model, self.company)
         return Voted(self.model) if self.found.is_random else self.model
 
     def examine_model(self, plan: Plan, undefended: Examination) -> None:
         """Look for what leads attacks on the images of a plan astray; fills `found`.
 
         Behind a detector the network is the undefended one, and all that counts here is whether
-        its answers are random.
+        its answers are random or other images change them.
         """
         if self.detector is None:
             self.found = examine(self.model, plan.data, plan.index)
         else:
-            self.found = Examination(is_random=undefended.is_random)
+            self.found = Examination(is_random=undefended.is_random, is_mixed=undefended.is_mixed)
+        if self.found.is_mixed:
+            self.company = choose_company(plan.data).to(self.model.device)
 
     @property
     def identity(self) -> Any:
@@ -141,6 +154,14 @@ def choose_other(targets: Sequence[Target], target: Target) -> tuple[str, Classi
         if each.detector is None:
             return f"defended-{digest(each.identity)[:8]}", each.model
     return "", None
+
+
+@contextmanager
+def known_surroundings(targets: Sequence[Target], target: Target) -> Iterator[None]:
+    """Let attacks inside know the other network, and the images beside which a target judges."""
+    _, other = choose_other(targets, target)
+    with known_network(other), known_company(target.company):
+        yield
 
 
 def build_measurement(plan: Plan, model: Classifier) -> Measurement | None:

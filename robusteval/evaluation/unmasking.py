@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from robusteval.datasets.dataset import Data, Positions
-from robusteval.evaluation.company import differ
+from robusteval.evaluation.company import COMPANIONS, differ, find_company
 from robusteval.evaluation.false_gradients import Suspects, find_false_gradients
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.votes import VOTES
@@ -42,6 +42,11 @@ class Examination(NamedTuple):
     is_mixed: bool = False  # other images in the batch change an image's logits
 
     @property
+    def is_moving(self) -> bool:
+        """Whether its answers to one image change, by chance or beside others."""
+        return self.is_random or self.is_mixed
+
+    @property
     def parameters(self) -> dict[str, Any] | None:
         """Those of `unmask` for this network, besides the threat; None if it is sound."""
         if self == Examination():
@@ -51,28 +56,29 @@ class Examination(NamedTuple):
             **({"layers": "+".join(dict.fromkeys(names))} if names else {}),
             **({"outputs": "probabilities"} if self.is_softmaxed else {}),
             **({"draws": VOTES} if self.is_random else {}),
+            **({"company": COMPANIONS} if self.is_mixed else {}),
         }
 
-    def add_answers(self, clean: Columns, classes: int, company: Sequence[Finding]) -> Examination:
-        """The same with what its answers to all images tell, and what other images change."""
+    def add_answers(self, clean: Columns, classes: int) -> Examination:
+        """The same with what its answers to all images tell."""
         return self._replace(
             is_softmaxed=bool(clean["probabilities"].mean() > SOFTMAXED),
             is_flat=is_flat(clean, classes),
             is_blind=not np.nan_to_num(clean["slope_margin"]).any(),
-            is_mixed=bool(company),
         )
 
 
 def examine(classifier: Classifier, data: Data, index: Positions) -> Examination:
-    """Look at a network with the first of some images: two passes of each, and of each layer."""
+    """Look at a network with the first of some images: six passes of each, and of each layer."""
     x = data.batch(index[:LOOKED_AT]).x.to(classifier.device)
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
             is_random = bool(differ(classifier(x), classifier(x)).any())
+            is_mixed = not is_random and bool(find_company(classifier, data, index[:LOOKED_AT]))
         except Exception:
             return Examination()  # whoever needs its answers says what is wrong
-        return Examination(find_false_gradients(classifier, x), is_random)
+        return Examination(find_false_gradients(classifier, x), is_random, is_mixed=is_mixed)
 
 
 def is_flat(clean: Columns, classes: int) -> bool:

@@ -14,6 +14,7 @@ from robusteval.search.apgd import choose, search_apgd
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
     Found,
+    Stop,
     build_aimed_objective,
     build_class_objective,
     choose_stop,
@@ -82,13 +83,14 @@ class Stage:
         onward: bool = False,
         targets: int = 0,
         by: Order = "distance",
+        stop: Stop = "8bit",
     ) -> Found:
         """Auto-PGD of so many steps, `runs` times on what is left.
 
         Each from a random point of the ball; from one where the network answers otherwise, `odi`;
         or from the best image so far, `onward`. With `targets` a run for each of the classes that
         are easiest to reach, `by` the distance in the linearised network or by logits; a targeted
-        attack has its own.
+        attack has its own. When to `stop` is as in `search_apgd`.
         """
         aims: list[Tensor] = []
         if targets and not self.targeted:
@@ -112,7 +114,7 @@ class Stage:
                     self.model, self.y, targeted=self.targeted, loss=loss
                 )
             objective = restrict_objective(objective, left)
-            return search_apgd(objective, here, start, steps=steps, stop="8bit")
+            return search_apgd(objective, here, start, steps=steps, stop=stop)
 
         return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robusteval.models.classifier import Classifier
 from robusteval.models.steps import book_rows
 
 # operations whose derivative is zero wherever there is one
@@ -254,6 +255,65 @@ def leave_out(x: Tensor, output: Tensor) -> Tensor:
     """What goes into a layer, cut off below zero for images ``(n, …)`` whose output is."""
     cut = (output >= 0).flatten(1).all(1).view(-1, *(1,) * (x.ndim - 1))
     return torch.where(cut, torch.relu(x), x)
+
+
+_company: ContextVar[Tensor | None] = ContextVar("company", default=None)
+
+
+@contextmanager
+def known_company(images: Tensor | None) -> Iterator[None]:
+    """Let attacks inside know beside which images ``(m, c, h, w)`` each image is judged."""
+    token = _company.set(images)
+    try:
+        yield
+    finally:
+        _company.reset(token)
+
+
+def find_known_company() -> Tensor | None:
+    """The images beside which each is judged; None where they change no answer."""
+    return _company.get()
+
+
+class Accompanied(nn.Module):
+    """A model whose answer to an image depends on others, beside the same ones each time.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits ``(n, k)``.
+    company : Tensor
+        The other images ``(m, c, h, w)``. With one image they are a call of the network.
+    """
+
+    def __init__(self, model: nn.Module, company: Tensor) -> None:
+        super().__init__()
+        self.model, self.company = model, company
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)``, each row of a pass of its own."""
+        size = len(self.company) + 1
+        rows = [x.new_empty(0)] * len(x)
+        with call_with(self.model, size):
+            for i in range(len(x)):
+                together = torch.cat([x[i : i + 1], self.company.to(x)])
+                with book_rows(torch.full((size,), i)):
+                    rows[i] = self.model(together)[0]
+        return torch.stack(rows) if rows else self.model(x)
+
+
+@contextmanager
+def call_with(model: nn.Module, images: int) -> Iterator[None]:
+    """Let the networks of classifiers inside a model be called with so many images at a time."""
+    inside = [part for part in model.modules() if isinstance(part, Classifier)]
+    blocks = [part.block for part in inside]
+    try:
+        for part in inside:
+            part.block = images
+        yield
+    finally:
+        for part, block in zip(inside, blocks, strict=True):
+            part.block = block
 
 
 class LogOutputs(nn.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planted_defects import (
+    BatchStatistics,
     Dropout,
     Function,
     Jpeg,
@@ -24,6 +25,7 @@ from toys import Bands, synthetic
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
 from robusteval.evaluation.active_test import PLANTED
+from robusteval.evaluation.company import choose_company
 from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.false_gradients import Suspects, find_false_gradients
@@ -34,7 +36,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.reports.build import build_record
 from robusteval.runs.metrics import worst_case
 from robusteval.runs.types import Run, Spec
-from robusteval.search.stand_ins import Straight, hides_ends, match_layers
+from robusteval.search.stand_ins import Accompanied, Straight, hides_ends, match_layers
 
 ATTACK = "apgd:eps=18/255,steps=20"
 
@@ -281,6 +283,26 @@ def test_random_answers_are_judged_by_most_of_them(scaled: Scaled, data: Data) -
     assert {"non-deterministic", "random-answers"} <= codes(run)
     assert names(run)[-1] == "unmask:eps=18/255,draws=20"
     assert all(SURVIVAL in outcome.columns for outcome in run.attacks)
+
+
+def test_images_that_change_each_other_are_judged_in_one_company(
+    scaled: Scaled, data: Data, sound: Run
+) -> None:
+    """An image's answer is its own then, and what makes use of the company breaks it."""
+    x = data.batch(np.arange(8)).x
+    mixed = classify(Planted(scaled, front=BatchStatistics(float(x.mean()), float(x.std()))))
+    beside = Accompanied(mixed, choose_company(data))
+    with torch.no_grad():
+        together, alone = beside(x), beside(x[3:4])
+
+    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=0)
+    assert mixed.block is None
+
+    run = evaluate(mixed, data, [ATTACK], samples=4)
+
+    assert [f.code for f in run.findings if f.grave] == ["company"]
+    assert names(run)[-1] == "unmask:eps=18/255,company=15"
+    assert left(run) <= left_of(sound, run)
 
 
 def test_activations_written_by_hand_are_sound(scaled: Scaled, x: Tensor) -> None:
