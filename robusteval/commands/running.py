@@ -150,7 +150,8 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
                 "--resize",
                 type=Whole(1),
                 metavar="N",
-                help="Pixels of the shorter side before --size crops the centre. [default: --size]",
+                help="Pixels of the shorter side before --size crops the centre. [default: as much"
+                " larger as the network's publisher has it, else --size]",
             ),
             option(
                 "Data",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -175,13 +175,13 @@ def open_images(
     from robusteval.datasets.sources import open_data
 
     hint = classifier.identity
-    stretch = False
+    published: dict[str, Any] = {}
     tables = (".csv", ".parquet")
     photos = os.path.isdir(spec) or spec.lower().endswith(tables) or spec.startswith("imagenet:")
     # the network's own folder says so, or it is one for ImageNet as its architecture is published
-    published = hint.get("certain") or hint.get("num_classes") == 1000
-    if size is None and resize is None and photos and published:
-        size, resize, stretch = hint.get("size"), hint.get("resize"), bool(hint.get("stretch"))
+    if photos and resize is None and (hint.get("certain") or hint.get("num_classes") == 1000):
+        published = hint
+        size, resize = scale_published(hint, size)
     data = open_data(
         spec,
         split=split,
@@ -190,13 +190,39 @@ def open_images(
         size=size,
         resize=resize,
         interpolation=interpolation or hint.get("interpolation") or "bilinear",
-        stretch=stretch,
+        stretch=bool(published.get("stretch")),
         classes=names if classes is None else read_class_names(classes),
         columns=columns,
         allow_outside=allow_outside,
         value_range=value_range,
     )
+    if published and data.fit is not None:
+        crop, fill = published.get("crop", "rounded"), tuple(published.get("fill", ()))
+        data = replace(data, fit=data.fit._replace(crop=crop, fill=fill))
+    elif published and size is None:
+        check_sides(data, published.get("input_shape"))
     return match_classes(data, classifier.num_classes, classifier.class_names)
+
+
+def check_sides(data: Data, shape: Sequence[int] | None) -> None:
+    """Refuse photos of other sides than those of a network that takes no square ones."""
+    if shape and tuple(shape[1:]) != data.shape[1:]:
+        wanted, found = (f"{sides[1]}x{sides[2]}" for sides in (shape, data.shape))
+        raise UsageError(
+            f"the network takes images of {wanted} pixels, which are not square, and {data.name}"
+            f" begins with one of {found}: resize the images to {wanted} as for training, or give"
+            " --size N if the network takes squares too"
+        )
+
+
+def scale_published(hint: Mapping[str, Any], size: int | None) -> tuple[int | None, int | None]:
+    """Sides of the crop and before it as a network is published, or in proportion to `size`."""
+    crop, resize = hint.get("size"), hint.get("resize")
+    if not crop or not resize:
+        return size, None
+    if size is None or size == crop:
+        return crop, resize
+    return size, size * resize // crop
 
 
 def needs_rts(specs: Sequence[Spec]) -> bool:

@@ -78,9 +78,9 @@ def check_span(name: str, low: float, high: float, span: Span) -> None:
     """Refuse values from `low` to `high` that are not all in a span."""
     if not span[0] <= low <= high <= span[1]:
         raise UsageError(
-            f"{name} holds values from {low:g} to {high:g}, outside --range"
-            f" {span[0]:g},{span[1]:g}: give the range that the model was trained for, and cut off"
-            " or leave out what is not in it"
+            f"{name} holds values from {spell_value(low)} to {spell_value(high)}, outside --range"
+            f" {spell_value(span[0])},{spell_value(span[1])}: give the range that the model was"
+            " trained for, and cut off or leave out what is not in it"
         )
 
 
@@ -89,9 +89,15 @@ def check_width(name: str, kind: np.dtype[Any], span: Span) -> None:
     if kind == np.uint8 and span[1] > 255:
         raise UsageError(
             f"{name} has 8 bits, of which none reaches the white of --range"
-            f" {span[0]:g},{span[1]:g}: give the range of its values (colour files of 16 bits are"
-            " read as 8: save those as arrays in FILE.npz)"
+            f" {spell_value(span[0])},{spell_value(span[1])}: give the range of its values (colour"
+            " files of 16 bits are read as 8: save those as arrays in FILE.npz)"
         )
+
+
+def spell_value(value: float) -> str:
+    """A pixel value with the digits that tell it from others, a whole one without a point."""
+    whole = float(value).is_integer() and abs(value) < 1e16
+    return f"{value:.0f}" if whole else f"{value:.9g}"
 
 
 def read_range(values: Sequence[float] | None) -> Span | None:
@@ -114,8 +120,8 @@ def scale_to_span(values: np.ndarray, span: Span) -> np.ndarray:
 def _check_integers(name: str, low: float, high: float, part: bool) -> None:
     if low < 0 or high > 255:
         raise UsageError(
-            f"{name} holds integers from {low:g} to {high:g}, not 0 to 255: convert it to uint8, or"
-            " say with --range LOW,HIGH what is black and white"
+            f"{name} holds integers from {spell_value(low)} to {spell_value(high)}, not 0 to 255:"
+            " convert it to uint8, or say with --range LOW,HIGH what is black and white"
         )
     if high <= 1 and not part:
         raise UsageError(
@@ -134,8 +140,8 @@ def _check_floats(name: str, low: float, high: float, part: bool) -> None:
         )
     if high > 255:
         raise UsageError(
-            f"{name} holds floats up to {high:g}: scale them to [0, 1], or say with --range"
-            " LOW,HIGH what is black and white"
+            f"{name} holds floats up to {spell_value(high)}: scale them to [0, 1], or say with"
+            " --range LOW,HIGH what is black and white"
         )
     if high > 2:
         raise UsageError(

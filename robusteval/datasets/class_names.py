@@ -105,14 +105,14 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
 def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
     """The images with labels as a network of `k` outputs counts them, where names say how.
 
-    The `names` in a checkpoint's metadata are taken, then those that ImageNet's classes have; data
+    The `names` that the network came with are taken, then those that ImageNet's classes have; data
     that was matched before, or that has no class folders, is left as it is.
     """
     source: Any = data.source
     if not list_classes(data) or source.matching:
         return data
     if names and len(names) == k:
-        origin = "the checkpoint's metadata"
+        origin = "the network's own list"
         places = _place_names(names, origin)
         if any(_find_place(places, folder) is not None for folder in source.folders):
             return match_by_names(data, names, origin)

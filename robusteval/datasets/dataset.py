@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from robusteval.datasets.checks import scale_to_span
+from robusteval.datasets.checks import scale_to_span, spell_value
 from robusteval.datasets.images import RESAMPLING, Fit, resize_image
 from robusteval.errors import NothingEvaluated, UsageError, check_whole
 
@@ -194,7 +194,11 @@ class Data:
     def transform(self) -> str:
         """How images are brought to one shape, in words."""
         span: tuple[float, float] | None = getattr(self.source, "span", None)
-        scaled = "" if span is None else f"values {span[0]:g} to {span[1]:g} as 0 to 1; "
+        scaled = (
+            ""
+            if span is None
+            else f"values {spell_value(span[0])} to {spell_value(span[1])} as 0 to 1; "
+        )
         return scaled + ("as stored" if self.fit is None else self.fit.describe())
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:

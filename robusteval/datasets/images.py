@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -209,19 +209,48 @@ class Fit(NamedTuple):
         One of `RESAMPLING`; antialiased, as Pillow does it.
     stretch : bool
         Whether both sides get the length `resize`, whatever shape the image had.
+    crop : {"rounded", "floored", "padded"}
+        Which pixel a crop begins at that cannot be in the middle: the nearest even one, as in
+        torchvision and timm, or the one before, as in transformers. Or the longer side gets the
+        length `resize`, and what is missing of the shorter one is filled.
+    fill : tuple of int
+        Grey levels of what is filled, one for each channel or one for all.
     """
 
     size: int
     resize: int
     interpolation: str = "bilinear"
     stretch: bool = False
+    crop: Literal["rounded", "floored", "padded"] = "rounded"
+    fill: tuple[int, ...] = ()
+
+    def find_sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is resized to."""
+        resize = self.resize
+        if self.stretch:
+            return resize, resize
+        if self.crop == "padded":
+            longer = max(height, width)
+            return max(1, round(height * resize / longer)), max(1, round(width * resize / longer))
+        if height <= width:
+            return resize, int(resize * width / height)
+        return int(resize * height / width), resize
+
+    def find_start(self, side: int) -> int:
+        """The first pixel of a side that is cut out; below 0 if that many are filled before."""
+        spare = side - self.size
+        if spare < 0:
+            return -(-spare // 2)
+        return spare // 2 if self.crop == "floored" else round(spare / 2)
 
     def describe(self) -> str:
         """The transform in words."""
-        sides = "both sides" if self.stretch else "shorter side"
+        padded = self.crop == "padded" and not self.stretch
+        sides = "both sides" if self.stretch else "longer side" if padded else "shorter side"
         way = self.interpolation + ("" if self.interpolation == "nearest" else ", antialiased")
         kept = f"(unless already {self.size}x{self.size})"
-        return f"{sides} to {self.resize} ({way}), centre crop {self.size} {kept}"
+        rest = f", the rest filled with {'/'.join(map(str, self.fill))}" if padded else ""
+        return f"{sides} to {self.resize} ({way}), centre crop {self.size}{rest} {kept}"
 
 
 def resize_image(image: np.ndarray, fit: Fit, where: str) -> np.ndarray:
@@ -231,26 +260,27 @@ def resize_image(image: np.ndarray, fit: Fit, where: str) -> np.ndarray:
     torchvision's `Resize` and `CenterCrop` on the file, whatever type the image was stored in.
     """
     _, h, w = image.shape
-    size, resize = fit.size, fit.resize
+    size = fit.size
     if (h, w) == (size, size):
         return scale_levels(image)
-    if fit.stretch:
-        h = w = resize
-    else:
-        h, w = (resize, int(resize * w / h)) if h <= w else (int(resize * h / w), resize)
+    h, w = fit.find_sides(h, w)
     if h * w > min(raise_limit(PIXELS), Image.MAX_IMAGE_PIXELS or np.inf):
         raise UsageError(f"{where} is too long and narrow to be resized: leave it out")
     stored = image.dtype == np.uint8
     eight_bit = stored or all(
         np.array_equal(_round_levels(each) / np.float32(255), each) for each in image
     )
-    top, left = round((h - size) / 2), round((w - size) / 2)
+    top, left = fit.find_start(h), fit.find_start(w)
     centre = np.empty((len(image), size, size), dtype=np.float32)
-    for plane, part in zip(image, centre, strict=True):  # one at a time, as photos are large
+    inside = (slice(max(0, -top), max(0, -top) + h), slice(max(0, -left), max(0, -left) + w))
+    rows, columns = slice(max(0, top), max(0, top) + size), slice(max(0, left), max(0, left) + size)
+    fill = fit.fill or (0,)
+    for i, (plane, part) in enumerate(zip(image, centre, strict=True)):  # photos are large
         rounded = eight_bit and not stored
         levels = _round_levels(plane).astype(np.uint8) if rounded else plane
         resized = resize_plane(levels, h, w, fit.interpolation)
-        part[:] = resized[top : top + size, left : left + size]
+        part[:] = fill[i % len(fill)] / (1 if eight_bit else 255)
+        part[inside] = resized[rows, columns]
     # cubic and Lanczos filters overshoot, which 8-bit files cut off
     return centre / np.float32(255) if eight_bit else centre.clip(0, 1)
 

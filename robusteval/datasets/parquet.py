@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from robusteval.runs.reading import ARRAYS, NAMES, check_amount, check_regular, 
 IMAGES = ("image", "img", "images", "x", "pixel_values", "file")
 LABELS = ("label", "labels", "fine_label", "y", "target", "class")
 MOST_ROWS = 2_000_000
+TEXTS = ("string", "large_string", "string_view")  # types of paths
+PIECE = 256 * 10**6  # bytes that are unpacked at a time
 
 
 class EncodedImages:
@@ -52,8 +55,9 @@ def open_parquet(
     with raise_as_unreadable(path, "write it again with pyarrow or datasets"):
         file = parquet.ParquetFile(path)
         check_amount(str(path), file.metadata.num_rows, MOST_ROWS, "rows")
-        names = _choose_columns(file.schema_arrow.names, columns, path.name)
-        table = file.read(columns=list(names))
+        names = _choose_columns(file.schema_arrow, columns, path.name)
+        batches = file.iter_batches(batch_size=_count_rows_of_piece(file), columns=list(names))
+        table = unpack_table(batches, file.schema_arrow, names, str(path))
     return build_table_source(table, names, path.name, channels, bands, span)
 
 
@@ -81,15 +85,18 @@ def open_saved_dataset(
         files = [str(entry["filename"]) for entry in state["_data_files"]]
     if not files or any(Path(name).name != name for name in files):
         raise UsageError(f"{folder / 'state.json'} names files elsewhere: save it again")
-    parts = []
+    parts: list[Any] = []
+    names = ("", "")
     for name in files:
         check_regular(folder / name, ARRAYS)
         with raise_as_unreadable(folder / name, "save it again with save_to_disk"):
             with pyarrow.memory_map(str(folder / name)) as source:
-                parts.append(pyarrow.ipc.open_stream(source).read_all())
+                stream = pyarrow.ipc.open_stream(source)
+                names = _choose_columns(stream.schema, columns, path.name)
+                parts.append(unpack_table(stream, stream.schema, names, str(folder / name)))
     table = pyarrow.concat_tables(parts)
     check_amount(str(folder), table.num_rows, MOST_ROWS, "rows")
-    names = _choose_columns(table.column_names, columns, path.name)
+    check_amount(f"{folder}, unpacked,", table.nbytes, ARRAYS, "bytes")
     title = f"{path.resolve().name} ({folder.name})" if folder != path else folder.resolve().name
     return build_table_source(table, names, title, channels, bands, span)
 
@@ -105,20 +112,93 @@ def _choose_split(path: Path, split: str) -> Path:
     return path / found
 
 
-def _choose_columns(
-    found: Sequence[str], given: tuple[str, str] | None, name: str
-) -> tuple[str, str]:
-    """Columns of image and label: as named, else the first of the usual ones."""
+def _choose_columns(schema: Any, given: tuple[str, str] | None, name: str) -> tuple[str, str]:
+    """Columns of image and label: as named, else the only ones of the usual names."""
+    found = schema.names
     if given is not None and set(given) <= set(found):
         return given
     images = [column for column in IMAGES if column in found]
+    if len(images) > 1:  # beside images may stand their paths
+        images = [c for c in images if str(schema.field(c).type) not in TEXTS] or images
     labels = [column for column in LABELS if column in found]
-    if given is not None or not images or not labels:
+    if given is not None or len(images) != 1 or len(labels) != 1:
         raise UsageError(
             f"{name} has the columns {', '.join(map(str, found))}: name those of image and label"
             " with --columns IMAGE,LABEL"
         )
     return images[0], labels[0]
+
+
+def _count_rows_of_piece(file: Any) -> int:
+    """How many rows can be unpacked at once, however large the largest value is."""
+    facts = file.metadata
+    sizes = [facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)]
+    return max(1, min(1024, PIECE // max(1, *sizes, 1)))
+
+
+def unpack_table(batches: Iterable[Any], schema: Any, names: Sequence[str], title: str) -> Any:
+    """Some columns as a table of pyarrow in which each value has its own bytes.
+
+    Where many rows share one value, as in a dictionary, a small file can hold more than the memory
+    does: few rows are unpacked at a time, and counted.
+
+    Raises
+    ------
+    UsageError
+        They take more memory than any file of arrays may.
+    ValueError
+        Of pyarrow: the file is damaged.
+    """
+    pyarrow = import_module("pyarrow")
+    parts, size, rows = [], 0, 0
+    fields = [pyarrow.field(name, _own_type(schema.field(name).type)) for name in names]
+    made = pyarrow.schema(fields, metadata=schema.metadata)
+    for batch in batches:
+        batch.validate(full=True)
+        shared = batch.schema.field(names[0]).type != made.types[0]
+        step = max(1, PIECE // max(1, batch.nbytes)) if shared else max(1, batch.num_rows)
+        for start in range(0, batch.num_rows, step):
+            piece = batch.slice(start, step)
+            columns = [
+                _own_values(piece.column(name), field.type)
+                for name, field in zip(names, made, strict=True)
+            ]
+            parts.append(pyarrow.RecordBatch.from_arrays(columns, schema=made))
+            size, rows = size + parts[-1].nbytes, rows + len(piece)
+            check_amount(f"{title}, unpacked,", size, ARRAYS, "bytes")
+        check_amount(title, rows, MOST_ROWS, "rows")
+    return pyarrow.Table.from_batches(parts, schema=made)
+
+
+def _own_type(kind: Any) -> Any:
+    """A type of pyarrow without dictionaries and views, also inside a struct or list."""
+    pyarrow = import_module("pyarrow")
+    if isinstance(kind, pyarrow.DictionaryType | pyarrow.RunEndEncodedType):
+        return _own_type(kind.value_type)
+    if isinstance(kind, pyarrow.StructType):
+        return pyarrow.struct([(field.name, _own_type(field.type)) for field in kind])
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _own_type(kind.storage_type)
+    if str(kind) in ("binary_view", "string_view"):
+        return pyarrow.large_binary() if str(kind) == "binary_view" else pyarrow.large_string()
+    views = pyarrow.ListViewType | pyarrow.LargeListViewType
+    if isinstance(kind, pyarrow.ListType | pyarrow.LargeListType | views):
+        inner = _own_type(kind.value_type)
+        if isinstance(kind, views) or inner != kind.value_type:
+            return pyarrow.large_list(inner)
+    return kind
+
+
+def _own_values(array: Any, kind: Any) -> Any:
+    pyarrow = import_module("pyarrow")
+    if isinstance(array, pyarrow.ExtensionArray):
+        array = array.storage
+    if isinstance(array.type, pyarrow.StructType):
+        children = [_own_values(a, f.type) for a, f in zip(array.flatten(), kind, strict=True)]
+        return pyarrow.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    if isinstance(array, pyarrow.DictionaryArray):
+        array = array.dictionary_decode()
+    return array if array.type == kind else array.cast(kind)
 
 
 def build_table_source(
@@ -149,18 +229,22 @@ def build_table_source(
             raise UsageError("--range is for arrays and image files, not for encoded images")
         images = EncodedImages(name, contents, channels)
         numbers, names = number_labels(name, listed, len(labels))
-        if names is not None:
-            return ArraySource(name, images, numbers, names, folders=names)
-        if classes and numbers.max() < len(classes):
-            return ArraySource(name, images, numbers, classes, folders=classes)
-        return ArraySource(name, images, numbers)
+        made = ArraySource(name, images, numbers, names, folders=names or ())
+        return _name_classes(made, classes)
     if isinstance(values[0], str | None | Mapping):
         raise UsageError(
             f"{name} names its images by path: embed their bytes, or give a FILE.csv of paths"
         )
     with raise_as_unreadable(name, "give images of one shape"):
         arrays = np.asarray(values)
-    return build_array_source(name, arrays, listed, classes, bands=bands, span=span)
+    return _name_classes(build_array_source(name, arrays, listed, bands=bands, span=span), classes)
+
+
+def _name_classes(source: ArraySource, classes: tuple[str, ...] | None) -> ArraySource:
+    """The same images, with the names of their numbered classes, by which they are matched."""
+    if source.folders or not classes or source.labels.max() >= len(classes):
+        return source
+    return replace(source, class_names=classes, folders=classes)
 
 
 def _read_class_names(schema: Any, column: str) -> tuple[str, ...] | None:

@@ -313,5 +313,5 @@ def find_preset(arch: str, network: nn.Module) -> Preprocessing | None:
     if os.path.isdir(arch):
         from robusteval.models.hub_folder import read_preparation
 
-        return read_preparation(Path(arch))
+        return read_preparation(Path(arch), getattr(network, "default_cfg", None))
     return None

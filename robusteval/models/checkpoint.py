@@ -88,7 +88,8 @@ def load(
         from), num_classes, input_shape and input_channels (None if unknown), size and resize
         (pixels of the preset's crop and of the short side before it), interpolation, stretch
         (whether both sides are brought to `resize`), certain (whether that belongs to these
-        weights and not only to the architecture) and parameters (count); of a
+        weights and not only to the architecture) and parameters (count); crop and fill, where the
+        centre is not cut out as torchvision does (`robusteval.datasets.images.Fit`); of a
         file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`; where several
         state dicts fit also weights, the key that was taken; where the file's names are not the
         network's, also reading, what was done to them in words; where the network returns
@@ -165,6 +166,8 @@ def load(
         "certain": preset.certain if preset else None,
         "parameters": sum(p.numel() for p in built.network.parameters()),
     }
+    if preset is not None and preset.crop != "rounded":
+        identity |= {"crop": preset.crop, "fill": list(preset.fill)}
     if several:
         identity["weights"] = key
     if match.remarks:

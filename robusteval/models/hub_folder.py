@@ -271,11 +271,17 @@ def convert_names(network: nn.Module, state: State) -> State | None:
     return None if any(facts.values()) else dict(made.state_dict())
 
 
-def read_preparation(folder: Path) -> Preprocessing | None:
-    """How images are prepared, as the folder says; None where it says nothing."""
+def read_preparation(folder: Path, usual: Mapping[str, Any] | None = None) -> Preprocessing | None:
+    """How images are prepared, as the folder says; None where it says nothing.
+
+    Of networks of timm, `usual` is what timm knows of the architecture, which holds where the
+    folder has no recipe of its own.
+    """
     config = read_json(folder / CONFIG)
     if "architecture" in config:
         recipe = config.get("pretrained_cfg", config)
+        if recipe is config and "input_size" not in config:
+            return _read_usual(config, usual) if usual else None
         origin = f"the pretrained_cfg in {CONFIG}"
         return read_timm_preset(recipe, origin, True) if isinstance(recipe, dict) else None
     for name in PROCESSORS:
@@ -284,6 +290,17 @@ def read_preparation(folder: Path) -> Preprocessing | None:
             inner = recipe.get("image_processor")
             return read_processor(inner if isinstance(inner, dict) else recipe, name)
     return None
+
+
+def _read_usual(config: Mapping[str, Any], usual: Mapping[str, Any]) -> Preprocessing:
+    """What timm knows of an architecture, at the size that the folder's network was built for."""
+    recipe, given = dict(usual), config.get("model_args")
+    side = given.get("img_size") if isinstance(given, dict) else None
+    if side:
+        channels = usual.get("input_size", (3,))[0]
+        recipe["input_size"] = (channels, *(side if isinstance(side, list) else (side, side)))
+    origin = f"timm's preset for {config['architecture']}"
+    return read_timm_preset(recipe, origin, certain=False)
 
 
 def read_labels(folder: Path) -> list[str] | None:

@@ -24,7 +24,8 @@ class Preprocessing(NamedTuple):
 
     The shorter side is brought to `resize` pixels, both sides if `stretch`, then the centre of
     `shape` is cut out. `certain` says that it belongs to these weights, not only to the
-    architecture; `flip`, that channels are in the order blue, green, red.
+    architecture; `flip`, that channels are in the order blue, green, red; `crop` and `fill` are
+    those of `robusteval.datasets.images.Fit`.
     """
 
     mean: list[float]
@@ -36,10 +37,13 @@ class Preprocessing(NamedTuple):
     stretch: bool = False
     certain: bool = False
     flip: bool = False
+    crop: str = "rounded"
+    fill: tuple[int, ...] = ()
 
     @property
-    def size(self) -> int:
-        return self.shape[-1]
+    def size(self) -> int | None:
+        """Pixels a side; None where images are not square, to which nothing is brought here."""
+        return self.shape[-1] if self.shape[-1] == self.shape[-2] else None
 
 
 def read_timm_preset(recipe: Mapping[str, Any], origin: str, certain: bool) -> Preprocessing:
@@ -60,9 +64,10 @@ def read_timm_preset(recipe: Mapping[str, Any], origin: str, certain: bool) -> P
         raise UsageError(f"{origin} describes impossible images: mend it")
     resize = math.floor(h / share)
     known = interpolation if interpolation in RESAMPLING.values() else "bilinear"
-    # the third mode, "border", resizes so that the whole image fits and pads it
-    stretch = mode == "squash"
-    return Preprocessing(mean, std, (c, h, w), max(h, resize), origin, known, stretch, certain)
+    made = Preprocessing(mean, std, (c, h, w), max(h, resize), origin, known, certain=certain)
+    if mode == "border":  # the whole image, with the mean around it
+        return made._replace(crop="padded", fill=tuple(round(LEVELS * value) for value in mean))
+    return made._replace(stretch=mode == "squash")
 
 
 def read_processor(recipe: Mapping[str, Any], origin: str) -> Preprocessing:
@@ -80,7 +85,7 @@ def read_processor(recipe: Mapping[str, Any], origin: str) -> Preprocessing:
     flip = recipe.get("do_flip_channel_order", _read_kind(recipe) == "MobileViT") is True
     shape = (len(mean), size, size)
     return Preprocessing(
-        mean, std, shape, resize, origin, interpolation, stretch, certain=True, flip=flip
+        mean, std, shape, resize, origin, interpolation, stretch, True, flip, crop="floored"
     )
 
 

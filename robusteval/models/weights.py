@@ -161,9 +161,11 @@ def _explain_kind(raw: bytes | bytearray, file: str) -> RobustevalError:
         return UsageError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
     if raw[:1] == b"\x08" and file.lower().endswith(".onnx"):
         return UsageError(
-            f"{file} is ONNX, which is not read: make a network of it in Python with the package"
-            f" onnx2torch, network = onnx2torch.convert({file!r}), compare its outputs, and give it"
-            " to robusteval.evaluate(network, data)"
+            f"{file} is ONNX, which is not read, as it becomes a network only by running code made"
+            " of it: save the weights where it was exported from, torch.save(model.state_dict(),"
+            " 'net.pt'), or, if you trust the file, make network ="
+            f" onnx2torch.convert({file!r}).eval() in Python (which takes exports of opset 17 and"
+            " before), compare its outputs, and give it to robusteval.evaluate(network, data)"
         )
     if raw.startswith(b"\x89HDF"):
         return UsageError(

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from robusteval.cli import cli
+from robusteval.datasets import parquet
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.sources import open_data
 from robusteval.errors import Refused, UsageError
@@ -84,6 +85,15 @@ def test_values_in_a_range_are_scaled(
     stated = f"values {span[0]:g} to {span[1]:g} as 0 to 1; as stored"
     assert open_data(str(tmp_path / "a.npz"), value_range=span).transform == stated
     assert "outside --range" in refusal(tmp_path / "a.npz", value_range=(span[0], span[0] + 1e-3))
+
+
+def test_values_are_written_with_all_their_digits() -> None:
+    values = np.array([[[0, 1234567], [7, 9]]])
+
+    with pytest.raises(UsageError, match="integers from 0 to 1234567, not 0 to 255"):
+        from_arrays(values, [0])
+    with pytest.raises(UsageError, match="from 0 to 1234567, outside --range 0,1234566"):
+        from_arrays(values, [0], value_range=(0, 1234566))
 
 
 @pytest.mark.parametrize("span", [(1, 0), (1,), (0, float("nan")), (0, 1, 2)])
@@ -286,15 +296,77 @@ def test_numbers_written_as_text_in_a_table_are_numbers(tmp_path: Path) -> None:
     assert "give one label for each image" in refusal(tmp_path / "a.parquet")
 
 
-def test_saved_dataset_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", ["encoded", "numbers"])
+def test_numbered_labels_of_a_table_are_matched_by_their_names(tmp_path: Path, images: str) -> None:
     table = build_table(["ant", "bee", "cat"])
+    if images == "numbers":
+        pa = pytest.importorskip("pyarrow")
+        values = pa.array((LEVELS[..., :1] / 255).tolist())
+        table = table.set_column(0, "image", values)
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    found = open_data(tmp_path / "a.parquet", classes=["cat", "dog", "bee", "ant"])
+
+    assert found.labels.tolist() == [[3, 2, 0][label] for label in LABELS]
+
+
+def test_columns_that_could_both_be_meant_are_asked_for(tmp_path: Path) -> None:
+    tables = pytest.importorskip("pyarrow.parquet")
+    table = build_table().append_column("target", [[2, 1, 0, 1]])
+    table = table.append_column("file", [list("abcd")])  # a path beside the image is none
+    tables.write_table(table, tmp_path / "a.parquet")
+
+    assert "name those of image and label with --columns" in refusal(tmp_path / "a.parquet")
+    assert see(tmp_path / "a.parquet", columns=["image", "target"])[1] == [2, 1, 0, 1]
+    tables.write_table(table.drop_columns(["target"]), tmp_path / "a.parquet")
+    assert see(tmp_path / "a.parquet")[1] == LABELS.tolist()
+
+
+def write_stream(path: Path, table: Any) -> None:
+    """A folder as `datasets.save_to_disk` writes it."""
     pa = pytest.importorskip("pyarrow")
-    (tmp_path / "test").mkdir()
-    with pa.OSFile(str(tmp_path / "test" / "data-0.arrow"), "wb") as file:
+    path.mkdir()
+    with pa.OSFile(str(path / "data-0.arrow"), "wb") as file:
         with pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
-    state = {"_data_files": [{"filename": "data-0.arrow"}]}
-    (tmp_path / "test" / "state.json").write_text(json.dumps(state))
+    (path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
+
+
+@pytest.mark.parametrize("form", ["plain", "dictionary", "nested", "view"])
+@pytest.mark.parametrize("suffix", [".parquet", ""])
+def test_values_that_rows_share_are_counted_for_each(
+    tmp_path: Path, form: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few kilobytes could fill the memory."""
+    pa = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(parquet, "PIECE", 10**6)
+    content = encode(LEVELS[0])
+    for padding, count in ((0, 4), (10**5, 1000)):
+        images = pa.array([content + bytes(padding)])
+        images = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), images)
+        if form == "plain":
+            images = images.dictionary_decode()
+        elif form == "view":
+            images = images.dictionary_decode().cast(pa.binary_view())
+        elif form == "nested":
+            images = pa.StructArray.from_arrays([images], ["bytes"])
+        table = pa.table({"image": images, "label": [1] * count})
+        path = tmp_path / f"{count}{suffix}"
+        if suffix:
+            pytest.importorskip("pyarrow.parquet").write_table(table, path)
+        else:
+            write_stream(path, table)
+        if count == 4:
+            assert len(see(path)[1]) == 4
+    monkeypatch.setattr(parquet, "ARRAYS", 10**7)
+    if suffix or form == "dictionary":
+        assert "unpacked, has" in refusal(path)
+    else:
+        assert "the limit is 10 MB" in refusal(path)
+
+
+def test_saved_dataset_is_read(tmp_path: Path) -> None:
+    table = build_table(["ant", "bee", "cat"])
+    write_stream(tmp_path / "test", table)
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
 
     for spec in (tmp_path, tmp_path / "test"):

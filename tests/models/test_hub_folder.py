@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robusteval.cli import cli
 from robusteval.commands.session import open_images
+from robusteval.datasets.images import Fit, resize_image
 from robusteval.errors import Refused, UsageError
 from robusteval.models.checkpoint import load
 from robusteval.models.hub_folder import read_labels
@@ -373,8 +374,103 @@ def test_crops_of_timm_are_read() -> None:
     squash = read_timm_preset(recipe | {"crop_mode": "squash"}, "timm", True)
 
     assert (squash.resize, squash.stretch, squash.interpolation) == (248, True, "bicubic")
+    border = read_timm_preset(recipe | {"crop_mode": "border", "mean": [0.5, 0.4, 0.1]}, "t", True)
+    assert (border.resize, border.stretch, border.crop) == (248, False, "padded")
+    assert border.fill == (128, 102, 26)
+    assert read_timm_preset(recipe | {"input_size": [3, 224, 160]}, "timm", True).size is None
     with pytest.raises(UsageError, match="mean or std is missing"):
         read_timm_preset({"input_size": [3, 224, 224]}, "timm", True)
+
+
+@pytest.mark.parametrize("mode", ["center", "border", "squash"])
+@pytest.mark.parametrize("share", [0.9, 1.0])
+@pytest.mark.parametrize("sides", [(50, 71), (83, 40), (33, 32)])
+def test_photos_are_cropped_as_timm_does(mode: str, share: float, sides: tuple[int, int]) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    recipe = {"input_size": [3, 32, 32], "mean": [0.5, 0.4, 0.1], "std": [1, 1, 1],
+              "crop_pct": share, "crop_mode": mode, "interpolation": "bicubic"}  # fmt: skip
+    photo = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    theirs = timm.data.transforms_factory.transforms_imagenet_eval(
+        32, crop_pct=share, crop_mode=mode, interpolation="bicubic", mean=recipe["mean"],
+        normalize=False,
+    )(Image.fromarray(photo))  # fmt: skip
+    p = read_timm_preset(recipe, "timm", True)
+    fit = Fit(32, p.resize, p.interpolation, p.stretch, p.crop, p.fill)  # type: ignore[arg-type]
+    ours = resize_image(photo.transpose(2, 0, 1), fit, "photo")
+
+    assert np.array_equal(np.rint(ours * 255), theirs.numpy())
+
+
+def test_crops_begin_where_those_of_transformers_do(transformers: Any) -> None:
+    processor = transformers.PoolFormerImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, crop_pct=0.9
+    )
+    p = read_processor(processor.to_dict(), "preprocessor_config.json")
+    for width in (49, 50, 51, 52):
+        photo = np.zeros((46, width, 3), np.uint8)
+        photo[:, width // 2 :] = 255
+        theirs = processor(photo, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        fit = Fit(32, p.resize, p.interpolation, p.stretch, p.crop)  # type: ignore[arg-type]
+        assert p.size == 32
+
+        assert np.abs(resize_image(photo.transpose(2, 0, 1), fit, "photo") - theirs).max() < 0.02
+
+
+def write_timm(folder: Path, recipe: dict[str, Any]) -> Path:
+    """A folder as timm publishes them, with what it says of preprocessing."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 1, "num_heads": 2, "embed_dim": 16}
+    network: nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": sizes}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | recipe))
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def test_what_a_folder_of_timm_does_not_say_is_known_of_its_architecture(tmp_path: Path) -> None:
+    classifier = load(write_timm(tmp_path / "net", {}))
+
+    assert classifier.identity["normalisation"].startswith("timm's preset for vit_tiny")
+    assert classifier.identity["mean"] == [0.5] * 3
+    assert classifier.identity["certain"] is False
+
+
+def test_another_size_keeps_the_published_proportion(tmp_path: Path) -> None:
+    cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "crop_pct": 0.8}
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    Image.new("RGB", (70, 50)).save(tmp_path / "photos" / "a" / "1.png")
+    for mode, size, words in (
+        ("squash", None, "both sides to 40 (bicubic"),
+        ("squash", 48, "both sides to 60 (bicubic"),
+        ("center", 48, "shorter side to 60 (bicubic"),
+        ("border", 64, "longer side to 80 (bicubic, antialiased), centre crop 64, the rest"),
+    ):
+        folder = tmp_path / f"{mode}{size}"
+        classifier = load(write_timm(folder, {"pretrained_cfg": {**cfg, "crop_mode": mode}}))
+        data = open_images(classifier, str(tmp_path / "photos"), "test", False, size)
+        assert data.transform.startswith(words)
+        own = open_images(classifier, str(tmp_path / "photos"), "test", False, 32, resize=32)
+        assert own.transform.startswith("shorter side to 32")
+
+
+def test_photos_for_a_network_of_oblong_images_must_have_its_sides(tmp_path: Path) -> None:
+    cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 48, 32]}
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    sizes = {"img_size": [48, 32], "patch_size": 8, "depth": 1, "num_heads": 2, "embed_dim": 16}
+    folder = write_timm(tmp_path / "net", {"pretrained_cfg": cfg, "model_args": sizes})
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state["pos_embed"] = torch.zeros(1, 25, 16)
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    classifier = load(folder)
+    for sides, right in (((32, 48), True), ((70, 50), False)):
+        Image.new("RGB", sides).save(tmp_path / "photos" / "a" / "1.png")
+        if right:
+            data = open_images(classifier, str(tmp_path / "photos"), "test", False, None)
+            assert data.shape == (3, 48, 32)
+        else:
+            with pytest.raises(UsageError, match="48x32 pixels, which are not square"):
+                open_images(classifier, str(tmp_path / "photos"), "test", False, None)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +518,7 @@ def test_photos_are_prepared_as_the_folder_says_and_matched_by_its_labels(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
 
     assert record["data"]["transform"].startswith("both sides to 32 (bicubic, antialiased)")
-    assert record["data"]["labels"] == "by name, the checkpoint's metadata"
+    assert record["data"]["labels"] == "by name, the network's own list"
     shutil.rmtree(tmp_path / "run")
 
 
