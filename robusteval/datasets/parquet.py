@@ -132,7 +132,7 @@ def _choose_columns(schema: Any, given: tuple[str, str] | None, name: str) -> tu
 def _count_rows_of_piece(file: Any) -> int:
     """How many rows can be unpacked at once, however large the largest value is."""
     facts = file.metadata
-    sizes = [facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)]
+    sizes: list[int] = [facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)]
     return max(1, min(1024, PIECE // max(1, *sizes, 1)))
 
 

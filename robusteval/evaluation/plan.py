@@ -157,7 +157,11 @@ def prepare_plan(
                 left_out[str(spec)] = str(error)
         return tuple(found)
 
+    if interpreters:
+        progress.begin("Finding the layers that maps are made of", 0)
     explained = build_each(interpreters, Interpreter.build)
+    if interpreters:
+        progress.end()
     check_interpreters(explained)
     ready = tuple(
         prepare_defense(each, model) if isinstance(each, str | Spec) else each for each in defenses

@@ -19,14 +19,22 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.observing import draw_noise, get_network, get_unmasked
 from robusteval.models.classifier import frozen
 from robusteval.models.forward_modes import apply_image_by_image
-from robusteval.models.layouts import SOFTMAX
+from robusteval.models.layouts import SOFTMAX, list_tensors
 from robusteval.models.masked import Masked
-from robusteval.models.places import Places, fill_zeros, make_probes, remember, survey_network
+from robusteval.models.places import (
+    Places,
+    fill_zeros,
+    make_probes,
+    remember,
+    see_changes,
+    survey_network,
+)
 from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 
@@ -175,6 +183,8 @@ def observe_attention(model: nn.Module, x: Tensor) -> Attention:
     return Attention(logits[: len(x)], watch.calls, tokens)
 
 
+COPYING = {"dropout", "to", "type_as", "type", "float", "contiguous", "clone"}
+PRODUCTS = {"matmul", "__matmul__", "einsum"}
 NO_SLOPE = "the logits have no derivative with respect to attention"
 OTHERWISE = "use gradcam, which needs no attention"
 
@@ -203,23 +213,25 @@ def find_tokens(network: nn.Module, shape: tuple[int, ...]) -> Tokens:
 
 def _find_tokens(network: nn.Module, shape: tuple[int, ...]) -> Tokens:
     with frozen(network), torch.enable_grad():
-        image = make_probes(network, shape)[:1].requires_grad_()
+        probes = make_probes(network, shape)
         watch = AttentionRecorder(network)
         filled = fill_zeros(network, torch.Generator().manual_seed(1))
         with watch.hooks(), watch:
-            logits = torch.func.functional_call(network, filled, (image,))
+            logits = torch.func.functional_call(network, filled, (probes[:1].requires_grad_(),))
         (layers,) = watch.calls
         count = check_layers(layers)
         if any(len(weights) != 1 for weights in layers):
             raise ValueError(f"attention is not between all tokens of an image: {OTHERWISE}")
+        places = find_places_of_values(network, probes, shape)
+        if places is not None and not is_of_tokens(places, count):
+            raise ValueError(
+                f"attention is not between the tokens of an image's places: {OTHERWISE}"
+            )
         if not (logits.requires_grad and layers[-1].requires_grad):
             raise ValueError(NO_SLOPE)
         (slope,) = autograd.grad(logits.square().sum(), layers[-1], materialize_grads=True)
-    known = [
-        places
-        for places in survey_network(network, shape).places.values()
-        if places.form == "tokens" and places.prefix + places.height * places.width == count
-    ]
+    found = [places] if places is not None else survey_network(network, shape).places.values()
+    known = [each for each in found if is_of_tokens(each, count)]
     if not known:
         raise ValueError(f"it was not found which token stands for which place: {OTHERWISE}")
     rows = slope.abs().amax((0, 1, 3)).nonzero().flatten().tolist()
@@ -228,14 +240,43 @@ def _find_tokens(network: nn.Module, shape: tuple[int, ...]) -> Tokens:
     return Tokens(max(known, key=known.count), tuple(rows))
 
 
+def is_of_tokens(places: Places, count: int) -> bool:
+    """Whether these are places of so many tokens."""
+    return places.form == "tokens" and places.prefix + places.height * places.width == count
+
+
+def find_places_of_values(
+    network: nn.Module, probes: Tensor, shape: tuple[int, ...]
+) -> Places | None:
+    """How what the first layer attends to is spread over the image; None if it does not show.
+
+    A square matrix of weights may as well stand between channels. What it weighs, looked at as
+    ``(n, rows, channels)`` with a row for each column of the matrix, must follow bands of the
+    image from row to row. That holds for tokens in whatever order of axes modules hand them on.
+    """
+    watch = AttentionRecorder(network)
+    with torch.no_grad(), watch.hooks(), watch:
+        network(probes)
+    values = watch.first
+    if values is None or values.ndim != 4 or len(values) != len(probes):
+        return None
+    rows = values.transpose(1, 2).flatten(2)  # (n, t, heads * d)
+    return see_changes(rows).find_places(shape)
+
+
 class AttentionRecorder(TorchFunctionMode):
-    """Computes attention step by step, and keeps of each call of a network what was attended to."""
+    """Computes attention step by step, and keeps of each call of a network what was attended to.
+
+    A softmax of its own is attention where its rows weigh something in a matrix product.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.calls: list[list[Tensor]] = []
+        self.first: Tensor | None = None  # what the first layer weighs (n, heads, t, d)
         self._layers: list[Tensor] = []
+        self._candidates: Any = WeakIdKeyDictionary()  # what could be weights, and whose copies
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -250,8 +291,14 @@ class AttentionRecorder(TorchFunctionMode):
 
     def _attend(self, *args: Any, **kwargs: Any) -> Tensor:
         output, weights = attend(*args, **kwargs)
-        self._layers.append(weights)
+        values = args[2] if len(args) > 2 else kwargs["value"]
+        self._keep(weights, values if values.ndim == 4 else values.unsqueeze(1))
         return output
+
+    def _keep(self, weights: Tensor, values: Tensor | None) -> None:
+        if not self._layers:
+            self.first = values
+        self._layers.append(weights)
 
     def _begin(self, *_: object) -> None:
         self._layers = []
@@ -275,8 +322,21 @@ class AttentionRecorder(TorchFunctionMode):
             weights = self._layers[-1]
             return output, weights.mean(1) if kwargs.get("average_attn_weights", True) else weights
         output = func(*args, **kwargs)
-        if func in SOFTMAX and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
-            self._layers.append(output)
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return output
+        inputs = [each for each in list_tensors(args) if each.ndim == 4]
+        name = getattr(func, "__name__", "")
+        if func in SOFTMAX and output.shape[2] == output.shape[3] > 1:
+            self._candidates[output] = output
+        elif inputs and inputs[0] in self._candidates:
+            weights = self._candidates[inputs[0]]
+            if name in COPYING:
+                self._candidates[output] = weights
+            elif name in PRODUCTS and len(inputs) == 2:
+                values = inputs[1] if inputs[1].shape[2] == weights.shape[3] else None
+                once = all(weights is not each for each in self._layers)
+                if once and (values is not None or name == "einsum"):
+                    self._keep(weights, values)
         return output
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.heads import Head, observe_head
-from robusteval.interpreters.observing import observe_calls
+from robusteval.interpreters.observing import check_read, observe_calls
 from robusteval.registry import INTERPRETERS
 
 
@@ -231,10 +231,6 @@ def compute_features_and_slopes(
     assert places is not None
     features = places.read_maps(torch.cat(parts)[: len(x)])
     slope = places.read_maps(torch.cat(found))  # without images, of the one of noise
-    if places.prefix and not bool((slope != 0).any()):
-        raise ValueError(
-            f"nothing is read from the places that layer {layer!r} gives, only from tokens beside"
-            " them: name an earlier layer, or none"
-        )
+    check_read(model, x, places, slope, layer)
     derivative = slope[: len(x)]
     return (features, derivative) if keep else (features.detach(), derivative)

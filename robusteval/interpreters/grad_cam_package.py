@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 from torch.overrides import TorchFunctionMode
 
 from robusteval.interpreters.gradient import select_scores
 from robusteval.interpreters.observing import (
+    check_read,
     choose_layer,
+    draw_noise,
     find_layer,
     get_network,
     observe_calls,
@@ -36,6 +38,9 @@ METHODS = {
     "scorecam": "ScoreCAM",
     "xgradcam": "XGradCAM",
 }
+
+
+OF_SLOPES = ("eigengradcam", "gradcam", "gradcam_plus_plus", "hirescam", "layercam", "xgradcam")
 
 
 @INTERPRETERS.add("library", differentiable=False, cost="1 forward to hundreds, by method")
@@ -86,7 +91,8 @@ def library(
     Raises
     ------
     ValueError
-        If there is no such method, layer or class, or the layer gives no feature maps.
+        If there is no such method, layer or class, the layer gives no feature maps, or the method
+        follows derivatives and the logits have none with respect to the layer's places.
     RunError
         If the package fails.
     """
@@ -96,7 +102,7 @@ def library(
     ablation = import_module("pytorch_grad_cam.ablation_layer")
 
     with frozen(model):  # not on the copy, of which nothing is known yet
-        found_in_model, places, logits = find_target(model, x, layer)
+        found_in_model, places, logits = find_target(model, x, layer, method in OF_SLOPES)
     subject = copy.deepcopy(model).eval().requires_grad_(True)
     target = dict(zip(model.modules(), subject.modules(), strict=True))[found_in_model]
     for part in subject.modules():
@@ -131,20 +137,29 @@ def library(
     return maps
 
 
-def find_target(model: nn.Module, x: Tensor, layer: str | None) -> tuple[nn.Module, Places, Tensor]:
-    """The module that is explained, its places, and logits ``(1, k)`` of a black image.
+def find_target(
+    model: nn.Module, x: Tensor, layer: str | None, by_slopes: bool
+) -> tuple[nn.Module, Places, Tensor]:
+    """The module that is explained, its places, and logits ``(1, k)`` of an image of noise.
 
     ValueError if there is none whose maps would be those of the whole network.
     """
     network = get_network(model)
-    image = x.new_zeros(1, *x.shape[1:]).requires_grad_()
+    image = draw_noise(x).requires_grad_()
     chosen = None
     if layer is None:
         chosen = choose_layer(network, tuple(x.shape[1:]))
     if layer is not None or chosen is not None:
         module = chosen.module if chosen is not None else find_layer(model, network, layer or "")
-        logits, (call,) = observe_calls(model, image, layer)
-        assert call.places is not None
+        with torch.enable_grad():
+            logits, (call,) = observe_calls(model, image, layer)
+            assert call.places is not None
+            assert call.features is not None
+            if by_slopes and call.places.prefix and call.features.requires_grad:
+                (slope,) = autograd.grad(
+                    logits.square().sum(), call.features, materialize_grads=True
+                )
+                check_read(model, image, call.places, call.places.read_maps(slope), layer)
         return module, call.places, logits.detach()
     watch = ModuleWatch()
     with ExitStack() as stack, torch.enable_grad(), watch:

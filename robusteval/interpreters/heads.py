@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from robusteval.interpreters.observing import Call, NormCall, observe_calls
 
+# A class token's logit is a sum over what the token holds. What it holds comes from the places by
+# attention and then through hidden layers and normalisations, which no sum over places passes.
+TOKEN = " (this one reads its classes from a token, whose values are no sum over places)"
+
 
 class Head(NamedTuple):
     """What a network's logits are made of: means of feature maps times weights."""
@@ -38,9 +42,9 @@ def observe_head(model: nn.Module, x: Tensor) -> Head:
         if head is None:
             raise ValueError(
                 "cam needs a network that ends in global average pooling and one linear layer,"
-                " or in one channel per class and pooling"
-                f"{' (this one reads its classes from a token)' if reads_token(call) else ''}:"
+                f" or in one channel per class and pooling{TOKEN if reads_token(call) else ''}:"
                 " use gradcam"
+                f"{', rollout or attention_relevance' if reads_token(call) else ''}"
             )
         parts.append(head.features)
         weights.append(head.weight)

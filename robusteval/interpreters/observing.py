@@ -240,6 +240,19 @@ def describe_layer(model: nn.Module, shape: tuple[int, ...], layer: str | None) 
     return "the last feature maps" if chosen is None else chosen.name
 
 
+def check_read(
+    model: nn.Module, x: Tensor, places: Places, slope: Tensor, layer: str | None
+) -> None:
+    """Refuse a layer of which the logits depend on no place, by their slopes ``(m, c, h, w)``."""
+    if places.prefix and not bool((slope != 0).any()):
+        chosen = choose_layer(get_network(model), tuple(x.shape[1:]))
+        better = f", such as {chosen.name!r}," if chosen is not None else ""
+        raise ValueError(
+            f"nothing is read from the places that layer {layer!r} gives, only from tokens beside"
+            f" them: name an earlier layer{better} or none"
+        )
+
+
 AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, Tensor.mean)  # belong to the head
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,16 @@ from torch.overrides import TorchFunctionMode
 from robusteval.errors import UsageError
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.meaningful_perturbation import LARGE
-from robusteval.interpreters.observing import AVERAGES, get_network
+from robusteval.interpreters.observing import (
+    AVERAGES,
+    ChosenLayer,
+    choose_layer,
+    get_network,
+    get_unmasked,
+)
 from robusteval.models.identity import hash_answers
 from robusteval.models.layouts import ATTENTION, CONVOLUTIONS
+from robusteval.models.places import find_tensor, replace_tensor, survey_network
 from robusteval.models.scripted import refuse_scripted
 from robusteval.models.weights import read_sealed
 from robusteval.registry import INTERPRETERS
@@ -237,9 +245,13 @@ def collect_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Ten
     """Logits ``(n, k)`` and, call by call of the network, its feature maps, finest first.
 
     Of each resolution the last maps, up to four resolutions counted from the deepest; of large
-    images none finer than a quarter of their side, as published for ResNet-50.
+    images none finer than a quarter of their side, as published for ResNet-50. In a network with
+    tokens or attention those of layers with places, up to the last through which all goes; where
+    all have one resolution, those of the patches and those of that layer.
     """
-    watch = FeatureRecorder(get_network(model), x.shape[-2], x.shape[-1])
+    network = get_network(model)
+    layers = choose_scales(network, tuple(x.shape[1:]))
+    watch = FeatureRecorder(network, x.shape[-2], x.shape[-1], layers)
     with watch.hooks(), watch:
         logits = model(x)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
@@ -251,22 +263,65 @@ def collect_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Ten
     return logits, watch.calls
 
 
-class FeatureRecorder(TorchFunctionMode):
-    """Keeps, of each call of a network, the last feature maps of each resolution."""
+def choose_scales(network: nn.Module, shape: tuple[int, ...]) -> list[ChosenLayer]:
+    """Layers of a network with tokens or attention whose places masks are drawn from, finest first.
 
-    def __init__(self, network: nn.Module, height: int, width: int) -> None:
+    Empty where features of convolutions come last, which are followed from function to function.
+    """
+    deepest = choose_layer(network, shape)
+    if deepest is None:
+        return []
+    inner = get_unmasked(network)
+    known = survey_network(inner, shape).places
+    names = list(known)[: list(known).index(deepest.name) + 1]
+    last = {(known[name].height, known[name].width): name for name in names}
+    finest = 4 if min(shape[1:]) >= LARGE else 1
+    sizes = sorted(last, reverse=True)
+    coarser = [last[size] for size in sizes if finest * size[0] <= shape[1]]
+    kept = [name for name in coarser if known[name].height >= 1.5 * deepest.places.height]
+    kept = kept[1 - SCALES :] or [names[0]]
+    chosen = [ChosenLayer(name, inner.get_submodule(name), known[name]) for name in kept]
+    return [*(each for each in chosen if each.name != deepest.name), deepest]
+
+
+class FeatureRecorder(TorchFunctionMode):
+    """Keeps, of each call of a network, the last feature maps of each resolution.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Whose calls.
+    height, width : int
+        Of images.
+    layers : sequence of ChosenLayer
+        Whose maps are meant, if it is not those that convolutions lead to.
+    """
+
+    def __init__(
+        self, network: nn.Module, height: int, width: int, layers: Sequence[ChosenLayer]
+    ) -> None:
         super().__init__()
         self.network = network
         self.sides = height, width
+        self.layers = layers
+        self._maps: dict[int, Tensor] = {}
         self.calls: list[list[Tensor]] = []
         self._begin()
 
     def _begin(self, *_: object) -> None:
         self._features: dict[torch.Size, Tensor] = {}
+        self._maps = {}
         self._convolved = False
 
     def _end(self, *_: object) -> None:
-        self.calls.append(self._chosen())
+        maps = [self._maps[i] for i in sorted(self._maps)]
+        self.calls.append(maps if self.layers else self._chosen())
+
+    def _see_layer(self, i: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        tensor = find_tensor(output)
+        assert tensor is not None
+        self._maps[i] = self.layers[i].places.read_maps(tensor)
+        return replace_tensor(output, tensor.clone())  # a change in place would change the maps
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -275,12 +330,17 @@ class FeatureRecorder(TorchFunctionMode):
         with ExitStack() as stack:
             stack.callback(self.network.register_forward_pre_hook(self._begin).remove)
             stack.callback(self.network.register_forward_hook(self._end).remove)
+            for i, layer in enumerate(self.layers):
+                hook = partial(self._see_layer, i)
+                stack.callback(layer.module.register_forward_hook(hook).remove)
             yield
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if self.layers:
+            return output
         self._convolved |= func in CONVOLUTIONS
         if self._convolved and isinstance(output, Tensor) and output.ndim == 4:
             if func not in AVERAGES and func not in ATTENTION and self._is_picture(output):

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, frozen
-from robusteval.models.layouts import CONVOLUTIONS, FOLDING, MOVING, Layouts, list_tensors
+from robusteval.models.layouts import FOLDING, MOVING, Layouts, list_tensors
 from robusteval.models.places import find_places, find_tensor, remember, replace_tensor
 from robusteval.models.scripted import refuse_scripted
 
@@ -257,7 +257,8 @@ def _find_unit_axis(network: nn.Module, layer: str, x: Tensor) -> int:
     watch = LayoutWatch()
 
     def look(output: Tensor) -> Tensor:
-        layout = "last" if output in watch.vectors else watch.layouts.find(output)
+        axis = watch.axes.get(output)
+        layout = watch.layouts.find(output) if axis is None else "last" if axis < 0 else "first"
         seen.append((tuple(output.shape), layout))
         return output
 
@@ -305,13 +306,19 @@ def show_one_image(
         network(x.new_zeros(1, *x.shape[1:]))
 
 
+# what gives units another axis, or none
+UNITED = MOVING | FOLDING | {"conv2d", "conv_transpose2d"}
+VECTORS = {"linear", "layer_norm"}  # over the last axis
+SEQUENCES = {"conv1d", "conv_transpose1d"}  # of which units are the second axis
+
+
 class LayoutWatch(TorchFunctionMode):
     """Follows where channels are from function to function."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layouts = Layouts()
-        self.vectors: Any = WeakIdKeyDictionary()  # tensors whose last axis a linear layer made
+        self.axes: Any = WeakIdKeyDictionary()  # of units that a layer made, 1 or -1, by tensor
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -319,12 +326,18 @@ class LayoutWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         self.layouts.follow(func, args, kwargs, output)
-        made = func is F.linear or (func is F.layer_norm and len(args[1]) == 1)
         name = getattr(func, "__name__", "")
-        if isinstance(output, Tensor) and name not in MOVING | FOLDING and func not in CONVOLUTIONS:
-            same = any(t in self.vectors and t.shape == output.shape for t in list_tensors(args))
-            if made or same:
-                self.vectors[output] = True
+        if not isinstance(output, Tensor) or name in UNITED:
+            return output
+        if name in SEQUENCES:
+            self.axes[output] = 1
+        elif name in VECTORS and (name == "linear" or len(args[1]) == 1):
+            self.axes[output] = -1
+        else:
+            same = [t for t in list_tensors(args) if t in self.axes and t.shape == output.shape]
+            axes = {self.axes[t] for t in same}
+            if len(axes) == 1:
+                self.axes[output] = axes.pop()
         return output
 
 

@@ -127,10 +127,12 @@ def _survey(network: nn.Module, shape: Shape) -> Survey:
         watch = LayerWatch(len(probes))
         with torch.no_grad(), watch.hooks(network):
             network(probes)
+        arranged = {id(seen): seen for seen in watch.seen.values()}
+        known = {key: seen.find_places(shape) for key, seen in arranged.items()}
         found = {
             name: places
             for name, seen in watch.seen.items()
-            if watch.runs[name] == 1 and (places := seen.find_places(shape)) is not None
+            if watch.runs[name] == 1 and (places := known[id(seen)]) is not None
         }
         found = {name: found[name] for name in check_sizes(network, shape, found)}
         layer = find_last_layer(network, probes[:1], found)
@@ -177,6 +179,13 @@ class Seen(NamedTuple):
             if slope > best and not has_own_band(flat[:, :, : candidate.prefix], grid):
                 best, places = slope, candidate
         return places
+
+
+def see_changes(tensor: Tensor) -> Seen:
+    """What the bands changed in values for all probes, ``(n, a, b)`` or ``(n, a, b, c)``."""
+    squares = (tensor[1:] - tensor[:1]).float().square_()
+    axes = (1, 3) if tensor.ndim == 4 else (1, 2)
+    return Seen(tuple(tensor.shape), {i: squares.sum(i).double().cpu() for i in axes})
 
 
 def list_arrangements(shape: Shape, image: Shape) -> Iterator[Places]:
@@ -248,6 +257,7 @@ class LayerWatch:
         self.seen: dict[str, Seen] = {}
         self.runs: dict[str, int] = {}
         self.tokens = False
+        self._last: tuple[Tensor, int, Seen] | None = None  # an output, its version, what was seen
 
     def hooks(self, network: nn.Module) -> ExitStack:
         """Watch while the context lasts."""
@@ -267,11 +277,14 @@ class LayerWatch:
         if len(tensor) != self.count:
             return
         self.tokens |= tensor.ndim == 3 and min(tensor.shape[1:]) > 1
-        squares = (tensor[1:] - tensor[:1]).float().square_()
-        axes = (1, 3) if tensor.ndim == 4 else (1, 2)
-        sums = {i: squares.sum(i).double().cpu() for i in axes}
-        if bool(sums[1].isfinite().all()):  # and so are all values, of which there are far more
-            self.seen[name] = Seen(tuple(tensor.shape), sums)
+        if self._last is not None and self._last[0] is tensor:
+            if self._last[1] == tensor._version:  # handed on, as by a dropout
+                self.seen[name] = self._last[2]
+                return
+        seen = see_changes(tensor)
+        if bool(seen.by_axis[1].isfinite().all()):  # and so are all values, which are far more
+            self.seen[name] = seen
+            self._last = tensor, tensor._version, seen
 
 
 def find_tensor(output: Any) -> Tensor | None:

@@ -258,6 +258,72 @@ class Windows(Transformer):
         return out.reshape_as(x), None
 
 
+class Sequence(nn.Module):
+    """A transformer of torch, whose tokens may stand in front of the images."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 5)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+        if self.batch_first:
+            read = self.encoder(tokens)[:, 0]
+        else:
+            read = self.encoder(tokens.transpose(0, 1))[0]
+        logits: Tensor = self.head(read)
+        return logits
+
+
+@pytest.mark.parametrize("explain", [rollout, attention_relevance])
+def test_tokens_may_stand_in_front_of_images(explain: Callable[..., Tensor]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        usual, turned = Sequence(True).eval(), Sequence(False).eval()
+    turned.load_state_dict(usual.state_dict())
+    maps = explain(turned, X, Y)
+
+    assert maps.shape == (len(X), 1, 3, 4)
+    assert torch.allclose(maps, explain(usual, X, Y), atol=1e-6)
+
+
+class Ignoring(Transformer):
+    """Has a softmax besides, of the same shape as attention, that weighs nothing."""
+
+    def attend(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, weights = super().attend(layer, x)
+        shown = (x @ x.transpose(1, 2)).unsqueeze(1).expand(-1, HEADS, -1, -1).softmax(3)
+        return out + 0 * shown.mean((1, 2, 3), keepdim=True).squeeze(1), weights
+
+
+class BetweenChannels(Transformer):
+    """As many channels as tokens, and it is channels that attend to one another."""
+
+    def attend(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        wide = F.interpolate(x, 12).transpose(1, 2).unsqueeze(1)  # (n, 1, channels, t)
+        mixed = (wide @ wide.transpose(2, 3)).softmax(3) @ wide
+        return F.interpolate(mixed.squeeze(1).transpose(1, 2), WIDTH), None
+
+
+def test_a_softmax_is_attention_where_it_weighs_tokens() -> None:
+    made = []
+    for kind in (Transformer, Ignoring, BetweenChannels):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made.append(kind("spelt", prefix=0, pooled=True).eval())
+    usual, ignoring, channels = made
+
+    assert torch.equal(rollout(ignoring, X, Y), rollout(usual, X, Y))
+    with pytest.raises(ValueError, match=r"not between the tokens .*: use gradcam"):
+        rollout(channels, X, Y)
+
+
 def test_networks_without_such_attention_are_told_what_to_use() -> None:
     convolutional = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.random.fork_rng():

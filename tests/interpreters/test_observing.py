@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from robusteval.interpreters import observing
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus, hirescam
+from robusteval.interpreters.grad_cam_package import library
 from robusteval.interpreters.gradient import grad, input_x_gradient
 from robusteval.interpreters.heads import observe_head
 from robusteval.interpreters.observing import describe_layer
@@ -92,7 +93,7 @@ class ByToken(nn.Module):
 
 def test_cam_of_a_class_token_is_refused_and_gradcam_explains_what_it_looked_at() -> None:
     network = seeded(ByToken)
-    with pytest.raises(ValueError, match=r"reads its classes from a token\): use gradcam"):
+    with pytest.raises(ValueError, match=r"classes from a token, .*: use gradcam, rollout or"):
         cam(network, X, Y)
 
     for interpreter in (gradcam, gradcam_plus_plus, hirescam):
@@ -102,6 +103,9 @@ def test_cam_of_a_class_token_is_refused_and_gradcam_explains_what_it_looked_at(
         for images in (X, X[:0]):  # also in the check before a run
             with pytest.raises(ValueError, match=r"nothing is read from the places .* 'after'"):
                 interpreter(network, images, Y[: len(images)], layer="after")
+            with pytest.raises(ValueError, match=r"nothing is read .* such as 'before', or none"):
+                library(network, images, Y[: len(images)], layer="after", method="hirescam")
+    assert float(library(network, X, Y, layer="after", method="eigencam").max()) > 0
     assert describe_layer(network, (3, 8, 8), None) == "before"
     assert describe_layer(network, (3, 8, 8), "patches") == "patches"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_architectures
 import torch
 from safetensors import safe_open
 from torch import Tensor, autograd, nn
@@ -399,3 +400,18 @@ def test_feature_maps_are_the_last_of_each_resolution(network: Bands) -> None:
     assert torch.equal(features[0], fine)
     assert torch.equal(features[1], torch.relu(network.conv2(fine)))
     assert np.array_equal([len(f) for f in features], [2, 2])
+
+
+def test_feature_maps_of_a_transformer_are_tokens_of_its_last_block() -> None:
+    """Not its queries, keys and values, some of which have the image's proportions."""
+    network = small_architectures.build("vit_class")
+    blocks = dict(network.named_modules())
+    seen: dict[str, Tensor] = {}
+    for name in ("patch_embed.proj", "blocks.0"):
+        blocks[name].register_forward_hook(lambda *args, n=name: seen.update({n: args[2]}))
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    _, [features] = collect_features(network, x)
+
+    assert [tuple(f.shape) for f in features] == [(2, 24, 4, 4)] * 2
+    assert torch.equal(features[0], seen["patch_embed.proj"])
+    assert torch.equal(features[1], seen["blocks.0"][:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))

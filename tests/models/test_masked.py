@@ -20,7 +20,7 @@ from robusteval.interpreters.observing import observe_calls
 from robusteval.models.checkpoint import collect_state, load, save
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import identify_model
-from robusteval.models.masked import Masked, mask_units, measure_activations
+from robusteval.models.masked import Masked, find_unit_axis, mask_units, measure_activations
 from robusteval.models.networks import digits_cnn
 
 LAYER = "10"  # the ReLU before the pooling of `digits_cnn`
@@ -314,6 +314,36 @@ def test_units_of_transformers_are_masked_along_their_axis(
     assert bool((masked[:, keep == 0] == 0).all())
     assert torch.allclose(masked[:, keep == 1], expected[:, keep == 1])
     assert not torch.equal(model(x), network(x))
+
+
+class Mixed(nn.Module):
+    """A convolution behind a linear layer takes tokens for its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, 4)
+        self.linear = nn.Linear(6, 6)
+        self.after = nn.ReLU()
+        self.mix = nn.Conv1d(6, 6, 1)
+        self.active = nn.ReLU()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.after(self.linear(self.stem(x).flatten(2).transpose(1, 2)))
+        units = self.active(self.mix(tokens))  # (n, units, channels)
+        logits: Tensor = self.head(units.mean(1))
+        return logits
+
+
+def test_units_behind_a_convolution_over_tokens_are_its_channels() -> None:
+    """Six units and six places: the shape says the same either way."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Mixed().eval().requires_grad_(False)
+    x = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+    axes = [find_unit_axis(network, layer, x) for layer in ("after", "mix", "active")]
+    assert axes == [-1, 1, 1]
 
 
 class TokensFirst(nn.Module):
