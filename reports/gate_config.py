@@ -18,6 +18,8 @@ Two spellings of one content. In ``robusteval.toml`` it stands at the top level,
     max_clean_cost = 0.02        # clean accuracy, of the defense or against the baseline
     min_tpr = 0.8                # share of successful attacks that a detector flags,
     fpr = 0.05                   # set to this rate of false alarms
+
+A table ``[evaluate]`` beside them has options of `robusteval evaluate`, which reads it.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ NUMBERS = {
     "min_tpr": SHARE,
     "fpr": Number(0, 1, open_low=True, open_high=True),
 }
-SHARED = ("alpha", "baseline", "allow", "gate")
+SHARED = ("alpha", "baseline", "allow", "gate", "evaluate")
 KEYS = ("name", "on", "threat", "defense", *(key for key in NUMBERS if key != "alpha"))
 LIMITS = ("floor", "max_drop", "max_clean_cost", "min_tpr")
 
@@ -133,12 +135,34 @@ def find_settings(folder: Path) -> Settings:
 
     Defaults without gates if there are none. UsageError if they are wrong.
     """
-    if (folder / "robusteval.toml").exists():
-        return read_settings(folder / "robusteval.toml")
-    project = folder / "pyproject.toml"
+    path, _ = find_table(folder)
+    return read_settings(path) if path.exists() else Settings()
+
+
+def find_table(place: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a folder, or the file itself, and what it says of this suite; {} if nothing.
+
+    UsageError if it cannot be read.
+    """
+    if not place.is_dir():
+        return place, read_table(place)[1]
+    path = place / "robusteval.toml"
+    if path.exists():
+        return path, read_table(path)[1]
+    project = place / "pyproject.toml"
     if project.exists() and "robusteval" in get_tools(read_settings_file(project)[1]):
-        return read_settings(project)
-    return Settings()
+        return project, read_table(project)[1]
+    return path, {}
+
+
+def read_table(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a file, and the table in it that is about this suite."""
+    text, table = read_settings_file(path)
+    if path.name == "pyproject.toml":
+        if not isinstance(get_tools(table).get("robusteval"), dict):
+            raise UsageError(f"{path} has no table [tool.robusteval]")
+        table = get_tools(table)["robusteval"]
+    return text, table
 
 
 def read_settings(path: Path) -> Settings:
@@ -147,11 +171,7 @@ def read_settings(path: Path) -> Settings:
     UsageError that names file and gate if something in it is unknown, of the wrong type, or out of
     range.
     """
-    text, table = read_settings_file(path)
-    if path.name == "pyproject.toml":
-        if not isinstance(get_tools(table).get("robusteval"), dict):
-            raise UsageError(f"{path} has no table [tool.robusteval]")
-        table = get_tools(table)["robusteval"]
+    text, table = read_table(path)
     check_keys(table, SHARED, str(path))
     check_numbers(table, str(path))
     baseline, allow, gates = (table.get(key) for key in ("baseline", "allow", "gate"))

@@ -20,6 +20,7 @@ LIGHT = (
     "cli",
     "errors",
     "progress",
+    "pytest_plugin",
     "registry",
     "signatures",
     "testing",
@@ -73,7 +74,8 @@ def is_below(name: str, packages: tuple[str, ...]) -> bool:
 
 # from the top down; each may import only what stands below it
 FLOORS = (
-    ("cli", "testing"),
+    ("cli", "pytest_plugin"),
+    ("testing",),
     ("commands",),
     ("analysis",),
     ("evaluation",),

@@ -16,14 +16,15 @@ from robusteval.registry import DEFENSES, INTERPRETERS, REPORT_FORMATS, parse
 from robusteval.runs.types import Run, Spec
 
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
+from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
 from .report import FormatName, FormatOption, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
-from .shell import Command, Whole, option, read_batch_size, read_radius
+from .shell import Whole, option, read_batch_size, read_radius
 
 
-@click.command(cls=Command, short_help="Attack a classifier and say how robust it is.")
-@click.argument("checkpoint")
+@click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
+@click.argument("checkpoint", required=False)
 @model_options
 @data_options
 @option(
@@ -142,7 +143,7 @@ from .shell import Command, Whole, option, read_batch_size, read_radius
     help="How to print the report on stdout: FORMATS.",
 )
 def evaluate(
-    checkpoint: str,
+    checkpoint: str | None,
     attacks: tuple[str, ...],
     preset: str | None,
     interpreters: tuple[str, ...],
@@ -168,6 +169,10 @@ def evaluate(
     config.json as transformers and timm publish networks; or `demo`: a small network that is
     trained on handwritten digits in a few seconds.
 
+    Without CHECKPOINT, options not given are those of the table [evaluate] in robusteval.toml, or
+    [tool.robusteval.evaluate] in pyproject.toml, by their names without dashes; with --config,
+    those of that file.
+
     The same command continues a run that was stopped.
 
     Ends with exit code 6 if the numbers are not to be used, since the model is probably not fed as
@@ -179,6 +184,8 @@ def evaluate(
       robusteval evaluate net.pt --arch torchvision:resnet18 --data photos/ \\
         --samples 500 --attack pgd:eps=4/255,steps=20
     """
+    if checkpoint is None:
+        raise UsageError(f"name a checkpoint, `demo` for one of ours, or {EXAMPLE}")
     specs, settings = choose_attacks(preset, attacks, norm, eps)
     explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
@@ -189,7 +196,7 @@ def evaluate(
     request.require_data("say what to attack")
 
     refuse_file(out)
-    if not checked and (baseline or config):
+    if not checked and (baseline or (config and not is_configured())):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
     gates = read_gates(baseline, config) if checked else None
 
@@ -228,7 +235,7 @@ def evaluate(
             keep_images=keep_images,
             progress=progress,
             stopping=lambda: stop.asked > 0,
-            command=spell_command(),
+            command=" ".join([spell_command(), *list_words()]),
         )
     if gates is None or run.status != "complete" or is_all_wrong(run):
         print_report([run], form)
