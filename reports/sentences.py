@@ -27,6 +27,7 @@ from .formatting import (
     name_attack,
     name_file,
 )
+from .neighbours import write_neighbours
 from .record import (
     AttackRow,
     DefenseRow,
@@ -162,6 +163,7 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     yield from (
         line for defense in record.defenses for line in write_defense_notes(record, defense)
     )
+    yield from write_neighbours(record)
     yield write_trust(record)
     yield write_cost(record)
 
