@@ -16,7 +16,8 @@ from robusteval.search.ensemble import Ensemble, Stage, Work
 StandardNorm = Literal["linf", "l2", "l1", "l0", "l0_pixels"]
 
 CUT = 0.1  # radii from success, up to which an image is near
-# the dear stages in their order: Square needs no gradient, and what it has found is a new start
+# the dear stages in their order: Square needs no gradient, and what it has found is a new start;
+# the last one aims longer, on a loss that weighs the other classes in
 DEAR: dict[str, Work] = {
     "restarts": lambda stage: stage.descend("margin", 18, 16, odi=True),
     "long": lambda stage: stage.descend("margin", 100, 2),
@@ -24,6 +25,7 @@ DEAR: dict[str, Work] = {
     "probabilities": lambda stage: stage.descend("pm", 40),
     "square": lambda stage: stage.query(min(3000, 4 * stage.count_pixels())),
     "onward": lambda stage: stage.descend("ce", 50, onward=True),
+    "ratios": lambda stage: stage.descend("dlr", 100, targets=3),
 }
 # of few changes: attacks, and how long they search
 LONG = {"sigma_zero": {"steps": 300}, "sparse": {"steps": 200}}
