@@ -6,12 +6,14 @@ import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
+from robusteval.models.call_sizes import CallSizes, call_in_parts, cut_into_blocks
 from robusteval.models.forward_modes import (
     ImageByImage,
     find_float_type,
@@ -25,10 +27,11 @@ from robusteval.models.steps import count_passes as count_passes
 class Classifier(nn.Module):
     """A network that maps images in [0, 1] to logits; normalisation happens inside.
 
-    In eval mode the network only ever sees blocks of one fixed size, the last one padded with
+    In eval mode the network is called with blocks of one fixed size, the last one padded with
     zeros. The kernels that a convolution or a matrix product picks depend on the shape of the
     batch, and with them the last digits of every logit; under a sign that is enough to change
-    an attack's path. With one shape an image's result does not depend on its company.
+    an attack's path. With one shape an image's result does not depend on its company. Other sizes
+    are used only where they were seen to give the same bits, see `CallSizes`.
 
     Parameters
     ----------
@@ -44,7 +47,8 @@ class Classifier(nn.Module):
         JSON-able facts that name this model (hashes, architecture); part of every cache key. The
         hash of another classifier, taken over with its facts, is left out, see `WeightsHash`.
     block : int, optional
-        Images per call of the network; None picks one by image size and device.
+        Images in every call of the network; None picks one by image size and device, and other
+        sizes that give the same bits where they save time.
     """
 
     mean: Tensor
@@ -69,6 +73,7 @@ class Classifier(nn.Module):
         self.input_shape = input_shape
         self.identity = identity or {}
         self.block = block
+        self.call_sizes = CallSizes()
         self.class_names: tuple[str, ...] | None = None  # of the outputs, where a file says them
         self.arch: str | None = None  # how `load` was told to build the network, with its folder
         self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
@@ -125,26 +130,20 @@ class Classifier(nn.Module):
         x = (x - self.mean) / self.std
         if self.training:
             return self._logits(x)
-        size = self.block or choose_block_size(x.shape[1:].numel(), x.device)
         x = x.contiguous()  # memory format picks kernels too, so it is fixed as well
-        if len(x) <= size:
-            return self._block(x, size)
-        # each a tensor of its own, which the network may change in place
-        parts = [x[start : start + size].clone() for start in range(0, len(x), size)]
-        return torch.cat([self._block(part, size) for part in parts])
+        block = self.block or choose_block_size(x.shape[1:].numel(), x.device)
+        call = partial(self._logits, block=block)
+        sizes = cut_into_blocks(len(x), block)
+        if self.block is None and len(x) > 0:
+            sizes = self.call_sizes.cut(x, block, self.network, call)
+        return call_in_parts(x, sizes, call)
 
-    def _block(self, x: Tensor, size: int) -> Tensor:
-        n = len(x)
-        if n == size:
-            return self._logits(x)
-        return self._logits(torch.cat([x, x.new_zeros(size - n, *x.shape[1:])]))[:n]
-
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor, block: int = 1) -> Tensor:
         x = x.to(find_float_type(self.network))
         if self.training:
             logits = self.network(x)
         else:
-            with ImageByImage(len(x)), without_checkpointing():
+            with ImageByImage(len(x), block), without_checkpointing():
                 logits = self.network(x)
         return check_logits(logits, len(x)).float()
 

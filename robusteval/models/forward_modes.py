@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 
 class ImageByImage(TorchFunctionMode):
@@ -23,11 +23,19 @@ class ImageByImage(TorchFunctionMode):
     others (seen with MKL for odd widths), and the last values of a tensor that do not fill a vector
     register go through another implementation of a sigmoid or an exponential than the others: an
     image's last digits would depend on its place.
+
+    Parameters
+    ----------
+    images : int
+        In this call of the network.
+    block : int
+        In the call whose bits are wanted.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, block: int) -> None:
         super().__init__()
         self.images = images
+        self.block = block
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -46,7 +54,7 @@ class ImageByImage(TorchFunctionMode):
             name.rstrip("_") in SMOOTH
             and args
             and "out" not in kwargs
-            and not fills_registers(args[0])
+            and not self.fills_registers(args[0])
         ):
             in_place = name.endswith("_") or kwargs.get("inplace", False)
             return self.pointwise(func, args, kwargs, in_place)
@@ -82,17 +90,33 @@ class ImageByImage(TorchFunctionMode):
             return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
         return apply_image_by_image(attend, self.images, *given)
 
+    def fills_registers(self, x: Tensor) -> bool:
+        """Whether a tensor fills vector registers to its end, here and in a block."""
+        if self.images == self.block or x.ndim == 0 or len(x) % self.images:
+            return fills_registers(x, x.numel())
+        of_block = x.numel() // self.images * self.block
+        return fills_registers(x, x.numel()) and fills_registers(x, of_block)
+
     def pointwise(
         self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any, in_place: bool
     ) -> Tensor:
-        """A function of one value at a time, of each of m equal parts of ``(m * k, …)``."""
+        """A function of one value at a time, of each of m equal parts of ``(m * k, …)``.
+
+        Of blocks, the last one padded, where these fill registers.
+        """
         x: Tensor = args[0]
         if x.ndim == 0 or len(x) % self.images:
             return func(*args, **kwargs)
-        parts = x.split(len(x) // self.images)  # type: ignore[no-untyped-call]
-        if not in_place:
-            return torch.cat([func(part, *args[1:], **kwargs) for part in parts])
-        return x.copy_(torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts]))
+        rows = len(x) // self.images  # of an image
+        padded = x
+        if fills_registers(x, x.numel() // self.images * self.block):
+            rows *= self.block
+            padded = torch.cat([x, x.new_zeros(-len(x) % rows, *x.shape[1:])])
+        parts = padded.split(rows)  # type: ignore[no-untyped-call]
+        if in_place:
+            parts = [part.clone() for part in parts]
+        done = torch.cat([func(part, *args[1:], **kwargs) for part in parts])[: len(x)]
+        return x.copy_(done) if in_place else done
 
 
 def is_small_product(x: Tensor, weight: Tensor) -> bool:
@@ -136,13 +160,28 @@ SMOOTH = {
 }
 
 
-def fills_registers(x: Tensor) -> bool:
-    """Whether a tensor fills vector registers to its end, however threads share it."""
+def fills_registers(x: Tensor, values: int) -> bool:
+    """Whether so many values as in `x` fill vector registers to their end, in any thread."""
     if x.device.type != "cpu":
         return True
     lanes, grain = 64, 2**15  # four registers of floats at once; what one thread does alone
-    threads = max(1, min(torch.get_num_threads(), math.ceil(x.numel() / grain)))
-    return x.numel() % lanes == 0 and math.ceil(x.numel() / threads) % lanes == 0
+    threads = max(1, min(torch.get_num_threads(), math.ceil(values / grain)))
+    return values % lanes == 0 and math.ceil(values / threads) % lanes == 0
+
+
+def is_observed(network: nn.Module) -> bool:
+    """Whether somebody looks on at a network's calls or changes them, or compiled them."""
+    if _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        return True
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or isinstance(module, torch.jit.ScriptModule)
+        or "_orig_mod" in module._modules
+        for module in network.modules()
+    )
 
 
 @contextmanager

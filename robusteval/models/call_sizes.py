@@ -1,0 +1,215 @@
+"""How many images a network is called with at a time, where that changes no bit of what it says."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.models.forward_modes import is_observed, is_twice_differentiable
+
+PATIENCE = 100  # images of a kind for each one that larger calls are tried with
+LARGEST = 8  # blocks in a call
+ROUNDS = 2  # in which a larger call is timed
+GAIN = 0.98  # of the time, which a larger call must stay below
+
+Call = Callable[[Tensor], Tensor]  # normalised images (n, c, h, w) -> logits (n, k)
+
+
+def cut_into_blocks(n: int, block: int) -> list[int]:
+    """Sizes of the calls for `n` images in blocks of one size, the last one padded."""
+    return [block] * max(1, -(-n // block))
+
+
+@dataclass
+class Kind:
+    """What is known of calls with images of one kind.
+
+    Attributes
+    ----------
+    block : int
+        Images in the call that decides what the bits are.
+    same : set of int
+        Sizes of calls that give these bits.
+    others : set of int
+        Sizes that give others, or none.
+    best : int
+        The fastest size, as far as is known.
+    largest : int
+        That was tried.
+    images : int
+        That went through so far.
+    padding : Counter
+        Images made up so far, by the number there was in a call.
+    """
+
+    block: int
+    same: set[int] = field(default_factory=set)
+    others: set[int] = field(default_factory=set)
+    best: int = 0
+    largest: int = 0
+    images: int = 0
+    padding: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.same.add(self.block)
+        self.best = self.largest = self.block
+
+    def cut(self, n: int) -> list[int]:
+        """Sizes of the calls for `n` images; the last one may have to be padded."""
+        sizes = []
+        usable = sorted(size for size in self.same if size <= self.best)
+        while n > 0:
+            if n >= self.block:
+                sizes.append(max(size for size in usable if size <= n))
+            else:
+                sizes.append(min(size for size in usable if size >= n))
+            n -= sizes[-1]
+        return sizes
+
+    def choose_trial(self, n: int) -> int | None:
+        """The size that is worth trying now that there are `n` images more, if there is one.
+
+        A smaller one once what it would have saved so far is more than what trying it costs.
+        """
+        self.images += n
+        larger = 2 * self.largest
+        if larger <= min(n, LARGEST * self.block) and self.images >= PATIENCE * larger:
+            self.largest = larger
+            return larger
+        size = self.cut(n)[-1]
+        rest = n - sum(self.cut(n)[:-1])
+        untried = [trial for trial in range(rest, size) if trial not in self.others]
+        if not untried:
+            return None
+        self.padding[rest] += size - untried[0]
+        return untried[0] if self.padding[rest] > untried[0] + size else None
+
+
+class CallSizes:
+    """Sizes of a network's calls that give the same bits as calls of one block do.
+
+    Which kernels run depends on the size of a batch, but many sizes get kernels that sum alike. A
+    size is tried on images half made up, when it would have saved as much as trying it costs: if
+    logits and derivatives of all images are those from blocks bit by bit, calls may have that size
+    from then on. So padding is only what is left where sizes differ, and what is found out here,
+    which another machine may find out otherwise, decides about time alone.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[tuple[Any, ...], Kind] = {}
+
+    def cut(self, x: Tensor, block: int, network: nn.Module, call: Call) -> list[int]:
+        """Sizes of the calls for normalised images ``(n, c, h, w)``, n at least 1.
+
+        Parameters
+        ----------
+        x : Tensor
+            The images.
+        block : int
+            Images in the call that decides what the bits are.
+        network : nn.Module
+            What is called. While somebody looks on or changes what it does, every call is a block.
+        call : callable
+            Its logits for as many images as it is given.
+        """
+        if len(x) == block or is_observed(network) or is_twice_differentiable():
+            return cut_into_blocks(len(x), block)
+        key = (tuple(x.shape[1:]), x.dtype, block, *describe_arithmetic(x.device, network))
+        if key not in self.kinds:
+            self.kinds = {k: v for k, v in self.kinds.items() if k[3:] == key[3:]}
+        kind = self.kinds.setdefault(key, Kind(block))
+        trial = kind.choose_trial(len(x))
+        if trial is not None:
+            try_size(kind, trial, x, call)
+        return kind.cut(len(x))
+
+
+def describe_arithmetic(device: torch.device, network: nn.Module) -> tuple[Any, ...]:
+    """What the kernels that run depend on besides the images: another value, another kernel."""
+    weights = sum(each._version for each in network.parameters())
+    cudnn = torch.backends.cudnn
+    return (
+        id(network),
+        weights,
+        device,
+        torch.get_num_threads(),
+        torch.is_autocast_enabled(device.type),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+
+
+def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
+    """Find out whether calls of a size give the bits of the block and, if larger, are faster."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+            images = make_up_images(x, size)
+            is_same, ratio = compare_calls(images, kind.cut(size), call, size > kind.block)
+    except Exception:
+        is_same, ratio = False, 1.0  # it takes no other size, or has no derivative
+    if is_same:
+        kind.same.add(size)
+    else:
+        kind.others.add(size)
+    if size > kind.block:
+        if is_same and ratio < GAIN:
+            kind.best = size
+        else:
+            kind.largest = LARGEST * kind.block  # larger ones are not tried
+
+
+def make_up_images(x: Tensor, size: int) -> Tensor:
+    """So many images between those given and noise: nowhere flat, of the same range."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(size, *x.shape[1:], generator=generator)
+    rows = torch.arange(size, device=x.device) % len(x)
+    return x.detach()[rows] + noise.to(x) / 2
+
+
+def compare_calls(images: Tensor, sizes: list[int], call: Call, timed: bool) -> tuple[bool, float]:
+    """Whether one call with all images says the same as calls of these sizes, and its time.
+
+    As a share of theirs.
+    """
+    took = {True: torch.inf, False: torch.inf}
+    said: dict[bool, tuple[Tensor, ...]] = {}
+    for _ in range(ROUNDS if timed else 1):
+        for together in (True, False):
+            started = time.perf_counter()
+            said[together] = answer(images, [len(images)] if together else sizes, call)
+            took[together] = min(took[together], time.perf_counter() - started)
+        if not all(map(torch.equal, said[True], said[False])):
+            return False, 1.0
+    grad = said[True][-1]
+    return bool(grad.flatten(1).any(1).all()), took[True] / took[False]
+
+
+def answer(images: Tensor, sizes: list[int], call: Call) -> tuple[Tensor, ...]:
+    """Logits off and on the graph, and derivatives, by calls of these sizes."""
+    z = images.clone().requires_grad_()
+    with torch.no_grad():
+        plain = call_in_parts(z, sizes, call)
+    logits = call_in_parts(z, sizes, call)
+    weights = torch.linspace(0.5, 1.5, logits.shape[1]).to(logits)  # no logit like another
+    grad = torch.autograd.grad((logits * weights).sin().sum(), z)[0]
+    return plain.cpu(), logits.detach().cpu(), grad.cpu()
+
+
+def call_in_parts(x: Tensor, sizes: list[int], call: Call) -> Tensor:
+    """Logits ``(n, k)`` by calls of these sizes, the last one padded with zeros."""
+    n = len(x)
+    if sizes == [n]:
+        return call(x)
+    x = torch.cat([x, x.new_zeros(sum(sizes) - n, *x.shape[1:])]) if sum(sizes) > n else x
+    # each a tensor of its own, which the network may change in place
+    parts = [part.clone() for part in x.split(sizes)]  # type: ignore[no-untyped-call]
+    return torch.cat([call(part) for part in parts])[:n]
