@@ -19,7 +19,7 @@ from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import Classifier, choose_block_size
+from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.pictures import check_pictures
@@ -30,8 +30,9 @@ from robusteval.runs.validation import check_clean, check_outcome
 class Shrinking:
     """What is done where memory runs out: the networks are called with fewer images at a time."""
 
-    def __init__(self, models: Sequence[Classifier]) -> None:
+    def __init__(self, models: Sequence[Classifier], values: int) -> None:
         self.models = list(models)
+        self.values = values  # of an image
         self.notes: list[str] = []
 
     def shrink_blocks(self, half: int) -> None:
@@ -39,7 +40,11 @@ class Shrinking:
 
         This can change a logit's last digits, so it is noted.
         """
-        large = [model for model in self.models if half < (model.block or half + 1)]
+        large = [
+            model
+            for model in self.models
+            if half < (model.block or choose_block_size(self.values, model.device))
+        ]
         for model in large:
             model.block = half
         if large:
@@ -48,6 +53,9 @@ class Shrinking:
             )
 
 
+# attacks that hold few images on a graph, whatever their batch, and finish most of them soon
+WIDE = ("pgd", "apgd")
+TOGETHER = 3_200_000  # numbers in the images of their batches
 # attacks that give few images to their last stages
 THINNING = ("standard", "thorough", "quick", "autoattack", "unmask")
 
@@ -57,6 +65,7 @@ class BatchSizes(NamedTuple):
 
     natural: int  # by their size and the device
     asked: int | None  # by the user
+    values: int  # of an image
 
     @property
     def usual(self) -> int:
@@ -74,6 +83,8 @@ class BatchSizes(NamedTuple):
             return self.natural
         if self.asked is not None:
             return self.asked
+        if attack.spec.name in WIDE:
+            return max(self.natural, min(1024, TOGETHER // self.values))
         if attack.spec.name in THINNING:
             return 2 * self.natural
         slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
@@ -109,11 +120,11 @@ class Computation:
         self.store = store
         self.undefended = targets[0]
         self.batches = batches
-        self.shrinking = Shrinking([target.model for target in targets])
-        batches.shrink = self.shrinking.shrink_blocks
         values = int(np.prod(plan.data.shape))
-        # several blocks, so that padding is little when most images of a batch are finished
-        self.sizes = BatchSizes(4 * choose_block_size(values, plan.classifier.device), batch_size)
+        self.shrinking = Shrinking([target.model for target in targets], values)
+        batches.shrink = self.shrinking.shrink_blocks
+        natural = choose_batch_size(values, plan.classifier.device)
+        self.sizes = BatchSizes(natural, batch_size, values)
         self.planters: dict[str, Planter] = {}
 
     def measure_clean(self, key: str, target: Target) -> Columns:

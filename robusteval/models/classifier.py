@@ -225,6 +225,11 @@ def choose_block_size(values: int, device: torch.device) -> int:
     return size
 
 
+def choose_batch_size(values: int, device: torch.device) -> int:
+    """Images of `values` numbers that are on a graph at once: a few blocks."""
+    return 4 * choose_block_size(values, device)
+
+
 def absorb(content: hashlib._Hash, state: Mapping[str, Any]) -> None:
     """Let a hash take up a state dict: names, shapes, types and bits, in the order of names.
 

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor, autograd
+from torch import Tensor
 
 from robusteval.models.steps import part, tell_step
 from robusteval.search.balls import Ball, Norm
@@ -17,6 +17,7 @@ from robusteval.search.descent import (
     Stop,
     choose_stop,
     count_changes,
+    differentiate,
     keep_best,
     restrict_objective,
     round_successes,
@@ -104,11 +105,8 @@ def search_wider(
     for i in range(steps + 1):
         tell_step(i, steps + 1)
         last = i == steps
-        x = track.x.detach().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            score = objective(x, left)
-        grad = None if last else autograd.grad(score.loss.sum(), x)[0]
-        pace = pace.count_fall(score.loss.detach() < track.loss)
+        score, grad = differentiate(objective, track.x, left, last=last)
+        pace = pace.count_fall(score.loss < track.loss)
         track = track.take(score, grad)
 
         # finish what can be finished; nowhere else does the host wait for the device
@@ -192,7 +190,7 @@ class Track(NamedTuple):
 
     def take(self, score: Score, grad: Tensor | None) -> Track:
         """The iterate has been judged; without a gradient it is the last one."""
-        grad, loss, is_adv = self.grad if grad is None else grad, score.loss.detach(), score.is_adv
+        grad, loss, is_adv = self.grad if grad is None else grad, score.loss, score.is_adv
         is_better = loss < self.best_loss
         is_hit = is_adv & ~(self.is_hit & (loss >= self.hit_loss))
         return self._replace(

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, Self, get_args
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.models.classifier import predict_classes
+from robusteval.models.classifier import choose_batch_size, predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.losses import Loss, aimed_loss, attacker_loss
@@ -70,6 +70,27 @@ def build_aimed_objective(model: nn.Module, y: Tensor, target: Tensor, loss: Los
         return Score(value, predict_classes(logits.detach()) != y[index])
 
     return objective
+
+
+def differentiate(
+    objective: Objective, x: Tensor, index: Tensor, *, last: bool
+) -> tuple[Score, Tensor | None]:
+    """Scores of images ``(m, c, h, w)`` for rows `index`, and the gradient of the loss's sum.
+
+    A few blocks of images at a time, so that memory does not grow with the batch. No gradient after
+    the `last` step.
+    """
+    size = choose_batch_size(x.shape[1:].numel(), x.device)
+    scores, grads = [], []
+    for start in range(0, max(len(x), 1), size):
+        z = x[start : start + size].detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss, is_adv = objective(z, index[start : start + size])
+        if not last:
+            grads.append(autograd.grad(loss.sum(), z)[0])
+        scores.append(Score(loss.detach(), is_adv))
+    score = Score(*map(torch.cat, zip(*scores, strict=True)))
+    return score, None if last else torch.cat(grads)
 
 
 def restrict_objective(objective: Objective, some: Tensor) -> Objective:
@@ -139,22 +160,18 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
     """
     best = Found.nothing(start)
     left = torch.arange(len(start), device=start.device)  # rows still searched
-    x_adv = start
+    x_adv = start.detach()
 
     for i in range(steps + 1):
         if len(left) == 0:
             break
         tell_step(i, steps + 1)
         last = i == steps
-        x_adv = x_adv.detach().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            score = objective(x_adv, left)
         # rows that turn out finished waste this one backward pass; to drop them first would
         # take a second forward pass of all others
-        grad = None if last else autograd.grad(score.loss.sum(), x_adv)[0]
+        (loss, is_adv), grad = differentiate(objective, x_adv, left, last=last)
 
         # keep the best, finish what can be finished
-        x_adv, loss, is_adv = x_adv.detach(), score.loss.detach(), score.is_adv
         finished = is_adv if stop == "float" else torch.zeros_like(is_adv)
         keep_best(best, left, Found(x_adv, loss, is_adv, finished))
         if stop == "8bit" and bool(is_adv.any()):

@@ -1,0 +1,142 @@
+"""What calling a network with equal bits costs beside a plain loop. Run by hand.
+
+    python tests/benchmarks/bench_calls.py CHECKPOINT --data DATA --arch SPEC [--mean … --std …]
+    python tests/benchmarks/bench_calls.py --network vit_b_16 --network resnet50
+
+The first form attacks images of which a share holds and the others fall at once, as in the later
+steps of a strong evaluation: `pgd` on all of them in one batch, per image that holds and step,
+against a plain loop over those that hold in batches of the size that is best for it. The second
+one takes 16 random images of 224x224 through a network of torchvision with random weights and
+back, after sizes of calls have been found, against the same without a classifier around. Processor
+seconds of all threads, the best of alternating rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+import torch
+from bench_pgd import Shift, correct_images
+from torch import Tensor, nn
+
+from robusteval.attacks.pgd import pgd
+from robusteval.commands.shell import read_numbers
+from robusteval.models import call_sizes
+from robusteval.models.checkpoint import load
+from robusteval.models.classifier import Classifier, frozen
+
+IMAGES, STEPS, EPS = 1000, 10, 1e-5  # so small a ball that nothing falls in it
+SHARES = (0.5, 0.05, 0.01)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def take_turns(rounds: int, *jobs: Callable[[], object]) -> list[float]:
+    """Fewest processor seconds of each job; the jobs take turns."""
+    best = [float("inf")] * len(jobs)
+    for _ in range(rounds):
+        for i, job in enumerate(jobs):
+            started = time.process_time()
+            job()
+            best[i] = min(best[i], time.process_time() - started)
+    return best
+
+
+def go_back_and_forth(network: nn.Module, x: Tensor, size: int) -> None:
+    """Forward and gradient, so many images at a time."""
+    for part in x.split(size):  # type: ignore[no-untyped-call]
+        z = part.clone().requires_grad_()
+        torch.autograd.grad(network(z).logsumexp(1).sum(), z)
+
+
+def compare_survivors(model: Classifier, x: Tensor, y: Tensor, share: float, rounds: int) -> str:
+    """A line on images of which a share holds."""
+    some = round(share * len(x))
+    wrong = torch.where(torch.arange(len(x)) < some, y, (y + 1) % model.num_classes)
+    plain = nn.Sequential(Shift(model), model.network)
+
+    def attack(steps: int) -> None:
+        pgd(model, x, wrong, eps=EPS, step=EPS, steps=steps, random_start=False)
+
+    attack(STEPS)  # finds sizes of calls
+    sizes = [size for size in SIZES if size < some] + [some]
+    few, many, *loops = take_turns(
+        rounds,
+        lambda: attack(1),
+        lambda: attack(1 + STEPS),
+        *(lambda size=size: go_back_and_forth(plain, x[:some], size) for size in sizes),
+    )
+    ours, best = (many - few) / STEPS, min(loops)
+    return (
+        f"{some:4d} of {len(x)} hold: {1e3 * ours / some:.2f} ms per image and step, plain loop"
+        f" {1e3 * best / some:.2f} in batches of {sizes[loops.index(best)]}, ratio"
+        f" {ours / best:.3f}"
+    )
+
+
+def compare_network(name: str, images: int, rounds: int) -> str:
+    """A line on a network of torchvision."""
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)  # what is zero says nothing
+    model = Classifier(network, num_classes=1000).eval()
+    x = torch.rand(images, 3, 224, 224)
+    with frozen(model):
+        call_sizes.PATIENCE = 0
+        for _ in range(4):
+            go_back_and_forth(model, x, images)
+        call_sizes.PATIENCE = 100
+        sizes = [size for size in SIZES if size <= images]
+        ours, *loops = take_turns(
+            rounds,
+            lambda: go_back_and_forth(model, x, images),
+            *(lambda size=size: go_back_and_forth(network, x, size) for size in sizes),
+        )
+    best = min(loops)
+    (kind,) = model.call_sizes.kinds.values()
+    return (
+        f"{name}: {1e3 * ours / images:.0f} ms per image in calls of {kind.cut(images)}, plain loop"
+        f" {1e3 * best / images:.0f} in batches of {sizes[loops.index(best)]}, ratio"
+        f" {ours / best:.3f}"
+    )
+
+
+@click.command()
+@click.argument("checkpoint", default="demo")
+@click.option("--data", default="digits")
+@click.option("--arch")
+@click.option("--mean", callback=read_numbers)
+@click.option("--std", callback=read_numbers)
+@click.option("--network", "networks", multiple=True)
+@click.option("--images", type=int)
+@click.option("--rounds", default=3)
+def main(
+    checkpoint: str,
+    data: str,
+    arch: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    networks: tuple[str, ...],
+    images: int | None,
+    rounds: int,
+) -> None:
+    """Print the ratios."""
+    click.echo(f"{torch.get_num_threads()} threads")
+    for name in networks:
+        click.echo(compare_network(name, images or 16, rounds))
+    if networks:
+        return
+    model = load(checkpoint, arch=arch, mean=mean, std=std)
+    x, y = correct_images(model, data, images or IMAGES)
+    with frozen(model):
+        for share in SHARES:
+            click.echo(compare_survivors(model, x, y, share, rounds))
+
+
+if __name__ == "__main__":
+    main()
