@@ -19,9 +19,9 @@ from .formatting import (
     format_similarity,
     format_threat,
 )
-from .measures import RateRecord
+from .measures import CORRUPTION, RateRecord
 from .record import AttackRow, DefenseRow, RunRecord, WorstCaseRow
-from .sentences import format_short_place, list_knowledge
+from .sentences import format_short_place, list_knowledge, name_worst
 
 Measured = AttackRow | WorstCaseRow
 
@@ -67,7 +67,7 @@ def list_attack_lines(record: RunRecord) -> Iterator[AttackLine]:
                 note = "" if row.adaptive else "oblivious"
                 yield AttackLine(row.spec, "attack", row, note)
         if len(case.attacks) > 1:
-            yield AttackLine("worst case", "worst", case)
+            yield AttackLine(name_worst(case), "worst", case)
 
 
 def build_defense_matrix(record: RunRecord) -> tuple[list[str], list[MatrixRow]]:
@@ -98,7 +98,9 @@ def build_defense_matrix(record: RunRecord) -> tuple[list[str], list[MatrixRow]]
         if any(len(case.attacks) > 1 for case in worst):
             rows.append(
                 MatrixRow(
-                    "worst case", "worst", [build_accuracy_cells(record, worst, c) for c in columns]
+                    name_worst(worst[0]),
+                    "worst",
+                    [build_accuracy_cells(record, worst, c) for c in columns],
                 )
             )
     return [column or "undefended" for column in columns], rows
@@ -131,7 +133,8 @@ def choose_strength_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
 
     Where there is a matrix, it has the first two.
     """
-    several = any(len(case.attacks) > 1 for case in record.worst_cases)
+    attacked = [case for case in record.worst_cases if case.threat.norm != CORRUPTION]
+    several = any(len(case.attacks) > 1 for case in attacked)
     columns = STRENGTH if several else STRENGTH[:-1]
     return columns[2:] if record.defenses else columns
 
@@ -162,12 +165,14 @@ def show_knowledge(row: Measured) -> str:
 
 def show_unique_breaks(row: Measured) -> str:
     """The images that only this attack fools; nothing of several attacks."""
-    return f"{row.unique_breaks:,}" if isinstance(row, AttackRow) else ""
+    if not isinstance(row, AttackRow) or row.threat.norm == CORRUPTION:
+        return ""
+    return f"{row.unique_breaks:,}"
 
 
 # norms that count, and threats whose attacks are told by likeness
 COUNTED = frozenset(("l0", "l0_pixels"))
-ALIKE = frozenset(("ssim", "none"))
+ALIKE = frozenset(("ssim", "none", CORRUPTION))
 STRENGTH = (
     AttackColumn("knowledge", show_knowledge, left=True),
     AttackColumn("robust accuracy", lambda row: format_rate(row.robust_accuracy.float)),

@@ -9,7 +9,7 @@ from robusteval.errors import UsageError
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import formatting, sentences
+from . import corruptions, formatting, sentences
 from .problems import shorten
 from .record import RunRecord
 
@@ -38,7 +38,10 @@ def write_label_and_message(record: RunRecord) -> dict[str, str]:
     """Both halves of a badge."""
     if sentences.explain_missing_number(record):
         return {"message": "nothing evaluated"}
-    cases = sentences.select_undefended(record.worst_cases)
+    cases = sentences.list_attacked_cases(record)
+    if not cases:
+        found = corruptions.write_corruption_numbers(record.corruptions[0])
+        return {"label": "accuracy", "message": shorten(found, 80)}
     bounded = [case for case in cases if case.threat.eps is not None]
     doubt = "not to be used: " if record.misfed else "at most " if record.upper_bound else ""
     if not bounded:

@@ -12,6 +12,7 @@ from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Defended, Outcome, Run, Threat
 
 from .build_maps import build_maps
+from .corruptions import build_corruptions
 from .measures import (
     build_cost,
     build_distance,
@@ -88,6 +89,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         ),
         defenses=tuple(build_defense(run, defended) for defended in run.defenses),
         curves=tuple(build_curves(run)),
+        corruptions=tuple(build_corruptions(run)),
         interpreters=build_maps(run),
         probes=tuple(
             ProbeRow(probe=outcome.role, **vars(build_attack(outcome, position)))

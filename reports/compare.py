@@ -20,6 +20,7 @@ from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, format_value
 
 from . import formatting
+from .corruptions import describe_corruption_errors
 from .measures import build_threat, to_json_types
 
 TOLD = 3  # differences between two attacks that people are told
@@ -365,6 +366,7 @@ def list_remarks(a: Run, b: Run) -> Iterator[str]:
     if None not in weights:
         same = weights[0] == weights[1]
         yield f"The weights are {'the same' if same else 'different'} (by SHA-256)."
+    yield from describe_corruption_errors(a, b)
     for what, before, after in list_unequal_settings(list_circumstances(a), list_circumstances(b)):
         yield f"{what}: {before} before, {after} after."
 

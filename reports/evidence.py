@@ -17,12 +17,13 @@ from robusteval.runs.types import visible
 
 from . import sentences
 from .formatting import format_rate, format_threat, join_parts, name_file
-from .measures import Facts, RateRecord
+from .measures import CORRUPTION, Facts, RateRecord
 from .record import RunRecord, to_json
 
 CLEAN = "accuracy on images as they are"
 ROBUST = "robust accuracy"
 EIGHT_BIT = "robust accuracy after rounding to 8 bit"
+CORRUPTED = "accuracy under all corruptions at once"
 FALSE_ALARMS = "false positive rate of the detector"
 CAUGHT = "true positive rate of the detector"
 
@@ -56,6 +57,9 @@ def gather_figures(record: RunRecord) -> Iterator[Figure]:
         if case.defense:
             about += ", which the attacks know" if case.adaptive else ", unknown to the attacks"
         at = f"/worst_cases/{i}/robust_accuracy"
+        if case.threat.norm == CORRUPTION:
+            yield Figure(CORRUPTED, about, case.robust_accuracy.float, f"{at}/float")
+            continue
         yield Figure(ROBUST, about, case.robust_accuracy.float, f"{at}/float")
         yield Figure(EIGHT_BIT, about, case.robust_accuracy.eight_bit, f"{at}/eight_bit")
     for i, defense in enumerate(record.defenses):

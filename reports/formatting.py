@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from robusteval.runs.types import format_number
 
-from .measures import CostRecord, Facts, ThreatRecord
+from .measures import CORRUPTION, CostRecord, Facts, ThreatRecord
 
 MISSING = "–"
 
@@ -119,6 +119,8 @@ COUNTED_IN = {"l0": "value", "l0_pixels": "pixel"}
 def format_threat(threat: ThreatRecord) -> str:
     """A threat model, as ``linf eps 8/255 (0.0314)``."""
     goal = " targeted" if threat.targeted else ""
+    if threat.norm == CORRUPTION and threat.eps is not None:
+        return f"corruption of severity {threat.eps:g}"
     if threat.norm == "none":
         radius = "" if threat.eps is None else f", {format_budget(threat)}"
         return f"no stated norm{radius}{goal}"

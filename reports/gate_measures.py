@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robusteval.runs import metrics, statistics
-from robusteval.runs.types import Flags, format_value
+from robusteval.runs.types import Flags, Threat, format_value
 
 from .baseline import Baseline, BaselineCell, find_robust, has_same_images, order_by_id, say_behind
 from .gate_config import CLEAN, WORST, Rule
@@ -24,6 +24,7 @@ from .gate_scope import (
     is_in_scope,
 )
 from .gate_tests import ChangeEvidence, Evidence, ShareEvidence, Unmet, show_share
+from .measures import CORRUPTION
 
 Found = Iterator[tuple[str, Evidence]]
 Measure = Callable[[Rule, float, Scene], Found]
@@ -32,8 +33,8 @@ Measure = Callable[[Rule, float, Scene], Found]
 def measure_floors(rule: Rule, floor: float, scene: Scene) -> Found:
     """Accuracy against a floor.
 
-    Of worst cases without a radius only those that the gate names: an attack that may go as far as
-    it needs leaves nothing robust.
+    Of worst cases without a radius and of corruptions only those that the gate names: an attack
+    that may go as far as it needs leaves nothing robust, and a corruption is no attacker.
     """
     side = scene.here
     if rule.on == CLEAN:
@@ -47,7 +48,7 @@ def measure_floors(rule: Rule, floor: float, scene: Scene) -> Found:
     found = {
         on: cells
         for on, cells in group_cells(rule, side).items()
-        if rule.on != WORST or rule.threat is not None or cells[0].threat.eps is not None
+        if rule.on != WORST or rule.threat is not None or is_held_to_floors(cells[0].threat)
     }
     for on, cells in found.items():
         held = metrics.rate(find_robust(cells))
@@ -57,6 +58,11 @@ def measure_floors(rule: Rule, floor: float, scene: Scene) -> Found:
         )
     if not found:
         yield describe_subject(rule, describe_scope(rule)), Unmet(explain_lack(rule, side))
+
+
+def is_held_to_floors(threat: Threat) -> bool:
+    """Whether a gate that names no threat is about this one: of attackers with a radius."""
+    return threat.eps is not None and threat.norm != CORRUPTION
 
 
 def measure_drops(rule: Rule, margin: float, scene: Scene) -> Found:

@@ -18,6 +18,7 @@ from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
 from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences
+from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
 from .record import CurveRecord, DetectedAttackRow, RunRecord
@@ -99,6 +100,7 @@ def compile_template() -> Template:
     environment.globals.update(
         attack_tables=attack_tables,
         build_stage_tables=build_stage_tables,
+        build_corruption_tables=build_corruption_tables,
         draw_bar=draw_bar,
         formatting=formatting,
         gate_words=gate_words,

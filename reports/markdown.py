@@ -8,6 +8,7 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
+from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
 from .measures import build_rate
 from .record import MapsRecord, RunRecord
@@ -67,6 +68,11 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         if record.defenses:
             yield from list_matrix(record)
         yield from list_attacks(record)
+    for means in build_corruption_tables(record.corruptions):
+        yield from ("", f"### {escape_prose(means.title)}", "")
+        yield render_markdown_row(list(means.columns))
+        yield render_markdown_row([LEFT, RIGHT])
+        yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
     yield from list_curves(record)
     if record.interpreters:
         yield from list_explanations(record.interpreters)

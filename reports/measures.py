@@ -14,8 +14,9 @@ from robusteval.runs.metrics import Cost, Distance, Distances
 from robusteval.runs.statistics import Difference, Mean, Rate
 from robusteval.runs.types import Threat, format_number
 
+CORRUPTION = "corruption"  # the norm of the threats of corruptions, whose radius is a severity
 # their radius is no brightness
-COUNTED = ("l0", "l0_pixels", "ssim")
+COUNTED = ("l0", "l0_pixels", "ssim", CORRUPTION)
 
 
 class Limits:

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import Run, spell_json
 
+from .corruptions import CorruptionsRecord
 from .measures import (
     Behind,
     CostRecord,
@@ -405,6 +406,7 @@ class RunRecord:
     attacks: tuple[AttackRow, ...]
     defenses: tuple[DefenseRow, ...]
     curves: tuple[CurveRecord, ...]
+    corruptions: Annotated[tuple[CorruptionsRecord, ...], "empty: none were run"]
     interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
     probes: tuple[ProbeRow, ...]
     findings: Annotated[tuple[FindingRow, ...], "grave ones first"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from .corruptions import write_corruption_notes, write_corruption_numbers
 from .formatting import (
     MISSING,
     format_count,
@@ -27,6 +28,7 @@ from .formatting import (
     name_attack,
     name_file,
 )
+from .measures import CORRUPTION
 from .neighbours import write_neighbours
 from .record import (
     AttackRow,
@@ -77,9 +79,12 @@ def explain_missing_number(record: RunRecord) -> str:
 
 def write_numbers(record: RunRecord) -> str:
     """The numbers of the verdict, one for each radius; or, without one, how near attacks got."""
-    clean, worst = record.clean_accuracy, select_undefended(record.worst_cases)
+    clean, worst = record.clean_accuracy, list_attacked_cases(record)
     bounded = [case for case in worst if case.threat.eps is not None]
     n = f"n = {clean.n:,}"
+    corrupted = [write_corruption_numbers(found) for found in record.corruptions[:1]]
+    if not worst:
+        return f"Accuracy {corrupted[0]}, {n}; clean {format_percent(clean)}"
     most = "at most " if record.upper_bound else ""
     if not bounded:
         main = f"{'; '.join(write_reach(record, case) for case in worst)}, {n}"
@@ -97,7 +102,8 @@ def write_numbers(record: RunRecord) -> str:
     defended = "".join(
         write_defended_numbers(record, [case for case in bounded if not case.defense])
     )
-    return f"{main}; clean {format_percent(clean)}{defended}{write_weakness(record)}"
+    beside = "".join(f"; {found}" for found in corrupted)
+    return f"{main}; clean {format_percent(clean)}{defended}{beside}{write_weakness(record)}"
 
 
 def write_defended_numbers(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[str]:
@@ -151,7 +157,8 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     """What the verdict means: images, files, belief, cost."""
     if explain_missing_number(record):
         return
-    cases = select_undefended(record.worst_cases)
+    cases = list_attacked_cases(record)
+    yield from write_corruption_notes(record.corruptions, bool(cases))
     for case in cases:
         fooled, rounded = case.success_rate.float, case.success_rate.eight_bit
         where = f" at {format_short_place(record, case)}" if len(cases) > 1 else ""
@@ -173,7 +180,8 @@ def write_png_notes(record: RunRecord) -> Iterator[str]:
     if any(row.robust_accuracy.png is None for row in record.attacks):
         yield "A PNG file cannot hold these images."
     rows: list[tuple[str, AttackRow | WorstCaseRow]] = [
-        (f"worst case at {format_short_place(record, case)}", case) for case in record.worst_cases
+        (f"{name_worst(case)} at {format_short_place(record, case)}", case)
+        for case in record.worst_cases
     ]
     rows += [(name_attack(row.spec, row.defense), row) for row in record.attacks]
     for name, row in rows:
@@ -355,6 +363,17 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
 def select_undefended(cases: Sequence[WorstCaseRow]) -> Sequence[WorstCaseRow]:
     """The cases without a defense; all, if each has one."""
     return [case for case in cases if case.defense is None] or cases
+
+
+def list_attacked_cases(record: RunRecord) -> Sequence[WorstCaseRow]:
+    """The cases of the first screen: those of attackers, not of corruptions."""
+    attacked = [case for case in record.worst_cases if case.threat.norm != CORRUPTION]
+    return select_undefended(attacked)
+
+
+def name_worst(case: WorstCaseRow) -> str:
+    """What the images that hold against all attacks of a case are called."""
+    return "right under all of them" if case.threat.norm == CORRUPTION else "worst case"
 
 
 def format_short_place(record: RunRecord, case: WorstCaseRow | ProbeRow) -> str:

@@ -17,6 +17,7 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import spell_line
 
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
+from .corruptions import build_corruption_tables
 from .record import MapsRecord, RunRecord
 
 NARROWEST = 16  # a spec may become
@@ -233,6 +234,10 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
     print_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
     console.print()
     print_paragraph(console, attack_tables.write_legend(record), "dim")
+    for means in build_corruption_tables(record.corruptions):
+        print_heading(console, means.title)
+        columns = [TableColumn(means.columns[1], [cells[1] for cells in means.rows])]
+        print_tables(console, [(cells[0], "attack") for cells in means.rows], [columns], "over")
     for table in stages.build_stage_tables(record.attacks):
         print_heading(console, table.title)
         columns = [

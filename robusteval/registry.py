@@ -41,6 +41,7 @@ class Facts(TypedDict, total=False):
     norms: tuple[str, ...]
     knowledge: str
     unbounded: dict[str, dict[str, str]]
+    radius: str
     needs: Needs
     detector: bool
     differentiable: bool
@@ -67,6 +68,7 @@ class Entry:
     needs: Needs = field(default_factory=dict)
     # by parameter, the words that leave an attack without a radius, and the norm it then has
     unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
+    radius: str = "eps"  # the parameter that is the radius of its threat
     detector: bool = False  # it attacks a detector, and needs one
     # of an interpreter
     differentiable: bool = False  # its maps stay on the graph
@@ -103,7 +105,7 @@ class Entry:
             if values[name] in norms:
                 return Threat(norms[values[name]], None, targeted)
         norm = values.get("norm", self.norms[0] if self.norms else "none")
-        return Threat(norm, values.get("eps"), targeted)
+        return Threat(norm, values.get(self.radius), targeted)
 
 
 class Registry:

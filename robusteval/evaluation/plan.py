@@ -274,7 +274,8 @@ def prepare_evasions(
             " itself, such as pgd"
         )
     found: list[Finding] = []
-    threats = list(dict.fromkeys(attack.threat for attack in attacks))
+    # of attacks that look for an error: corruptions and noise need to know no detector
+    threats = list(dict.fromkeys(a.threat for a in attacks if a.knowledge != "none"))
     specs = list(asked)
     if not asked:
         for threat in threats:

@@ -30,7 +30,7 @@ def test_presets_are_shipped() -> None:
     """In alphabetical order, each with a line on it and attacks."""
     presets = dict(list_presets())
 
-    names = ["autoattack", "curves", "interpretation", "quick", "sparse", "standard"]
+    names = ["autoattack", "corruptions", "curves", "interpretation", "quick", "sparse", "standard"]
     assert list(presets) == names
     assert all(preset.description and preset.attack for preset in presets.values())
 
@@ -129,7 +129,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
     assert str(caught.value) == (
         "unknown preset 'standart' (did you mean 'standard'?): known are autoattack,"
-        " curves, interpretation, quick, sparse, standard; or give the path of a .toml file"
+        " corruptions, curves, interpretation, quick, sparse, standard; or give the path of a"
+        " .toml file"
     )
 
 

@@ -1,0 +1,128 @@
+"""What a report says of corruptions, alone and beside attacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reportable import record_of
+
+from robusteval.evaluation.strength import check_strength
+from robusteval.reports.attack_tables import list_attack_lines
+from robusteval.reports.badge import build_badge
+from robusteval.reports.compare import compare
+from robusteval.reports.corruptions import build_corruption_tables, describe_corruption_errors
+from robusteval.reports.html import to_html
+from robusteval.reports.markdown import to_markdown
+from robusteval.reports.sentences import write_meaning
+from robusteval.runs.types import Outcome, Run, Spec, Threat
+
+MakeOutcome = Callable[..., Outcome]
+MakeRun = Callable[..., Run]
+N = 500
+
+
+def corrupted(make: MakeOutcome, kind: str, severity: int, lost: int) -> Outcome:
+    """A corruption under which the first images are wrong."""
+    parameters = {"kind": kind, "severity": severity}
+    made = make(
+        np.arange(N) < lost,
+        spec=Spec("corruption", parameters),
+        threat=Threat("corruption", severity, False),
+        knowledge="none",
+    )
+    return replace(made, resolved=parameters)
+
+
+def make_corrupted_run(make: MakeOutcome, build: MakeRun, factor: int = 1) -> Run:
+    cells = (("fog", 1, 50), ("fog", 2, 100), ("snow", 1, 0), ("snow", 2, 200))
+    return build(*(corrupted(make, k, s, lost * factor) for k, s, lost in cells), folder=None)
+
+
+def test_a_run_of_corruptions_alone_gives_their_mean(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """And does not call it robust, nor the least of them a worst case."""
+    record = record_of(make_corrupted_run(make_outcome, make_run))
+
+    (found,) = record.corruptions
+    assert found.accuracy.value == pytest.approx(1 - (50 + 100 + 0 + 200) / 4 / N)
+    assert [kind.accuracy.value for kind in found.kinds] == pytest.approx([0.85, 0.8])
+    assert [each.accuracy.value for each in found.severities] == pytest.approx([0.95, 0.7])
+    assert record.verdict.startswith("Accuracy 82.5 % (")
+    assert "2 kinds of corruption, 2 severities, n = 500" in record.verdict
+    said = " ".join([record.verdict, *write_meaning(record)])
+    assert "obust" not in said
+    assert "Hardest corruption: snow" in said
+    assert "No attacker was tried" in said
+    titles = [line.title for line in list_attack_lines(record)]
+    assert "right under all of them" in titles
+    assert "worst case" not in titles
+
+
+def test_beside_attacks_corruptions_are_told_apart(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """The robust accuracy is that of the attack alone."""
+    attack = make_outcome(np.arange(N) < 300)
+    corruptions = make_corrupted_run(make_outcome, make_run).outcomes
+    record = record_of(make_run(attack, *corruptions, folder=None))
+
+    assert record.verdict.startswith("Robust accuracy 40.0 % (35.8–44.4), n = 500, linf eps 8/255")
+    assert "; 82.5 % (" in record.verdict
+    said = list(write_meaning(record))
+    assert sum("Fooled" in line for line in said) == 1
+    assert not any("No attacker" in line for line in said)
+    assert "40.0 %" in json.loads(build_badge(record))["message"]
+
+
+def test_every_form_has_the_means(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """By severity, by kind, and of all."""
+    record = record_of(make_corrupted_run(make_outcome, make_run))
+
+    (table,) = build_corruption_tables(record.corruptions)
+    assert [row[0] for row in table.rows] == ["severity 1", "severity 2", "fog", "snow", "all"]
+    for text in (to_markdown(record), to_html([record])):
+        assert "Accuracy under corruptions" in text
+        assert "corruption of severity 2" in text
+    badge = json.loads(build_badge(record))
+    assert badge["label"] == "accuracy"
+    assert "2 kinds of corruption" in badge["message"]
+
+
+def test_a_mean_without_spread_keeps_an_interval(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Of images that are all right, as a rate has one."""
+    run = make_run(corrupted(make_outcome, "fog", 1, 0), folder=None)
+
+    accuracy = record_of(run).corruptions[0].accuracy
+
+    assert accuracy.value == 1
+    assert accuracy.low == pytest.approx(0.9924, abs=1e-3)
+
+
+def test_two_runs_give_the_mean_corruption_error(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Errors of each kind over those of the reference, then averaged over kinds."""
+    reference = make_corrupted_run(make_outcome, make_run)
+    twice = make_corrupted_run(make_outcome, make_run, factor=2)
+
+    (said,) = describe_corruption_errors(reference, twice)
+
+    assert said.startswith(
+        "Mean corruption error over 2 kinds with the run before as the reference"
+    )
+    assert ": 200.0 % (" in said
+    assert said in compare(reference, twice).remarks
+    other = make_run(corrupted(make_outcome, "fog", 1, 3), folder=None)
+    assert list(describe_corruption_errors(reference, other)) == []
+
+
+def test_corruptions_are_no_weak_attacks(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """They look for nothing, so that nothing is asked of them."""
+    assert list(check_strength(make_corrupted_run(make_outcome, make_run).outcomes)) == []
