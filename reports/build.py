@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import Defended, Outcome, Run, Threat
+from robusteval.runs.types import TRANSFER, Defended, Outcome, Run, Threat
 
 from .build_maps import build_maps
 from .corruptions import build_corruptions
@@ -46,6 +46,7 @@ from .record import (
 )
 from .sentences import write_verdict
 from .stages import build_stages
+from .transfer import build_received
 
 # the norms in which curves are drawn; `ssim` stands for 1 - SSIM
 CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
@@ -91,10 +92,11 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         curves=tuple(build_curves(run)),
         corruptions=tuple(build_corruptions(run)),
         interpreters=build_maps(run),
+        received=build_received(run),
         probes=tuple(
             ProbeRow(probe=outcome.role, **vars(build_attack(outcome, position)))
             for outcome in run.outcomes
-            if outcome.role != "attack"
+            if outcome.role not in ("attack", TRANSFER)
         ),
         findings=tuple(
             FindingRow(finding.code, finding.grave, finding.message, finding.cell)

@@ -23,6 +23,7 @@ from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
 from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
+from .transfer import build_transfer_table
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -101,6 +102,7 @@ def compile_template() -> Template:
         attack_tables=attack_tables,
         build_stage_tables=build_stage_tables,
         build_corruption_tables=build_corruption_tables,
+        build_transfer_table=build_transfer_table,
         draw_bar=draw_bar,
         formatting=formatting,
         gate_words=gate_words,
@@ -181,6 +183,7 @@ def list_sections(page: Page) -> list[str]:
     sections = {
         "Gates": record.gates,
         attacks: record.attacks,
+        "Transfer": record.received,
         "Explanations": record.interpreters,
         "Budgets": page.curves,
         "Gallery": page.gallery,

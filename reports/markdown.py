@@ -12,6 +12,7 @@ from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
 from .measures import build_rate
 from .record import MapsRecord, RunRecord
+from .transfer import build_transfer_table
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
@@ -73,6 +74,7 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         yield render_markdown_row(list(means.columns))
         yield render_markdown_row([LEFT, RIGHT])
         yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
+    yield from list_transfer(record)
     yield from list_curves(record)
     if record.interpreters:
         yield from list_explanations(record.interpreters)
@@ -154,6 +156,20 @@ def list_attacks(record: RunRecord) -> Iterator[str]:
             yield render_markdown_row(list(map(escape_prose, row)))
         if table.note:
             yield from ("", escape_prose(table.note))
+
+
+def list_transfer(record: RunRecord) -> Iterator[str]:
+    """What images made on the network do to others; nothing where there are none."""
+    if record.received is None:
+        return
+    table = build_transfer_table(record.received)
+    yield from ("", f"### {escape_prose(table.title)}", "")
+    yield render_markdown_row(["attack", *map(escape_prose, table.columns)])
+    yield render_markdown_row([LEFT, *(RIGHT for _ in table.columns)])
+    for name, *cells in table.rows:
+        yield render_markdown_row([escape_code(name), *map(escape_prose, cells)])
+    yield from list_items("", table.lines)
+    yield from ("", escape_prose(table.note))
 
 
 def list_curves(record: RunRecord) -> Iterator[str]:

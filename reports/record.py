@@ -40,6 +40,7 @@ from .measures import (
     to_json_types,
 )
 from .stages import StageRow
+from .transfer import ReceivedRecord
 
 SCHEMA: Literal[1] = 1
 GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
@@ -408,6 +409,7 @@ class RunRecord:
     curves: tuple[CurveRecord, ...]
     corruptions: Annotated[tuple[CorruptionsRecord, ...], "empty: none were run"]
     interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
+    received: Annotated[ReceivedRecord | None, "null: no target was named"]
     probes: tuple[ProbeRow, ...]
     findings: Annotated[tuple[FindingRow, ...], "grave ones first"]
     failures: Annotated[Mapping[str, str], "attack: why it has no result"]

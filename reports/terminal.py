@@ -19,6 +19,7 @@ from robusteval.runs.types import spell_line
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .corruptions import build_corruption_tables
 from .record import MapsRecord, RunRecord
+from .transfer import ReceivedRecord, build_transfer_table
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
@@ -73,6 +74,8 @@ def print_table(record: RunRecord, console: Console) -> None:
     print_gates(console, record)
     if record.attacks:
         print_attack_tables(console, record)
+    if record.received:
+        print_transfer(console, record.received)
     if record.interpreters:
         print_explanations(console, record.interpreters)
     print_list(
@@ -248,6 +251,23 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
         if table.note:
             console.print()
             print_paragraph(console, table.note, "dim")
+
+
+def print_transfer(console: Console, record: ReceivedRecord) -> None:
+    """What images made on the network do to others."""
+    table = build_transfer_table(record)
+    print_heading(console, table.title)
+    columns = [
+        TableColumn(
+            fold_name(render_cell(console, title), SHORT), [row[i + 1] for row in table.rows]
+        )
+        for i, title in enumerate(table.columns)
+    ]
+    print_tables(console, [(row[0], "attack") for row in table.rows], [columns])
+    console.print()
+    for line in table.lines:
+        print_paragraph(console, line)
+    print_paragraph(console, table.note, "dim")
 
 
 def print_explanations(console: Console, record: MapsRecord) -> None:

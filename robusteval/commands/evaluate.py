@@ -17,6 +17,7 @@ from robusteval.runs.types import Run, Spec
 
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
+from .networks import load_networks, name_networks, parse_network
 from .report import FormatName, FormatOption, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
@@ -68,6 +69,15 @@ from .shell import Whole, option, read_batch_size, read_radius
     help="A file that `robusteval defend` or `robusteval train` wrote, or such as"
     " detector:file=FILE,fpr=0.01; may be repeated. Each attack is judged behind it, and those"
     " that know it are run as well. See `robusteval list defenses`.",
+)
+@option(
+    "Transfer",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="FILE[,OPTION=VALUE...]",
+    help="Another network, on which the adversarial images made on CHECKPOINT are judged as well;"
+    " may be repeated. With options of its own: net.pth,arch=net.py:Net,mean=.5,std=.25.",
 )
 @option(
     "Attacks",
@@ -148,6 +158,7 @@ def evaluate(
     preset: str | None,
     interpreters: tuple[str, ...],
     defenses: tuple[str, ...],
+    targets: tuple[str, ...],
     norm: str | None,
     eps: float | None,
     samples: int | None,
@@ -190,6 +201,8 @@ def evaluate(
     explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
     defended = [DEFENSES.check_spec(parse_defense(text)) for text in defenses]
+    networks = [parse_network(text) for text in targets]
+    name_networks(networks)
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     request = Request(checkpoint, **given)
@@ -223,6 +236,7 @@ def evaluate(
             interpreters=explained,
             defenses=defended,
             optional=optional,
+            receivers=load_networks(networks, progress, device=request.device),
             progress=progress,
         )
         name = "demo" if checkpoint == "demo" else Path(checkpoint).stem

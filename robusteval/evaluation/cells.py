@@ -32,12 +32,20 @@ class Cells:
         The classifier as it is, then behind each defense.
     computation : Computation
         Of the same plan, store and targets.
+    receivers : sequence of Target
+        Other networks that what is made on the classifier as it is is judged on.
     """
 
     def __init__(
-        self, plan: Plan, store: Store, targets: Sequence[Target], computation: Computation
+        self,
+        plan: Plan,
+        store: Store,
+        targets: Sequence[Target],
+        computation: Computation,
+        receivers: Sequence[Target] = (),
     ) -> None:
         self.plan = plan
+        self.receivers = receivers
         self.store = store
         self.targets = targets
         self.computation = computation
@@ -72,12 +80,13 @@ class Cells:
     ) -> list[Outcome]:
         """One attack on every image that was right at first; a probe on the first few of them.
 
-        What it does to the classifier as it is is judged behind the defenses, too, but those named
-        in `without`. One outcome for the target and one for each of them.
+        What it does to the classifier as it is is judged behind the defenses and on the receivers,
+        too, but those named in `without`. One outcome for the target and one for each of them.
         """
         shown = attack.role == "attack"
         plain = target.defense is None and shown
-        defended = [each for each in self.targets[1:] if plain and each not in without]
+        others = [*self.targets[1:], *self.receivers] if plain else []
+        defended = [each for each in others if each not in without]
         measurement = target.measurement if shown else None
         keys = hash_cells(self.plan, attack, target, defended, maps=measurement is not None)
         stored = [

@@ -23,7 +23,7 @@ from robusteval.models.classifier import Classifier, choose_batch_size, choose_b
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
 from robusteval.runs.pictures import check_pictures
-from robusteval.runs.types import MADE, STAGE, Columns, Outcome, Picture
+from robusteval.runs.types import MADE, STAGE, TRANSFER, Columns, Outcome, Picture
 from robusteval.runs.validation import check_clean, check_outcome
 
 
@@ -184,7 +184,7 @@ class Computation:
                 threat=attack.threat,
                 knowledge=attack.knowledge,
                 columns=place_columns(each.clean, positions, rows, found[i], maps),
-                role=attack.role,
+                role=TRANSFER if each.receives else attack.role,
                 notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
                 resolved=attack.resolved,
                 defense=each.spec,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from robusteval.evaluation.target import (
     Target,
     choose_other,
     known_surroundings,
+    list_receivers,
     list_targets,
 )
 from robusteval.evaluation.unmasking import describe_masks, list_unmaskings
@@ -46,7 +47,7 @@ from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
 from robusteval.runs.folder import Store
 from robusteval.runs.kept_images import KeptImages
-from robusteval.runs.types import Finding, Outcome, Run, Spec, name_cell
+from robusteval.runs.types import Finding, Outcome, Run, Spec
 
 
 def evaluate(
@@ -63,6 +64,7 @@ def evaluate(
     probes: bool = True,
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
+    targets: Mapping[str, nn.Module] | None = None,
     progress: Progress | bool | None = None,
 ) -> Run:
     """Attack a classifier and judge the results.
@@ -97,6 +99,8 @@ def evaluate(
         Such as ``"detector:file=FILE"`` or the file itself; see `robusteval.evaluation.defense`.
         Each attack is judged behind each of them as well, where it knows nothing of the defense,
         and run against it where it does.
+    targets : mapping of str to nn.Module
+        Other networks by name, on which the adversarial images made on this one are judged.
     progress : Progress or bool, optional
         Where to say how far it is; True for bars on stderr.
 
@@ -126,6 +130,7 @@ def evaluate(
             probes=probes,
             interpreters=interpreters,
             defenses=defenses,
+            receivers=targets,
             progress=shown,
         )
         if out is not None:
@@ -159,7 +164,7 @@ def execute(
     """
     if batch_size is not None:
         check_whole("batch-size", batch_size, 1)
-    models = [plan.classifier, *(defense.model for defense in plan.defenses)]
+    models = [plan.classifier, *(each.model for each in (*plan.defenses, *plan.receivers))]
     blocks = [model.block for model in models]
     try:
         with ExitStack() as stack:
@@ -200,11 +205,13 @@ class Evaluation:
         self.plan = plan
         self.progress = progress
         self.targets = list_targets(plan)
+        self.receivers = list_receivers(plan)
         # goes on counting the seconds of all calls, spent on what had to be computed
         self.batches = ResumableMap(store.parts, progress, stopping, seconds=store.seconds)
-        self.computation = Computation(plan, store, self.targets, self.batches, batch_size)
-        self.cells = Cells(plan, store, self.targets, self.computation)
-        self.recording = Recording(plan, store, self.targets, command)
+        everyone = [*self.targets, *self.receivers]
+        self.computation = Computation(plan, store, everyone, self.batches, batch_size)
+        self.cells = Cells(plan, store, self.targets, self.computation, self.receivers)
+        self.recording = Recording(plan, store, everyone, command)
 
     def run(self) -> Run:
         """Compute all cells, one after the other; the record is written after each."""
@@ -212,6 +219,7 @@ class Evaluation:
         self.write_record()
         for target in self.targets:
             self.measure_clean(target)
+        measure_receivers(self)
         for finding in self.recording.findings:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
@@ -250,19 +258,10 @@ class Evaluation:
         if company:
             # predicted again in smaller batches they then differ too, which is not by chance
             found = [each for each in found if each.code != "non-deterministic"] + company
-        found += self.try_conventions(target)
+        found += try_conventions(self.plan, target, self.progress)
         target.found = target.found.add_answers(target.clean, target.model.num_classes)
         found += describe_masks(target.found, followed=self.plan.probes)
         findings += [target.name_defense(finding) for finding in found]
-
-    def try_conventions(self, target: Target) -> list[Finding]:
-        """Find out whether the model should be fed in another way."""
-        some = self.plan.index[:STEADY]
-        self.progress.begin(f"Checking how the model is fed{target.suffix}", len(some))
-        pred = target.clean["pred_clean"][:STEADY]
-        found = find_convention(target.model, self.plan.data, some, pred, self.progress.advance)
-        self.progress.end()
-        return found
 
     def measure_quality(self, measurement: Measurement) -> None:
         """Measure what maps are worth without an attack, or note why nobody knows."""
@@ -289,7 +288,7 @@ class Evaluation:
         except Interrupted:
             raise
         except DefenseBroke as error:  # judged behind the others all the same
-            cell = name_cell(attack.spec, error.target.spec, False)
+            cell = error.target.name_cell(attack.spec)
             failures[cell] = str(error)
             self.progress.say(f"{cell} has no result: {error}")
             self.run_attack(attack, target, (*without, error.target))
@@ -357,3 +356,27 @@ class Evaluation:
             self.recording.outcomes.append(found[-1])
             self.write_record()
         return found
+
+
+def try_conventions(plan: Plan, target: Target, progress: Progress) -> list[Finding]:
+    """Find out whether a network should be fed in another way."""
+    some = plan.index[:STEADY]
+    progress.begin(f"Checking how the model is fed{target.suffix}", len(some))
+    pred = target.clean["pred_clean"][:STEADY]
+    found = find_convention(target.model, plan.data, some, pred, progress.advance)
+    progress.end()
+    return found
+
+
+def measure_receivers(evaluation: Evaluation) -> None:
+    """Measure the images as other networks see them, and whether these are fed as they should."""
+    for receiver in evaluation.receivers:
+        evaluation.cells.compute_clean(receiver)
+        evaluation.write_record()
+        found = sanity_checks.check_clean(receiver.clean, receiver.model.num_classes)
+        found += try_conventions(evaluation.plan, receiver, evaluation.progress)
+        evaluation.recording.findings += [
+            # of the transfer alone: what is said of the classifier itself holds all the same
+            receiver.name_defense(finding._replace(code=f"target-{finding.code}", grave=False))
+            for finding in found
+        ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters
+from robusteval.evaluation.receiving import prepare_receivers
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_data, check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
@@ -79,6 +80,7 @@ class Plan:
     findings: tuple[Finding, ...] = ()  # what a reader must know of the choice of attacks
     defenses: tuple[Defense, ...] = ()
     adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
+    receivers: tuple[Defense, ...] = ()  # networks that the images of attacks are judged on
 
     def list_attacks_on(self, defense: Defense | None) -> tuple[Attack, ...]:
         """List the attacks that know a defense."""
@@ -126,6 +128,7 @@ def prepare_plan(
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
     optional: Sequence[Spec] = (),
+    receivers: Mapping[str, nn.Module] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Check everything that can be checked before the first attack; see `evaluate`.
@@ -195,6 +198,10 @@ def prepare_plan(
     if ready:
         config["defenses"] = [str(defense.spec) for defense in ready]
         config["shields"] = [defense.identity for defense in ready]
+    receiving = prepare_receivers(receivers or {}, model, data, index)
+    if receiving:
+        config["receivers"] = [str(each.spec) for each in receiving]
+        config["receiving"] = [each.identity for each in receiving]
     findings = tuple(
         Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
         for spec, reason in left_out.items()
@@ -211,6 +218,7 @@ def prepare_plan(
         (*findings, *unmet),
         ready,
         adaptive,
+        receiving,
     )
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]

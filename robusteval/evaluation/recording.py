@@ -10,7 +10,7 @@ from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.target import Target
 from robusteval.models.environment import describe_environment
 from robusteval.runs.folder import Store
-from robusteval.runs.types import Columns, Finding, Outcome, Run
+from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run
 
 
 class Recording:
@@ -23,7 +23,7 @@ class Recording:
     store : Store
         Where to.
     targets : sequence of Target
-        The classifier as it is, then behind each defense.
+        The classifier as it is, then behind each defense, then other networks.
     command : str
         As the user gave it; empty from Python.
     """
@@ -55,12 +55,14 @@ class Recording:
             seconds=seconds,
             created=self.created,
             folder=str(self.store.folder),
-            defenses=tuple(
-                defended
-                for target in self.targets
-                if (defended := target.defended) is not None and defended.clean
-            ),
+            defenses=self._list_measured(receives=False),
+            receivers=self._list_measured(receives=True),
         )
+
+    def _list_measured(self, *, receives: bool) -> tuple[Defended, ...]:
+        """Defenses, or receivers, that have seen the clean images."""
+        found = [each.defended for each in self.targets if each.receives == receives]
+        return tuple(each for each in found if each is not None and each.clean)
 
     def write(self, status: str, seconds: float, keys: list[str]) -> Run:
         """Write ``run.json`` with the cells of these keys; the run as it is now."""

@@ -22,7 +22,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import Ids, sample_seeds
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Columns, Defended, Finding, Spec
+from robusteval.runs.types import Columns, Defended, Finding, Spec, name_cell
 from robusteval.search.stand_ins import Accompanied, known_company, known_network
 
 WATCHED = np.uint64(0x5CA1AB1E0DDBA11)  # parts what a detector draws from what attacks draw
@@ -56,6 +56,8 @@ class Target:
         What in the model leads attacks astray; nothing until it was examined.
     company : Tensor, optional
         Other images ``(m, c, h, w)`` beside which it judges each, where they change its answers.
+    receives : bool
+        It is no defense, but another network: what was made on the classifier is judged on it.
     """
 
     model: Classifier
@@ -65,6 +67,7 @@ class Target:
     clean: Columns = field(default_factory=dict)
     found: Examination = field(default_factory=Examination)
     company: Tensor | None = None
+    receives: bool = False
 
     @property
     def judge(self) -> nn.Module:
@@ -104,13 +107,19 @@ class Target:
         """The defense, and what it does to the images as they are; None without one."""
         if self.defense is None:
             return None
-        kind = name_kind(self.defense)
+        kind = "receiver" if self.receives else name_kind(self.defense)
         return Defended(self.defense.spec, kind, self.clean, self.defense.facts)
 
     @property
     def suffix(self) -> str:
         """Says in titles and messages behind which defense; nothing without one."""
-        return "" if self.defense is None else f" behind {self.defense.spec}"
+        if self.defense is None:
+            return ""
+        return f" {'on' if self.receives else 'behind'} {self.defense.spec}"
+
+    def name_cell(self, attack: Spec) -> str:
+        """Name the cell of an attack that knows nothing of it where it has no result."""
+        return f"{attack}{self.suffix}" if self.receives else name_cell(attack, self.spec, False)
 
     def score_images(self, x: Tensor, seed: int, ids: Ids) -> Columns:
         """Ask the detector about images ``(n, c, h, w)``: columns `score` and `flagged` ``(n,)``.
@@ -129,7 +138,8 @@ class Target:
         if self.defense is None:
             return finding
         cell = finding.cell and f"{finding.cell}{self.suffix}"
-        text = f"Behind {self.defense.spec}: {finding.message}"
+        where = "On" if self.receives else "Behind"
+        text = f"{where} {self.defense.spec}: {finding.message}"
         return finding._replace(message=text, cell=cell)
 
 
@@ -140,6 +150,11 @@ def list_targets(plan: Plan) -> list[Target]:
         measurement = build_measurement(plan, each.model) if each.detector is None else None
         targets.append(Target(each.model, each, measurement, each.detector))
     return targets
+
+
+def list_receivers(plan: Plan) -> list[Target]:
+    """List the networks that what is made on the classifier as it is is judged on as well."""
+    return [Target(each.model, each, receives=True) for each in plan.receivers]
 
 
 def choose_other(targets: Sequence[Target], target: Target) -> tuple[str, Classifier | None]:

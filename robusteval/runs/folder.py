@@ -44,6 +44,7 @@ from robusteval.runs.validation import check_clean, check_entries, check_outcome
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
 FORMAT = 1
+NO_ATTACK = ("clean", "quality", "defense", "receiver")  # roles of cells
 # the entries of a record that everything else leans on
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -340,7 +341,7 @@ def list_entries(run: Run) -> list[dict[str, Any]]:
         return []
     record = read_record(Path(run.folder) / "run.json")
     cells = {cell["key"]: cell for cell in record["cells"]}.values()
-    return [cell for cell in cells if cell["role"] not in ("clean", "quality", "defense")]
+    return [cell for cell in cells if cell["role"] not in NO_ATTACK]
 
 
 def read_pictures(folder: Path, entry: dict[str, Any], columns: Columns) -> list[Picture]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Spec
+from robusteval.runs.types import TRANSFER, Spec
 
 BASIS = ("model", "data", "samples", "seed", "versions", "device")  # of every number
 QUALITY = 32  # images on which maps are held against chance
@@ -97,7 +97,7 @@ def list_keys(config: Mapping[str, Any], cell: Mapping[str, Any]) -> set[str]:
     role = cell["role"]
     spec = Spec(**cell["defense"]) if cell.get("defense") else None
     defense = None if spec is None else find_identity(config, spec)
-    if role in ("clean", "defense"):
+    if role in ("clean", "defense", "receiver"):
         return {hash_clean(config, defense)}
     if role == "quality":
         return {hash_quality(config)}
@@ -105,13 +105,22 @@ def list_keys(config: Mapping[str, Any], cell: Mapping[str, Any]) -> set[str]:
     oblivious = spec is not None and not cell.get("adaptive", True)
     knows = None if oblivious else defense
     keys = {
-        hash_attack(config, role, attack, cell["resolved"], knows, maps=maps)
+        hash_attack(
+            config,
+            "attack" if role == TRANSFER else role,
+            attack,
+            cell["resolved"],
+            knows,
+            maps=maps,
+        )
         for maps in (False, True)
     }
     return {hash_oblivious(key, defense) for key in keys} if oblivious else keys
 
 
 def find_identity(config: Mapping[str, Any], spec: Spec) -> Any:
-    """Find what identifies a defense of a run; its name where the record does not say."""
-    names, known = config.get("defenses") or [], config.get("shields") or []
-    return dict(zip(names, known, strict=False)).get(str(spec), str(spec))
+    """Find what identifies a defense or receiver of a run; its name where no record says."""
+    found: dict[str, Any] = {}
+    for names, known in (("defenses", "shields"), ("receivers", "receiving")):
+        found |= dict(zip(config.get(names) or [], config.get(known) or [], strict=False))
+    return found.get(str(spec), str(spec))

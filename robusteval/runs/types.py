@@ -76,6 +76,7 @@ def format_number(value: float) -> str:
 
 
 STAGE = "passes:"  # begins the name of a column that holds the cost of a stage
+TRANSFER = "transfer"  # the role of a cell that says what another network makes of the images
 MADE = "made:"  # and of one that says whose success was kept
 
 
@@ -199,14 +200,20 @@ class Defended(NamedTuple):
     """
 
     spec: Spec
-    kind: str  # "model": another network; "detector": alarms beside the same one
+    # "model": another network; "detector": alarms beside the same one; "receiver": another network
+    # that what was made on the run's own is judged on, and no defense of it
+    kind: str
     clean: Columns
     facts: dict[str, Any]  # threshold, fpr it was set at, forwards per prediction
+
+    def keep_different(self) -> Defended:
+        """The same without images that are there already."""
+        return self._replace(clean=keep_different(self.clean))
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able: all but the columns."""
         return {
-            "role": "defense",
+            "role": self.kind if self.kind == "receiver" else "defense",
             "defense": self.spec._asdict(),
             "kind": self.kind,
             "facts": self.facts,
@@ -248,11 +255,17 @@ class Run:
     created: str = ""
     folder: str | None = None
     defenses: tuple[Defended, ...] = ()
+    receivers: tuple[Defended, ...] = ()  # other networks that adversarial images are judged on
 
     @property
     def attacks(self) -> tuple[Outcome, ...]:
         """The cells that were asked for, without the probes."""
         return tuple(o for o in self.outcomes if o.role == "attack")
+
+    @property
+    def transfers(self) -> tuple[Outcome, ...]:
+        """What `receivers` say of the images made on the network itself."""
+        return tuple(o for o in self.outcomes if o.role == TRANSFER)
 
     def keep_different(self) -> Run:
         """The same without images that are there already; itself if all are different.
@@ -266,9 +279,8 @@ class Run:
             self,
             clean=clean,
             outcomes=tuple(outcome.keep_different() for outcome in self.outcomes),
-            defenses=tuple(
-                each._replace(clean=keep_different(each.clean)) for each in self.defenses
-            ),
+            defenses=tuple(each.keep_different() for each in self.defenses),
+            receivers=tuple(each.keep_different() for each in self.receivers),
         )
 
     def list_asked(self) -> list[str]:
@@ -377,7 +389,7 @@ class Run:
         for cell, columns in cells:
             if cell["role"] in ("clean", "quality"):
                 clean |= columns
-            elif cell["role"] == "defense":
+            elif cell["role"] in ("defense", "receiver"):
                 defenses.append(Defended.from_record(cell, columns))
             else:
                 outcomes.append(Outcome.from_record(cell, columns))
@@ -394,7 +406,8 @@ class Run:
             seconds=record["seconds"],
             created=record["created"],
             folder=folder,
-            defenses=tuple(defenses),
+            defenses=tuple(each for each in defenses if each.kind != "receiver"),
+            receivers=tuple(each for each in defenses if each.kind == "receiver"),
         )
 
 

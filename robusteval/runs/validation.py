@@ -26,7 +26,17 @@ from robusteval.runs.facts import (
     is_time,
 )
 from robusteval.runs.metrics import find_right
-from robusteval.runs.types import MADE, STAGE, Columns, Defended, Outcome, Run, Threat, Values
+from robusteval.runs.types import (
+    MADE,
+    STAGE,
+    TRANSFER,
+    Columns,
+    Defended,
+    Outcome,
+    Run,
+    Threat,
+    Values,
+)
 
 IMAGES = ("index", "id", "label")
 CLEAN = (*IMAGES, "pred_clean", "margin_clean", "confidence_clean")
@@ -83,14 +93,17 @@ def check_run(run: Run) -> None:
         check_clean(run.clean)
         check_map_columns(run.clean, WORTH, "the clean images")
     clean: dict[str | None, Columns] = {None: run.clean}
-    for defended in run.defenses:
+    receiving: dict[str | None, Columns] = {}
+    for defended in (*run.defenses, *run.receivers):
         check_defended(defended, run.clean)
-        clean[str(defended.spec)] = defended.clean
+        known = receiving if defended.kind == "receiver" else clean
+        known[str(defended.spec)] = defended.clean
     for outcome in run.outcomes:
         defense = None if outcome.defense is None else str(outcome.defense)
-        if defense not in clean:
+        known = receiving if outcome.role == TRANSFER else clean
+        if defense not in known:
             raise ValueError(f"the cell {outcome.attack} is behind a defense that is not there")
-        check_outcome(outcome, clean[defense])
+        check_outcome(outcome, known[defense])
 
 
 def check_clean(clean: Columns, kind: str | None = None, index: Values | None = None) -> None:
@@ -128,7 +141,9 @@ def check_defended(defended: Defended, clean: Columns) -> None:
     """Whether the clean images behind a defense are those of the run."""
     title = "the clean images behind a defense"
     check_spec(defended.spec, title)
-    if defended.kind not in ("model", "detector") or not isinstance(defended.facts, dict):
+    if defended.kind not in ("model", "detector", "receiver") or not isinstance(
+        defended.facts, dict
+    ):
         raise ValueError(f"{title} are of no kind")
     check_facts(defended.facts, DEFENSE, "a defense")
     check_clean(defended.clean, defended.kind)
@@ -152,7 +167,7 @@ def check_outcome(outcome: Outcome, clean: Columns) -> None:
     stages = [name.removeprefix(STAGE) for name in c if name.startswith(STAGE)]
     check_columns(c, [f"{MADE}{name}" for name in stages], title)
     check_map_columns(c, CHANGES, title)
-    check_same_images(c, clean, title, whole=outcome.role == "attack")
+    check_same_images(c, clean, title, whole=outcome.role in ("attack", TRANSFER))
     norm, eps, _ = outcome.threat
     far = measure_radius(c, norm)
     if eps is not None and far is not None and (far > eps * (1 + SLACK) + 1e-6).any():
