@@ -25,6 +25,7 @@ from robusteval.models.architecture import State, escape
 from robusteval.models.archive import check_archive, check_legacy_storages, check_storages
 from robusteval.models.bystanders import Bystander, stand_in
 from robusteval.models.copies import TOP, list_states
+from robusteval.models.foreign import explain_file, explain_folder, explain_zip
 from robusteval.models.hub_folder import find_hub_folder, list_weight_files
 from robusteval.models.pickles import MOST_TENSORS, build_code_refusal, build_damage, limit_length
 from robusteval.models.stored import is_stored, unpickle_views
@@ -74,9 +75,7 @@ def read_contents(path: Path, wanted: str | None) -> Contents:
         states = select_plain_states(states, wanted, len(raw), path.name)
         return Contents(states, notes, hashlib.sha256(raw))
     if find_hub_folder(path) is None:
-        raise UsageError(
-            f"{path} is a folder without a config.json: give the file with the weights"
-        )
+        raise explain_folder(path)
     merged: State = {}
     digest = hashlib.sha256()
     for file in list_weight_files(path):
@@ -154,28 +153,7 @@ def _explain_kind(raw: bytes | bytearray, file: str) -> RobustevalError:
         return build_code_refusal(file, ", ".join(map(escape, dict.fromkeys(names[:4]))))
     if raw.startswith(b"\x80"):
         return build_damage(file) if names is None else _without_state(file, "a plain pickle")
-    start = raw[:1024].lstrip().lower()
-    if start.startswith(b"<") and (b"<html" in start or b"<!doctype" in start):
-        return UsageError(f"{file} is a web page (HTML), not weights: download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        return UsageError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
-    if raw[:1] == b"\x08" and file.lower().endswith(".onnx"):
-        return UsageError(
-            f"{file} is ONNX, which is not read, as it becomes a network only by running code made"
-            " of it: save the weights where it was exported from, torch.save(model.state_dict(),"
-            " 'net.pt'), or, if you trust the file, make network ="
-            f" onnx2torch.convert({file!r}).eval() in Python (which takes exports of opset 17 and"
-            " before), compare its outputs, and give it to robusteval.evaluate(network, data)"
-        )
-    if raw.startswith(b"\x89HDF"):
-        return UsageError(
-            f"{file} is HDF5, as Keras writes it, which is not read: save the weights from PyTorch,"
-            " torch.save(model.state_dict(), 'net.pt')"
-        )
-    return UsageError(
-        f"{file} has no format known here: safetensors files and PyTorch state dicts (.pt, .pth) "
-        "are read, ONNX, TensorFlow and Keras files are not"
-    )
+    return explain_file(raw, file)
 
 
 def _parse_safetensors(raw: bytes | bytearray, file: str) -> tuple[State, dict[str, Any]]:
@@ -229,7 +207,7 @@ def _check_contents(raw: bytes | bytearray, file: str) -> tuple[zipfile.ZipFile,
         raise build_code_refusal(file, "the program inside this torch.export archive")
     folder = names[0].partition("/")[0]  # torch looks nowhere else
     if f"{folder}/data.pkl" not in names:
-        raise UsageError(f"{file} is a zip file, but not one written by torch.save")
+        raise explain_zip(names, file)
     try:
         # torch does not check sums when it reads, and can be told to write none
         torn = any(entry.CRC for entry in entries) and archive.testzip() is not None
