@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import small_architectures
 import torch
 from safetensors.torch import save_file
 from small_architectures import ROWS
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval import evaluate, from_arrays, load
 from robusteval.attacks.advedge import advedge
@@ -36,17 +37,36 @@ def name(request: pytest.FixtureRequest) -> str:
     return row
 
 
+def open_file(name: str, network: nn.Module, path: Path) -> Classifier:
+    """The network from a file of its weights."""
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    save_file(state, path / "net.safetensors")
+    arch = f"{small_architectures.__file__}:{name}"
+    return load(path / "net.safetensors", arch=arch, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def open_folder(network: nn.Module, folder: Path, side: int) -> Classifier:
+    """The network from a folder as transformers writes it, of which nothing else is said."""
+    cast(Any, network.get_submodule("network")).save_pretrained(folder)
+    recipe = {
+        "size": {"height": side, "width": side},
+        "resample": 3,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(recipe))
+    return load(folder)
+
+
 @pytest.fixture
 def classifier(name: str, tmp_path: Path) -> Iterator[Classifier]:
-    """The network from a file, as a user opens one."""
+    """The network as a user opens it."""
     network = small_architectures.build(name)
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    save_file(state, tmp_path / "net.safetensors")
-    source = Path(small_architectures.__file__)
     side = ROWS[name].side
-    made = load(
-        tmp_path / "net.safetensors", arch=f"{source}:{name}", mean=(0.5,) * 3, std=(0.25,) * 3
-    )
+    if ROWS[name].package == "transformers":
+        made = open_folder(network, tmp_path, side)
+    else:
+        made = open_file(name, network, tmp_path)
     assert made.num_classes == 5
     x = torch.rand(1, 3, side, side)
     with torch.no_grad():
@@ -73,6 +93,15 @@ def run_unseeded(
     return explain(model, x, y)
 
 
+def check_complete(classifier: Classifier, side: int) -> None:
+    """The mean of a `cam` is the logit, less what the head adds to every image alike."""
+    x = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(1))
+    y = torch.full((4,), 2)
+    means = cam(classifier, x, y).mean((1, 2, 3))
+    rest = classifier(x)[:, 2] - means
+    assert float((rest - rest[0]).abs().max()) <= 1e-4 * float(means.abs().max()) + 1e-6
+
+
 def test_an_architecture_works_or_says_the_way_on(name: str, classifier: Classifier) -> None:
     """Load, evaluate, saliency, Grad-CAM, CAM, rollout, an attack and a dual attack."""
     row = ROWS[name]
@@ -94,6 +123,8 @@ def test_an_architecture_works_or_says_the_way_on(name: str, classifier: Classif
         if works:
             found = check_batches(partial(run_unseeded, explain, classifier), row.side)
             assert float(found.std()) > 0
+            if explain is cam:
+                check_complete(classifier, row.side)
         else:
             with pytest.raises(ValueError, match=words):
                 explain(classifier, torch.rand(2, *shape), torch.tensor([0, 1]))

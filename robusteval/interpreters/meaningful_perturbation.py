@@ -20,6 +20,7 @@ from robusteval.interpreters.resampling import (
     build_kernel,
     resample,
 )
+from robusteval.models.forward_modes import twice_differentiable
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import stop_if_asked
 from robusteval.registry import INTERPRETERS
@@ -249,7 +250,7 @@ class Deletion:
         before = state.mask
         if not (keep and before.requires_grad):
             before = before.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable(scene):
             loss = self.compute_loss(model, scene if keep else scene.detach(), y, before, shift)
             (slope,) = autograd.grad(loss.sum(), before, create_graph=keep)
         with torch.set_grad_enabled(keep):

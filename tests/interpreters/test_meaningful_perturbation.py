@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import small_architectures
 import torch
 from scipy import ndimage
 from torch import Tensor, autograd, nn
@@ -281,6 +282,16 @@ def test_derivatives_of_the_unrolled_map_match_finite_differences(
         return mask(network, x, y, flavour=flavour, iterations=3, unroll=3, rate=0.01)
 
     assert autograd.gradcheck(unrolled, (x.requires_grad_(),), atol=1e-6)
+
+
+def test_unrolled_maps_have_derivatives_through_attention() -> None:
+    """Of the fused kernels of attention the second derivative is not there."""
+    network = small_architectures.build("tv_vit").requires_grad_(False)
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    maps = mask(network, x, torch.tensor([1]), iterations=2, unroll=2)
+    (slope,) = autograd.grad(maps.square().sum(), x)
+
+    assert bool((slope != 0).any())
 
 
 def test_an_unrolled_map_has_the_values_of_a_plain_one(unsure: Classifier) -> None:
