@@ -52,7 +52,9 @@ def square(
     mask : Tensor, optional
         Broadcastable to `x`; zero where a pixel may not change.
     norm : {"linf", "l2"}
-        Norm of the ball.
+        Norm of the ball. On linear models of 60 values a search comes within 5 % of the optimum in
+        linf with 1,000 queries, within 0.2 % with `rescale`; in l2, whose bumps fit no weights,
+        within 25 %, and not within 10 % with 5,000.
     eps : float
         Radius of the ball, in units of the [0, 1] pixel range.
     queries : int

@@ -138,7 +138,8 @@ def build_rates(rates: Mapping[str, Rate]) -> RatesRecord:
 def build_threat(threat: Threat) -> ThreatRecord:
     """A threat with its radius on both scales: of [0, 1] and in grey levels."""
     eps = threat.eps
-    levels = None if eps is None or threat.norm in COUNTED else f"{show_grey_levels(eps)}/255"
+    is_sum = threat.norm in (*COUNTED, "l1")  # over values, of which grey levels say nothing
+    levels = None if eps is None or is_sum else f"{show_grey_levels(eps)}/255"
     known = None if eps is None else drop_not_finite(eps)
     return ThreatRecord(threat.norm, known, threat.targeted, levels)
 

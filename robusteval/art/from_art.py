@@ -7,7 +7,6 @@ import inspect
 import io
 import logging
 import math
-import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from robusteval.art.field_names import list_ways
 from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.seeds import kept_random_states, seed_everything
 from robusteval.models.steps import tell_passes
 from robusteval.registry import explain_unknown
 from robusteval.runs.types import Threat
@@ -420,10 +420,10 @@ class SeededState(np.random.RandomState):
 def isolate_art(seed: int, device: torch.device) -> Iterator[None]:
     """Run ART inside: seeded, silent, and without a trace in any global random state."""
     logger = logging.getLogger("art")
-    level, python, numpy = logger.level, random.getstate(), np.random.get_state()  # noqa: NPY002
+    level = logger.level
     with (
         select_device(device),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        kept_random_states(device),
         warnings.catch_warnings(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
@@ -432,13 +432,7 @@ def isolate_art(seed: int, device: torch.device) -> Iterator[None]:
         try:
             warnings.simplefilter("ignore")
             logger.setLevel(logging.CRITICAL + 1)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+            seed_everything(seed, device)
             yield
         finally:
             logger.setLevel(level)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

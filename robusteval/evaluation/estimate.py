@@ -54,6 +54,9 @@ def count_expected(attack: Attack) -> int | None:
     given: dict[str, Any] = attack.resolved
     if attack.threat.norm.startswith("l0") and attack.spec.name in COUNTING:
         return COUNTING[attack.spec.name]
+    if attack.spec.name == "unmask":  # along each of its gradients
+        guides = 1 + bool(given["layers"]) + bool(given["other"])
+        return STAGED["unmask"] * guides * int(given["draws"]) * (1 + int(given["company"]))
     if attack.spec.name in STAGED:
         return STAGED[attack.spec.name]
     if "queries" in given:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, autograd, nn
 
 from robusteval.models.classifier import Classifier
-from robusteval.search.stand_ins import StraightSteps
+from robusteval.models.seeds import kept_random_states, seed_everything
+from robusteval.search.stand_ins import StraightSteps, cut_graph
 
 JITTER = 0.05  # of a layer's input, by its root mean square: 8-bit images lie beside all steps
 CHANGE = 0.003  # by which a gradient is put to the test, in the same unit
@@ -86,6 +87,7 @@ def find_false_gradients(classifier: Classifier, x: Tensor) -> Suspects:
         for each in inner:
             layer = layers[each.name]
             stack.callback(layer.register_forward_pre_hook(cut_graph).remove)
+            stack.callback(layer.register_forward_hook(begin_graph).remove)
         for name in sound - found.keys():
             if next(layers[name].children(), None) is None:
                 stack.enter_context(mode.trust_gates(layers[name]))
@@ -94,9 +96,11 @@ def find_false_gradients(classifier: Classifier, x: Tensor) -> Suspects:
     return Suspects(inner, tuple(sorted(mode.met)))
 
 
-def cut_graph(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Before a layer: its input without a graph."""
-    return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+def begin_graph(_layer: nn.Module, _args: object, output: Any) -> Any:
+    """Behind a layer: its output at the beginning of a graph, for the steps that come later."""
+    if isinstance(output, Tensor) and output.is_floating_point():
+        return output.detach().requires_grad_().clone()
+    return None
 
 
 @contextmanager
@@ -127,20 +131,31 @@ def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
         return torch.randn(x.shape, generator=generator).to(x)
 
     def call(z: Tensor) -> Tensor:
-        with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
-            torch.manual_seed(SEED)
+        with kept_random_states(z.device):
+            seed_everything(SEED, z.device)
             out: Tensor = layer(z.clone())
         return out
 
+    def follow(z: Tensor) -> tuple[Tensor, Tensor]:
+        """Its output, and the gradient of a random sum of it."""
+        z = z.requires_grad_()
+        try:
+            out = call(z)
+        except Exception:  # NumPy inside, perhaps
+            out = call(z.detach())
+        grad = None
+        if out.requires_grad:
+            (grad,) = autograd.grad((out * w).sum(), z, allow_unused=True)
+        return out.detach(), torch.zeros_like(z) if grad is None else grad
+
     size = x.square().mean().sqrt().clamp_min(1e-12)
-    z = (x + JITTER * size * draw()).requires_grad_()
-    out = call(z)
+    z = x + JITTER * size * draw()
     w = draw().sign()
-    grad = None
-    if out.requires_grad:
-        (grad,) = autograd.grad((out * w).sum(), z, allow_unused=True)
-    grad = torch.zeros_like(z) if grad is None else grad
-    z = z.detach()
+    out, grad = follow(z.clone())
+
+    def foretells_nothing(grad: Tensor) -> bool:
+        return float((grad * shove).abs().sum()) <= BLIND * moved
+
     with torch.no_grad():
         shove, moved = torch.zeros_like(z), 0.0
         for _ in range(SHOVES):
@@ -148,8 +163,10 @@ def try_layer(layer: nn.Module, x: Tensor) -> tuple[bool, float] | None:
             moved = float((call(z + shove) - out).abs().sum())
             if moved > 0:
                 break
-        if moved > 0 and float((grad * shove).abs().sum()) <= BLIND * moved:
-            return True, 1.0
+        if moved > 0 and foretells_nothing(grad):
+            with torch.enable_grad():  # or it only rests here
+                if foretells_nothing(follow(z + shove)[1]):
+                    return True, 1.0
         if out.dtype not in (torch.float32, torch.float64):
             return None  # steps of the type itself are as large as the change
         h = CHANGE * size

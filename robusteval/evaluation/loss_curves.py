@@ -72,9 +72,7 @@ class LossCurves:
         hit = (reached & inside).nonzero().flatten()
         self.met[rows[hit]] = True
         self.successes[rows[hit]] = z[hit]
-        best = self.best.clone()
-        best[rows] = torch.minimum(best[rows], value)
-        self.best = best
+        self.best = self.best.scatter_reduce(0, rows, value, "amin")  # some may be of one image
         self.count = self.count.index_add(0, rows, torch.ones_like(value))
         self.curve.append(self.best)
         self.counts.append(self.count)

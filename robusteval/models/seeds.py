@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,27 @@ def sample_seeds(seed: int, ids: Ids) -> Tensor:
     """
     z = np.asarray(ids, dtype=np.uint64) ^ _scramble(np.uint64(seed % 2**64))
     return torch.from_numpy((_scramble(z) >> np.uint64(2)).astype(np.int64))
+
+
+@contextmanager
+def kept_random_states(device: torch.device) -> Iterator[None]:
+    """Put the global random states of torch, NumPy and Python back as they were."""
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed the global random states of torch, NumPy and Python, below 2**32."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _scramble(z: Any) -> Any:

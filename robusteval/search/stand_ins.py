@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robusteval.models.classifier import Classifier
+from robusteval.models.seeds import kept_random_states, seed_everything
 from robusteval.models.steps import book_rows
 
 # operations whose derivative is zero wherever there is one
@@ -102,11 +103,18 @@ class StraightSteps(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        name, before = getattr(func, "__name__", ""), None
+        if name.rstrip("_") in STEPS and name.endswith("_") and not name.startswith("_"):
+            # in place: what there was is needed for the gradient
+            before = args[0].clone() if args and args[0].requires_grad else None
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "").strip("_")
+        name = name.strip("_")
         if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
             return out
         x = args[0]
+        if name in STEPS and isinstance(before, Tensor):
+            self.met.add(name)
+            return x.copy_(pass_on(before, out))
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
             return pass_on(x, out)
@@ -151,18 +159,33 @@ def match_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 def replace_layers(
     layers: Sequence[nn.Module], change: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Let layers give what `change` makes of their input and output, where shapes are the same."""
+    """Let layers give what `change` makes of their input and output, where shapes are the same.
 
-    def hook(_layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    They are given their input without a graph, which NumPy inside would refuse.
+    """
+    given: list[Any] = []
+
+    def before(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0] if args else None
+        given.append(x.clone() if isinstance(x, Tensor) else x)  # a layer may work in place
+        return cut_graph(_layer, args)
+
+    def after(_layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        x = given.pop()
         if isinstance(x, Tensor) and isinstance(output, Tensor) and x.shape == output.shape:
             return change(x, output)
         return None
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_hook(hook).remove)
+            stack.callback(layer.register_forward_pre_hook(before).remove)
+            stack.callback(layer.register_forward_hook(after).remove)
         yield
+
+
+def cut_graph(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Before a layer: its input without a graph."""
+    return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
 
 
 class Straight(nn.Module):
@@ -351,7 +374,8 @@ class Expected(nn.Module):
     Parameters
     ----------
     model : nn.Module
-        Maps images in [0, 1] to logits ``(n, k)``, with random numbers from torch.
+        Maps images in [0, 1] to logits ``(n, k)``, with random numbers from torch, from the global
+        state of NumPy or from Python's `random`.
     draws : int
         Answers to each image.
     """
@@ -366,10 +390,9 @@ class Expected(nn.Module):
 
     def draw(self, x: Tensor, salt: int = 0) -> Iterator[Tensor]:
         """Answers ``(draws, k)`` to each of the images ``(n, c, h, w)``; others by another salt."""
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with kept_random_states(x.device):
             for i, image in enumerate(x):
-                torch.manual_seed(hash_image(image, salt))
+                seed_everything(hash_image(image, salt), x.device)
                 copies = image.expand(self.draws, *image.shape)
                 with book_rows(torch.full((self.draws,), i)):
                     yield self.model(copies)

@@ -21,6 +21,8 @@ from robusteval.registry import ATTACKS, parse
         ("standard", 900),
         ("standard:norm=l0,eps=3", 1060),
         ("quick:norm=l0,eps=3", 170),
+        ("unmask:layers=conv1,draws=20", 2 * 20 * 310),
+        ("unmask:company=15", 16 * 310),
         ("noise", None),
     ],
 )

@@ -57,6 +57,19 @@ def test_a_success_that_is_not_returned_is_noticed(model: Classifier) -> None:
     assert not outside[PASSED].any()
 
 
+def test_several_passes_of_one_image_in_one_call_are_all_seen(model: Classifier) -> None:
+    """As of answers at random: the least margin of them, wherever it stands."""
+    x = draw_uniform(4, *SHAPE, seed=5)
+    with torch.no_grad():
+        y = predict_classes(model(x))
+        with watch_losses(model, x, y, Threat("l2", None, False)) as curves:
+            with book_rows(torch.tensor([2, 2, 2])):
+                logits = model(torch.stack([x[2], x[1], x[0]]))
+    own, other = logits.gather(1, y[2].expand(3, 1)), logits.gather(1, 1 - y[2].expand(3, 1))
+
+    assert curves.best[2] == (own - other).min()
+
+
 def test_questions_about_one_image_are_not_taken_for_one_of_each(model: Classifier) -> None:
     """As a search without gradients asks them, by chance as many as there are images."""
     x = draw_uniform(4, *SHAPE, seed=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_layers_are_found_by_what_they_do(
         *(nn.ReLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.Softmax(1), nn.Tanh()),
         *(nn.MaxPool2d(3, 1, 1), nn.Dropout(0.5), nn.LeakyReLU(), nn.InstanceNorm2d(3)),
         *(Function(lambda x: x.clamp(0.31, 0.61)), Function(torch.zeros_like)),
+        nn.Sequential(Function(lambda x: 0.5 * x), nn.Softshrink(0.6)),  # which rests
         *(Noise(0.1), Dropout(0.3), Function(lambda x: 1e-4 * x + 1)),
         nn.Sequential(Function(lambda x: x - 1.1), nn.ReLU()),  # which rests
     ],
@@ -173,6 +175,42 @@ def test_pixels_at_the_ends_of_a_clamp_are_followed(scaled: Scaled, x: Tensor) -
     inside = 0.1 + 0.8 * x
     assert find_false_gradients(Classifier(clamped, num_classes=3).eval(), inside).steps == ()
     torch.testing.assert_close(find_slope(Straight(clamped, [])), find_slope(scaled))
+
+
+def test_steps_in_place_and_behind_a_layer_that_hides_are_followed(
+    scaled: Scaled, x: Tensor
+) -> None:
+    """What `round_` does to the tensor itself, and rounding behind another that was found."""
+    in_place = plant_inline(scaled, lambda z: (z * 8).round_() / 8)
+    image = x.clone().requires_grad_()
+
+    def find_slope(network: nn.Module) -> Tensor:
+        return torch.autograd.grad(network(image)[:, 0].sum(), image)[0]
+
+    assert find_false_gradients(classify(in_place), x).steps == ("round",)
+    straight = plant_inline(scaled, lambda z: (8 * z + ((8 * z).round() - 8 * z).detach()) / 8)
+    torch.testing.assert_close(find_slope(Straight(in_place, [])), find_slope(straight))
+
+    later = Planted(plant_inline(scaled, Rounding(8).forward), front=Function(torch.sign))
+    found = find_false_gradients(classify(later), x)
+    assert [each.name for each in found.layers] == ["front"]
+    assert found.steps == ("round",)
+
+
+def test_numpy_inside_a_layer_is_no_gradient_and_is_led_past(scaled: Scaled, x: Tensor) -> None:
+    """It refuses tensors on a graph: it is found, and followed as if it did not."""
+    network = Planted(
+        scaled, front=Function(lambda z: torch.from_numpy(np.round(8 * z.numpy()) / 8))
+    )
+    image = x.clone().requires_grad_()
+
+    found = find_false_gradients(classify(network), x)
+    logits = Straight(network, [network.front])(image)
+    (grad,) = torch.autograd.grad(logits[:, 0].sum(), image)
+
+    assert [(each.name, each.blind) for each in found.layers] == [("front", True)]
+    assert bool(grad.flatten(1).any(1).all())
+    torch.testing.assert_close(logits.detach(), network(x))
 
 
 def test_a_sound_network_pays_next_to_nothing(scaled: Scaled, sound: Run, x: Tensor) -> None:
@@ -312,6 +350,23 @@ def test_activations_written_by_hand_are_sound(scaled: Scaled, x: Tensor) -> Non
 
     assert find_false_gradients(classify(Planted(scaled, front=by_hand)), x) == ((), ())
     assert find_false_gradients(classify(Planted(scaled, front=by_name)), x).layers != ()
+
+
+def test_votes_are_an_image_s_own_whoever_draws(scaled: Scaled, x: Tensor) -> None:
+    """NumPy and Python as well as torch, whose states stay what they were."""
+
+    def draw(z: Tensor) -> Tensor:
+        return z + 0.5 * (np.random.rand() + random.random() - 1)  # noqa: NPY002
+
+    voted = Voted(classify(plant_inline(scaled, draw)))
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    with torch.no_grad():
+        first, again = voted(x), voted(x)
+
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert np.random.rand() == expected  # noqa: NPY002
 
 
 def test_randomness_is_seen_where_gradients_cannot_be_tried(scaled: Scaled, data: Data) -> None:

@@ -35,7 +35,7 @@ from sklearn.metrics import roc_auc_score
 
 from robusteval.reports import attack_tables, formatting, gate_words
 from robusteval.reports.markdown import list_lines, shorten_document
-from robusteval.reports.measures import ThreatRecord, build_rate, to_json_types
+from robusteval.reports.measures import ThreatRecord, build_rate, build_threat, to_json_types
 from robusteval.reports.record import GateOutcome, GateRow
 from robusteval.runs import metrics
 from robusteval.runs.statistics import Rate, wilson
@@ -1115,3 +1115,10 @@ def test_a_table_is_not_cut_within_its_head(shielded: Run) -> None:
 
 def test_a_limit_that_is_not_reached_changes_nothing(two_attacks: Run) -> None:
     assert markdown_of(two_attacks, limit=2**20) == markdown_of(two_attacks)
+
+
+def test_a_radius_of_sums_is_not_told_in_grey_levels() -> None:
+    """Of l1, where 382.5/255 says nothing; of one value and of l2 it is."""
+    shown = [formatting.format_budget(build_threat(Threat(n, 1.5, False))) for n in ("l1", "l2")]
+
+    assert shown == ["eps 1.5", "eps 1.5 (382.5/255)"]
