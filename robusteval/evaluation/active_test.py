@@ -48,14 +48,17 @@ SMALL, LARGE = 50, 10  # images tested, of networks up to so many weights times 
 WORK = 5e8
 
 
-def find_last_linear(classifier: Classifier, x: Tensor) -> nn.Linear:
-    """The layer that gives the logits of images ``(n, c, h, w)``; UsageError if none does."""
-    called: list[tuple[nn.Linear, Tensor]] = []
+def find_last_linear(classifier: Classifier, x: Tensor) -> nn.Linear | nn.Conv2d:
+    """The layer that gives the logits of images ``(n, c, h, w)``; UsageError if none does.
 
-    def keep(part: nn.Linear, _args: object, out: Tensor) -> None:
+    A convolution gives them by its mean over all places, perhaps of what is left of it by a ReLU.
+    """
+    called: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []
+
+    def keep(part: nn.Linear | nn.Conv2d, _args: object, out: Tensor) -> None:
         called.append((part, out))
 
-    linear = [part for part in classifier.network.modules() if isinstance(part, nn.Linear)]
+    linear = [p for p in classifier.network.modules() if isinstance(p, nn.Linear | nn.Conv2d)]
     handles = [part.register_forward_hook(keep) for part in linear]
     try:
         with torch.no_grad():
@@ -66,15 +69,22 @@ def find_last_linear(classifier: Classifier, x: Tensor) -> nn.Linear:
     if called:
         layer, out = called[-1]
         again = out[: len(x)].float()
-        if again.shape == logits.shape and torch.allclose(again, logits, rtol=1e-4, atol=1e-4):
-            return layer
+        for given in (again, again.relu()) if again.ndim == 4 else (again,):
+            pooled = pool_places(given)
+            if pooled.shape == logits.shape and torch.allclose(pooled, logits, 1e-4, 1e-4):
+                return layer
     raise UsageError(
         "the logits are not those of a linear layer, before which one could be planted"
     )
 
 
+def pool_places(x: Tensor) -> Tensor:
+    """Means ``(n, d)`` over all places of ``(n, d, h, w)``; ``(n, d)`` as it is."""
+    return x.mean((2, 3)) if x.ndim == 4 else x
+
+
 class Features(nn.Module):
-    """What goes into a layer of a network ``(n, d)``."""
+    """What goes into a layer of a network ``(n, d)``, of a convolution its mean over all places."""
 
     def __init__(self, network: nn.Module, layer: nn.Module) -> None:
         super().__init__()
@@ -89,8 +99,7 @@ class Features(nn.Module):
             self.network(x)
         finally:
             handle.remove()
-        features: Tensor = seen[-1]
-        return features
+        return pool_places(seen[-1])
 
 
 class ReadOut(Classifier):
@@ -218,7 +227,7 @@ class Planter:
 
     def __init__(self, classifier: Classifier, x: Tensor) -> None:
         layer = find_last_linear(classifier, x)
-        self.width = layer.in_features
+        self.width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
         if self.width < LEAST_FEATURES:
             raise UsageError(
                 f"the last layer has {self.width} inputs, and {LEAST_FEATURES} are needed"

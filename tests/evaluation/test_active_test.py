@@ -156,12 +156,28 @@ def test_each_image_has_its_own_read_out(bands: Classifier, x: Tensor) -> None:
 
 def test_networks_without_a_linear_layer_at_the_end_are_left_alone(x: Tensor, data: Data) -> None:
     """It is said what is missing; the run is as it would be without."""
-    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Tanh())
     with pytest.raises(UsageError, match="not those of a linear layer"):
         Planter(Classifier(network, num_classes=3).eval(), x[:2])
     small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     with pytest.raises(UsageError, match="3 inputs, and 16 are needed"):
         Planter(Classifier(small, num_classes=3).eval(), x[:2])
+
+
+def test_a_convolution_that_gives_the_logits_is_a_linear_layer(x: Tensor) -> None:
+    """As of SqueezeNet: what goes into it, its mean over all places, is what is weighed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Conv2d(3, 24, 3, 2), nn.ReLU(), nn.Conv2d(24, 3, 1))
+    pooled = nn.Sequential(network, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    planter = Planter(Classifier(pooled, num_classes=3).eval(), x[:2])
+    read_out, ready = planter.plant(x[:4], SEEDS[:4], Threat("linf", EPS, False))
+    with torch.no_grad():
+        features = planter.features(x[:4])
+
+        torch.testing.assert_close(features, network[:2](x[:4]).mean((2, 3)))
+        assert ready.all()
+        assert (read_out(x[:4]).argmax(1) == 0).all()
 
 
 def planted(run: Run) -> list[str]:
