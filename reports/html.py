@@ -21,6 +21,7 @@ from . import attack_tables, figures, formatting, gate_words, maps, pictures, se
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
+from .models import build_models, build_models_table
 from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
 from .transfer import build_transfer_table
@@ -78,8 +79,11 @@ def to_html(records: Sequence[RunRecord]) -> str:
     """
     pages = [build_page(record) for record in records]
     template = compile_template()
-    room = LIMIT - len(keep_percents(template.render(pages=pages)).encode())
-    return keep_percents(template.render(pages=list(add_pictures(pages, room))))
+    several = len(records) > 1
+    models = build_models_table(build_models([r.run for r in records])) if several else None
+    room = LIMIT - len(keep_percents(template.render(pages=pages, models=models)).encode())
+    shown = list(add_pictures(pages, room))
+    return keep_percents(template.render(pages=shown, models=models))
 
 
 def keep_percents(page: str) -> str:

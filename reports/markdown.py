@@ -11,6 +11,7 @@ from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
 from .measures import build_rate
+from .models import build_models, build_models_table
 from .record import MapsRecord, RunRecord
 from .transfer import build_transfer_table
 
@@ -27,7 +28,20 @@ CUT = "*Cut here: the whole report is too long for this place.*"
 @REPORT_FORMATS.add("markdown", suffix=".md")
 def render_markdown(records: Sequence[RunRecord]) -> str:
     """The reports as one Markdown document."""
-    return "\n".join(map(to_markdown, records))
+    models = "\n".join([*list_models(records), ""]) if len(records) > 1 else ""
+    return models + "\n".join(map(to_markdown, records))
+
+
+def list_models(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Several runs as one table."""
+    table = build_models_table(build_models([record.run for record in records]))
+    yield from (f"### {escape_prose(table.title)}", "")
+    yield render_markdown_row(["attack", *map(escape_prose, table.columns)])
+    yield render_markdown_row([LEFT, *(LEFT for _ in table.columns)])
+    for name, kind, cells in table.rows:
+        title = escape_code(name) if kind == "attack" else escape_prose(name)
+        yield render_markdown_row([title, *(escape_prose("; ".join(lines)) for lines in cells)])
+    yield from ("", escape_prose(table.note), "")
 
 
 def to_markdown(record: RunRecord, limit: int | None = None) -> str:

@@ -39,6 +39,7 @@ from .measures import (
     ThreatRecord,
     to_json_types,
 )
+from .models import ModelsRecord, build_models
 from .stages import StageRow
 from .transfer import ReceivedRecord
 
@@ -424,6 +425,7 @@ class RunRecords:
     """The records of several runs."""
 
     schema: Literal[1]
+    models: ModelsRecord
     runs: tuple[RunRecord, ...]
 
 
@@ -436,5 +438,7 @@ def render_json(records: Sequence[RunRecord]) -> str:
 def to_json(records: RunRecord | Sequence[RunRecord]) -> str:
     """Records as JSON text, ASCII only; several of them as one object with all."""
     runs = (records,) if isinstance(records, RunRecord) else tuple(records)
-    whole = runs[0] if len(runs) == 1 else RunRecords(SCHEMA, runs)
+    whole: RunRecord | RunRecords = runs[0]
+    if len(runs) > 1:
+        whole = RunRecords(SCHEMA, build_models([record.run for record in runs]), runs)
     return spell_json(json.dumps(to_json_types(whole), indent=2, allow_nan=False))

@@ -18,6 +18,7 @@ from robusteval.runs.types import spell_line
 
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .corruptions import build_corruption_tables
+from .models import ModelsRecord, build_models, build_models_table
 from .record import MapsRecord, RunRecord
 from .transfer import ReceivedRecord, build_transfer_table
 
@@ -56,12 +57,36 @@ def render_table(records: Sequence[RunRecord]) -> str:
 
 def print_reports(records: Sequence[RunRecord], console: Console) -> None:
     """Print the reports one below the other, with a rule between two of them."""
+    if len(records) > 1:
+        print_models(console, build_models([record.run for record in records]))
     for number, record in enumerate(records):
-        if number:
+        if number or len(records) > 1:
             console.print()
             console.rule()
             console.print()
         print_table(record, console)
+
+
+def print_models(console: Console, record: ModelsRecord) -> None:
+    """Several runs as one table."""
+    table = build_models_table(record)
+    print_paragraph(console, table.title, "bold")
+    columns = [
+        TableColumn(
+            fold_name(render_cell(console, title), ROOM),
+            [
+                "\n".join(render_cell(console, line) for line in cells[i])
+                for *_, cells in table.rows
+            ],
+            left=True,
+        )
+        for i, title in enumerate(table.columns)
+    ]
+    print_tables(
+        console, [(name, kind.partition(" ")[0]) for name, kind, _ in table.rows], [columns]
+    )
+    console.print()
+    print_paragraph(console, table.note, "dim")
 
 
 def print_table(record: RunRecord, console: Console) -> None:

@@ -1,0 +1,194 @@
+"""Several runs as one table: models against attacks, with what differs from the first model.
+
+Differences are paired, image by image, so they are given only where two runs looked at the same
+images in the same way; where they did not, the reason stands in their place. p-values are those
+of McNemar's exact test, corrected by Holm's method over the whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, NamedTuple
+
+from robusteval.errors import NothingEvaluated, RunError, UsageError
+from robusteval.runs import metrics, statistics
+from robusteval.runs.storage import digest
+from robusteval.runs.types import Flags, Run, name_cell
+
+from . import formatting
+from .compare import check_comparable, compute_p, group_outcomes, identify_question, order_images
+from .measures import RateRecord, build_rate
+
+LEVEL = 0.05  # of a corrected p-value, below which a difference is marked
+
+
+@dataclass(frozen=True)
+class PairedRecord:
+    """By how much a rate differs from that of the first model, on the same images."""
+
+    difference: float
+    low: Annotated[float, "of the score interval at 95 % (Tango)"]
+    high: float
+    p_holm: Annotated[float, "exact McNemar test, corrected over the table"]
+
+
+@dataclass(frozen=True)
+class ModelCell:
+    """What is left of one model."""
+
+    accuracy: Annotated[RateRecord | None, "null: this run did not ask that"]
+    paired: Annotated[PairedRecord | None, "null: the first model, or not comparable"]
+
+
+@dataclass(frozen=True)
+class QuestionRow:
+    """One attack, or none, on all models."""
+
+    question: str
+    kind: Annotated[str, "clean, attack or worst case"]
+    cells: tuple[ModelCell, ...]
+
+
+@dataclass(frozen=True)
+class ModelsRecord:
+    """Models against attacks; differences are from the first."""
+
+    models: tuple[str, ...]
+    rows: tuple[QuestionRow, ...]
+    unpaired: Annotated[tuple[str, ...], "why a model is not compared with the first"]
+
+
+class Question(NamedTuple):
+    """What a run answers for each image: whether it is right, or stays so."""
+
+    text: str
+    kind: str
+    right: Flags  # (n,), in the order of the images' content
+
+
+class ModelsTable(NamedTuple):
+    """The table as text: of each row its name, its kind, and a cell of lines for each model."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, str, list[tuple[str, ...]]]]
+    note: str
+
+
+def build_models(runs: Sequence[Run]) -> ModelsRecord:
+    """The record of several runs, the first of which is what the others are held against."""
+    runs = [run.keep_different() for run in runs]
+    names = name_models(runs)
+    asked = [list_questions(run) for run in runs]
+    reasons = [None, *(find_obstacle(runs[0], run) for run in runs[1:])]
+    keys = list(dict.fromkeys(key for questions in asked for key in questions))
+    made = {
+        (key, i): build_cell(asked[0].get(key), questions.get(key), i > 0 and reasons[i] is None)
+        for i, questions in enumerate(asked)
+        for key in keys
+    }
+    paired = [place for place, cell in made.items() if cell.paired is not None]
+    known = [cell.paired for cell in made.values() if cell.paired is not None]
+    corrected = statistics.holm([each.p_holm for each in known])
+    for place, each, p in zip(paired, known, corrected, strict=True):
+        made[place] = replace(made[place], paired=replace(each, p_holm=p))
+    first = {key: question for questions in reversed(asked) for key, question in questions.items()}
+    rows = tuple(
+        QuestionRow(first[key].text, first[key].kind, tuple(made[key, i] for i in range(len(runs))))
+        for key in keys
+    )
+    unpaired = tuple(
+        f"{name} is not compared with {names[0]}: {reason}."
+        for name, reason in zip(names, reasons, strict=True)
+        if reason is not None
+    )
+    return ModelsRecord(tuple(names), rows, unpaired)
+
+
+def name_models(runs: Sequence[Run]) -> list[str]:
+    """A name for each model, no two the same: its file, with the folder of its run if need be."""
+    files = [
+        formatting.name_file(run.model.get("file")) or str(run.model.get("arch") or "model")
+        for run in runs
+    ]
+    names: list[str] = []
+    for run, file in zip(runs, files, strict=True):
+        folder = formatting.name_file(run.folder)
+        name = f"{file} ({folder})" if files.count(file) > 1 and folder else file
+        again = sum(other == name or other.startswith(f"{name} #") for other in names)
+        names.append(f"{name} #{again + 1}" if again else name)
+    return names
+
+
+def list_questions(run: Run) -> dict[str, Question]:
+    """What a run says of its images, by what was asked; nothing of a run without images."""
+    if not run.clean or not len(run.clean["id"]):
+        return {}
+    order = order_images(run.clean)
+    right = metrics.find_right(run.clean)
+    found = {"clean": Question("images as they are", "clean", right[order])}
+    for (threat, defense), group in group_outcomes(run).items():
+        keys = [identify_question(outcome) for outcome in group]
+        for key, outcome in zip(keys, group, strict=True):
+            text = name_cell(outcome.attack, outcome.defense, outcome.adaptive)
+            held = outcome.attacked & ~outcome.success()
+            found[key] = Question(text, "attack", held[order])
+        if len(group) > 1:
+            behind = "" if defense is None else f" behind {defense}"
+            held = group[0].attacked & ~metrics.find_breaks(group).any(0)
+            text = f"worst case of {len(group)}, {threat}{behind}"
+            found[digest(sorted(keys))] = Question(text, "worst case", held[order])
+    return found
+
+
+def find_obstacle(first: Run, other: Run) -> str | None:
+    """Why two runs cannot be compared image by image; None if they can."""
+    try:
+        check_comparable(first, other)
+    except (UsageError, RunError, NothingEvaluated) as error:
+        return error.message.rstrip(".")
+    return None
+
+
+def build_cell(first: Question | None, mine: Question | None, pairs: bool) -> ModelCell:
+    """What is left of a model, held against the first where that is possible."""
+    if mine is None:
+        return ModelCell(None, None)
+    accuracy = build_rate(metrics.rate(mine.right))
+    if first is None or not pairs:
+        return ModelCell(accuracy, None)
+    change = statistics.count_pairs(first.right, mine.right)
+    low, high = change.interval
+    return ModelCell(accuracy, PairedRecord(-change.drop, -high, -low, compute_p(change)))
+
+
+def build_models_table(record: ModelsRecord) -> ModelsTable:
+    """Models against attacks as text."""
+    first = record.models[0]
+    return ModelsTable(
+        title="Models against attacks, robust accuracy",
+        columns=record.models,
+        rows=[
+            (row.question, row.kind, [write_cell(cell) for cell in row.cells])
+            for row in record.rows
+        ],
+        note=(
+            "With the Wilson 95 % interval; below it by how many points it differs from"
+            f" {first} on the same images (Tango's 95 % interval for pairs), marked * where"
+            " McNemar's test, corrected by Holm over the table, is below 5 %."
+            + "".join(f" {reason}" for reason in record.unpaired)
+        ),
+    )
+
+
+def write_cell(cell: ModelCell) -> tuple[str, ...]:
+    """The lines of a cell: a rate, and what differs."""
+    if cell.accuracy is None:
+        return (formatting.MISSING,)
+    rate, paired = formatting.format_rate(cell.accuracy), cell.paired
+    if paired is None:
+        return (rate,)
+    low, high = (f"{100 * end:+.1f}" for end in (paired.low, paired.high))
+    mark = " *" if paired.p_holm < LEVEL else ""
+    return (rate, f"{100 * paired.difference:+.1f} ({low} to {high}){mark}")

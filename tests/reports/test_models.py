@@ -1,0 +1,109 @@
+"""Several runs as one table: rates, paired differences, and when there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from robusteval.reports.build import build_record
+from robusteval.reports.compare import compare
+from robusteval.reports.html import to_html
+from robusteval.reports.markdown import render_markdown
+from robusteval.reports.models import build_models, build_models_table, name_models
+from robusteval.reports.record import render_json
+from robusteval.reports.terminal import render_table
+from robusteval.runs.types import Outcome, Run
+
+Make = Callable[..., Run]
+
+
+def break_first(count: int, n: int = 200) -> np.ndarray:
+    """A mask ``(n,)`` of which the first few are true."""
+    return np.arange(n) < count
+
+
+@pytest.fixture
+def runs(make_run: Make, make_outcome: Callable[..., Outcome]) -> list[Run]:
+    """Three runs over the same images, of which 40, 100 and 40 break."""
+    made = []
+    for name, count in (("a", 40), ("b", 100), ("c", 40)):
+        run = make_run(make_outcome(break_first(count)))
+        made.append(replace(run, model={**run.model, "file": f"{name}.pt"}, folder=f"runs/{name}"))
+    return made
+
+
+def test_differences_are_those_of_a_comparison_of_two(runs: list[Run]) -> None:
+    """The same interval and test as `robusteval compare` gives, over one table."""
+    record = build_models(runs)
+
+    pair = compare(runs[0], runs[1]).pairs[1]
+    clean, attack = record.rows
+    assert (clean.kind, attack.kind) == ("clean", "attack")
+    cell = attack.cells[1].paired
+    assert cell is not None
+    assert cell.difference == pair.difference == -0.3
+    assert (cell.low, cell.high) == pytest.approx(tuple(pair.difference_interval))
+    assert cell.p_holm == pytest.approx(4 * pair.p)  # the smallest of four tests
+    assert attack.cells[0].paired is None
+    same = attack.cells[2].paired
+    assert same is not None
+    assert (same.difference, same.p_holm) == (0.0, 1.0)
+
+
+def test_runs_over_other_images_are_not_paired(
+    runs: list[Run], make_run: Make, make_outcome: Callable[..., Outcome]
+) -> None:
+    """Their rates stand there, and why nothing is subtracted."""
+    other = make_run(make_outcome(break_first(10, n=100)))
+    record = build_models([runs[0], replace(other, model={**other.model, "file": "d.pt"})])
+
+    assert all(row.cells[1].paired is None for row in record.rows)
+    rate = record.rows[1].cells[1].accuracy
+    assert rate is not None
+    assert (rate.k, rate.n) == (90, 100)
+    (reason,) = record.unpaired
+    assert reason.startswith("d.pt is not compared with a.pt: the runs looked at different images")
+    assert reason in build_models_table(record).note
+
+
+def test_what_only_one_run_asked_has_a_row_with_gaps(
+    runs: list[Run], make_outcome: Callable[..., Outcome]
+) -> None:
+    """Nothing is made up for the others."""
+    one, two = runs[:2]
+    weaker = make_outcome(break_first(5), spec=one.attacks[0].attack._replace(name="fgsm"))
+    record = build_models([one, replace(two, outcomes=(*two.outcomes, weaker))])
+
+    rows = {row.question: row for row in record.rows}
+    assert [row.kind for row in record.rows] == ["clean", "attack", "attack", "worst case"]
+    assert rows["fgsm:eps=8/255,steps=20"].cells[0].accuracy is None
+    assert rows["fgsm:eps=8/255,steps=20"].cells[1].paired is None
+
+
+def test_models_of_one_file_are_named_by_their_runs(runs: list[Run]) -> None:
+    """No two columns have one name."""
+    same = [replace(run, model=runs[0].model) for run in runs]
+
+    assert name_models(runs) == ["a.pt", "b.pt", "c.pt"]
+    assert name_models(same) == ["a.pt (a)", "a.pt (b)", "a.pt (c)"]
+    assert name_models([same[0], same[0]]) == ["a.pt (a)", "a.pt (a) #2"]
+
+
+def test_every_form_begins_with_the_table(runs: list[Run]) -> None:
+    """One run has none."""
+    records = [build_record(replace(run, folder=None)) for run in runs]
+    title = "Models against attacks"
+
+    for render in (render_table, render_markdown, to_html):
+        page = str(render(records))
+        assert title in page
+        assert page.index(title) < page.index("Fooled on")
+        assert "-30.0 (" in page
+        assert title not in str(render(records[:1]))
+    whole = json.loads(render_json(records))
+    assert whole["models"]["models"] == ["a.pt", "b.pt", "c.pt"]
+    assert whole["models"]["rows"][1]["cells"][1]["paired"]["difference"] == -0.3
