@@ -50,6 +50,8 @@ ROWS = {
     "poolformer": Row("timm", 64, True, False, True),
     "mobilenet_v3": Row("timm", 64, False, False, True),
     "edgenext": Row("timm", 64, True, False, True),
+    "dpn": Row("timm", 64, True, False, True),  # its head is a convolution of one place
+    "davit": Row("timm", 64, True, False, True),
     "hf_vit": Row("transformers", 32, False, True),
     "hf_swin": Row("transformers", 32, True, False, True),
     "hf_convnext": Row("transformers", 64, True, False, True),
@@ -126,6 +128,10 @@ BUILDERS: dict[str, Any] = {
     "poolformer": lambda: from_timm("poolformer_s12"),
     "mobilenet_v3": lambda: from_timm("mobilenetv3_small_050"),
     "edgenext": lambda: from_timm("edgenext_xx_small"),
+    "dpn": lambda: small_dpn(),
+    "davit": lambda: from_timm(
+        "davit_tiny", depths=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), num_heads=(1, 1, 2, 2)
+    ),
     "hf_vit": lambda: from_transformers("ViT", image_size=32, patch_size=8, **HF),
     "hf_swin": lambda: from_transformers(
         "Swin",
@@ -153,6 +159,13 @@ def small_torchvision_convnext() -> nn.Module:
     module = import_module("torchvision.models.convnext")
     blocks = [module.CNBlockConfig(8, 16, 1), module.CNBlockConfig(16, None, 1)]
     network: nn.Module = module.ConvNeXt(blocks, num_classes=5)
+    return network
+
+
+def small_dpn() -> nn.Module:
+    module = import_module("timm.models.dpn")
+    sizes = {"k_sec": (1, 1, 1, 1), "inc_sec": (8, 16, 16, 32), "k_r": 16, "groups": 4}
+    network: nn.Module = module.DPN(**sizes, num_init_features=8, small=True, num_classes=5)
     return network
 
 
