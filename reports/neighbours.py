@@ -37,7 +37,7 @@ class Published(NamedTuple):
 @cache
 def read_published() -> tuple[Published, ...]:
     """Read the table, most robust first within each setting."""
-    text = files(__package__).joinpath("published.csv").read_text("utf-8")
+    text = files("robusteval.reports").joinpath("published.csv").read_text("utf-8")
     return tuple(
         Published(
             row["data"],
