@@ -17,9 +17,9 @@ from typing import NamedTuple
 from robusteval.signatures import read_number
 
 from .formatting import format_rate, format_threat
+from .meaning import QUOTABLE
 from .record import RunRecord, WorstCaseRow
 
-QUOTABLE = ("standard", "thorough", "autoattack")
 IMAGES = {"cifar10": 10_000}  # of the test sets, all of which were attacked
 
 

@@ -28,6 +28,7 @@ from .formatting import (
     name_attack,
     name_file,
 )
+from .meaning import write_advice, write_attack_meaning
 from .measures import CORRUPTION
 from .neighbours import write_neighbours
 from .record import (
@@ -160,18 +161,15 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     cases = list_attacked_cases(record)
     yield from write_corruption_notes(record.corruptions, bool(cases))
     for case in cases:
-        fooled, rounded = case.success_rate.float, case.success_rate.eight_bit
-        where = f" at {format_short_place(record, case)}" if len(cases) > 1 else ""
-        yield (
-            f"Fooled{where} on {fooled.k:,} of the {fooled.n:,} images it had right"
-            f" ({format_percent(fooled)}); after rounding to 8 bit on {rounded.k:,}."
-        )
+        behind = f" behind {shorten_defense(record, case.defense)}" if case.defense else ""
+        yield write_attack_meaning(record, case, behind)
     yield from write_png_notes(record)
     yield from (
         line for defense in record.defenses for line in write_defense_notes(record, defense)
     )
     yield from write_neighbours(record)
     yield write_trust(record)
+    yield from write_advice(record)
     yield write_cost(record)
 
 

@@ -74,7 +74,7 @@ def test_beside_attacks_corruptions_are_told_apart(
     assert record.verdict.startswith("Robust accuracy 40.0 % (35.8–44.4), n = 500, linf eps 8/255")
     assert "; 82.5 % (" in record.verdict
     said = list(write_meaning(record))
-    assert sum("Fooled" in line for line in said) == 1
+    assert sum("An attacker" in line for line in said) == 1
     assert not any("No attacker" in line for line in said)
     assert "40.0 %" in json.loads(build_badge(record))["message"]
 

@@ -1,0 +1,65 @@
+"""What a worst case means and what to do about it, for who decides and does not know the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .formatting import format_percent, format_quantity
+from .measures import ThreatRecord
+from .record import RunRecord, WorstCaseRow
+
+QUOTABLE = ("standard", "thorough", "autoattack")  # searches whose numbers are to be published
+HARDLY = 0.1  # of the images that are right, left by attacks
+
+
+def describe_attacker(record: RunRecord, case: WorstCaseRow) -> str:
+    """Who fools it, as the subject of a sentence: what is known and what may be changed."""
+    knows = {row.knowledge for row in record.attacks if row.spec in case.attacks}
+    sight = "who knows the network" if "white-box" in knows else "who sees its answers alone"
+    if knows <= {"none"}:
+        sight = "who sees nothing of it"
+    return f"An attacker {sight} and may change {describe_reach(case.threat)}"
+
+
+def describe_reach(threat: ThreatRecord) -> str:
+    """What an attacker may change, without the names of norms where there is a way."""
+    eps = threat.eps
+    if eps is None:
+        return "as much as it takes"
+    size = format_quantity(eps)
+    if threat.norm == "linf" and threat.eps_255:
+        return f"every pixel by up to {threat.eps_255.removesuffix('/255')} of 255 grey levels"
+    if threat.norm == "l0":
+        return f"up to {size} of an image's values at will"
+    if threat.norm == "l0_pixels":
+        return f"up to {size} pixels at will"
+    if threat.norm in ("l1", "l2"):
+        return f"an image by up to {size} in {threat.norm} (1 is a pixel from black to white)"
+    return f"an image by up to {size} in {threat.norm}"
+
+
+def write_attack_meaning(record: RunRecord, case: WorstCaseRow, behind: str) -> str:
+    """What the strongest attacker found does, as one sentence; `behind` says which defense."""
+    fooled, rounded = case.success_rate.float, case.success_rate.eight_bit.k
+    goal = "leads it to a chosen class" if case.threat.targeted else "fools it"
+    return (
+        f"{describe_attacker(record, case)} {goal}{behind} on {fooled.k:,} of the {fooled.n:,}"
+        f" images it had right ({format_percent(fooled)}); after rounding to 8 bit on {rounded:,}."
+    )
+
+
+def write_advice(record: RunRecord) -> Iterator[str]:
+    """What to do next, if anything: the first thing that stands in the way of a decision."""
+    cases = [case for case in record.worst_cases if case.threat.eps is not None]
+    names = {spec.partition(":")[0] for case in cases for spec in case.attacks}
+    left = [case.robust_accuracy.float for case in cases if not case.defense]
+    if record.misfed:
+        yield "Next: feed the model as it was trained, as the findings say; until then no number."
+    elif not record.complete:
+        yield "Next: give the same command again, which continues."
+    elif record.upper_bound:
+        yield "Next: what the grave findings say; until then the number is an upper bound only."
+    elif any(rate.k <= HARDLY * record.clean_accuracy.k for rate in left):
+        yield "Next: robusteval train makes a network that withstands more."
+    elif cases and not names.intersection(QUOTABLE):
+        yield "Next: before it is published or relied on, --preset standard, which searches more."
