@@ -61,7 +61,7 @@ def count_expected(attack: Attack) -> int | None:
         return STAGED[attack.spec.name]
     if "queries" in given:
         return int(given["queries"])
-    if attack.foreign or "steps" not in given or "interpreter" in given:
+    if attack.foreign or given.get("steps") is None or "interpreter" in given:
         return None
     runs = given.get("restarts", 1) * max(given.get("targets", 0), 1)
     return int((2 * given["steps"] + 1) * runs)

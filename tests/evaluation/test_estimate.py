@@ -24,6 +24,7 @@ from robusteval.registry import ATTACKS, parse
         ("unmask:layers=conv1,draws=20", 2 * 20 * 310),
         ("unmask:company=15", 16 * 310),
         ("noise", None),
+        ("isi", None),
     ],
 )
 def test_passes_of_an_image_that_holds_are_known(
