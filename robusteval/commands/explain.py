@@ -36,10 +36,10 @@ EXPLANATION = "explanation.json"
 @option(
     "Analysis",
     "--attack",
+    "attacks",
+    multiple=True,
     metavar="SPEC",
-    default="pgd:eps=8/255",
-    show_default=True,
-    help="What to explain; see `robusteval list attacks`.",
+    help="What to explain, one attack; see `robusteval list attacks`. [default: pgd:eps=8/255]",
 )
 @option(
     "Analysis",
@@ -92,7 +92,7 @@ EXPLANATION = "explanation.json"
 @device_option
 def explain(
     checkpoint: str,
-    attack: str,
+    attacks: tuple[str, ...],
     samples: int,
     side: int | None,
     layer: str | None,
@@ -115,7 +115,12 @@ def explain(
       robusteval explain net.pt --arch torchvision:resnet18 --data photos/ \\
         --attack pgd:eps=2/255 --samples 5
     """
-    spec = check_attack(parse(attack))
+    if len(attacks) > 1:
+        raise UsageError(
+            f"explain takes one attack, not {len(attacks)}: explain each with an --out of its own,"
+            " or set several side by side with `robusteval reproduce pse`"
+        )
+    spec = check_attack(parse(attacks[0] if attacks else "pgd:eps=8/255"))
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
     if out is not None:

@@ -70,3 +70,11 @@ def test_a_pipe_as_the_folder_is_refused_at_once(
         2,
         "Error: --out taken is no folder: choose another\n",
     )
+
+
+def test_a_second_attack_is_refused_instead_of_the_first_dropped() -> None:
+    """Whoever names two believes that both are explained."""
+    refused = ran("--attack", "fgsm")
+
+    assert refused.exit_code == 2
+    assert "explain takes one attack, not 2" in refused.stderr
