@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import UsageError
+from robusteval.evaluation.change_places import (
+    ORDERS,
+    PLACES,
+    describe_thresholds,
+    measure_orders,
+    measure_places,
+)
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.quality import (
     correlate_ranks,
@@ -27,6 +34,7 @@ from robusteval.search.noise import add_equal_noise_in_box
 
 TOP = 0.2  # share of a map's cells that the intersection over union compares
 EDGE = 0.1  # strength from which a pixel is on an edge, as for AdvEdge+ (arXiv:2211.15926)
+CHANGES = ("map_distance", "map_iou", "map_noise")
 PORTIONS = 32  # in which pixels appear or go, for that
 ROOM = 256 * 2**20  # bytes of benign maps that are kept from one attack to the next
 
@@ -47,6 +55,7 @@ def describe_interpreters(interpreters: Sequence[Interpreter]) -> dict[str, Any]
         "maps": {
             "top": TOP,
             "edge": EDGE,
+            **describe_thresholds(),
             "interpreters": [each.describe() for each in interpreters],
         },
     }
@@ -76,7 +85,7 @@ class Measurement:
         each = [
             f"{what}:{i.spec}"
             for i in self.interpreters
-            for what in ("map_distance", "map_iou", "map_noise", *(["map_floor"] * i.seeded))
+            for what in (*CHANGES, *ORDERS, *PLACES, *(["map_floor"] * i.seeded))
         ]
         return [*each, "edge_energy", "edge_area"]
 
@@ -100,8 +109,10 @@ class Measurement:
         Columns
             Arrays ``(n,)`` by `name_columns`: mean absolute difference of the two maps and
             intersection over union of their highest cells; the former under noise of the same l2
-            size, and between two seeds without any change; share of the squared change on edges,
-            and of the pixels that are on edges. And for pictures the maps themselves
+            size, and between two seeds without any change; how the two maps are ordered, and
+            whether the change lies where the benign one is high, see
+            `robusteval.evaluation.change_places`; share of the squared change on edges, and of
+            the pixels that are on edges. And for pictures the maps themselves
             ``(n, h', w')``, as ``benign:NAME`` and ``changed:NAME``.
         """
         seeds = sample_seeds(self.seed, ids ^ CHANGED)
@@ -120,6 +131,8 @@ class Measurement:
                 f"benign:{each.spec}": benign,
                 f"changed:{each.spec}": changed,
             }
+            more = measure_orders(changed, benign) | measure_places(x, x_adv, z, benign)
+            found |= {f"{name}:{each.spec}": values for name, values in more.items()}
             if each.seeded:
                 found[f"map_floor:{each.spec}"] = floors
         return found

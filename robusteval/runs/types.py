@@ -127,7 +127,8 @@ class Outcome:
     made:NAME : whether the result is a success that this stage found
     score, flagged : behind a detector, what it says of the attacked image, and its alarm
     map_distance:NAME, map_iou:NAME, map_noise:NAME, map_floor:NAME, edge_energy, edge_area : where
-        interpreters were asked for, see `robusteval.evaluation.map_changes.Measurement`
+        interpreters were asked for, see `robusteval.evaluation.map_changes.Measurement`; with them
+        map_l2:NAME to noise_energy_ratio:NAME, see `robusteval.evaluation.change_places`
     """
 
     attack: Spec

@@ -25,16 +25,16 @@ import torch
 from bench_pgd import correct_images
 from torch import Tensor
 
-from robusteval.analysis.localisation import (
+from robusteval.attacks.pgap import fpgap, pgap
+from robusteval.attacks.pgd import fgsm, pgd
+from robusteval.commands.shell import read_numbers
+from robusteval.evaluation.localisation import (
     average_known,
     map_noise,
     measure_energy,
     measure_overlap,
     measure_overlap_at,
 )
-from robusteval.attacks.pgap import fpgap, pgap
-from robusteval.attacks.pgd import fgsm, pgd
-from robusteval.commands.shell import read_numbers
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.scaling import min_max, resize
 from robusteval.models.checkpoint import load

@@ -26,6 +26,7 @@ from robusteval.commands.session import needs_rts
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import RunError, UsageError
+from robusteval.evaluation.change_places import ORDERS, PLACES
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.map_changes import (
     Measurement,
@@ -332,6 +333,7 @@ def test_measuring_changes_nothing_else(model: Classifier, data: Data) -> None:
 
     new = set(other.outcomes[0].columns) - set(run.outcomes[0].columns)
     names = {"map_distance", "map_iou", "map_noise", "map_floor", "edge_energy", "edge_area"}
+    names |= {*ORDERS, *PLACES}
     assert {name.partition(":")[0] for name in new} == names
     old = {name: other.outcomes[0].columns[name] for name in run.outcomes[0].columns}
     assert same(dict(run.outcomes[0].columns), old)

@@ -9,7 +9,8 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
-from robusteval.analysis.localisation import (
+from robusteval.errors import UsageError
+from robusteval.evaluation.localisation import (
     Window,
     average_known,
     map_noise,
@@ -17,7 +18,6 @@ from robusteval.analysis.localisation import (
     measure_overlap,
     measure_overlap_at,
 )
-from robusteval.errors import UsageError
 from robusteval.search.noise import add_equal_noise
 
 
