@@ -15,6 +15,7 @@ from robusteval.commands.explain import explain
 from robusteval.commands.export import export
 from robusteval.commands.listing import list_
 from robusteval.commands.report import compare, report
+from robusteval.commands.reproduce import reproduce
 from robusteval.commands.shell import Commands
 from robusteval.commands.train import train
 
@@ -39,6 +40,6 @@ def cli() -> None:
 
 for command in (
     *(evaluate, report, check, compare, baseline_, export),
-    *(explain, train, defend, list_),
+    *(explain, reproduce, train, defend, list_),
 ):
     cli.add_command(command)

@@ -19,6 +19,8 @@ LEAVES = ("attacks", "defenses", "reports")
 LIGHT = (
     "cli",
     "errors",
+    "papers.comparison",
+    "papers.declaration",
     "progress",
     "pytest_plugin",
     "registry",
@@ -77,6 +79,7 @@ FLOORS = (
     ("cli", "pytest_plugin"),
     ("testing",),
     ("commands",),
+    ("papers",),
     ("analysis",),
     ("evaluation",),
     ("interpreters",),

@@ -117,8 +117,13 @@ table_options = (
 )
 
 
-def build_data_options(split: str, *, required: bool = False, about: str = "") -> Callable[[F], F]:
-    """The options that name images; `split` is the part of named data sets by default."""
+def build_data_options(
+    split: str, *, required: bool = False, about: str = "", pixels: str = "--size"
+) -> Callable[[F], F]:
+    """The options that name images; `split` is the part of named data sets by default.
+
+    `pixels` is the option that resizes images, where `--size` says something else.
+    """
     return combine_options(
         [
             option(
@@ -140,7 +145,8 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
             ),
             option(
                 "Data",
-                "--size",
+                pixels,
+                "size",
                 type=Whole(1),
                 metavar="N",
                 help="Resize and crop images to N x N pixels.",
@@ -150,8 +156,8 @@ def build_data_options(split: str, *, required: bool = False, about: str = "") -
                 "--resize",
                 type=Whole(1),
                 metavar="N",
-                help="Pixels of the shorter side before --size crops the centre. [default: as much"
-                " larger as the network's publisher has it, else --size]",
+                help=f"Pixels of the shorter side before {pixels} crops the centre. [default: as"
+                f" much larger as the network's publisher has it, else {pixels}]",
             ),
             option(
                 "Data",

@@ -25,6 +25,9 @@ class Interval(NamedTuple):
     high: float
 
 
+NOWHERE = Interval(math.nan, math.nan)
+
+
 class Rate(NamedTuple):
     """`k` of `n` images."""
 
@@ -340,6 +343,18 @@ def roc_curve(
 def median(values: np.ndarray[Any, Any]) -> float:
     """The median; nan of nothing."""
     return float(np.median(values)) if len(values) else math.nan
+
+
+def median_interval(values: np.ndarray[Any, Any]) -> Interval:
+    """Interval of the median of values ``(n,)`` at 95 % or more, by the sign test; nan if too few.
+
+    Its ends are the values of the widest ranks k and n + 1 - k beyond which the median lies with
+    a probability of at most 2.5 % on either side, whatever the distribution.
+    """
+    ordered, n = np.sort(values), len(values)
+    below = np.cumsum(binomial(np.arange(n + 1), n, 0.5)) if n else np.ones(1)
+    k = int((below <= 0.025).sum())  # so many of the smallest lie outside
+    return Interval(float(ordered[k - 1]), float(ordered[n - k])) if k else NOWHERE
 
 
 def mean(values: np.ndarray[Any, Any]) -> float:

@@ -1,0 +1,196 @@
+"""`robusteval reproduce`: the tables of a paper for a network, published beside measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robusteval.errors import RobustevalError, RunError, UsageError
+from robusteval.papers.declaration import SIZES, list_papers, read_paper
+from robusteval.runs.writing import write_atomically
+
+from .running import build_data_options, device_option, model_options, spell_command
+from .session import Request, ensure_masks, needs_rts, open_session
+from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
+
+
+@click.command(cls=Command, short_help="Measure the tables of a paper on a network.")
+@click.argument("paper")
+@option(
+    "Model",
+    "--checkpoint",
+    default="demo",
+    show_default=True,
+    metavar="FILE",
+    help="The network, as for `robusteval evaluate`.",
+)
+@model_options
+@build_data_options("test", pixels="--pixels")
+@option(
+    "Data",
+    "--samples",
+    type=Whole(1),
+    metavar="N",
+    help="Images, drawn at random. [default: as --size says]",
+)
+@option(
+    "Run",
+    "--size",
+    "scale",
+    type=click.Choice(SIZES),
+    default="small",
+    show_default=True,
+    help="How much is run: in minutes on a small network, or as published.",
+)
+@option(
+    "Run",
+    "--seed",
+    type=Whole(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Decides which images are drawn, and all noise.",
+)
+@option(
+    "Run",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("reproduced"),
+    show_default=True,
+    metavar="DIR",
+    help="Runs and reports, in a folder for each paper; what is there is continued.",
+)
+@option("Run", "--fresh", is_flag=True, help="Throw away what the folders hold, and start anew.")
+@device_option
+@option(
+    "Report",
+    "--format",
+    "form",
+    type=click.Choice(("table", "markdown", "json")),
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="How to print on stdout: table, markdown or json. The folders have it as HTML, too.",
+)
+def reproduce(
+    paper: str,
+    checkpoint: str,
+    samples: int | None,
+    scale: str,
+    seed: int,
+    out: Path,
+    fresh: bool,
+    form: str,
+    **given: Any,
+) -> None:
+    """Measure what PAPER has published on a network of yours.
+
+    PAPER is one of those that `robusteval reproduce list` shows, or `all`. Each figure of its
+    tables stands beside the measured one with a 95 % interval, and says whether they agree or why
+    they cannot be compared; its claims are tested on the same images.
+
+    The same command continues one that was stopped.
+
+    \b
+    Examples:
+      robusteval reproduce pgap
+      robusteval reproduce advedge --checkpoint net.pt --arch robusteval:resnet20 \\
+        --data cifar10:data --samples 100 --size paper
+    """
+    if paper == "list":
+        emit_lines(list(describe_papers()))
+        return
+    papers = [read_paper(name) for name in (list_papers() if paper == "all" else [paper])]
+    request = Request(checkpoint, **given)
+    request.require_data("say what to attack")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is no folder: choose another")
+    found, broken = [], []
+    with open_session(request.open_both, fresh=fresh) as session:
+        from robusteval.papers.running import list_specs_of
+        from robusteval.papers.running import reproduce as run_paper
+
+        classifier, images, progress, stop = session
+        stop.politely = True
+        for number, each in enumerate(papers, 1):
+            progress.say(f"Paper {number} of {len(papers)}, {each.name}: {each.title}.")
+            if needs_rts(list_specs_of(each, scale)):
+                try:
+                    ensure_masks(session, request, "train" if request.split == "test" else "test")
+                except RunError as error:
+                    progress.say(str(error))
+            folder = out / f"{each.name}-{scale}"
+            try:
+                reproduction = run_paper(
+                    each,
+                    classifier,
+                    images,
+                    folder,
+                    size=scale,
+                    samples=samples,
+                    seed=seed,
+                    fresh=fresh,
+                    progress=progress,
+                    stopping=lambda: stop.asked > 0,
+                    command=spell_command(),
+                )
+            except RobustevalError as error:
+                if stop.asked or len(papers) == 1:
+                    raise
+                broken.append(each.name)
+                progress.say(f"{each.name} has no result: {error}")
+                continue
+            found.append(reproduction)
+            write_reports(reproduction, folder)
+    print_reproductions(found, form, out)
+    if broken:
+        raise RunError(f"{len(broken)} of {len(papers)} papers have no result: {', '.join(broken)}")
+
+
+def describe_papers() -> list[str]:
+    """A line for each paper."""
+    names = list(list_papers())
+    width = max(map(len, names)) + 2
+    papers = [read_paper(name) for name in names]
+    return [f"{p.name.ljust(width)}{p.title} ({p.source})" for p in papers]
+
+
+def write_reports(found: Any, folder: Path) -> None:
+    """Write the report of a paper in all formats."""
+    from robusteval.reports import paper
+
+    for name, render in (
+        ("report.md", paper.render_paper_markdown),
+        ("report.json", paper.render_paper_json),
+        ("report.html", paper.render_paper_html),
+    ):
+        write_atomically(folder / name, render(found).encode())
+
+
+def print_reproductions(found: list[Any], form: str, out: Path) -> None:
+    """Print the reports of some papers on stdout."""
+    from robusteval.reports import paper
+
+    if form == "json":
+        texts = [paper.render_paper_json(each).rstrip() for each in found]
+        emit("[\n" + ",\n".join(texts) + "\n]\n" if len(texts) != 1 else texts[0] + "\n")
+        return
+    if form == "markdown":
+        emit("\n".join(paper.render_paper_markdown(each) for each in found))
+        return
+    from rich.console import Console
+
+    from robusteval.reports.terminal import make_printable
+
+    console = Console()
+    with writing_stdout(), console.capture() as page:
+        for each in found:
+            paper.print_paper(each, console)
+            console.print()
+        written = "report.html, report.md and report.json in " + ", ".join(
+            f"{out / f'{each.name}-{each.size}'}" for each in found
+        )
+        console.print(make_printable(console, written))
+    emit(page.get())

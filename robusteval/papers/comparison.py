@@ -1,0 +1,352 @@
+"""Published beside measured: the tables of a paper filled from a run, and its claims tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from robusteval.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
+from robusteval.papers.explained import find_explained
+from robusteval.papers.measures import Measured, Summary, find_measure
+from robusteval.runs.explanation_record import ExplanationRecord
+from robusteval.runs.types import Outcome, Run, format_value
+
+Verdict = Literal["agrees", "differs", "not comparable", "nothing published", "not measured"]
+Holding = Literal["holds", "does not hold", "not decided", "not measured"]
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One figure: what was published, what was measured, and whether they say the same."""
+
+    row: str
+    column: str
+    attack: str | None  # as it was run; None where nothing was
+    measure: str  # in words
+    summary: Summary
+    published: float | None
+    measured: Measured | None
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ComparedTable:
+    """A table or figure of the paper."""
+
+    name: str
+    title: str
+    note: str
+    rows: tuple[ComparedRow, ...]
+    sweep: bool = False  # a line for each setting of an attack, a column for each measure
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """A sentence of the paper, and whether it is found again on these images."""
+
+    text: str
+    where: str
+    holding: Holding
+    measured: Measured | None  # of a comparison the difference
+    said: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Everything that is known of a paper on one network."""
+
+    name: str
+    title: str
+    source: str
+    setting: str
+    size: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    images: int
+    right: int
+    seed: int
+    tables: tuple[ComparedTable, ...]
+    claims: tuple[ClaimVerdict, ...]
+    remarks: tuple[str, ...]
+    seconds: float
+    command: str = ""
+
+
+class MissingError(Exception):
+    """A figure that a run does not give; the message says why."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The run of a paper, and how its cells are found by their short names.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    attacks : mapping
+        For each short name the attacks as they are called in the run, several of a sweep.
+    missing : mapping
+        For each attack that has no result the reason.
+    explanations : mapping
+        Of attacks by short name what they do region by region.
+    """
+
+    run: Run
+    attacks: Mapping[str, tuple[str, ...]]
+    missing: Mapping[str, str]
+    explanations: Mapping[str, ExplanationRecord] = field(default_factory=dict)
+
+    def list_outcomes(self, name: str) -> list[Outcome]:
+        """The results of an attack in all its settings; MissingError if there is none."""
+        if name not in self.attacks:
+            raise MissingError("not run at this size")
+        done = {str(o.attack): o for o in self.run.attacks if o.defense is None}
+        found = [done[spec] for spec in self.attacks[name] if spec in done]
+        if not found:
+            reasons = [self.missing[spec] for spec in self.attacks[name] if spec in self.missing]
+            raise MissingError(reasons[0] if reasons else "not finished")
+        return found
+
+    def choose_outcome(self, reading: Reading) -> Outcome:
+        """The result that a figure is read from: of a sweep the strongest that `at` allows.
+
+        MissingError if there is none.
+        """
+        found = self.list_outcomes(reading.attack)
+        for measure, least in reading.at.items():
+            means = [find_measure(measure).summarize(outcome).value for outcome in found]
+            kept = [o for o, mean in zip(found, means, strict=True) if mean >= least]
+            if not kept:
+                nearest = max(means)
+                raise MissingError(
+                    f"no setting that was run keeps a mean {measure.upper()} of {least:g}"
+                    f" (the highest is {nearest:.4g})"
+                )
+            found = [min(kept, key=lambda o: find_measure(measure).summarize(o).value)]
+        return found[-1]
+
+    def measure(self, reading: Reading) -> tuple[str, Measured]:
+        """The attack that a figure is read from, and the figure; MissingError if there is none."""
+        explained = find_explained(reading.measure)
+        if explained is not None:
+            record = self.explanations.get(reading.attack)
+            if record is None:
+                raise MissingError(self.missing.get(f"explain {reading.attack}", "not explained"))
+            found = explained.read(record)
+            if found is None:
+                raise MissingError("no image, or no map of this network, to measure it on")
+            return record.attack, found
+        outcome = self.choose_outcome(reading)
+        return str(outcome.attack), self.summarize(outcome, reading.measure)
+
+    def summarize(self, outcome: Outcome, name: str) -> Measured:
+        """A figure of one result; MissingError where it is not known."""
+        measured = find_measure(name).summarize(outcome)
+        if not measured.n or math.isnan(measured.value):
+            _, _, interpreter = name.partition(":")
+            known = self.run.config.get("interpreters", ())
+            if interpreter and interpreter not in known:
+                raise MissingError(self.missing.get(interpreter, f"no maps of {interpreter}"))
+            raise MissingError("no image that it could be measured on")
+        return measured
+
+
+def compare_paper(
+    paper: Paper, size: str, results: Results, *, remarks: tuple[str, ...] = ()
+) -> Reproduction:
+    """Fill the tables of a paper and test its claims.
+
+    Parameters
+    ----------
+    paper : Paper
+        What was published.
+    size : str
+        What was run of it, "small" or "paper".
+    results : Results
+        What was measured; images that are there several times count once.
+    remarks : tuple of str
+        What else a reader must know, before what is known of the publication.
+    """
+    run = results.run.keep_different()
+    results = replace(results, run=run)
+    # which attacks are weak is what papers compare
+    found = [each for each in run.findings if each.grave and each.code != "weak-attacks"]
+    grave = tuple(finding.message for finding in found)
+    return Reproduction(
+        name=paper.name,
+        title=paper.title,
+        source=paper.source,
+        setting=paper.setting,
+        size=size,
+        model=run.model,
+        data=run.data,
+        environment=run.environment,
+        images=len(run.clean["label"]),
+        right=int((run.clean["pred_clean"] == run.clean["label"]).sum()),
+        seed=int(run.config.get("seed", 0)),
+        tables=tuple(
+            ComparedTable(
+                table.name,
+                table.title,
+                table.note,
+                tuple(fill_table(paper, table, results)),
+                table.sweep,
+            )
+            for table in paper.tables
+        ),
+        claims=tuple(check_claim(claim, results) for claim in paper.claims),
+        remarks=(*grave, *remarks, *paper.remarks),
+        seconds=run.seconds,
+        command=str(run.config.get("command", "")),
+    )
+
+
+def fill_table(paper: Paper, table: Table, results: Results) -> Iterator[ComparedRow]:
+    """The rows of a table, a figure each."""
+    for line in table.rows:
+        if table.sweep:
+            yield from fill_sweep(table, line, results)
+            continue
+        readings = read_row(table, line)
+        published = line.published or (None,) * len(readings)
+        for column, reading, value in zip(table.columns, readings, published, strict=True):
+            yield fill_row(paper, table, line, column, reading, value, results)
+
+
+def fill_row(
+    paper: Paper,
+    table: Table,
+    line: Line,
+    column: str,
+    reading: Reading,
+    published: float | None,
+    results: Results,
+) -> ComparedRow:
+    """One figure of a table."""
+    measure = find_explained(reading.measure) or find_measure(reading.measure)
+    titles = (line.name, paper.label(column))
+    needs = line.needs or table.needs
+    try:
+        if needs:
+            raise MissingError(needs)
+        attack, measured = results.measure(reading)
+    except MissingError as error:
+        return ComparedRow(
+            *titles,
+            attack=None,
+            measure=measure.title,
+            summary=measure.summary,
+            published=published,
+            measured=None,
+            verdict="not measured",
+            reason=str(error),
+        )
+    verdict, reason = judge(published, measured, table, line, results.run)
+    return ComparedRow(
+        *titles,
+        attack=attack,
+        measure=measure.title,
+        summary=measure.summary,
+        published=published,
+        measured=measured,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def judge(
+    published: float | None, measured: Measured, table: Table, line: Line, run: Run
+) -> tuple[Verdict, str]:
+    """Whether a published figure lies in the measured interval, and if that cannot be said why."""
+    if published is None:
+        return "nothing published", table.unpublished
+    theirs, ours = line.data or table.data, str(run.data.get("name", ""))
+    if not theirs or not normalize(ours).startswith(normalize(theirs.split(",")[0])):
+        return "not comparable", f"published for {theirs or 'another network'}; here {ours}"
+    inside = measured.low <= published <= measured.high
+    return ("agrees" if inside else "differs"), f"published for {theirs}"
+
+
+def normalize(name: str) -> str:
+    """The letters and digits of a name in lower case."""
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def fill_sweep(table: Table, line: Line, results: Results) -> Iterator[ComparedRow]:
+    """The points of a figure: each setting of an attack, measure by measure."""
+    outcomes: list[Outcome] = []
+    reason = line.needs or table.needs
+    try:
+        outcomes = [] if reason else results.list_outcomes(line.attack)
+    except MissingError as error:
+        reason = str(error)
+    for setting, outcome in name_settings(line.name, outcomes) or [(line.name, None)]:
+        for name in table.columns:
+            measure = find_measure(name)
+            measured, verdict, why = None, "not measured", reason
+            try:
+                if outcome is not None:
+                    measured = results.summarize(outcome, name)
+                    verdict, why = "nothing published", table.unpublished
+            except MissingError as error:
+                why = str(error)
+            yield ComparedRow(
+                row=setting,
+                column=measure.title,
+                attack=None if outcome is None else str(outcome.attack),
+                measure=measure.title,
+                summary=measure.summary,
+                published=None,
+                measured=measured,
+                verdict=cast(Verdict, verdict),
+                reason=why,
+            )
+
+
+def name_settings(name: str, outcomes: Sequence[Outcome]) -> list[tuple[str, Outcome | None]]:
+    """The settings of a sweep, each by those of its parameters in which they differ."""
+    differing = [
+        key
+        for key in dict.fromkeys(key for o in outcomes for key in o.resolved)
+        if len({repr(o.resolved.get(key)) for o in outcomes}) > 1
+    ]
+    return [
+        (
+            " ".join([name, *(f"{k}={format_value(o.resolved.get(k))}" for k in differing)]),
+            o,
+        )
+        for o in outcomes
+    ]
+
+
+def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
+    """Whether a claim is found again, in words with the interval."""
+    try:
+        if claim.reaches is not None:
+            _, found = results.measure(claim.reaches)
+            holding: Holding = "holds" if found.high >= claim.value else "does not hold"
+            said = f"measured {spell(found)}, where {claim.value:g} was published"
+        else:
+            assert claim.more is not None
+            assert claim.than is not None
+            one, other = map(results.choose_outcome, (claim.more, claim.than))
+            found = find_measure(claim.more.measure).compare(one, other)
+            if not found.n:
+                raise MissingError("no image on which both could be measured")
+            holding = "not decided"
+            if found.low > 0 or found.high < 0:
+                holding = "holds" if found.low > 0 else "does not hold"
+            said = f"difference on the same images {spell(found)}, {one.attack} less {other.attack}"
+    except MissingError as error:
+        return ClaimVerdict(claim.text, claim.where, "not measured", None, str(error))
+    return ClaimVerdict(claim.text, claim.where, holding, found, said)
+
+
+def spell(found: Measured) -> str:
+    """A number with its interval."""
+    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g}; {found.n} images)"

@@ -1,0 +1,225 @@
+"""A paper as a file declares it: what to run, and which published figure each result belongs to.
+
+A file is TOML, ``NAME.toml`` in this folder; its keys are the fields of `Paper` and of what it
+holds. See the README of this folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from itertools import product
+from typing import Any, TypeVar
+
+from robusteval.errors import UsageError
+from robusteval.registry import explain_unknown
+
+SIZES = ("small", "paper")
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run: `small` in minutes on a small network, `paper` as published."""
+
+    samples: int
+    attacks: Mapping[str, Any] = field(default_factory=dict)  # in the place of those of the paper
+    interpreters: tuple[str, ...] | None = None
+    explained: int = 0  # images that are explained region by region
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number to be measured: of which attack, and what."""
+
+    attack: str
+    measure: str
+    # of a sweep the first setting whose mean is at least this, as {"ssim": 0.998}
+    at: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: an attack for each of its columns, and what was published of it."""
+
+    name: str
+    attack: str = "{}"  # with the column in the place of the braces
+    measure: str = ""  # that of the table if empty
+    published: tuple[float | None, ...] = ()  # one for each column
+    at: Mapping[str, float] = field(default_factory=dict)
+    data: str = ""  # what it was published for; as the table says if empty
+    needs: str = ""  # what is missing to measure it
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or a figure of the paper."""
+
+    name: str  # "Table II"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Line, ...] = ()
+    measure: str = ""
+    data: str = ""  # the data set and network that the figures were published for
+    sweep: bool = False  # a line for each setting of an attack
+    unpublished: str = ""  # why there is no published figure to stand beside
+    needs: str = ""  # what is missing to measure all of it
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper that can be tested on any network.
+
+    Either `more` is larger than `than` on the same images, or `reaches` is at least `value`.
+    """
+
+    text: str
+    where: str
+    more: Reading | None = None
+    than: Reading | None = None
+    reaches: Reading | None = None
+    value: float = 1.0
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper: where it stands, what is run for it, and what it has published."""
+
+    name: str
+    title: str
+    source: str
+    setting: str  # networks and data of the publication
+    small: Size
+    paper: Size
+    attacks: Mapping[str, tuple[str, ...]]  # by short name; several are a sweep
+    tables: tuple[Table, ...]
+    interpreters: tuple[str, ...] = ()
+    explained: tuple[str, ...] = ()  # attacks that are explained region by region
+    labels: Mapping[str, str] = field(default_factory=dict)  # what columns and attacks are called
+    claims: tuple[Claim, ...] = ()
+    remarks: tuple[str, ...] = ()  # what is known of the publication
+
+    def choose_size(self, size: str) -> Size:
+        """What is run at a size."""
+        return self.small if size == "small" else self.paper
+
+    def list_attacks(self, size: str) -> dict[str, tuple[str, ...]]:
+        """The attacks of a size by short name."""
+        return {**self.attacks, **expand_attacks(self.choose_size(size).attacks)}
+
+    def list_interpreters(self, size: str) -> tuple[str, ...]:
+        """The interpreters of a size."""
+        theirs = self.choose_size(size).interpreters
+        return self.interpreters if theirs is None else theirs
+
+    def label(self, name: str) -> str:
+        """What a column or an attack is called."""
+        return self.labels.get(name, name)
+
+
+def list_papers() -> Iterator[str]:
+    """The names of the papers that are declared."""
+    for file in sorted(files("robusteval.papers").iterdir(), key=lambda file: file.name):
+        name, dot, suffix = file.name.rpartition(".")
+        if dot and suffix == "toml":
+            yield name
+
+
+def read_paper(name: str) -> Paper:
+    """The declaration of a paper; UsageError if there is none of that name."""
+    known = list(list_papers())
+    if name not in known:
+        raise UsageError(explain_unknown("paper", name, [*known, "all", "list"]))
+    text = files("robusteval.papers").joinpath(f"{name}.toml").read_text("utf-8")
+    return build_paper(name, tomllib.loads(text))
+
+
+def build_paper(name: str, values: Mapping[str, Any]) -> Paper:
+    """A paper from the values of its file; ValueError that says which of them is none."""
+    given = dict(values)
+    for size in SIZES:
+        given[size] = build(Size, given.get(size, {}), f"{name}: {size}")
+    given["attacks"] = expand_attacks(given.get("attacks", {}))
+    given["tables"] = tuple(build_table(name, each) for each in given.get("tables", ()))
+    given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
+    paper = build(Paper, {**given, "name": name}, name)
+    for reading in list_readings(paper):
+        if reading.attack not in paper.attacks:
+            raise ValueError(f"{name}: no attack is called {reading.attack}")
+    return paper
+
+
+def build_table(name: str, values: Mapping[str, Any]) -> Table:
+    """A table from its values; each row has a figure, or a gap, for each column."""
+    title = f"{name}: {values.get('name')}"
+    rows = []
+    for each in values.get("rows", ()):
+        published = tuple(None if isinstance(v, str) else v for v in each.get("published", ()))
+        row = build(Line, {**each, "published": published}, title)
+        if published and len(published) != len(values["columns"]):
+            raise ValueError(f"{title}: {row.name} has not one figure for each column")
+        rows.append(row)
+    return build(Table, {**values, "rows": tuple(rows)}, title)
+
+
+def build_claim(name: str, values: Mapping[str, Any]) -> Claim:
+    """A claim from its values."""
+    readings = {
+        key: build(Reading, values[key], f"{name}: {values.get('text')}")
+        for key in ("more", "than", "reaches")
+        if key in values
+    }
+    return build(Claim, {**values, **readings}, name)
+
+
+def build(kind: type[Kind], values: Mapping[str, Any], title: str) -> Kind:
+    """One of the classes above from a table of the file, lists as tuples."""
+    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{title}: {explain_unknown('key', key, sorted(known))}")
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"{title}: {error}") from None
+
+
+def expand_attacks(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Attacks by short name, each as the list of its settings.
+
+    An entry is the text of an attack, a list of such, or a table with ``spec`` and lists of words:
+    one attack for each combination, in name and spec in the place of the words in braces.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, each in values.items():
+        if isinstance(each, Mapping):
+            words = {key: value for key, value in each.items() if key != "spec"}
+            for chosen in product(*words.values()):
+                pairs = dict(zip(words, chosen, strict=True))
+                found[name.format(**pairs)] = (each["spec"].format(**pairs),)
+        else:
+            found[name] = (each,) if isinstance(each, str) else tuple(each)
+    return found
+
+
+def list_readings(paper: Paper) -> Iterator[Reading]:
+    """Everything that tables and claims read."""
+    for table in paper.tables:
+        for row in table.rows:
+            if not (table.needs or row.needs):
+                yield from read_row(table, row)
+    for claim in paper.claims:
+        yield from filter(None, (claim.more, claim.than, claim.reaches))
+
+
+def read_row(table: Table, row: Line) -> Sequence[Reading]:
+    """What a row reads, column by column: of each attack one figure, of a sweep each measure."""
+    if table.sweep:
+        return [Reading(row.attack, column) for column in table.columns]
+    measure = row.measure or table.measure
+    return [Reading(row.attack.format(column), measure, row.at) for column in table.columns]

@@ -1,0 +1,169 @@
+"""What can be read of an attack for a table of a paper: a number per image, and their summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from robusteval.runs.metrics import rate
+from robusteval.runs.statistics import (
+    count_pairs,
+    mean_interval,
+    median,
+    median_interval,
+    paired_difference,
+)
+from robusteval.runs.types import Flags, Outcome, Values
+
+Summary = Literal["share", "mean", "median"]
+
+
+class Measured(NamedTuple):
+    """A number with its 95 % interval, over `n` images; nan where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Measure(NamedTuple):
+    """What is read of each image, of which images it counts, and how it is summed up."""
+
+    title: str
+    summary: Summary
+    read: Callable[[Outcome], Values]  # (n,)
+    among: Callable[[Outcome], Flags]  # (n,) the images that count
+
+    def summarize(self, outcome: Outcome) -> Measured:
+        """The number of an attack."""
+        counted = self.among(outcome)
+        values = self.read(outcome)[counted]
+        if self.summary == "share":
+            found = rate(values)
+            return Measured(found.value, *found.interval, found.n)
+        if self.summary == "mean":
+            return Measured(*mean_interval(values))
+        known = values[np.isfinite(values)]
+        return Measured(median(known), *median_interval(known), len(known))
+
+    def compare(self, one: Outcome, other: Outcome) -> Measured:
+        """How much larger the number is on the same images for `one` than for `other`.
+
+        Means of the differences of medians' values, too.
+        """
+        both = self.among(one) & self.among(other)
+        first, second = self.read(one), self.read(other)
+        if self.summary == "share":
+            pairs = count_pairs(first[both], second[both])
+            return Measured(pairs.drop, *pairs.interval, pairs.n)
+        return Measured(*paired_difference(first, second, both)[:4])
+
+
+def all_attacked(outcome: Outcome) -> Flags:
+    """The images that were right at first."""
+    return outcome.attacked
+
+
+def successes(outcome: Outcome) -> Flags:
+    """The images on which the attack reached its goal."""
+    return outcome.success()
+
+
+def all_images(outcome: Outcome) -> Flags:
+    """All images of the run, those that were wrong from the start too."""
+    return np.ones(len(outcome.attacked), dtype=np.bool_)
+
+
+def read_column(name: str) -> Callable[[Outcome], Values]:
+    """A column as floats; nan where the run does not have it."""
+
+    def read(outcome: Outcome) -> Values:
+        if name not in outcome.columns:
+            return np.full(len(outcome.attacked), math.nan)
+        return outcome.columns[name].astype(np.float64)
+
+    return read
+
+
+def count_passes(outcome: Outcome) -> Values:
+    """Forward and backward passes of each image."""
+    return np.asarray(outcome.columns["forwards"] + outcome.columns["backwards"], dtype=np.float64)
+
+
+MEASURES: Mapping[str, Measure] = {
+    "fooled": Measure("images fooled", "share", Outcome.success, all_attacked),
+    "fooled_all": Measure(
+        "images whose label changes, of all",
+        "share",
+        lambda o: o.columns["pred_adv"] != o.columns["pred_clean"],
+        all_images,
+    ),
+    "fooled_8bit": Measure(
+        "images fooled when saved in 8 bits",
+        "share",
+        lambda o: o.success("pred_8bit"),
+        all_attacked,
+    ),
+    "robust": Measure(
+        "images right after the attack, of all",
+        "share",
+        lambda o: o.attacked & ~o.success(),
+        all_images,
+    ),
+    "ssim": Measure("mean SSIM", "mean", read_column("ssim"), all_attacked),
+    "psnr": Measure("mean PSNR in dB", "mean", read_column("psnr"), all_attacked),
+    "confidence": Measure(
+        "probability of the class reached", "mean", read_column("confidence_adv"), successes
+    ),
+    "l0": Measure("values changed, mean of successes", "mean", read_column("l0"), successes),
+    "l0_median": Measure(
+        "values changed, median of successes", "median", read_column("l0"), successes
+    ),
+    "l0_pixels": Measure(
+        "pixels changed, median of successes", "median", read_column("l0_pixels"), successes
+    ),
+    "l2": Measure("l2 distance, mean of successes", "mean", read_column("l2"), successes),
+    "linf": Measure("linf distance, mean of successes", "mean", read_column("linf"), successes),
+    "passes": Measure("passes per image", "mean", count_passes, all_attacked),
+    "seconds": Measure("seconds per image", "mean", read_column("seconds"), all_attacked),
+    "edge_energy": Measure(
+        "share of the squared change on edges", "mean", read_column("edge_energy"), successes
+    ),
+}
+# of maps, each for an interpreter: map_distance:grad
+OF_MAPS = {
+    "map_distance": "mean distance of the maps",
+    "map_l2": "l2 distance of the maps",
+    "map_iou": "overlap of the highest fifth of the maps",
+    "map_kendall": "Kendall's tau of the maps",
+    "map_spearman": "Spearman's rank correlation of the maps",
+    "map_noise": "distance of the maps under noise of equal size",
+}
+# of where a change lies, each beside the map of an interpreter: energy_ratio:gradcam_plus_plus
+OF_PLACES = {
+    "precision": "share of the changed pixels that are relevant",
+    "perturbed": "share of the pixels that are changed",
+    "recall": "share of the relevant pixels that are changed",
+    "iou": "overlap of changed and relevant pixels",
+    "iou_outside": "overlap of changed and irrelevant pixels",
+    "precision_at": "share of the most changed twentieth that is relevant",
+    "noise_precision_at": "the same of noise of equal size",
+    "energy_ratio": "squared change on relevant pixels, over their area",
+    "noise_energy_ratio": "the same of noise of equal size",
+}
+
+
+def find_measure(name: str) -> Measure:
+    """A measure by name; ValueError if there is none."""
+    kind, _, _ = name.partition(":")
+    if kind in OF_MAPS:
+        return Measure(OF_MAPS[kind], "mean", read_column(name), successes)
+    if kind in OF_PLACES:
+        return Measure(OF_PLACES[kind], "mean", read_column(name), all_attacked)
+    if name not in MEASURES:
+        raise ValueError(f"no measure is called {name}")
+    return MEASURES[name]

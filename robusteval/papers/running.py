@@ -1,0 +1,132 @@
+"""Run what a paper declares by the ordinary evaluation, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from robusteval.analysis.explain import explain
+from robusteval.art.field_names import check_attack
+from robusteval.datasets.dataset import Data
+from robusteval.errors import Interrupted, RobustevalError
+from robusteval.evaluation.evaluate import execute
+from robusteval.evaluation.plan import Plan, prepare_plan
+from robusteval.evaluation.work_cache import WorkCache
+from robusteval.models.classifier import Classifier
+from robusteval.papers.comparison import Reproduction, Results, compare_paper
+from robusteval.papers.declaration import Paper
+from robusteval.progress import Progress, Silent
+from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.explanation_record import ExplanationRecord
+from robusteval.runs.types import Spec
+
+
+def reproduce(
+    paper: Paper,
+    classifier: Classifier,
+    data: Data,
+    folder: Path,
+    *,
+    size: str = "small",
+    samples: int | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    command: str = "",
+) -> Reproduction:
+    """Measure what a paper has published, on another network.
+
+    Parameters
+    ----------
+    paper : Paper
+        See `robusteval.papers.declaration.read_paper`.
+    classifier : Classifier
+        What is attacked.
+    data : Data
+        The images.
+    folder : Path
+        Where the run and what is explained are kept, and continued.
+    size : {"small", "paper"}
+        How much is run.
+    samples : int, optional
+        Images; as the size says if not given.
+    seed : int
+        Decides the draw and every random number.
+    fresh : bool
+        Throw away what is in `folder`.
+    progress : Progress, optional
+        Where to say how far it is.
+    stopping : callable
+        Asked after each batch; Interrupted once it says so.
+    command : str
+        What a user typed to ask for it.
+
+    Raises
+    ------
+    UsageError
+        If nothing of the paper can be run on this network.
+    RunError
+        If something broke; what was finished is kept.
+    """
+    attacks = paper.list_attacks(size)
+    specs = list(
+        dict.fromkeys(str(check_attack(parse(t))) for each in attacks.values() for t in each)
+    )
+    asked = [check_attack(parse(text)) for text in specs]
+    explained = [INTERPRETERS.check_spec(parse(text)) for text in paper.list_interpreters(size)]
+    plan = prepare_plan(
+        classifier,
+        data,
+        asked,
+        samples=samples or paper.choose_size(size).samples,
+        seed=seed,
+        probes=False,
+        interpreters=explained,
+        optional=(*asked, *explained),
+        progress=progress or Silent(),
+    )
+    run = execute(
+        plan, folder / "run", fresh=fresh, progress=progress, stopping=stopping, command=command
+    )
+    called = {
+        name: tuple(str(check_attack(parse(text))) for text in each)
+        for name, each in attacks.items()
+    }
+    missing = {**list_left_out(plan), **run.failures}
+    explanations: dict[str, ExplanationRecord] = {}
+    for name in paper.explained:
+        if stopping():
+            raise Interrupted
+        (text,) = attacks[name]
+        cache = WorkCache(folder / "explained" / name, (progress or Silent()).say)
+        try:
+            explanations[name] = explain(
+                classifier,
+                data,
+                text,
+                samples=paper.choose_size(size).explained,
+                seed=seed,
+                progress=progress,
+                cache=cache,
+            ).record
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            missing[f"explain {name}"] = str(error)
+    return compare_paper(paper, size, Results(run, called, missing, explanations))
+
+
+def list_left_out(plan: Plan) -> dict[str, str]:
+    """What the network cannot have, by attack or interpreter, with the reason."""
+    return {
+        finding.cell: finding.message
+        for finding in plan.findings
+        if finding.code == "left-out" and finding.cell is not None
+    }
+
+
+def list_specs_of(paper: Paper, size: str) -> list[Spec]:
+    """All attacks and interpreters of a paper, to see what they need."""
+    attacks = [text for each in paper.list_attacks(size).values() for text in each]
+    return [parse(text) for text in (*attacks, *paper.list_interpreters(size))]

@@ -1,0 +1,110 @@
+"""`robusteval reproduce`: a paper in one command, continued after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from robusteval.cli import cli
+from robusteval.commands import reproduce
+from robusteval.evaluation import computation
+from robusteval.papers import running
+from robusteval.papers.declaration import Paper, build_paper
+
+
+def tiny(name: str) -> Paper:
+    """A paper of two attacks on four images."""
+    return build_paper(
+        name,
+        {
+            "title": "On little",
+            "source": "nowhere",
+            "setting": "none",
+            "interpreters": ["cam"],
+            "explained": ["pgd"],
+            "small": {"samples": 4, "explained": 2},
+            "paper": {"samples": 4},
+            "attacks": {"pgd": "pgd:eps=0.2,steps=3", "fgsm": "fgsm:eps=0.2"},
+            "tables": [
+                {
+                    "name": "Table I",
+                    "title": "Two attacks",
+                    "columns": ["pgd"],
+                    "unpublished": "not in the paper",
+                    "rows": [
+                        {"name": "fooled", "measure": "fooled"},
+                        {"name": "tau", "measure": "map_kendall:cam"},
+                        {"name": "promotion", "measure": "promotion"},
+                    ],
+                }
+            ],
+        },
+    )
+
+
+def ran(*words: str) -> Result:
+    """The command, as far as it comes."""
+    return CliRunner().invoke(cli, ["reproduce", *words])
+
+
+def test_a_paper_is_reproduced_and_continued_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables with figures of attacks, maps and explanations; nothing is attacked twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "read_paper", tiny)
+
+    def stop(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "explain", stop)
+        stopped = ran("pgap", "--format", "json")
+    assert stopped.exit_code == 130
+    assert "the same command continues where this one ended" in stopped.stderr
+
+    with monkeypatch.context() as patch:
+        patch.setattr(computation, "perturb", stop, raising=False)
+        whole = ran("pgap", "--format", "json")
+    assert whole.exit_code == 0, whole.stderr
+    found = json.loads(whole.stdout)
+    assert found["images"] == 4
+    assert [row["verdict"] for row in found["tables"][0]["rows"]] == ["nothing published"] * 3
+    folder = Path("reproduced/pgap-small")
+    assert json.loads((folder / "report.json").read_text()) == found
+    assert "Table I: Two attacks" in (folder / "report.md").read_text()
+    assert "<h1>pgap: On little</h1>" in (folder / "report.html").read_text()
+
+
+def test_papers_are_listed() -> None:
+    listed = ran("list")
+
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "advedge",
+        "detector",
+        "int",
+        "isi",
+        "pgap",
+        "pse",
+        "wifgsm",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pgpa",), "unknown paper 'pgpa' (did you mean 'pgap'?)"),
+        (("pgap", "--checkpoint", "net.pt"), "there is no file net.pt"),
+        (("pgap", "--size", "big"), "small"),
+        (("pgap", "--samples", "0"), "--samples"),
+    ],
+)
+def test_mistakes_are_named(words: tuple[str, ...], message: str) -> None:
+    refused = ran(*words)
+
+    assert refused.exit_code == 2
+    assert message in refused.stderr

@@ -1,0 +1,187 @@
+"""Published beside measured, on runs made of numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robusteval.papers.comparison import Reproduction, Results, compare_paper
+from robusteval.papers.declaration import build_paper
+from robusteval.papers.measures import Measured, find_measure
+from robusteval.reports.paper import (
+    format_measured,
+    render_paper_html,
+    render_paper_json,
+    render_paper_markdown,
+)
+from robusteval.runs.statistics import median_interval
+from robusteval.runs.types import Outcome, Run, Spec
+
+MakeOutcome = Callable[..., Outcome]
+MakeRun = Callable[..., Run]
+
+WEAK, STRONG = Spec("pgd", {"eps": 0.1}), Spec("pgd", {"eps": 0.2})
+DECLARED: Mapping[str, Any] = {
+    "title": "On <b>nothing</b>",
+    "source": "nowhere",
+    "setting": "none",
+    "small": {"samples": 4},
+    "paper": {"samples": 100},
+    "attacks": {"sweep": [str(WEAK), str(STRONG)], "strong": str(STRONG), "gone": "fgsm"},
+    "tables": [
+        {
+            "name": "Table I",
+            "title": "Fooled",
+            "measure": "fooled",
+            "data": "digits, a network",
+            "columns": ["strong", "gone"],
+            "rows": [
+                {"name": "near", "published": [0.8, 0.5]},
+                {"name": "far", "published": [0.2, 0.5]},
+                {"name": "elsewhere", "data": "ImageNet", "published": [0.8, 0.5]},
+                {"name": "never", "needs": "needs a telescope", "published": [0.8, 0.5]},
+            ],
+        },
+        {
+            "name": "Table II",
+            "title": "Fooled at equal SSIM",
+            "measure": "fooled",
+            "unpublished": "the paper has a figure",
+            "columns": ["sweep"],
+            "rows": [
+                {"name": "SSIM .9", "at": {"ssim": 0.9}},
+                {"name": "SSIM .5", "at": {"ssim": 0.5}},
+                {"name": "SSIM .99", "at": {"ssim": 0.99}},
+            ],
+        },
+        {
+            "name": "Figure 1",
+            "title": "All",
+            "sweep": True,
+            "columns": ["fooled", "ssim", "map_l2:cam"],
+            "rows": [{"name": "PGD", "attack": "sweep"}],
+        },
+    ],
+    "claims": [
+        {
+            "text": "More eps fools more.",
+            "where": "Table I",
+            "more": {"attack": "strong", "measure": "fooled"},
+            "than": {"attack": "sweep", "measure": "fooled", "at": {"ssim": 0.9}},
+        },
+        {
+            "text": "It fools all.",
+            "where": "Table I",
+            "reaches": {"attack": "strong", "measure": "fooled"},
+        },
+        {
+            "text": "It fools more than what was not run.",
+            "where": "Table I",
+            "more": {"attack": "strong", "measure": "fooled"},
+            "than": {"attack": "gone", "measure": "fooled"},
+        },
+    ],
+}
+
+
+@pytest.fixture
+def found(make_outcome: MakeOutcome, make_run: MakeRun) -> Reproduction:
+    """A weak attack that fools 20 of 100 images at SSIM .95, a strong one 80 at .7."""
+    rows = np.arange(100)
+    weak = make_outcome((rows < 20).tolist(), spec=WEAK, ssim=np.full(100, 0.95))
+    strong = make_outcome((rows < 80).tolist(), spec=STRONG, ssim=np.full(100, 0.7))
+    paper = build_paper("mine", DECLARED)
+    run = replace(make_run(weak, strong), data={"name": "digits (held out)"})
+    attacks = {name: each for name, each in paper.attacks.items()}
+    return compare_paper(paper, "small", Results(run, attacks, {"fgsm": "it broke"}))
+
+
+def test_a_published_figure_agrees_where_it_lies_in_the_interval(found: Reproduction) -> None:
+    """And only where data and network are of the kind that it was published for."""
+    verdicts = {(row.row, row.attack): row.verdict for row in found.tables[0].rows}
+
+    assert verdicts["near", str(STRONG)] == "agrees"
+    assert verdicts["far", str(STRONG)] == "differs"
+    assert verdicts["elsewhere", str(STRONG)] == "not comparable"
+
+
+def test_what_was_not_measured_has_its_reason(found: Reproduction) -> None:
+    reasons = {(r.row, r.column): r.reason for r in found.tables[0].rows if r.measured is None}
+
+    assert reasons["near", "gone"] == "it broke"
+    assert reasons["never", "strong"] == "needs a telescope"
+    assert all(reasons.values())
+
+
+def test_of_a_sweep_the_strongest_setting_that_is_like_enough_is_read(found: Reproduction) -> None:
+    """Where none is, the likest is named."""
+    near, far, none = found.tables[1].rows
+
+    assert (near.attack, far.attack, none.attack) == (str(WEAK), str(STRONG), None)
+    assert near.measured is not None
+    assert near.measured.value == pytest.approx(0.2)
+    assert none.reason == "no setting that was run keeps a mean SSIM of 0.99 (the highest is 0.95)"
+    assert near.verdict == "nothing published"
+    assert near.reason == "the paper has a figure"
+
+
+def test_a_figure_has_every_setting(found: Reproduction) -> None:
+    """Measure by measure; maps that nobody asked for have a reason."""
+    rows = found.tables[2].rows
+
+    assert [row.attack for row in rows] == [str(WEAK)] * 3 + [str(STRONG)] * 3
+    assert [row.measured is None for row in rows] == [False, False, True] * 2
+    assert rows[-1].reason == "no maps of cam"
+
+
+def test_claims_are_tested_on_the_same_images(found: Reproduction) -> None:
+    more, reaches, unknown = found.claims
+
+    assert (more.holding, reaches.holding) == ("holds", "does not hold")
+    assert more.measured is not None
+    assert more.measured.value == pytest.approx(0.6)
+    assert more.measured.low > 0.45
+    assert (unknown.holding, unknown.said) == ("not measured", "it broke")
+
+
+def test_text_of_a_paper_is_no_markup(found: Reproduction) -> None:
+    assert "<b>" not in render_paper_html(found)
+    assert "<b>" not in render_paper_markdown(found)
+    assert '"published": 0.8' in render_paper_json(found)
+
+
+def test_an_interval_that_nobody_knows_is_not_invented() -> None:
+    assert format_measured(Measured(3.0, np.nan, np.nan, 1)) == "3.000 (too few images)"
+    assert format_measured(None) == "–"
+
+
+def test_the_median_lies_in_its_interval_as_often_as_it_says() -> None:
+    """Of the ranks of ten values 2 and 9 are the widest that miss it in no more than 2.5 %."""
+    assert median_interval(np.arange(1.0, 11.0)) == (2.0, 9.0)
+    assert np.isnan(median_interval(np.arange(5.0))).all()
+
+    draws = np.random.default_rng(0).normal(size=(2000, 25))
+    inside = [low <= 0 <= high for low, high in map(median_interval, draws)]
+    assert np.mean(inside) >= 0.95
+
+
+def test_measures_count_the_images_they_name(make_outcome: MakeOutcome) -> None:
+    """Wrong ones are no attacked ones, and failures no successes."""
+    outcome = make_outcome(
+        [True, True, False, False],
+        right=[True, True, True, False],
+        l0=np.array([2.0, 4.0, 90.0, 0.0]),
+    )
+
+    fooled, robust, l0 = (
+        find_measure(name).summarize(outcome) for name in ("fooled", "robust", "l0")
+    )
+    assert (fooled.value, fooled.n) == (2 / 3, 3)
+    assert (robust.value, robust.n) == (0.25, 4)
+    assert (l0.value, l0.n) == (3.0, 2)
+    with pytest.raises(ValueError, match="no measure is called l3"):
+        find_measure("l3")

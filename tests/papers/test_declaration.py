@@ -1,0 +1,106 @@
+"""What papers have published, as their files declare it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from robusteval.art.field_names import check_attack
+from robusteval.errors import UsageError
+from robusteval.papers.declaration import (
+    SIZES,
+    build_paper,
+    expand_attacks,
+    list_papers,
+    list_readings,
+    read_paper,
+)
+from robusteval.papers.explained import find_explained
+from robusteval.papers.measures import find_measure
+from robusteval.registry import INTERPRETERS, parse
+
+SMALLEST: Mapping[str, Any] = {
+    "title": "On nothing",
+    "source": "nowhere",
+    "setting": "none",
+    "small": {"samples": 4},
+    "paper": {"samples": 100},
+    "attacks": {"one": "pgd"},
+    "tables": [
+        {
+            "name": "Table I",
+            "title": "Fooled",
+            "measure": "fooled",
+            "columns": ["one"],
+            "rows": [{"name": "all", "published": [0.5]}],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", list(list_papers()))
+def test_what_a_paper_asks_for_exists(name: str) -> None:
+    """Its attacks, interpreters and measures, at both sizes; all figures are of something."""
+    paper = read_paper(name)
+
+    for size in SIZES:
+        attacks = paper.list_attacks(size)
+        for text in [text for each in attacks.values() for text in each]:
+            check_attack(parse(text))
+        for text in paper.list_interpreters(size):
+            INTERPRETERS.check_spec(parse(text))
+        for reading in list_readings(paper):
+            assert find_explained(reading.measure) or find_measure(reading.measure)
+            assert reading.attack in attacks
+        assert all(len(attacks[explained]) == 1 for explained in paper.explained)
+    for table in paper.tables:
+        for row in table.rows:
+            has_figures = any(value is not None for value in row.published)
+            assert has_figures or row.needs or table.needs or table.unpublished or table.measure
+
+
+def test_every_paper_is_there() -> None:
+    assert list(list_papers()) == ["advedge", "detector", "int", "isi", "pgap", "pse", "wifgsm"]
+
+
+def test_a_paper_that_is_not_is_named_with_what_is_near() -> None:
+    with pytest.raises(UsageError, match=r"unknown paper 'pgpa' \(did you mean 'pgap'"):
+        read_paper("pgpa")
+
+
+def test_attacks_are_one_or_a_sweep_or_all_combinations() -> None:
+    """By short name, each a list."""
+    found = expand_attacks(
+        {
+            "one": "pgd",
+            "sweep": ["pgd:eps=1/255", "pgd:eps=2/255"],
+            "{a}_{b}": {
+                "spec": "advedge:search={a},variant={b}",
+                "a": ["pgd", "cw"],
+                "b": ["adv2"],
+            },
+        }
+    )
+
+    assert found == {
+        "one": ("pgd",),
+        "sweep": ("pgd:eps=1/255", "pgd:eps=2/255"),
+        "pgd_adv2": ("advedge:search=pgd,variant=adv2",),
+        "cw_adv2": ("advedge:search=cw,variant=adv2",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tabels": []}, "unknown key 'tabels' .did you mean 'tables'"),
+        ({"attacks": {"two": "pgd"}}, "no attack is called one"),
+        ({"tables": [{**SMALLEST["tables"][0], "columns": ["one", "one"]}]}, "one figure for each"),
+        ({"small": {}}, "samples"),
+    ],
+)
+def test_a_slip_in_a_file_is_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_paper("mine", {**SMALLEST, **changed})
