@@ -14,6 +14,7 @@ from robusteval.commands.evaluate import evaluate
 from robusteval.commands.explain import explain
 from robusteval.commands.export import export
 from robusteval.commands.listing import list_
+from robusteval.commands.merge import merge
 from robusteval.commands.report import compare, report
 from robusteval.commands.reproduce import reproduce
 from robusteval.commands.shell import Commands
@@ -39,7 +40,7 @@ def cli() -> None:
 
 
 for command in (
-    *(evaluate, report, check, compare, baseline_, export),
+    *(evaluate, merge, report, check, compare, baseline_, export),
     *(explain, reproduce, train, defend, list_),
 ):
     cli.add_command(command)

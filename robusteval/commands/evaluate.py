@@ -21,7 +21,7 @@ from .networks import load_networks, name_networks, parse_network
 from .report import FormatName, FormatOption, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
-from .shell import Whole, option, read_batch_size, read_radius
+from .shell import Whole, emit_lines, option, read_batch_size, read_radius
 
 
 @click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
@@ -123,6 +123,13 @@ from .shell import Whole, option, read_batch_size, read_radius
     help="Keep all adversarial images in the run folder, as FILE.npz for --data and for"
     " `robusteval export`.",
 )
+@option(
+    "Run",
+    "--shard",
+    metavar="K/N",
+    help="Attack the K-th of N parts of the images, into a run folder of its own; `robusteval"
+    " merge` joins all N.",
+)
 @device_option
 @option(
     "Run",
@@ -164,6 +171,7 @@ def evaluate(
     samples: int | None,
     seed: int | None,
     batch_size: int | None,
+    shard: str | None,
     out: Path | None,
     fresh: bool,
     keep_images: bool,
@@ -212,10 +220,13 @@ def evaluate(
     if not checked and (baseline or (config and not is_configured())):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
     gates = read_gates(baseline, config) if checked else None
+    if shard is not None and checked:
+        raise UsageError("--check judges a whole run: join the shards first, then `check` the run")
 
     with open_session(request.open_both, fresh=fresh) as session:
         from robusteval.evaluation.evaluate import execute
         from robusteval.evaluation.plan import prepare_plan
+        from robusteval.evaluation.shares import Share
 
         classifier, images, progress, stop = session
         session.say_if_fewer(samples)
@@ -237,6 +248,7 @@ def evaluate(
             defenses=defended,
             optional=optional,
             receivers=load_networks(networks, progress, device=request.device),
+            share=None if shard is None else Share.parse(shard),
             progress=progress,
         )
         name = "demo" if checkpoint == "demo" else Path(checkpoint).stem
@@ -251,6 +263,11 @@ def evaluate(
             stopping=lambda: stop.asked > 0,
             command=" ".join([spell_command(), *list_words()]),
         )
+    if shard is not None and not run.failures:
+        emit_lines(
+            [f"Shard {shard} is done, in {run.folder}; `robusteval merge` joins all shards."]
+        )
+        return
     if gates is None or run.status != "complete" or is_all_wrong(run):
         print_report([run], form)
         exit_by_run(run)

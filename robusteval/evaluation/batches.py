@@ -238,7 +238,7 @@ def sort_rows(parts: Sequence[tuple[Positions, Columns]], rows: Positions) -> Co
 
 
 def take_rows(columns: Columns, keep: np.ndarray[Any, Any]) -> Columns:
-    """Columns of those rows alone where `keep` ``(m,)`` is true."""
+    """Columns of some rows alone: those at these positions, or where `keep` ``(m,)`` is true."""
     return {name: values[keep] for name, values in columns.items()}
 
 

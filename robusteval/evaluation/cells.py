@@ -71,7 +71,8 @@ class Cells:
         columns = self.store.find_cell(key)
         if columns is None:
             columns = self.computation.measure_quality(key, measurement, QUALITY)
-            self.store.save_cell(key, columns, {"role": "quality"})
+            if self.plan.share is None:
+                self.store.save_cell(key, columns, {"role": "quality"})
         self.keys.append(key)
         return columns
 
@@ -101,7 +102,7 @@ class Cells:
         work = partial(self._run_attack, keys, attack, target, defended, measurement)
         outcomes, pictures, images = self._resume(keys, work)
         for key, outcome in zip(keys, outcomes, strict=True):
-            self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures, images)
+            self._save(key, outcome, pictures, images)
             pictures, images = (), None  # of the first alone
         self.keys += keys
         # nothing continues these: the attack itself is done
@@ -142,9 +143,20 @@ class Cells:
         outcome = self.store.find_outcome(key, target.clean)
         if outcome is None:
             outcome = self.computation.run_active_test(key, attack, target)
-            self.store.save_cell(key, outcome.columns, outcome.to_record())
+            self._save(key, outcome)
         self.keys.append(key)
         return outcome
+
+    def _save(
+        self,
+        key: str,
+        outcome: Outcome,
+        pictures: Sequence[Picture] = (),
+        images: str | None = None,
+    ) -> None:
+        """Keep a whole cell; of a share of it the finished rows are kept already."""
+        if self.plan.share is None:
+            self.store.save_cell(key, outcome.columns, outcome.to_record(), pictures, images)
 
     def _resume(self, keys: Sequence[str], build: Callable[[], T]) -> T:
         """What `build` makes of rows that are finished and the rest; of none if they mislead it."""

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from robusteval.datasets.dataset import Positions
+from robusteval.errors import UsageError
 from robusteval.evaluation.active_test import PLANTED, Planter, count_images, measure_planted
-from robusteval.evaluation.batches import ResumableMap, batch_by_id
+from robusteval.evaluation.answers import Answers
+from robusteval.evaluation.batches import ResumableMap, batch_by_id, take_rows
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
@@ -106,6 +108,8 @@ class Computation:
         Over the parts of the store; told here what to do where memory runs out.
     batch_size : int, optional
         Images at a time; by size and device if not given.
+    answers : Answers, optional
+        Of the networks, where they were asked already.
     """
 
     def __init__(
@@ -115,8 +119,10 @@ class Computation:
         targets: Sequence[Target],
         batches: ResumableMap,
         batch_size: int | None,
+        answers: Answers | None = None,
     ) -> None:
         self.plan = plan
+        self.answers = answers or Answers()
         self.store = store
         self.undefended = targets[0]
         self.batches = batches
@@ -137,13 +143,15 @@ class Computation:
         )
         kind = None if target.defended is None else target.defended.kind
         check_clean(found, kind, self.plan.index)
+        if self.plan.share is not None:
+            self.plan.share.check_images(found["id"])
         return found
 
     def measure_quality(self, key: str, measurement: Measurement, most: int) -> Columns:
         """What maps are worth: of the first images that were right, nan for the others."""
         clean = self.undefended.clean
         right = metrics.find_right(clean)
-        rows = np.flatnonzero(right)[:most]
+        rows = self._own(np.flatnonzero(right)[:most])
         found = self.batches.map(
             "What the maps are worth",
             key,
@@ -169,15 +177,16 @@ class Computation:
         """
         shown = attack.role == "attack"
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
-        rows = rows if shown else rows[:PROBED]
+        batches = self._split_attacked(attack, rows if shown else rows[:PROBED])
+        rows = np.sort(np.concatenate([*batches, rows[:0]]))
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
         self.shrinking.notes = []
         if shown:
             self._check_images(keys)
-        found = self._attack_rows(attack, target, defended, measurement, gallery, keys, rows)
+        found = self._attack_rows(attack, target, defended, measurement, gallery, keys, batches)
         outcomes = []
         for i, each in enumerate((target, *defended)):
-            positions = np.arange(len(each.clean["id"])) if shown else rows
+            positions = self._list_judged(each, rows) if shown else rows
             maps = measurement.name_columns() if measurement is not None and i == 0 else ()
             outcome = Outcome(
                 attack=attack.spec,
@@ -190,9 +199,9 @@ class Computation:
                 defense=each.spec,
                 adaptive=i == 0,
             )
-            check_outcome(outcome, each.clean)
+            check_outcome(outcome, take_rows(each.clean, positions) if shown else each.clean)
             outcomes.append(outcome)
-        if gallery is None or not len(rows):
+        if gallery is None or not len(rows) or self.plan.share is not None:
             return outcomes, ()
         pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
         check_pictures(pictures, outcomes[0].columns)
@@ -205,12 +214,22 @@ class Computation:
         """
         values = int(np.prod(self.plan.data.shape))
         right = np.flatnonzero(metrics.find_right(target.clean))
-        rows = right[: count_images(target.model, values)]
+        if reason := self.answers.explain(f"planting{target.suffix}", lambda: self._try(target)):
+            raise UsageError(reason)
+        count = self.answers.count(
+            f"planted{target.suffix}", lambda: count_images(target.model, values)
+        )
+        rows = self._own(right[:count])
+
+        def measure(some: Positions) -> Columns:
+            planter = self._find_planter(target)
+            return measure_planted(self.plan, target, planter, attack, some)
+
         found = self.batches.map(
             f"Planted examples, {attack.spec}{target.suffix}",
             key,
             self._split(rows, self.sizes.usual),
-            partial(measure_planted, self.plan, target, self._find_planter(target), attack),
+            measure,
         )
         return Outcome(
             attack=attack.spec,
@@ -221,6 +240,14 @@ class Computation:
             resolved=attack.resolved,
             defense=target.spec,
         )
+
+    def _try(self, target: Target) -> str:
+        """Why nothing can be planted on a network; empty if something can."""
+        try:
+            self._find_planter(target)
+        except UsageError as error:
+            return error.message
+        return ""
 
     def _find_planter(self, target: Target) -> Planter:
         """The one of a target, for all its attacks."""
@@ -240,7 +267,7 @@ class Computation:
         measurement: Measurement | None,
         gallery: Gallery | None,
         keys: Sequence[str],
-        rows: Positions,
+        batches: Sequence[Positions],
     ) -> list[Columns]:
         """Columns of the attacked images alone, for each key."""
 
@@ -257,7 +284,7 @@ class Computation:
         return self.batches.map_cells(
             f"{title}{target.suffix}",
             keys,
-            self._split(rows, self.sizes.choose_size(attack)),
+            batches,
             work.measure,
             whole=attack.foreign,
             # before the columns: what these say is done is not offered again
@@ -273,6 +300,27 @@ class Computation:
         if found and not images.holds(keys[0], np.concatenate(found)):
             for key in keys:
                 parts.remove_parts(key)
+
+    def _own(self, rows: Positions) -> Positions:
+        """Those of some rows that are attacked here: of this share, or all of them."""
+        share = self.plan.share
+        return rows if share is None else share.own(rows, self.undefended.clean["id"])
+
+    def _split_attacked(self, attack: Attack, rows: Positions) -> list[Positions]:
+        """Batches of those rows that are attacked here.
+
+        Where batches are part of the result, they are those of the whole run, and a share has some.
+        """
+        size = self.sizes.choose_size(attack)
+        if not attack.foreign:
+            return self._split(self._own(rows), size)
+        batches = self._split(rows, size)
+        return batches if self.plan.share is None else self.plan.share.choose(batches)
+
+    def _list_judged(self, target: Target, attacked: Positions) -> Positions:
+        """The images of a cell: those attacked here, and its own that were wrong before."""
+        wrong = np.flatnonzero(~metrics.find_right(target.clean))
+        return np.sort(np.concatenate([attacked, self._own(wrong)]))
 
     def _split(self, rows: Positions, size: int) -> list[Positions]:
         """Split rows by content id, where that is known, so that no order of images matters."""

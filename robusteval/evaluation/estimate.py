@@ -40,11 +40,12 @@ def write_forecast(plan: Plan, target: Target, most: int) -> str:
     if not len(some):
         return ""
     x = plan.data.batch(plan.index[some]).x.to(target.model.device)
-    seconds = estimate_seconds(target.model, x, plan.attacks, len(rows))
+    images = len(rows) if plan.share is None else -(-len(rows) // plan.share.of)
+    seconds = estimate_seconds(target.model, x, plan.attacks, images)
     if seconds is None or seconds <= WORTH_SAYING:
         return ""
     return (
-        f"The attacks take {write_estimate(seconds)} if all of {len(rows)} images hold, less for"
+        f"The attacks take {write_estimate(seconds)} if all of {images} images hold, less for"
         " each that falls."
     )
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +21,7 @@ from robusteval.errors import (
 )
 from robusteval.evaluation import estimate, sanity_checks
 from robusteval.evaluation.active_test import check_active_tests, list_planted_searches
+from robusteval.evaluation.answers import Answers
 from robusteval.evaluation.batches import ResumableMap
 from robusteval.evaluation.cells import Cells
 from robusteval.evaluation.columns import PROBED, STEADY
@@ -40,7 +42,7 @@ from robusteval.evaluation.target import (
     list_receivers,
     list_targets,
 )
-from robusteval.evaluation.unmasking import describe_masks, list_unmaskings
+from robusteval.evaluation.unmasking import Examination, describe_masks, list_unmaskings
 from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
@@ -201,6 +203,7 @@ class Evaluation:
         progress: Progress,
         stopping: Callable[[], bool],
         command: str,
+        answers: Answers | None = None,
     ) -> None:
         self.plan = plan
         self.progress = progress
@@ -209,7 +212,12 @@ class Evaluation:
         # goes on counting the seconds of all calls, spent on what had to be computed
         self.batches = ResumableMap(store.parts, progress, stopping, seconds=store.seconds)
         everyone = [*self.targets, *self.receivers]
-        self.computation = Computation(plan, store, everyone, self.batches, batch_size)
+        self.answers = answers or Answers()
+        self.answers.find("plan", lambda: list(plan.findings))
+        self.answers.count("classes", lambda: plan.classifier.num_classes)
+        self.computation = Computation(
+            plan, store, everyone, self.batches, batch_size, self.answers
+        )
         self.cells = Cells(plan, store, self.targets, self.computation, self.receivers)
         self.recording = Recording(plan, store, everyone, command)
 
@@ -224,8 +232,7 @@ class Evaluation:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
             self.measure_quality(undefended.measurement)
-        if forecast := estimate.write_forecast(self.plan, undefended, self.computation.sizes.usual):
-            self.progress.say(forecast)
+        self.say_forecast(undefended)
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
@@ -237,7 +244,17 @@ class Evaluation:
             for spec in list_unmaskings(target.found, attacks, name):
                 self.run_extra(spec, target)
             self.check_target(target)
+        if self.plan.share is not None:
+            if not self.recording.failures:
+                self.recording.store.save_share(self.answers.known)
+            return self.write_record()
         return self.write_record("incomplete" if self.recording.failures else "complete")
+
+    def say_forecast(self, target: Target) -> None:
+        """Say how long the attacks will take, where that is worth saying."""
+        most = self.computation.sizes.usual
+        if forecast := estimate.write_forecast(self.plan, target, most):
+            self.progress.say(forecast)
 
     def write_record(self, status: str = "incomplete") -> Run:
         """Write the record as far as it is."""
@@ -245,7 +262,9 @@ class Evaluation:
 
     def measure_clean(self, target: Target) -> None:
         """Measure the images as they are, and see what they say of the model."""
-        target.examine_model(self.plan, self.targets[0].found)
+        target.found = self.answers.examine(
+            f"examination{target.suffix}", partial(self.examine_model, target)
+        )
         self.cells.compute_clean(target)
         self.write_record()
         findings = self.recording.findings
@@ -254,14 +273,25 @@ class Evaluation:
         if target.detector is not None:  # the same network; only its alarms are new
             return
         found = sanity_checks.check_clean(target.clean, target.model.num_classes)
-        company = find_company(target.model, self.plan.data, self.plan.index[:PROBED])
+        some = self.plan.index[:PROBED]
+        company = self.answers.find(
+            f"company{target.suffix}", partial(find_company, target.model, self.plan.data, some)
+        )
         if company:
             # predicted again in smaller batches they then differ too, which is not by chance
             found = [each for each in found if each.code != "non-deterministic"] + company
-        found += try_conventions(self.plan, target, self.progress)
+        found += self.answers.find(
+            f"conventions{target.suffix}",
+            partial(try_conventions, self.plan, target, self.progress),
+        )
         target.found = target.found.add_answers(target.clean, target.model.num_classes)
         found += describe_masks(target.found, followed=self.plan.probes)
         findings += [target.name_defense(finding) for finding in found]
+
+    def examine_model(self, target: Target) -> Examination:
+        """Look for what in the model leads attacks astray."""
+        target.examine_model(self.plan, self.targets[0].found)
+        return target.found
 
     def measure_quality(self, measurement: Measurement) -> None:
         """Measure what maps are worth without an attack, or note why nobody knows."""
@@ -333,7 +363,7 @@ class Evaluation:
             for probe in sanity_checks.list_probes(mine, moving=target.found.is_moving):
                 mine += self.run_extra(probe.spec, target, probe.role)
             mine += self.plant_examples(mine, target)
-        if mine or target.defense is None:
+        if self.plan.share is None and (mine or target.defense is None):
             found = sanity_checks.check_outcomes(mine) + check_active_tests(mine)
             found += [*check_survival(target.clean, mine), *check_curves(mine)]
         recording.findings += [target.name_defense(finding) for finding in found]

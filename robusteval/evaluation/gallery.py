@@ -68,6 +68,18 @@ class Gallery:
             name: join_images(self._kept.get(name), stay, array) for name, array in arrays.items()
         }
 
+    def join(self, other: Columns) -> None:
+        """Consider the candidates among other images of the same cell."""
+        if not self._kept or not other:
+            self._kept = self._kept or other
+            return
+        new = ~np.isin(other["row"], self._kept["row"])
+        both = {
+            name: np.concatenate([values, other[name][new]]) for name, values in self._kept.items()
+        }
+        keep = choose_candidates(both["id"], both["hard"])
+        self._kept = {name: values[keep] for name, values in both.items()}
+
     def choose_pictures(self, hard: Array) -> list[Picture]:
         """Choose the easiest, median and hardest image; `hard` is the hardness of all ``(n,)``."""
         if not len(self._kept.get("row", ())):

@@ -17,6 +17,7 @@ from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
+from robusteval.evaluation.shares import Share
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_data, check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
@@ -81,6 +82,7 @@ class Plan:
     defenses: tuple[Defense, ...] = ()
     adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
     receivers: tuple[Defense, ...] = ()  # networks that the images of attacks are judged on
+    share: Share | None = None  # of the images that are attacked here; all if None
 
     def list_attacks_on(self, defense: Defense | None) -> tuple[Attack, ...]:
         """List the attacks that know a defense."""
@@ -129,12 +131,14 @@ def prepare_plan(
     defenses: Sequence[str | Spec | Defense] = (),
     optional: Sequence[Spec] = (),
     receivers: Mapping[str, nn.Module] | None = None,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Check everything that can be checked before the first attack; see `evaluate`.
 
     The attacks and interpreters that are also `optional` are left out, with a remark, where the
-    network cannot have them.
+    network cannot have them. With a `share` the plan is that of the whole run, of which only this
+    part of the images is attacked.
     """
     progress = progress or Silent()
     check_data(data)
@@ -202,6 +206,8 @@ def prepare_plan(
     if receiving:
         config["receivers"] = [str(each.spec) for each in receiving]
         config["receiving"] = [each.identity for each in receiving]
+    if share is not None:
+        config["shard"] = str(share)
     findings = tuple(
         Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
         for spec, reason in left_out.items()
@@ -219,6 +225,7 @@ def prepare_plan(
         ready,
         adaptive,
         receiving,
+        share,
     )
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]

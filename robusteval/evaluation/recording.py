@@ -38,6 +38,7 @@ class Recording:
         self.failures: dict[str, str] = {}  # cell -> why it has no result
         self.findings: list[Finding] = list(plan.findings)
         self.quality: Columns = {}  # of the maps
+        self.environment: dict[str, Any] = {}  # where it was computed; here if empty
 
     def build_run(self, status: str, seconds: float) -> Run:
         """Build the run as it is now; `seconds` were spent on it."""
@@ -46,7 +47,7 @@ class Recording:
             config={**plan.config, "command": self.command},
             model=plan.config["model"],
             data=self._describe_data(),
-            environment=describe_environment(plan.classifier.device),
+            environment=self.environment or describe_environment(plan.classifier.device),
             clean={**self.targets[0].clean, **self.quality},
             outcomes=tuple(self.outcomes),
             findings=tuple(self.findings),

@@ -85,6 +85,7 @@ CONFIG: dict[str, Test] = {
     **dict.fromkeys(("samples", "seed"), is_count),
     "probes": is_flag,
     "command": is_text,
+    "shard": is_text,
     "resolved": each(is_dict),
     "shields": each(lambda value: True),
     "maps": is_dict,

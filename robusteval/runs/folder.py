@@ -45,6 +45,7 @@ from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomicall
 
 FORMAT = 1
 NO_ATTACK = ("clean", "quality", "defense", "receiver")  # roles of cells
+SHARE = "share.json"  # below samples, of a folder that holds one part of a run
 # the entries of a record that everything else leans on
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -243,6 +244,10 @@ class Store:
     def has_images(self, key: str) -> bool:
         """Whether all images of a finished cell are kept, as they were written."""
         return self.images is not None and self.images.has_archive(self._entries.get(key, {}))
+
+    def save_share(self, answers: dict[str, Any]) -> None:
+        """Note that all images of a share are done, and what the networks answered besides."""
+        write_atomically(self.samples / SHARE, json.dumps(answers, allow_nan=False).encode())
 
     def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
         """Write ``run.json``: the finished cells of these keys, and behind them what an earlier

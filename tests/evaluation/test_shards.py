@@ -1,0 +1,267 @@
+"""Parts of a run, computed apart and joined, are the run of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from toys import Bands
+
+from robusteval.cli import cli
+from robusteval.datasets.dataset import Data
+from robusteval.datasets.sources import open_data
+from robusteval.errors import Interrupted, RunError, UsageError
+from robusteval.evaluation.evaluate import execute
+from robusteval.evaluation.merging import merge
+from robusteval.evaluation.plan import prepare_plan
+from robusteval.evaluation.shares import Share, find_owners
+from robusteval.models.classifier import Classifier
+from robusteval.runs.folder import load_pictures, load_run
+from robusteval.runs.types import Run
+
+ATTACKS = ["pgd:eps=12/255,steps=20", "art:SquareAttack:eps=12/255,max_iter=3"]
+SAMPLES = 24
+
+
+@pytest.fixture(scope="module")
+def classifier(trained_bands: Bands) -> Classifier:
+    """A network with a name, as a checkpoint has one."""
+    return Classifier(
+        trained_bands, mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
+    ).eval()
+
+
+@pytest.fixture
+def data(npz: Path) -> Data:
+    return open_data(str(npz))
+
+
+def compute(
+    classifier: Classifier, data: Data, out: Path, share: str | None = None, **options: Any
+) -> Run:
+    """A run, or one part of it."""
+    attacks = options.pop("attacks", ATTACKS)
+    part = None if share is None else Share.parse(share)
+    plan = prepare_plan(classifier, data, attacks, samples=SAMPLES, share=part)
+    return execute(plan, out, **options)
+
+
+def divide(classifier: Classifier, data: Data, out: Path, n: int, **options: Any) -> list[Path]:
+    """The folders of all parts of a run."""
+    folders = [out / str(part) for part in range(1, n + 1)]
+    for part, folder in enumerate(folders, 1):
+        compute(classifier, data, folder, f"{part}/{n}", **options)
+    return folders
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """All columns, findings and pictures but the clock."""
+    assert other.findings == one.findings
+    assert (other.config, other.model, other.data) == (one.config, one.model, one.data)
+    assert other.environment == one.environment
+    assert (other.status, other.failures) == (one.status, one.failures)
+    assert [o.to_record() for o in other.outcomes] == [o.to_record() for o in one.outcomes]
+    tables = [(one.clean, other.clean)]
+    tables += [(a.columns, b.columns) for a, b in zip(one.outcomes, other.outcomes, strict=True)]
+    for a, b in tables:
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    shown, again = load_pictures(one), load_pictures(other)
+    assert shown.keys() == again.keys()
+    for position, pictures in shown.items():
+        for picture, same in zip(pictures, again[position], strict=True):
+            assert (picture.place, picture.row) == (same.place, same.row)
+            np.testing.assert_array_equal(picture.clean, same.clean)
+            np.testing.assert_array_equal(picture.delta, same.delta)
+
+
+@pytest.fixture(scope="module")
+def whole(classifier: Classifier, npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of one process."""
+    return compute(
+        classifier,
+        open_data(str(npz)),
+        tmp_path_factory.mktemp("whole") / "run",
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(
+    classifier: Classifier, npz: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """The same run in three parts."""
+    data = open_data(str(npz))
+    return divide(classifier, data, tmp_path_factory.mktemp("parts"), 3)
+
+
+@pytest.fixture
+def copies(parts: list[Path], tmp_path: Path) -> list[Path]:
+    """The parts, to be spoiled."""
+    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in parts]
+
+
+def test_joined_parts_are_the_run_of_one_process(
+    whole: Run, parts: list[Path], tmp_path: Path
+) -> None:
+    """Columns, findings and pictures, an attack of ART in batches among them; in any order."""
+    run = merge(parts[::-1], tmp_path / "run")
+
+    assert {"attack", "probe:noise", "probe:planted"} <= {outcome.role for outcome in run.outcomes}
+    assert run.status == "complete"
+    assert_same(whole, run)
+    assert_same(whole, load_run(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("samples/*.parts"))
+    assert_same(whole, merge(parts, tmp_path / "run"))  # again, into the same folder
+
+
+def test_a_part_shows_that_it_is_one(parts: list[Path]) -> None:
+    """It has no result that could be taken for that of the run."""
+    part = load_run(parts[0])
+
+    assert not part.finished
+    assert not part.outcomes
+    assert part.config["shard"] == "1/3"
+
+
+def test_each_image_is_in_one_part_whatever_the_order() -> None:
+    """Parts are of nearly one size; the same content is in the same part."""
+    ids = np.random.default_rng(0).integers(0, 2**63, 100).astype(np.uint64)
+    ids[50] = ids[3]
+    order = np.random.default_rng(1).permutation(100)
+    rows = np.arange(100)
+
+    own = [Share(part, 8).own(rows, ids) for part in range(1, 9)]
+
+    np.testing.assert_array_equal(np.sort(np.concatenate(own)), rows)
+    assert {len(some) for some in own} <= {12, 13, 14}
+    assert find_owners(ids, 8)[50] == find_owners(ids, 8)[3]
+    np.testing.assert_array_equal(find_owners(ids[order], 8), find_owners(ids, 8)[order])
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "-1/2", "1/0", "1/2/3"])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="K/N"):
+        Share.parse(text)
+
+
+def test_more_parts_than_images_are_refused(
+    classifier: Classifier, data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="24 different images"):
+        compute(classifier, data, tmp_path / "run", "1/25")
+
+
+def test_what_does_not_belong_together_is_refused(
+    copies: list[Path], whole: Run, tmp_path: Path
+) -> None:
+    """In a sentence that names the folder or the part; nothing is written."""
+    first, second, third = copies
+    assert whole.folder is not None
+    record = json.loads((third / "run.json").read_text())
+
+    def change(**settings: Any) -> None:
+        changed = {**record, "config": {**record["config"], **settings}}
+        (third / "run.json").write_text(json.dumps(changed))
+
+    refused: list[tuple[list[Path], Callable[[], object], str]] = [
+        ([first, third], lambda: None, "shard 2/3 is missing"),
+        ([first], lambda: None, "shards 2/3, 3/3 are missing"),
+        ([first, second, third, second], lambda: None, "are both shard 2/3"),
+        ([first, second, Path(whole.folder)], lambda: None, "a run of its own"),
+        ([first, second, tmp_path], lambda: None, "there is no run.json"),
+        (copies, lambda: change(seed=7), "of another run"),
+        (copies, lambda: change(shard="4/4"), "shards of one division"),
+        (copies, lambda: change(shard="x"), "K/N"),
+    ]
+    for folders, spoil, message in refused:
+        spoil()
+        with pytest.raises(UsageError, match=message):
+            merge(folders, tmp_path / "run")
+
+    change()
+    with pytest.raises(UsageError, match="one of the shards"):
+        merge(copies, first)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_that_is_not_finished_is_refused(
+    classifier: Classifier, data: Data, copies: list[Path], whole: Run, tmp_path: Path
+) -> None:
+    """Until its command was given again, which continues it."""
+    shutil.rmtree(copies[1])
+    with pytest.raises(Interrupted):
+        compute(classifier, data, copies[1], "2/3", stopping=lambda: True)
+    with pytest.raises(UsageError, match=r"shard 2/3 in .* is not finished"):
+        merge(copies, tmp_path / "run")
+
+    compute(classifier, data, copies[1], "2/3", batch_size=3)
+
+    assert_same(whole, merge(copies, tmp_path / "run"))
+
+
+def test_a_damaged_part_is_named(copies: list[Path], tmp_path: Path) -> None:
+    """And the command that mends it."""
+    path = next(copies[2].glob("samples/*.parts/*.npz"))
+    path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(RunError, match="give the command of shard 3/3 again"):
+        merge(copies, tmp_path / "run")
+
+
+def test_images_that_two_parts_attacked_are_refused(copies: list[Path], tmp_path: Path) -> None:
+    """Whatever the reason: nobody knows which of them is right."""
+    for folder in copies[1].glob("samples/*.parts"):
+        there = copies[2] / "samples" / folder.name
+        shutil.rmtree(there)
+        shutil.copytree(folder, there)
+
+    with pytest.raises(RunError, match="two shards have attacked the same image"):
+        merge(copies, tmp_path / "run")
+
+
+def test_what_no_part_has_computed_is_left_to_the_evaluation(
+    classifier: Classifier, data: Data, copies: list[Path], whole: Run, tmp_path: Path
+) -> None:
+    """The run is incomplete, and the same command without a part does the rest alone."""
+    probes = sorted(copies[0].glob("samples/*.parts"))
+    for folder in probes[1:]:
+        shutil.rmtree(folder)
+
+    with pytest.raises(RunError, match=r"the columns are joined; .* without --shard"):
+        merge(copies, tmp_path / "run")
+
+    assert load_run(tmp_path / "run").status == "incomplete"
+    assert_same(whole, compute(classifier, data, tmp_path / "run"))
+
+
+def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the help shows them."""
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "demo", "--samples=6", "--attack=noise:eps=4/255", "--no-probes"]
+    for part in ("1/2", "2/2"):
+        ended = CliRunner().invoke(cli, [*words, "--shard", part, "--out", f"shards/{part[0]}"])
+        assert ended.exit_code == 0, ended.output
+        assert f"Shard {part} is done, in shards/{part[0]}" in ended.stdout
+
+    joined = CliRunner().invoke(cli, ["merge", "shards/1", "shards/2", "--out", "run"])
+
+    assert joined.exit_code == 0, joined.output
+    assert "noise:eps=4/255" in joined.stdout
+    assert load_run("run").finished
+    refused = {
+        "K from 1 to N": [*words, "--shard", "3/2"],
+        "judges a whole run": [*words, "--shard", "1/2", "--check"],
+        "shard 2/2 is missing": ["merge", "shards/1", "--out", "other"],
+        "other settings": [*words, "--shard", "1/2", "--out", "run"],
+    }
+    for message, wrong in refused.items():
+        ended = CliRunner().invoke(cli, wrong)
+        assert ended.exit_code == 2
+        assert message in ended.stderr
