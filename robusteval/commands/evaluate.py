@@ -22,6 +22,7 @@ from .report import FormatName, FormatOption, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
 from .shell import Whole, emit_lines, option, read_batch_size, read_radius
+from .working import build_plan, open_pool, worker_options
 
 
 @click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
@@ -130,6 +131,7 @@ from .shell import Whole, emit_lines, option, read_batch_size, read_radius
     help="Attack the K-th of N parts of the images, into a run folder of its own; `robusteval"
     " merge` joins all N.",
 )
+@worker_options
 @device_option
 @option(
     "Run",
@@ -172,6 +174,8 @@ def evaluate(
     seed: int | None,
     batch_size: int | None,
     shard: str | None,
+    workers: int | None,
+    ray: str | None,
     out: Path | None,
     fresh: bool,
     keep_images: bool,
@@ -220,6 +224,10 @@ def evaluate(
     if not checked and (baseline or (config and not is_configured())):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
     gates = read_gates(baseline, config) if checked else None
+    if keep_images and (shard or workers or ray):
+        raise UsageError(
+            "--keep-images keeps what one process makes: leave out --shard, --workers and --ray"
+        )
     if shard is not None and checked:
         raise UsageError("--check judges a whole run: join the shards first, then `check` the run")
 
@@ -237,32 +245,34 @@ def evaluate(
                 if needs_rts([spec for spec in [*specs, *explained] if spec not in optional]):
                     raise
                 progress.say(str(error))
+        chosen: dict[str, Any] = {
+            "samples": samples,
+            "seed": seed,
+            "probes": not no_probes,
+            "interpreters": explained,
+            "defenses": defended,
+            "optional": optional,
+            "share": None if shard is None else Share.parse(shard),
+        }
+        receivers = load_networks(networks, progress, device=request.device)
         plan = prepare_plan(
-            classifier,
-            images,
-            specs,
-            samples=samples,
-            seed=seed,
-            probes=not no_probes,
-            interpreters=explained,
-            defenses=defended,
-            optional=optional,
-            receivers=load_networks(networks, progress, device=request.device),
-            share=None if shard is None else Share.parse(shard),
-            progress=progress,
+            classifier, images, specs, **chosen, receivers=receivers, progress=progress
         )
         name = "demo" if checkpoint == "demo" else Path(checkpoint).stem
         stop.politely = True
-        run = execute(
-            plan,
-            out or Path("runs") / f"{name}-{plan.key[:8]}",
-            batch_size=batch_size,
-            fresh=fresh,
-            keep_images=keep_images,
-            progress=progress,
-            stopping=lambda: stop.asked > 0,
-            command=" ".join([spell_command(), *list_words()]),
-        )
+        recipe = partial(build_plan, request, specs, networks, chosen)
+        with open_pool(session, plan, recipe, workers, ray) as pool:
+            run = execute(
+                plan,
+                out or Path("runs") / f"{name}-{plan.key[:8]}",
+                batch_size=batch_size,
+                fresh=fresh,
+                keep_images=keep_images,
+                progress=progress,
+                stopping=lambda: stop.asked > 0,
+                command=" ".join([spell_command(), *list_words()]),
+                pool=pool,
+            )
     if shard is not None and not run.failures:
         emit_lines(
             [f"Shard {shard} is done, in {run.folder}; `robusteval merge` joins all shards."]

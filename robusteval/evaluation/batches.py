@@ -25,6 +25,7 @@ from robusteval.runs.types import Columns
 SAVE_EVERY = 2.0  # seconds
 T = TypeVar("T")
 Piece = tuple[Positions, Sequence[Columns]]  # rows, and for each key their columns
+Runner = Callable[[Sequence[Positions]], Iterator[Sequence[Piece]]]  # batches in, pieces out
 
 
 @dataclass
@@ -58,6 +59,7 @@ class ResumableMap:
         key: str,
         batches: Sequence[Positions],
         work: Callable[[Positions], Columns],
+        **options: Any,
     ) -> Columns:
         """Compute columns of many rows.
 
@@ -72,13 +74,15 @@ class ResumableMap:
             `split_evenly`.
         work : callable
             ``rows (m,) -> columns of m entries each``.
+        **options
+            As for `stream`.
 
         Returns
         -------
         Columns
             Of all batches, in the order of their rows; empty if there are none.
         """
-        return self.map_cells(title, [key], batches, lambda rows: [work(rows)])[0]
+        return self.map_cells(title, [key], batches, lambda rows: [work(rows)], **options)[0]
 
     def map_cells(
         self,
@@ -107,6 +111,7 @@ class ResumableMap:
         *,
         whole: bool = False,
         before_saving: Callable[[], object] = lambda: None,
+        run: Runner | None = None,
     ) -> Iterator[Piece]:
         """Yield rows and their columns as they come, for results too large to hold: each row once.
 
@@ -118,6 +123,8 @@ class ResumableMap:
             A batch is part of the result: one that is finished in part is done again.
         before_saving : callable
             Called whenever rows are about to be kept.
+        run : callable, optional
+            Does the work on all batches in place of this process, in any order.
         """
         wanted = {row for batch in batches for row in batch.tolist()}
         stored: Iterable[Piece] = self._stored(keys)
@@ -132,14 +139,14 @@ class ResumableMap:
                 keep = np.array([row in wanted and row not in have for row in rows.tolist()], bool)
                 have |= set(rows[keep].tolist())
                 yield rows[keep], [take_rows(columns, keep) for columns in cells]
-            for batch in batches:
-                todo = batch[[row not in have for row in batch.tolist()]]
-                if len(todo):
-                    with listen(self.progress, len(todo), self.stopping):
-                        pieces = run_in_halves(work, todo, self.shrink)
-                    unsaved += pieces
-                    yield from pieces
-                self.progress.advance(len(batch))
+            todo = [batch[[row not in have for row in batch.tolist()]] for batch in batches]
+            if have:
+                self.progress.advance(len(wanted) - sum(map(len, todo)))
+            rest = [batch for batch in todo if len(batch)]
+            for pieces in self._run(work, rest) if run is None else run(rest):
+                unsaved += pieces
+                yield from pieces
+                self.progress.advance(sum(len(rows) for rows, _ in pieces))
                 if time.monotonic() - saved > SAVE_EVERY:
                     before_saving()
                     self._save(keys, unsaved)
@@ -151,6 +158,15 @@ class ResumableMap:
             self._save(keys, unsaved)
             self.seconds += time.monotonic() - started
             self.progress.end()
+
+    def _run(
+        self, work: Callable[[Positions], Sequence[Columns]], batches: Sequence[Positions]
+    ) -> Iterator[Sequence[Piece]]:
+        """Do the work batch by batch."""
+        for batch in batches:
+            with listen(self.progress, len(batch), self.stopping):
+                pieces = run_in_halves(work, batch, self.shrink)
+            yield pieces
 
     def _stored(self, keys: Sequence[str]) -> Iterator[Piece]:
         """Rows that an earlier call kept under all of these keys."""

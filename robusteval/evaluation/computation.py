@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -13,14 +13,15 @@ from robusteval.datasets.dataset import Positions
 from robusteval.errors import UsageError
 from robusteval.evaluation.active_test import PLANTED, Planter, count_images, measure_planted
 from robusteval.evaluation.answers import Answers
-from robusteval.evaluation.batches import ResumableMap, batch_by_id, take_rows
+from robusteval.evaluation.batches import Piece, ResumableMap, Runner, batch_by_id, take_rows
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
+from robusteval.evaluation.pieces import Pool, Seen, Task, split_finely
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
-from robusteval.evaluation.target import Target
+from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
@@ -124,7 +125,9 @@ class Computation:
         self.plan = plan
         self.answers = answers or Answers()
         self.store = store
+        self.targets = list(targets)
         self.undefended = targets[0]
+        self.pool: Pool | None = None  # of processes that do the work; this one if None
         self.batches = batches
         values = int(np.prod(plan.data.shape))
         self.shrinking = Shrinking([target.model for target in targets], values)
@@ -140,6 +143,7 @@ class Computation:
             key,
             self._split(np.arange(len(self.plan.index)), self.sizes.usual),
             partial(measure_clean, self.plan, target, self.undefended.clean),
+            run=self._hand_out(Task("clean", self.targets.index(target))),
         )
         kind = None if target.defended is None else target.defended.kind
         check_clean(found, kind, self.plan.index)
@@ -157,6 +161,7 @@ class Computation:
             key,
             self._split(rows, self.sizes.usual),
             partial(measure_quality, self.plan, measurement, clean),
+            run=self._hand_out(Task("quality", 0)),
         )
         columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
         for name, values in found.items():
@@ -287,6 +292,18 @@ class Computation:
             batches,
             work.measure,
             whole=attack.foreign,
+            run=self._hand_out(
+                Task(
+                    "attack",
+                    self.targets.index(target),
+                    attack.spec,
+                    attack.role,
+                    tuple(self.targets.index(each) for each in defended),
+                    maps=measurement is not None,
+                ),
+                gallery,
+                whole=attack.foreign,
+            ),
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,
         )
@@ -300,6 +317,33 @@ class Computation:
         if found and not images.holds(keys[0], np.concatenate(found)):
             for key in keys:
                 parts.remove_parts(key)
+
+    def _hand_out(
+        self, task: Task, gallery: Gallery | None = None, *, whole: bool = False
+    ) -> Runner | None:
+        """Who does a task: the pool, if there is one. Batches are split unless they are `whole`."""
+        pool = self.pool
+        if pool is None:
+            return None
+
+        def run(batches: Sequence[Positions]) -> Iterator[Sequence[Piece]]:
+            seen = [
+                Seen(each.clean, each.found, each.company, each.model.block)
+                for each in self.targets
+            ]
+            if not whole:
+                batches = split_finely(batches, pool.size, self.sizes.natural // 4)
+            for computed in pool.compute(task, seen, batches):
+                self.shrinking.notes += computed.notes
+                if computed.error is not None and computed.broken is not None:
+                    raise DefenseBroke(computed.error.message, self.targets[computed.broken])
+                if computed.error is not None:
+                    raise computed.error
+                if gallery is not None and computed.candidates:
+                    gallery.join(computed.candidates)
+                yield computed.pieces
+
+        return run
 
     def _own(self, rows: Positions) -> Positions:
         """Those of some rows that are attacked here: of this share, or all of them."""

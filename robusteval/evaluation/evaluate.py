@@ -31,6 +31,7 @@ from robusteval.evaluation.conventions import find_convention
 from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.loss_curves import check_curves
 from robusteval.evaluation.map_changes import Measurement
+from robusteval.evaluation.pieces import Pool
 from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
@@ -159,10 +160,12 @@ def execute(
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
+    pool: Pool | None = None,
 ) -> Run:
     """Run a plan, or what is left of it, and keep it in a folder; see `evaluate`.
 
-    `stopping` is asked after each batch; Interrupted once it says so.
+    `stopping` is asked after each batch; Interrupted once it says so. The processes of a `pool`, if
+    there is one, do the work.
     """
     if batch_size is not None:
         check_whole("batch-size", batch_size, 1)
@@ -185,6 +188,7 @@ def execute(
                 stopping=stopping,
                 command=command,
             )
+            evaluation.computation.pool = pool
             return evaluation.run()
     finally:
         for model, block in zip(models, blocks, strict=True):

@@ -41,6 +41,7 @@ from robusteval.runs.seals import check_seal
 from robusteval.runs.storage import PartFolder, differences, unpack, unpack_part
 from robusteval.runs.types import Columns, Finding, Run
 
+IMAGES = ("clean", "defense", "receiver")  # roles of cells that are images as they are
 FILE = ("key", "sha256", "pictures")  # of an entry: what names the file of its cell
 PARTS = re.compile(r"([0-9a-f]{64})\.parts")
 
@@ -165,7 +166,7 @@ def merge(
         record = shards[0].record
         store.created = store.created or min(shard.record["created"] for shard in shards)
         store.seconds = max(store.seconds, sum(shard.record["seconds"] for shard in shards))
-        if config.get("defenses") or config.get("interpreters"):
+        if any(config.get(name) for name in ("defenses", "interpreters", "receivers")):
             # what these measure is described by themselves alone
             store.save_record(
                 {**record, "config": config, "status": "incomplete", "seconds": store.seconds}, []
@@ -220,7 +221,7 @@ def join_clean(shards: Sequence[Shard], store: Store) -> Columns:
     """
     undefended: Columns = {}
     owners = np.zeros(0, np.int64)
-    entries = [cell for cell in shards[0].record["cells"] if cell["role"] in ("clean", "defense")]
+    entries = [cell for cell in shards[0].record["cells"] if cell["role"] in IMAGES]
     for entry in sorted(entries, key=lambda cell: str(cell["role"])):
         key = entry["key"]
         columns = read_clean(shards[0], key)

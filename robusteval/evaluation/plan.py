@@ -132,13 +132,15 @@ def prepare_plan(
     optional: Sequence[Spec] = (),
     receivers: Mapping[str, nn.Module] | None = None,
     share: Share | None = None,
+    fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Check everything that can be checked before the first attack; see `evaluate`.
 
     The attacks and interpreters that are also `optional` are left out, with a remark, where the
     network cannot have them. With a `share` the plan is that of the whole run, of which only this
-    part of the images is attacked.
+    part of the images is attacked. The images are not read for their `fingerprint` where it is
+    known.
     """
     progress = progress or Silent()
     check_data(data)
@@ -184,9 +186,10 @@ def prepare_plan(
     if len({digest([attack.spec.name, attack.resolved]) for attack in built}) < len(built):
         raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
 
-    progress.begin("Reading data", len(index))
-    sha256 = data.fingerprint(index, progress.advance)
-    progress.end()
+    if fingerprint is None:
+        progress.begin("Reading data", len(index))
+        fingerprint = data.fingerprint(index, progress.advance)
+        progress.end()
     config = {
         "attacks": names,
         "resolved": [attack.resolved for attack in built],
@@ -194,7 +197,7 @@ def prepare_plan(
         "seed": seed,
         "probes": probes,
         "model": identify_model(model, data, index),
-        "data": {"name": data.name, "sha256": sha256},
+        "data": {"name": data.name, "sha256": fingerprint},
         "versions": list_versions(),
         "device": model.device.type,
         **describe_interpreters(explained),

@@ -1,0 +1,77 @@
+"""A piece of work that any process with the same plan can do: one thing measured on some images.
+
+Who gives work away says what is to be measured, a `Task`, and on which images. Who has made the
+same plan does it, see `robusteval.evaluation.bench`, and returns `Computed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from robusteval.datasets.dataset import Positions
+from robusteval.errors import RobustevalError
+from robusteval.evaluation.batches import Piece
+from robusteval.evaluation.unmasking import Examination
+from robusteval.runs.types import Columns, Spec
+
+ROUNDS = 4  # pieces for each worker, so that none waits long for the last one
+
+
+class Task(NamedTuple):
+    """What is to be measured. Targets are named by their place in `list_targets` of the plan."""
+
+    kind: str  # "clean", "quality" or "attack"
+    target: int
+    spec: Spec | None = None  # the attack
+    role: str = "attack"
+    defended: tuple[int, ...] = ()  # what else judges the attack's results
+    maps: bool = False  # whether what becomes of the target's maps is measured
+
+
+class Seen(NamedTuple):
+    """What is known of a target."""
+
+    clean: Columns  # the images of the run as they are, as far as they were measured
+    found: Examination
+    company: Tensor | None  # other images beside which it judges
+    block: int | None  # images per call of its network
+
+
+class Computed(NamedTuple):
+    """What came of a piece."""
+
+    pieces: Sequence[Piece] = ()
+    candidates: Columns | None = None  # for pictures
+    notes: tuple[str, ...] = ()  # of what was done where memory ran out
+    error: RobustevalError | None = None
+    broken: int | None = None  # the target whose defense the error is about
+
+
+class Pool(Protocol):
+    """Processes that do pieces of work."""
+
+    @property
+    def size(self) -> int:
+        """How many work at once."""
+        ...
+
+    def compute(
+        self, task: Task, seen: Sequence[Seen], batches: Sequence[Positions]
+    ) -> Iterator[Computed]:
+        """Do a task on each of some batches of rows ``(m,)``; results in any order.
+
+        Interrupted if the run is to stop; RunError if a process broke several times.
+        """
+        ...
+
+
+def split_finely(batches: Sequence[Positions], workers: int, least: int) -> list[Positions]:
+    """Split batches so that all workers have some, into pieces of some times `least` rows."""
+    total = sum(map(len, batches))
+    size = least * max(-(-total // (ROUNDS * workers * least)), 1)
+    return [
+        batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
+    ]

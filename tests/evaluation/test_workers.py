@@ -1,0 +1,174 @@
+"""Whoever does the pieces of a run, and whoever dies on the way, it is the run of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from recipes import build_bands_plan
+from toys import Bands
+
+from robusteval.cli import cli
+from robusteval.datasets.dataset import Positions
+from robusteval.datasets.sources import open_data
+from robusteval.errors import Interrupted, RunError
+from robusteval.evaluation import ray_workers
+from robusteval.evaluation.bench import Bench
+from robusteval.evaluation.evaluate import execute
+from robusteval.evaluation.pieces import Computed, Seen, Task, split_finely
+from robusteval.evaluation.plan import prepare_plan
+from robusteval.evaluation.workers import open_processes
+from robusteval.models.classifier import Classifier
+from robusteval.runs.folder import load_pictures
+from robusteval.runs.types import Run
+
+ATTACKS = ["pgd:eps=12/255,steps=12", "noise:eps=12/255"]
+FOREIGN = "art:SquareAttack:eps=12/255,max_iter=3"
+SAMPLES = 40
+
+
+class Here:
+    """A pool whose bench is in this process, and which does the last batches first."""
+
+    size = 3
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.tasks: list[Task] = []
+
+    def compute(
+        self, task: Task, seen: Sequence[Seen], batches: Sequence[Positions]
+    ) -> Iterator[Computed]:
+        """Results, last batch first."""
+        self.tasks.append(task)
+        for rows in reversed(batches):
+            yield self.bench.compute(task, seen, rows)
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """All columns, findings and pictures but the clock."""
+    assert (other.status, other.findings) == (one.status, one.findings)
+    for a, b in zip(
+        (one.clean, *(o.columns for o in one.outcomes)),
+        (other.clean, *(o.columns for o in other.outcomes)),
+        strict=True,
+    ):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    shown, again = load_pictures(one), load_pictures(other)
+    assert [[p.row for p in shown[i]] for i in shown] == [[p.row for p in again[i]] for i in again]
+    for position, pictures in shown.items():
+        for picture, same in zip(pictures, again[position], strict=True):
+            np.testing.assert_array_equal(picture.delta, same.delta)
+
+
+@pytest.fixture
+def build(trained_bands: Bands, npz: Path) -> Any:
+    """Makes a plan, with a network of its own."""
+
+    def make(attacks: Sequence[str] = ATTACKS, probes: bool = False) -> Any:
+        classifier = Classifier(
+            trained_bands, mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
+        ).eval()
+        data = open_data(str(npz))
+        return prepare_plan(classifier, data, attacks, samples=SAMPLES, probes=probes)
+
+    return make
+
+
+def test_pieces_done_elsewhere_are_the_run_of_one_process(build: Any, tmp_path: Path) -> None:
+    """In any order, with the probes, and an attack of ART in batches that are part of it."""
+    attacks = [ATTACKS[0], FOREIGN]
+    whole = execute(build(attacks, True), tmp_path / "whole")
+    plan = build(attacks, True)
+    pool = Here(Bench(build(attacks, True), plan.key))
+
+    run = execute(plan, tmp_path / "run", pool=pool)
+
+    assert {task.kind for task in pool.tasks} == {"clean", "attack"}
+    assert {"attack", "probe:noise"} <= {task.role for task in pool.tasks}
+    assert_same(whole, run)
+
+
+def test_a_worker_that_dies_and_a_stop_lose_nothing_but_time(
+    build: Any, npz: Path, tmp_path: Path
+) -> None:
+    """Two processes, one of which is killed; stopped; and continued without them."""
+    whole = execute(build(), tmp_path / "whole")
+    plan, mark = build(), tmp_path / "mark"
+    recipe = partial(build_bands_plan, npz, ATTACKS, SAMPLES, mark)
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return bool(list((tmp_path / "run" / "samples").glob("*.npz")))  # after the clean images
+
+    with open_processes(plan, recipe, 2, stopping) as pool:
+        with pytest.raises(Interrupted):
+            execute(plan, tmp_path / "run", pool=pool, stopping=stopping)
+        assert mark.exists()
+        pool.stopping = lambda: False
+        run = execute(plan, tmp_path / "run", pool=pool)
+
+    assert_same(whole, run)
+    assert_same(whole, execute(build(), tmp_path / "run"))
+
+
+def test_a_worker_with_another_model_is_refused(build: Any) -> None:
+    """So no bits of one network come into the run of another."""
+    with pytest.raises(RunError, match="another model, other images or other versions"):
+        Bench(build(), "0" * 64)
+
+
+def test_what_breaks_in_a_worker_breaks_the_cell_alone(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason stands in the run, as without workers."""
+    plan = build()
+    bench = Bench(build(), plan.key)
+    whole = bench.compute
+
+    def fail(task: Task, seen: Sequence[Seen], rows: Positions) -> Computed:
+        if task.spec is not None and task.spec.name == "noise":
+            return Computed(error=RunError("it broke"))
+        return whole(task, seen, rows)
+
+    monkeypatch.setattr(bench, "compute", fail)
+
+    run = execute(plan, tmp_path / "run", pool=Here(bench))
+
+    assert run.failures == {"noise:eps=12/255": "it broke"}
+    assert [str(outcome.attack) for outcome in run.attacks] == [ATTACKS[0]]
+
+
+def test_pieces_are_enough_for_all_workers_and_no_smaller_than_a_block() -> None:
+    """Whole blocks, so that next to nothing is padded."""
+    batches = [np.arange(128), np.arange(128, 200)]
+
+    some = split_finely(batches, 2, 16)
+
+    np.testing.assert_array_equal(np.concatenate(some), np.arange(200))
+    assert {len(rows) for rows in some[:-1]} <= {32, 64}
+    assert [len(rows) for rows in split_finely([np.arange(10)], 4, 16)] == [10]
+    assert split_finely([], 2, 16) == []
+
+
+def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs it."""
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(ray_workers, "import_module", missing)
+    words = ["evaluate", "demo", "--samples=2", "--attack=noise:eps=1/255", "--ray=auto"]
+
+    ended = CliRunner().invoke(cli, words)
+
+    assert ended.exit_code == 2
+    assert "pip install 'robusteval[ray]'" in ended.stderr

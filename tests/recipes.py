@@ -1,0 +1,30 @@
+"""A plan that other processes can make: a function of a module, which they import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from toys import trained
+
+from robusteval.datasets.sources import open_data
+from robusteval.evaluation.plan import Plan, prepare_plan
+from robusteval.models.classifier import Classifier
+
+
+def build_bands_plan(
+    npz: Path, attacks: Sequence[str], samples: int, mark: Path | None = None
+) -> Plan:
+    """Attacks on the trained `Bands`; the process that first comes here kills itself.
+
+    Where a `mark` is named: it is written just before, and where it is nothing dies.
+    """
+    if mark is not None and not mark.exists():
+        mark.write_text("dead")
+        os.kill(os.getpid(), signal.SIGKILL)
+    classifier = Classifier(
+        trained(), mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
+    ).eval()
+    return prepare_plan(classifier, open_data(str(npz)), attacks, samples=samples, probes=False)
