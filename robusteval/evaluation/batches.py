@@ -126,22 +126,23 @@ class ResumableMap:
         run : callable, optional
             Does the work on all batches in place of this process, in any order.
         """
-        wanted = {row for batch in batches for row in batch.tolist()}
+        wanted = np.sort(np.concatenate([*batches, np.zeros(0, np.int64)]))
         stored: Iterable[Piece] = self._stored(keys)
         if whole:
             stored = drop_torn(list(stored), batches)
-        have: set[int] = set()
+        have = np.zeros(len(wanted), np.bool_)
         unsaved: list[Piece] = []
         started = saved = time.monotonic()
         self.progress.begin(title, len(wanted))
         try:
             for rows, cells in stored:
-                keep = np.array([row in wanted and row not in have for row in rows.tolist()], bool)
-                have |= set(rows[keep].tolist())
+                keep, places = locate_rows(wanted, rows)
+                keep[keep] = ~have[places]
+                have[places] = True
                 yield rows[keep], [take_rows(columns, keep) for columns in cells]
-            todo = [batch[[row not in have for row in batch.tolist()]] for batch in batches]
-            if have:
-                self.progress.advance(len(wanted) - sum(map(len, todo)))
+            if have.any():
+                self.progress.advance(int(have.sum()))
+            todo = [batch[~have[np.searchsorted(wanted, batch)]] for batch in batches]
             rest = [batch for batch in todo if len(batch)]
             for pieces in self._run(work, rest) if run is None else run(rest):
                 unsaved += pieces
@@ -237,6 +238,15 @@ def drop_torn(pieces: Sequence[Piece], batches: Sequence[Positions]) -> list[Pie
     return [(rows[keep], [take_rows(c, keep) for c in cells]) for rows, cells, keep in kept]
 
 
+def locate_rows(wanted: Positions, rows: Positions) -> tuple[np.ndarray[Any, Any], Positions]:
+    """Which rows ``(m,)`` are among others, and where; these are in order, none twice."""
+    if not len(wanted):
+        return np.zeros(len(rows), np.bool_), np.zeros(0, np.int64)
+    places = np.searchsorted(wanted, rows).clip(max=len(wanted) - 1)
+    among = wanted[places] == rows
+    return among, places[among]
+
+
 def sort_rows(parts: Sequence[tuple[Positions, Columns]], rows: Positions) -> Columns:
     """Join columns, each with the rows it is of, in the order of `rows`; empty if there are none.
 
@@ -244,9 +254,12 @@ def sort_rows(parts: Sequence[tuple[Positions, Columns]], rows: Positions) -> Co
     """
     if not parts:
         return {}
-    known = np.concatenate([some for some, _ in parts]).tolist()
-    last = {row: place for place, row in enumerate(known)}
-    places = [last[row] for row in rows.tolist()]
+    known = np.concatenate([some for some, _ in parts])
+    order = np.argsort(known, kind="stable")
+    last = np.searchsorted(known[order], rows, side="right") - 1
+    places = order[last]
+    if not np.array_equal(known[places], rows):
+        raise KeyError("rows that no part has")
     return {
         name: np.concatenate([columns[name] for _, columns in parts])[places]
         for name in parts[0][1]

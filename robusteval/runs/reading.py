@@ -24,7 +24,7 @@ VARIABLE = "ROBUSTEVAL_LIMITS"
 # bytes that are read of a file, by what it is
 WEIGHTS = 8 * 10**9
 ARRAYS = 16 * 10**9
-COLUMNS = 256 * 10**6
+COLUMNS = 10**9  # of a million images under an attack in stages about a third
 PICTURE = 256 * 10**6
 MANIFEST = 64 * 10**6
 RECORD = 16 * 10**6

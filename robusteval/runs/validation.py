@@ -36,6 +36,7 @@ from robusteval.runs.types import (
     Run,
     Threat,
     Values,
+    are_different,
 )
 
 IMAGES = ("index", "id", "label")
@@ -113,7 +114,7 @@ def check_clean(clean: Columns, kind: str | None = None, index: Values | None = 
     """
     title = "the clean images" if kind is None else "the clean images behind a defense"
     check_columns(clean, (*CLEAN, *(WATCHED if kind == "detector" else ())), title)
-    if len(np.unique(clean["index"])) < len(clean["index"]):
+    if not are_different(clean["index"]):
         raise ValueError(f"{title} have a position twice")
     if index is not None and not np.array_equal(clean["index"], index):
         raise ValueError(f"{title} are others than were asked for")
