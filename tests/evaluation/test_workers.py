@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from toys import Bands
 from robusteval.cli import cli
 from robusteval.datasets.dataset import Positions
 from robusteval.datasets.sources import open_data
-from robusteval.errors import Interrupted, RunError
+from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation import ray_workers
 from robusteval.evaluation.bench import Bench
 from robusteval.evaluation.evaluate import execute
@@ -157,6 +158,86 @@ def test_pieces_are_enough_for_all_workers_and_no_smaller_than_a_block() -> None
     assert {len(rows) for rows in some[:-1]} <= {32, 64}
     assert [len(rows) for rows in split_finely([np.arange(10)], 4, 16)] == [10]
     assert split_finely([], 2, 16) == []
+
+
+class StandIn:
+    """What of Ray's interface is used, in this process: what was asked for last is done first."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.is_up = False
+
+    def init(self, **options: Any) -> None:
+        self.is_up = True
+
+    def shutdown(self) -> None:
+        self.is_up = False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, kind: Any) -> Any:
+        def options(**given: Any) -> Any:
+            self.asked.append(given)
+            return SimpleNamespace(remote=lambda *args: self.start(kind(*args)))
+
+        return SimpleNamespace(options=options)
+
+    def start(self, worker: Any) -> Any:
+        call = SimpleNamespace(remote=lambda *args: partial(worker.compute, *args))
+        return SimpleNamespace(compute=call)
+
+    def wait(self, waiting: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return waiting[-1:], waiting[:-1]
+
+    def get(self, reference: Any) -> Any:
+        return reference()
+
+
+def test_workers_of_ray_do_the_same_pieces(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker for each core of the cluster; Ray is told to do again what a worker dies of."""
+    ray = StandIn()
+    monkeypatch.setattr(ray_workers, "import_module", lambda name: ray)
+    attacks = ATTACKS[1:]
+    plan = build(attacks)
+
+    with ray_workers.open_ray(plan, partial(build, attacks), "auto", None, bool) as pool:
+        assert (pool.size, ray.is_up) == (2, True)
+        run = execute(plan, tmp_path / "run", pool=pool)
+
+    assert not ray.is_up
+    assert {"max_restarts", "max_task_retries"} <= ray.asked[0].keys()
+    assert ray.asked[0]["num_cpus"] == 1
+    assert_same(execute(build(attacks), tmp_path / "whole"), run)
+
+
+def test_what_ray_says_becomes_a_sentence(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cluster at the address; a head that is gone: the run says so and can be continued."""
+    ray = StandIn()
+    monkeypatch.setattr(ray_workers, "import_module", lambda name: ray)
+    attacks = ATTACKS[1:]
+    plan = build(attacks)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    with ray_workers.open_ray(plan, partial(build, attacks), "auto", 1, bool) as pool:
+        monkeypatch.setattr(ray, "get", fail)
+        with pytest.raises(RunError, match="continues, also without --ray"):
+            execute(plan, tmp_path / "run", pool=pool)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(UsageError, match="does not answer there: nobody there"),
+        ray_workers.open_ray(plan, partial(build, attacks), "head:1", 1, bool),
+    ):
+        pass
 
 
 def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
