@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -10,18 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from robusteval.datasets.dataset import Positions
-from robusteval.errors import UsageError
-from robusteval.evaluation.active_test import PLANTED, Planter, count_images, measure_planted
+from robusteval.evaluation.active_test import PLANTED
 from robusteval.evaluation.answers import Answers
-from robusteval.evaluation.batches import Piece, ResumableMap, Runner, batch_by_id, take_rows
+from robusteval.evaluation.batches import ResumableMap, take_rows
 from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
+from robusteval.evaluation.division import Division
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
-from robusteval.evaluation.pieces import Pool, Seen, Task, split_finely
+from robusteval.evaluation.pieces import HandingOut, Task
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
-from robusteval.evaluation.target import DefenseBroke, Target
+from robusteval.evaluation.planting import Planting
+from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store
@@ -127,23 +128,24 @@ class Computation:
         self.store = store
         self.targets = list(targets)
         self.undefended = targets[0]
-        self.pool: Pool | None = None  # of processes that do the work; this one if None
         self.batches = batches
         values = int(np.prod(plan.data.shape))
         self.shrinking = Shrinking([target.model for target in targets], values)
         batches.shrink = self.shrinking.shrink_blocks
         natural = choose_batch_size(values, plan.classifier.device)
         self.sizes = BatchSizes(natural, batch_size, values)
-        self.planters: dict[str, Planter] = {}
+        self.planting = Planting(plan, self.answers, self.shrinking.models.append)
+        self.division = Division(plan, self.undefended)
+        self.handing = HandingOut(self.targets, self.shrinking.notes, natural // 4)
 
     def measure_clean(self, key: str, target: Target) -> Columns:
         """Every image as it is."""
         found = self.batches.map(
             f"Clean accuracy{target.suffix}",
             key,
-            self._split(np.arange(len(self.plan.index)), self.sizes.usual),
+            self.division.split(np.arange(len(self.plan.index)), self.sizes.usual),
             partial(measure_clean, self.plan, target, self.undefended.clean),
-            run=self._hand_out(Task("clean", self.targets.index(target))),
+            run=self.handing.hand_out(Task("clean", self.targets.index(target))),
         )
         kind = None if target.defended is None else target.defended.kind
         check_clean(found, kind, self.plan.index)
@@ -155,13 +157,13 @@ class Computation:
         """What maps are worth: of the first images that were right, nan for the others."""
         clean = self.undefended.clean
         right = metrics.find_right(clean)
-        rows = self._own(np.flatnonzero(right)[:most])
+        rows = self.division.own(np.flatnonzero(right)[:most])
         found = self.batches.map(
             "What the maps are worth",
             key,
-            self._split(rows, self.sizes.usual),
+            self.division.split(rows, self.sizes.usual),
             partial(measure_quality, self.plan, measurement, clean),
-            run=self._hand_out(Task("quality", 0)),
+            run=self.handing.hand_out(Task("quality", 0)),
         )
         columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
         for name, values in found.items():
@@ -182,16 +184,19 @@ class Computation:
         """
         shown = attack.role == "attack"
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
-        batches = self._split_attacked(attack, rows if shown else rows[:PROBED])
+        some = rows if shown else rows[:PROBED]
+        batches = self.division.split_attacked(
+            some, self.sizes.choose_size(attack), whole=attack.foreign
+        )
         rows = np.sort(np.concatenate([*batches, rows[:0]]))
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
-        self.shrinking.notes = []
+        self.shrinking.notes.clear()
         if shown:
-            self._check_images(keys)
+            check_images(self.store, keys)
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, batches)
         outcomes = []
         for i, each in enumerate((target, *defended)):
-            positions = self._list_judged(each, rows) if shown else rows
+            positions = self.division.list_judged(each, rows) if shown else rows
             maps = measurement.name_columns() if measurement is not None and i == 0 else ()
             outcome = Outcome(
                 attack=attack.spec,
@@ -217,24 +222,12 @@ class Computation:
 
         UsageError if nothing can be planted on this network.
         """
-        values = int(np.prod(self.plan.data.shape))
-        right = np.flatnonzero(metrics.find_right(target.clean))
-        if reason := self.answers.explain(f"planting{target.suffix}", lambda: self._try(target)):
-            raise UsageError(reason)
-        count = self.answers.count(
-            f"planted{target.suffix}", lambda: count_images(target.model, values)
-        )
-        rows = self._own(right[:count])
-
-        def measure(some: Positions) -> Columns:
-            planter = self._find_planter(target)
-            return measure_planted(self.plan, target, planter, attack, some)
-
+        rows = self.division.own(self.planting.choose_rows(target))
         found = self.batches.map(
             f"Planted examples, {attack.spec}{target.suffix}",
             key,
-            self._split(rows, self.sizes.usual),
-            measure,
+            self.division.split(rows, self.sizes.usual),
+            partial(self.planting.measure, attack, target),
         )
         return Outcome(
             attack=attack.spec,
@@ -245,24 +238,6 @@ class Computation:
             resolved=attack.resolved,
             defense=target.spec,
         )
-
-    def _try(self, target: Target) -> str:
-        """Why nothing can be planted on a network; empty if something can."""
-        try:
-            self._find_planter(target)
-        except UsageError as error:
-            return error.message
-        return ""
-
-    def _find_planter(self, target: Target) -> Planter:
-        """The one of a target, for all its attacks."""
-        planter = self.planters.get(target.suffix)
-        if planter is None:
-            x = self.plan.data.batch(self.plan.index[:2]).x.to(target.model.device)
-            planter = self.planters[target.suffix] = Planter(target.model, x)
-            # where memory runs out it gets smaller batches as the network itself does
-            self.shrinking.models.append(planter.features)
-        return planter
 
     def _attack_rows(
         self,
@@ -292,7 +267,7 @@ class Computation:
             batches,
             work.measure,
             whole=attack.foreign,
-            run=self._hand_out(
+            run=self.handing.hand_out(
                 Task(
                     "attack",
                     self.targets.index(target),
@@ -308,68 +283,16 @@ class Computation:
             before_saving=keep_candidates,
         )
 
-    def _check_images(self, keys: Sequence[str]) -> None:
-        """Throw away what is finished of cells if images of it are to be kept and were not."""
-        parts, images = self.store.parts, self.store.images
-        if images is None:
-            return
-        found = [part["row"] for part in parts.read_parts(keys[0])]
-        if found and not images.holds(keys[0], np.concatenate(found)):
-            for key in keys:
-                parts.remove_parts(key)
 
-    def _hand_out(
-        self, task: Task, gallery: Gallery | None = None, *, whole: bool = False
-    ) -> Runner | None:
-        """Who does a task: the pool, if there is one. Batches are split unless they are `whole`."""
-        pool = self.pool
-        if pool is None:
-            return None
-
-        def run(batches: Sequence[Positions]) -> Iterator[Sequence[Piece]]:
-            seen = [
-                Seen(each.clean, each.found, each.company, each.model.block)
-                for each in self.targets
-            ]
-            if not whole:
-                batches = split_finely(batches, pool.size, self.sizes.natural // 4)
-            for computed in pool.compute(task, seen, batches):
-                self.shrinking.notes += computed.notes
-                if computed.error is not None and computed.broken is not None:
-                    raise DefenseBroke(computed.error.message, self.targets[computed.broken])
-                if computed.error is not None:
-                    raise computed.error
-                if gallery is not None and computed.candidates:
-                    gallery.join(computed.candidates)
-                yield computed.pieces
-
-        return run
-
-    def _own(self, rows: Positions) -> Positions:
-        """Those of some rows that are attacked here: of this share, or all of them."""
-        share = self.plan.share
-        return rows if share is None else share.own(rows, self.undefended.clean["id"])
-
-    def _split_attacked(self, attack: Attack, rows: Positions) -> list[Positions]:
-        """Batches of those rows that are attacked here.
-
-        Where batches are part of the result, they are those of the whole run, and a share has some.
-        """
-        size = self.sizes.choose_size(attack)
-        if not attack.foreign:
-            return self._split(self._own(rows), size)
-        batches = self._split(rows, size)
-        return batches if self.plan.share is None else self.plan.share.choose(batches)
-
-    def _list_judged(self, target: Target, attacked: Positions) -> Positions:
-        """The images of a cell: those attacked here, and its own that were wrong before."""
-        wrong = np.flatnonzero(~metrics.find_right(target.clean))
-        return np.sort(np.concatenate([attacked, self._own(wrong)]))
-
-    def _split(self, rows: Positions, size: int) -> list[Positions]:
-        """Split rows by content id, where that is known, so that no order of images matters."""
-        ids = self.undefended.clean.get("id", np.arange(len(self.plan.index)))
-        return batch_by_id(rows, ids, size)
+def check_images(store: Store, keys: Sequence[str]) -> None:
+    """Throw away what is finished of cells if images of it are to be kept and were not."""
+    parts, images = store.parts, store.images
+    if images is None:
+        return
+    found = [part["row"] for part in parts.read_parts(keys[0])]
+    if found and not images.holds(keys[0], np.concatenate(found)):
+        for key in keys:
+            parts.remove_parts(key)
 
 
 def place_columns(

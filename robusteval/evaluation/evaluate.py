@@ -48,7 +48,7 @@ from robusteval.evaluation.votes import check_survival
 from robusteval.models.arithmetic import exact_arithmetic
 from robusteval.models.classifier import frozen
 from robusteval.progress import Progress, Silent, open_progress
-from robusteval.runs.folder import Store
+from robusteval.runs.folder import Store, save_share
 from robusteval.runs.kept_images import KeptImages
 from robusteval.runs.types import Finding, Outcome, Run, Spec
 
@@ -188,7 +188,7 @@ def execute(
                 stopping=stopping,
                 command=command,
             )
-            evaluation.computation.pool = pool
+            evaluation.computation.handing.pool = pool
             return evaluation.run()
     finally:
         for model, block in zip(models, blocks, strict=True):
@@ -215,15 +215,13 @@ class Evaluation:
         self.receivers = list_receivers(plan)
         # goes on counting the seconds of all calls, spent on what had to be computed
         self.batches = ResumableMap(store.parts, progress, stopping, seconds=store.seconds)
-        everyone = [*self.targets, *self.receivers]
+        those = [*self.targets, *self.receivers]
         self.answers = answers or Answers()
         self.answers.find("plan", lambda: list(plan.findings))
         self.answers.count("classes", lambda: plan.classifier.num_classes)
-        self.computation = Computation(
-            plan, store, everyone, self.batches, batch_size, self.answers
-        )
+        self.computation = Computation(plan, store, those, self.batches, batch_size, self.answers)
         self.cells = Cells(plan, store, self.targets, self.computation, self.receivers)
-        self.recording = Recording(plan, store, everyone, command)
+        self.recording = Recording(plan, store, those, command)
 
     def run(self) -> Run:
         """Compute all cells, one after the other; the record is written after each."""
@@ -250,14 +248,13 @@ class Evaluation:
             self.check_target(target)
         if self.plan.share is not None:
             if not self.recording.failures:
-                self.recording.store.save_share(self.answers.known)
+                save_share(self.recording.store.folder, self.answers.known)
             return self.write_record()
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
     def say_forecast(self, target: Target) -> None:
         """Say how long the attacks will take, where that is worth saying."""
-        most = self.computation.sizes.usual
-        if forecast := estimate.write_forecast(self.plan, target, most):
+        if forecast := estimate.write_forecast(self.plan, target, self.computation.sizes.usual):
             self.progress.say(forecast)
 
     def write_record(self, status: str = "incomplete") -> Run:
@@ -266,9 +263,7 @@ class Evaluation:
 
     def measure_clean(self, target: Target) -> None:
         """Measure the images as they are, and see what they say of the model."""
-        target.found = self.answers.examine(
-            f"examination{target.suffix}", partial(self.examine_model, target)
-        )
+        examine_network(self.plan, target, self.targets[0].found, self.answers)
         self.cells.compute_clean(target)
         self.write_record()
         findings = self.recording.findings
@@ -276,26 +271,8 @@ class Evaluation:
             findings += sanity_checks.check_seen(target.clean, target.defense.seen, target.suffix)
         if target.detector is not None:  # the same network; only its alarms are new
             return
-        found = sanity_checks.check_clean(target.clean, target.model.num_classes)
-        some = self.plan.index[:PROBED]
-        company = self.answers.find(
-            f"company{target.suffix}", partial(find_company, target.model, self.plan.data, some)
-        )
-        if company:
-            # predicted again in smaller batches they then differ too, which is not by chance
-            found = [each for each in found if each.code != "non-deterministic"] + company
-        found += self.answers.find(
-            f"conventions{target.suffix}",
-            partial(try_conventions, self.plan, target, self.progress),
-        )
-        target.found = target.found.add_answers(target.clean, target.model.num_classes)
-        found += describe_masks(target.found, followed=self.plan.probes)
+        found = question_network(self.plan, target, self.answers, self.progress)
         findings += [target.name_defense(finding) for finding in found]
-
-    def examine_model(self, target: Target) -> Examination:
-        """Look for what in the model leads attacks astray."""
-        target.examine_model(self.plan, self.targets[0].found)
-        return target.found
 
     def measure_quality(self, measurement: Measurement) -> None:
         """Measure what maps are worth without an attack, or note why nobody knows."""
@@ -414,3 +391,28 @@ def measure_receivers(evaluation: Evaluation) -> None:
             receiver.name_defense(finding._replace(code=f"target-{finding.code}", grave=False))
             for finding in found
         ]
+
+
+def examine_network(plan: Plan, target: Target, undefended: Examination, answers: Answers) -> None:
+    """Look for what in a network leads attacks astray, unless that is known; fills its `found`."""
+
+    def examine() -> Examination:
+        target.examine_model(plan, undefended)
+        return target.found
+
+    target.found = answers.examine(f"examination{target.suffix}", examine)
+
+
+def question_network(
+    plan: Plan, target: Target, answers: Answers, progress: Progress
+) -> list[Finding]:
+    """What the images as they are, and a few more questions, say of a network; adds to `found`."""
+    suffix, some = target.suffix, plan.index[:PROBED]
+    found = sanity_checks.check_clean(target.clean, target.model.num_classes)
+    company = answers.find(f"company{suffix}", partial(find_company, target.model, plan.data, some))
+    if company:
+        # predicted again in smaller batches they then differ too, which is not by chance
+        found = [each for each in found if each.code != "non-deterministic"] + company
+    found += answers.find(f"conventions{suffix}", partial(try_conventions, plan, target, progress))
+    target.found = target.found.add_answers(target.clean, target.model.num_classes)
+    return [*found, *describe_masks(target.found, followed=plan.probes)]

@@ -7,13 +7,16 @@ same plan does it, see `robusteval.evaluation.bench`, and returns `Computed`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from robusteval.datasets.dataset import Positions
 from robusteval.errors import RobustevalError
-from robusteval.evaluation.batches import Piece
+from robusteval.evaluation.batches import Piece, Runner
+from robusteval.evaluation.gallery import Gallery
+from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.evaluation.unmasking import Examination
 from robusteval.runs.types import Columns, Spec
 
@@ -75,3 +78,52 @@ def split_finely(batches: Sequence[Positions], workers: int, least: int) -> list
     return [
         batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
     ]
+
+
+class HandingOut:
+    """Gives the work on batches to a pool, if there is one.
+
+    Parameters
+    ----------
+    targets : sequence
+        What tasks name by their place.
+    notes : list of str
+        Gets what was done where memory ran out.
+    least : int
+        Rows of a piece, or some times as many.
+    """
+
+    def __init__(self, targets: Sequence[Target], notes: list[str], least: int) -> None:
+        self.targets = targets
+        self.notes = notes
+        self.least = least
+        self.pool: Pool | None = None  # of processes that do the work; this one if None
+
+    def hand_out(
+        self, task: Task, gallery: Gallery | None = None, *, whole: bool = False
+    ) -> Runner | None:
+        """Who does a task: the pool, if there is one. Batches are split unless they are `whole`."""
+        return None if self.pool is None else partial(self._run, self.pool, task, gallery, whole)
+
+    def _run(
+        self,
+        pool: Pool,
+        task: Task,
+        gallery: Gallery | None,
+        whole: bool,
+        batches: Sequence[Positions],
+    ) -> Iterator[Sequence[Piece]]:
+        seen = [
+            Seen(each.clean, each.found, each.company, each.model.block) for each in self.targets
+        ]
+        if not whole:
+            batches = split_finely(batches, pool.size, self.least)
+        for computed in pool.compute(task, seen, batches):
+            self.notes += computed.notes
+            if computed.error is not None and computed.broken is not None:
+                raise DefenseBroke(computed.error.message, self.targets[computed.broken])
+            if computed.error is not None:
+                raise computed.error
+            if gallery is not None and computed.candidates:
+                gallery.join(computed.candidates)
+            yield computed.pieces

@@ -245,10 +245,6 @@ class Store:
         """Whether all images of a finished cell are kept, as they were written."""
         return self.images is not None and self.images.has_archive(self._entries.get(key, {}))
 
-    def save_share(self, answers: dict[str, Any]) -> None:
-        """Note that all images of a share are done, and what the networks answered besides."""
-        write_atomically(self.samples / SHARE, json.dumps(answers, allow_nan=False).encode())
-
     def save_record(self, record: dict[str, Any], keys: list[str]) -> None:
         """Write ``run.json``: the finished cells of these keys, and behind them what an earlier
         call finished and this one has not come to yet."""
@@ -265,6 +261,11 @@ class Store:
             for key in keys:
                 if key in self._entries:
                     parts.remove_parts(key)
+
+
+def save_share(folder: Path, answers: dict[str, Any]) -> None:
+    """Note that all images of a share are done, and what the networks answered besides."""
+    write_atomically(folder / "samples" / SHARE, json.dumps(answers, allow_nan=False).encode())
 
 
 def refuse_links(folder: Path) -> None:
