@@ -36,7 +36,6 @@ from robusteval.runs.types import (
     Run,
     Threat,
     Values,
-    are_different,
 )
 
 IMAGES = ("index", "id", "label")
@@ -114,7 +113,8 @@ def check_clean(clean: Columns, kind: str | None = None, index: Values | None = 
     """
     title = "the clean images" if kind is None else "the clean images behind a defense"
     check_columns(clean, (*CLEAN, *(WATCHED if kind == "detector" else ())), title)
-    if not are_different(clean["index"]):
+    ordered = np.sort(clean["index"])
+    if (ordered[1:] == ordered[:-1]).any():
         raise ValueError(f"{title} have a position twice")
     if index is not None and not np.array_equal(clean["index"], index):
         raise ValueError(f"{title} are others than were asked for")
