@@ -172,7 +172,7 @@ def show_unique_breaks(row: Measured) -> str:
 
 # norms that count, and threats whose attacks are told by likeness
 COUNTED = frozenset(("l0", "l0_pixels"))
-ALIKE = frozenset(("ssim", "none", CORRUPTION))
+ALIKE = frozenset(("ssim", "none", "spatial", "patch", CORRUPTION))
 STRENGTH = (
     AttackColumn("knowledge", show_knowledge, left=True),
     AttackColumn("robust accuracy", lambda row: format_rate(row.robust_accuracy.float)),

@@ -121,6 +121,10 @@ def format_threat(threat: ThreatRecord) -> str:
     goal = " targeted" if threat.targeted else ""
     if threat.norm == CORRUPTION and threat.eps is not None:
         return f"corruption of severity {threat.eps:g}"
+    if threat.norm == "patch" and threat.eps is not None:
+        return f"a square patch of {100 * threat.eps:g} % of the image{goal}"
+    if threat.norm == "spatial" and threat.eps is not None:
+        return f"turned by up to {threat.eps:g} degrees and shifted{goal}"
     if threat.norm == "none":
         radius = "" if threat.eps is None else f", {format_budget(threat)}"
         return f"no stated norm{radius}{goal}"

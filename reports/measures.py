@@ -16,7 +16,7 @@ from robusteval.runs.types import Threat, format_number
 
 CORRUPTION = "corruption"  # the norm of the threats of corruptions, whose radius is a severity
 # their radius is no brightness
-COUNTED = ("l0", "l0_pixels", "ssim", CORRUPTION)
+COUNTED = ("l0", "l0_pixels", "ssim", "spatial", "patch", CORRUPTION)
 
 
 class Limits:

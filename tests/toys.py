@@ -35,10 +35,11 @@ def asked(name: str, **wanted: Any) -> dict[str, Any]:
     """Those of the parameters that the attack has; `eps` only where there is a radius.
 
     Under l0, where it counts changes, it is 20, or 0 where that is wanted.
-    A search without gradients gets five queries for each step, 150 where none are named.
+    A search without gradients gets five queries for each step, 150 where none are named; one of a
+    grid three angles and places.
     """
     known = ATTACKS.entries[name].parameters
-    wanted = {"queries": 5 * wanted.get("steps", 30), **wanted}
+    wanted = {"queries": 5 * wanted.get("steps", 30), "angles": 3, "places": 3, **wanted}
     if str(wanted.get("norm")).startswith("l0"):
         wanted["eps"] = 20 if wanted.get("eps", 1) else 0
     has_radius = "eps" in known and known["eps"].default is not None

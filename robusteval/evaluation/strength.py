@@ -47,7 +47,8 @@ def check_strength(attacks: Sequence[Outcome]) -> Iterator[Finding]:
     threats = group_by_threat(attacks)
     elsewhere = any(map(is_strong, attacks))
     for threat, group in threats.items():
-        if threat.norm == "corruption":  # which nobody looks for, with a gradient or without
+        # a corruption nobody looks for, and of moves a grid finds more than gradients do
+        if threat.norm in ("corruption", "spatial"):
             continue
         if any(map(is_strong, group)) or not worst_case(group).k:
             continue
