@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 
 from . import distortions, weather
@@ -98,9 +99,10 @@ def corruption(
     drawn = [0] * len(x) if seeds is None else seeds.tolist()
     levels = torch.empty(x.shape, dtype=torch.uint8)
     images = x.detach().cpu().float().contiguous().numpy()
-    for image, seed, row in zip(images, drawn, levels.numpy(), strict=True):
+    for i, (image, seed, row) in enumerate(zip(images, drawn, levels.numpy(), strict=True)):
         rng = np.random.default_rng((seed, KINDS.index(kind)))
         row[...] = distortions.round_to_levels(CORRUPTIONS[kind](image, constants, rng))
+        tell_step(i + 1, len(x))
     corrupted = (levels.to(x.device) / 255).to(x.dtype)
     return corrupted if mask is None else torch.where(mask.to(x.device) != 0, corrupted, x)
 

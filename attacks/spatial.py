@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.art.to_art import ArtAttack
+from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 from robusteval.search.descent import build_class_objective
@@ -82,7 +83,9 @@ def spatial(
         left = torch.arange(len(x), device=x.device)
         score = objective(x, left)
         best, loss, is_adv = x.clone(), score.loss.clone(), score.is_adv.clone()
-        for turned, down, right in list_moves(degrees, shift, angles, places):
+        moves = list_moves(degrees, shift, angles, places)
+        for i, (turned, down, right) in enumerate(moves):
+            tell_step(i, len(moves))
             left = left[~is_adv[left]]
             if len(left) == 0:
                 break
@@ -95,6 +98,7 @@ def spatial(
             best[left[is_better]] = z[is_better]
             loss[left[is_better]] = score.loss[is_better]
             is_adv[left] = score.is_adv
+        tell_step(len(moves), len(moves))
     return best
 
 
