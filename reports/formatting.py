@@ -122,9 +122,9 @@ def format_threat(threat: ThreatRecord) -> str:
     if threat.norm == CORRUPTION and threat.eps is not None:
         return f"corruption of severity {threat.eps:g}"
     if threat.norm == "patch" and threat.eps is not None:
-        return f"a square patch of {100 * threat.eps:g} % of the image{goal}"
+        return f"patch of {100 * threat.eps:g} % of the image{goal}"
     if threat.norm == "spatial" and threat.eps is not None:
-        return f"turned by up to {threat.eps:g} degrees and shifted{goal}"
+        return f"rotation up to {threat.eps:g} degrees with shifts{goal}"
     if threat.norm == "none":
         radius = "" if threat.eps is None else f", {format_budget(threat)}"
         return f"no stated norm{radius}{goal}"
