@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .formatting import format_percent, format_quantity
-from .measures import ThreatRecord
+from .measures import CORRUPTION, ThreatRecord
 from .record import RunRecord, WorstCaseRow
 
 QUOTABLE = ("standard", "thorough", "autoattack")  # searches whose numbers are to be published
@@ -33,6 +33,10 @@ def describe_reach(threat: ThreatRecord) -> str:
         return f"up to {size} of an image's values at will"
     if threat.norm == "l0_pixels":
         return f"up to {size} pixels at will"
+    if threat.norm == "patch":
+        return f"a square of {format_quantity(100 * eps)} % of an image at will"
+    if threat.norm == "spatial":
+        return f"the view, by turns of up to {size} degrees and by shifts,"
     if threat.norm in ("l1", "l2"):
         return f"an image by up to {size} in {threat.norm} (1 is a pixel from black to white)"
     return f"an image by up to {size} in {threat.norm}"
@@ -50,7 +54,8 @@ def write_attack_meaning(record: RunRecord, case: WorstCaseRow, behind: str) -> 
 
 def write_advice(record: RunRecord) -> Iterator[str]:
     """What to do next, if anything: the first thing that stands in the way of a decision."""
-    cases = [case for case in record.worst_cases if case.threat.eps is not None]
+    bounded = [case for case in record.worst_cases if case.threat.eps is not None]
+    cases = [case for case in bounded if case.threat.norm != CORRUPTION]
     names = {spec.partition(":")[0] for case in cases for spec in case.attacks}
     left = [case.robust_accuracy.float for case in cases if not case.defense]
     if record.misfed:

@@ -15,8 +15,11 @@ from robusteval.reports.attack_tables import list_attack_lines
 from robusteval.reports.badge import build_badge
 from robusteval.reports.compare import compare
 from robusteval.reports.corruptions import build_corruption_tables, describe_corruption_errors
+from robusteval.reports.formatting import format_threat
 from robusteval.reports.html import to_html
 from robusteval.reports.markdown import to_markdown
+from robusteval.reports.meaning import describe_reach
+from robusteval.reports.measures import ThreatRecord
 from robusteval.reports.sentences import write_meaning
 from robusteval.runs.types import Outcome, Run, Spec, Threat
 
@@ -58,6 +61,7 @@ def test_a_run_of_corruptions_alone_gives_their_mean(
     assert "obust" not in said
     assert "Hardest corruption: snow" in said
     assert "No attacker was tried" in said
+    assert "Next:" not in said
     titles = [line.title for line in list_attack_lines(record)]
     assert "right under all of them" in titles
     assert "worst case" not in titles
@@ -77,6 +81,17 @@ def test_beside_attacks_corruptions_are_told_apart(
     assert sum("An attacker" in line for line in said) == 1
     assert not any("No attacker" in line for line in said)
     assert "40.0 %" in json.loads(build_badge(record))["message"]
+
+
+def test_patches_and_moves_are_said_in_plain_words() -> None:
+    """By the share that is covered, and by angles."""
+    patch = ThreatRecord("patch", 0.05, targeted=False, eps_255=None)
+    moved = ThreatRecord("spatial", 30, targeted=False, eps_255=None)
+
+    assert describe_reach(patch) == "a square of 5 % of an image at will"
+    assert "turns of up to 30 degrees" in describe_reach(moved)
+    assert format_threat(patch) == "patch of 5 % of the image"
+    assert format_threat(moved) == "rotation up to 30 degrees with shifts"
 
 
 def test_every_form_has_the_means(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
