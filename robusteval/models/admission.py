@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robusteval.datasets.class_names import check_folders
 from robusteval.datasets.dataset import Data, Positions
 from robusteval.errors import RunError, UsageError, check_argument
-from robusteval.models.architecture import escape
+from robusteval.models.built import escape
 from robusteval.models.classifier import Classifier, check_logits, frozen
 from robusteval.models.failures import is_out_of_memory, raise_as_run_error
 from robusteval.models.forward_modes import find_float_type

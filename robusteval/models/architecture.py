@@ -12,41 +12,25 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robusteval.errors import UsageError
+from robusteval.models.built import Built, State, escape
 from robusteval.models.filling import Unfilled
 from robusteval.models.preparation import Preprocessing, read_timm_preset
 from robusteval.models.user_code import describe_exception
 from robusteval.runs.reading import NAMES, WEIGHTS, check_regular, read_bytes
 
-State = dict[str, Tensor]
-
 ARCH_FORMS = (
     "torchvision:NAME, robusteval:NAME, timm:NAME, path/to/file.py:function, "
     "package.module:function or a folder with config.json, for example --arch torchvision:resnet18"
 )
-
-
-@dataclass(frozen=True)
-class Built:
-    """A network and what it is called in public; `sha256` is that of a user's own code."""
-
-    network: nn.Module
-    name: str
-    sha256: str | None = None
-
-
-def escape(text: str) -> str:
-    """Text from a file, safe to print."""
-    return text[:200] if text.isprintable() else ascii(text[:200])
 
 
 def name_publicly(arch: str) -> str:

@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import (
-    Built,
-    State,
-    build_network,
-    escape,
-    raise_as_architecture_error,
-)
+from robusteval.models.architecture import build_network, raise_as_architecture_error
+from robusteval.models.built import Built, State, escape
 from robusteval.models.classifier import switch_to_eval
 from robusteval.models.filling import adopt_weights
 from robusteval.models.hub_folder import convert_names

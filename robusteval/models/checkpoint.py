@@ -15,16 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError, check_argument, check_path
-from robusteval.models.architecture import (
-    ARCH_FORMS,
-    Built,
-    State,
-    check_source,
-    escape,
-    find_preset,
-    name_publicly,
-)
+from robusteval.models.architecture import ARCH_FORMS, check_source, find_preset, name_publicly
 from robusteval.models.building import build_with_weights, fits_network
+from robusteval.models.built import Built, State, escape
 from robusteval.models.classifier import Classifier
 from robusteval.models.copies import choose_state
 from robusteval.models.environment import pick_device

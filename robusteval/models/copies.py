@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import State, escape
+from robusteval.models.built import State, escape
 
 WRAPPERS = (  # in the order in which they are tried
     "state_dict",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import escape
+from robusteval.models.built import escape
 
 STATE = "torch.save(model.state_dict(), 'net.pt')"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from robusteval.errors import Refused, UsageError
-from robusteval.models.architecture import Built, State, escape
+from robusteval.models.built import Built, State, escape
 from robusteval.models.preparation import Preprocessing, read_processor, read_timm_preset
 from robusteval.models.user_code import describe_exception
 from robusteval.runs.reading import NAMES, read_bytes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robusteval.models.architecture import State
+from robusteval.models.built import State
 
 # tensors of a weight in each form: what is put behind the layer's and the weight's name
 Parts = tuple[str, ...]

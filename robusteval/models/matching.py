@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import State, escape
+from robusteval.models.built import State, escape
 from robusteval.models.layer_forms import rewrite_layers
 from robusteval.models.misfit import Misfit
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import escape
+from robusteval.models.built import escape
 
 MOST_REASONS = 3
 FEW = 8  # tensors that a part of a network, such as its head, can have

@@ -18,7 +18,7 @@ import torch
 from torch.serialization import StorageType
 
 from robusteval.errors import Refused, UsageError
-from robusteval.models.architecture import escape
+from robusteval.models.built import escape
 from robusteval.models.bystanders import BYSTANDERS
 from robusteval.runs.reading import check_amount, raise_limit
 

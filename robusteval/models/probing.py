@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robusteval.errors import UsageError
-from robusteval.models.architecture import Built
+from robusteval.models.built import Built
 from robusteval.models.outputs import (
     Reading,
     describe_output,

@@ -14,7 +14,7 @@ from robusteval.datasets.checks import Span, convert_to_array
 from robusteval.datasets.dataset import ArraySource
 from robusteval.datasets.npz import NPZ_KEYS
 from robusteval.errors import UsageError
-from robusteval.models.architecture import escape
+from robusteval.models.built import escape
 from robusteval.models.weights import check_plain_tensors, parse_tensors, read_checkpoint_file
 from robusteval.registry import DATA_SOURCES
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from robusteval.errors import Refused, RobustevalError, UsageError
-from robusteval.models.architecture import State, escape
 from robusteval.models.archive import check_archive, check_legacy_storages, check_storages
+from robusteval.models.built import State, escape
 from robusteval.models.bystanders import Bystander, stand_in
 from robusteval.models.copies import TOP, list_states
 from robusteval.models.foreign import explain_file, explain_folder, explain_zip
