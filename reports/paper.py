@@ -64,7 +64,7 @@ def format_measured(found: Measured | None) -> str:
     if found is None or not math.isfinite(found.value):
         return formatting.MISSING
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return f"{format_figure(found.value)} (too few images)"
+        return f"{format_figure(found.value)} (no interval)"
     return f"{format_figure(found.value)} ({format_figure(found.low)}–{format_figure(found.high)})"
 
 

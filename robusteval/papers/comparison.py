@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -15,6 +16,10 @@ from robusteval.runs.types import Outcome, Run, format_value
 
 Verdict = Literal["agrees", "differs", "not comparable", "nothing published", "not measured"]
 Holding = Literal["holds", "does not hold", "not decided", "not measured"]
+
+# words of a data set's name that leave it the one that was published for; train is none
+PARTS = frozenset(("test", "val", "validation", "held", "out", "top", "images", "format"))
+FEWEST = 6  # equal differences, of which a sign test tells that they are none of chance
 
 
 @dataclass(frozen=True)
@@ -266,15 +271,29 @@ def judge(
     if published is None:
         return "nothing published", table.unpublished
     theirs, ours = line.data or table.data, str(run.data.get("name", ""))
-    if not theirs or not normalize(ours).startswith(normalize(theirs.split(",")[0])):
+    if not theirs or not is_same_data(theirs.partition(",")[0], ours):
         return "not comparable", f"published for {theirs or 'another network'}; here {ours}"
+    if not has_interval(measured):
+        return "not comparable", f"published for {theirs}; no interval is known of what is measured"
     inside = measured.low <= published <= measured.high
     return ("agrees" if inside else "differs"), f"published for {theirs}"
 
 
-def normalize(name: str) -> str:
-    """The letters and digits of a name in lower case."""
-    return "".join(char for char in name.lower() if char.isalnum())
+def is_same_data(theirs: str, ours: str) -> bool:
+    """Whether two names are of one data set: CIFAR-10 is cifar10 (test), and not cifar100."""
+    name, words = "".join(split_words(theirs)), split_words(ours)
+    same = (i for i in range(1, len(words) + 1) if "".join(words[:i]) == name)
+    return any(PARTS.issuperset(words[i:]) for i in same)
+
+
+def split_words(name: str) -> list[str]:
+    """The words of a name in lower case, letters and digits alone."""
+    return re.findall(r"[^\W_]+", name.lower())
+
+
+def has_interval(found: Measured) -> bool:
+    """Whether a figure has an interval."""
+    return math.isfinite(found.low) and math.isfinite(found.high)
 
 
 def fill_sweep(table: Table, line: Line, results: Results) -> Iterator[ComparedRow]:
@@ -330,6 +349,8 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
         if claim.reaches is not None:
             _, found = results.measure(claim.reaches)
             holding: Holding = "holds" if found.high >= claim.value else "does not hold"
+            if not has_interval(found):
+                holding = "not decided"
             said = f"measured {spell(found)}, where {claim.value:g} was published"
         else:
             assert claim.more is not None
@@ -339,7 +360,7 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
             if not found.n:
                 raise MissingError("no image on which both could be measured")
             holding = "not decided"
-            if found.low > 0 or found.high < 0:
+            if (found.low > 0 or found.high < 0) and (found.low < found.high or found.n >= FEWEST):
                 holding = "holds" if found.low > 0 else "does not hold"
             said = f"difference on the same images {spell(found)}, {one.attack} less {other.attack}"
     except MissingError as error:
@@ -349,4 +370,5 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
 
 def spell(found: Measured) -> str:
     """A number with its interval."""
-    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g}; {found.n} images)"
+    ends = f"{found.low:.3g} to {found.high:.3g}" if has_interval(found) else "no interval"
+    return f"{found.value:.3g} ({ends}; {found.n} images)"

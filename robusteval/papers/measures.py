@@ -37,6 +37,7 @@ class Measure(NamedTuple):
     summary: Summary
     read: Callable[[Outcome], Values]  # (n,)
     among: Callable[[Outcome], Flags]  # (n,) the images that count
+    shared: bool = False  # by the images of a batch, so that their spread gives no interval
 
     def summarize(self, outcome: Outcome) -> Measured:
         """The number of an attack."""
@@ -46,9 +47,12 @@ class Measure(NamedTuple):
             found = rate(values)
             return Measured(found.value, *found.interval, found.n)
         if self.summary == "mean":
-            return Measured(*mean_interval(values))
-        known = values[np.isfinite(values)]
-        return Measured(median(known), *median_interval(known), len(known))
+            known = Measured(*mean_interval(values))
+            if self.shared or known.low == known.high:  # what does not vary tells no interval
+                return known._replace(low=math.nan, high=math.nan)
+            return known
+        finite = values[np.isfinite(values)]
+        return Measured(median(finite), *median_interval(finite), len(finite))
 
     def compare(self, one: Outcome, other: Outcome) -> Measured:
         """How much larger the number is on the same images for `one` than for `other`.
@@ -129,7 +133,9 @@ MEASURES: Mapping[str, Measure] = {
     "l2": Measure("l2 distance, mean of successes", "mean", read_column("l2"), successes),
     "linf": Measure("linf distance, mean of successes", "mean", read_column("linf"), successes),
     "passes": Measure("passes per image", "mean", count_passes, all_attacked),
-    "seconds": Measure("seconds per image", "mean", read_column("seconds"), all_attacked),
+    "seconds": Measure(
+        "seconds per image", "mean", read_column("seconds"), all_attacked, shared=True
+    ),
     "edge_energy": Measure(
         "share of the squared change on edges", "mean", read_column("edge_energy"), successes
     ),

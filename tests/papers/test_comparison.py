@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.papers.comparison import Reproduction, Results, compare_paper
+from robusteval.papers.comparison import Reproduction, Results, compare_paper, is_same_data
 from robusteval.papers.declaration import build_paper
 from robusteval.papers.measures import Measured, find_measure
 from robusteval.reports.paper import (
@@ -155,7 +155,7 @@ def test_text_of_a_paper_is_no_markup(found: Reproduction) -> None:
 
 
 def test_an_interval_that_nobody_knows_is_not_invented() -> None:
-    assert format_measured(Measured(3.0, np.nan, np.nan, 1)) == "3.000 (too few images)"
+    assert format_measured(Measured(3.0, np.nan, np.nan, 1)) == "3.000 (no interval)"
     assert format_measured(None) == "–"
 
 
@@ -185,3 +185,61 @@ def test_measures_count_the_images_they_name(make_outcome: MakeOutcome) -> None:
     assert (l0.value, l0.n) == (3.0, 2)
     with pytest.raises(ValueError, match="no measure is called l3"):
         find_measure("l3")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ("CIFAR-10", "cifar10 (test)", True),
+        ("CIFAR-10", "cifar100 (test)", False),
+        ("CIFAR-10", "cifar10 (train)", False),
+        ("CIFAR-10", "CIFAR-10-C", False),
+        ("ImageNet", "imagenet_val", True),
+        ("ImageNet", "imagenetv2-top-images-format-val", False),
+        ("ImageNetV2", "imagenetv2-top-images-format-val", True),
+    ],
+)
+def test_data_are_those_published_for_by_their_whole_name(
+    theirs: str, ours: str, same: bool
+) -> None:
+    assert is_same_data(theirs, ours) is same
+
+
+def test_without_an_interval_nothing_differs(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """Neither where one image is all there is nor where all images give the same."""
+    declared = {
+        **DECLARED,
+        "tables": [
+            {
+                "name": "Table I",
+                "title": "SSIM",
+                "measure": "ssim",
+                "data": "digits",
+                "columns": ["strong"],
+                "rows": [{"name": "mean", "published": [0.8]}],
+            }
+        ],
+        "claims": [
+            {
+                "text": "SSIM is above one half.",
+                "where": "Table I",
+                "reaches": {"attack": "strong", "measure": "ssim"},
+                "value": 0.5,
+            },
+            {
+                "text": "The sweep is more alike.",
+                "where": "Table I",
+                "more": {"attack": "sweep", "measure": "ssim", "at": {"ssim": 0.9}},
+                "than": {"attack": "strong", "measure": "ssim"},
+            },
+        ],
+    }
+    paper = build_paper("mine", declared)
+    weak = make_outcome([True, True], spec=WEAK, ssim=np.full(2, 0.95))
+    strong = make_outcome([True, True], spec=STRONG, ssim=np.full(2, 0.7))
+    run = replace(make_run(weak, strong), data={"name": "digits (held out)"})
+
+    found = compare_paper(paper, "small", Results(run, paper.attacks, {}))
+
+    assert found.tables[0].rows[0].verdict == "not comparable"
+    assert [claim.holding for claim in found.claims] == ["not decided", "not decided"]
