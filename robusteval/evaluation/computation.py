@@ -196,7 +196,7 @@ class Computation:
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, batches)
         outcomes = []
         for i, each in enumerate((target, *defended)):
-            positions = self.division.list_judged(each, rows) if shown else rows
+            positions = self.division.list_judged(target, rows) if shown else rows
             maps = measurement.name_columns() if measurement is not None and i == 0 else ()
             outcome = Outcome(
                 attack=attack.spec,

@@ -48,6 +48,10 @@ class Division:
         return batches if self.plan.share is None else self.plan.share.choose(batches)
 
     def list_judged(self, target: Target, attacked: Positions) -> Positions:
-        """The images of a cell: those attacked here, and its own that were wrong before."""
+        """The images of a cell: those attacked here, and its own that were wrong before.
+
+        `target` is what is attacked: who judges the results has other images wrong, and of all of
+        these there must be a row.
+        """
         wrong = np.flatnonzero(~metrics.find_right(target.clean))
         return np.sort(np.concatenate([attacked, self.own(wrong)]))
