@@ -135,7 +135,9 @@ def choose_strength_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
     """
     attacked = [case for case in record.worst_cases if case.threat.norm != CORRUPTION]
     several = any(len(case.attacks) > 1 for case in attacked)
-    columns = STRENGTH if several else STRENGTH[:-1]
+    columns: tuple[AttackColumn, ...] = STRENGTH if several else STRENGTH[:-1]
+    if not attacked:  # where nobody attacks nothing is robust
+        columns = tuple(each._replace(title=each.title.removeprefix("robust ")) for each in columns)
     return columns[2:] if record.defenses else columns
 
 
@@ -143,7 +145,7 @@ def choose_cost_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
     """The columns that tell what attacks changed and took, as their threats measure it."""
     norms = {case.threat.norm for case in record.worst_cases}
     return (
-        SUCCESS,
+        SUCCESS._replace(title="made wrong") if norms == {CORRUPTION} else SUCCESS,
         *(DISTANCE if norms - COUNTED - ALIKE else ()),
         *(VALUES if norms & COUNTED else ()),
         *(SIMILARITY if norms & ALIKE else ()),

@@ -41,7 +41,8 @@ def write_label_and_message(record: RunRecord) -> dict[str, str]:
     cases = sentences.list_attacked_cases(record)
     if not cases:
         found = corruptions.write_corruption_numbers(record.corruptions[0])
-        return {"label": "accuracy", "message": shorten(found, 80)}
+        doubt = "not to be used: " if record.misfed else ""
+        return {"label": "accuracy", "message": shorten(visible(doubt + found), 80)}
     bounded = [case for case in cases if case.threat.eps is not None]
     doubt = "not to be used: " if record.misfed else "at most " if record.upper_bound else ""
     if not bounded:

@@ -123,7 +123,8 @@ def write_corruption_numbers(found: CorruptionsRecord) -> str:
         over = f"{formatting.format_count(kinds, 'kind')} of corruption, {steps}"
     elif found.cells == 1:
         over = f"{found.kinds[0].kind} of severity {found.severities[0].severity:g}"
-    return f"{format_mean(found.accuracy)} under {over}"
+    behind = f" behind {found.defense}" if found.defense else ""
+    return f"{format_mean(found.accuracy)} under {over}{behind}"
 
 
 def format_mean(mean: MeanRecord) -> str:
@@ -139,7 +140,8 @@ def format_mean(mean: MeanRecord) -> str:
 def write_corruption_notes(found: Sequence[CorruptionsRecord], attacked: bool) -> Iterator[str]:
     """What must be known beside the mean: the hardest kind, and what it says nothing of."""
     for record in found:
-        if len(record.kinds) > 1:
+        # at other severities one kind is not harder than another
+        if record.cells == len(record.kinds) * len(record.severities) and len(record.kinds) > 1:
             worst = min(record.kinds, key=lambda kind: kind.accuracy.value or 0.0)
             behind = f" behind {record.defense}" if record.defense else ""
             mean = format_mean(worst.accuracy)

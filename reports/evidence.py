@@ -35,6 +35,7 @@ class Figure(NamedTuple):
     about: str  # threat and defense; empty: neither
     rate: RateRecord
     pointer: str  # into the JSON report
+    knowledge: frozenset[str] = frozenset()  # of the attacks that it is over
 
     @property
     def title(self) -> str:
@@ -57,11 +58,16 @@ def gather_figures(record: RunRecord) -> Iterator[Figure]:
         if case.defense:
             about += ", which the attacks know" if case.adaptive else ", unknown to the attacks"
         at = f"/worst_cases/{i}/robust_accuracy"
+        knowledge = frozenset(
+            row.knowledge
+            for row in record.attacks
+            if (row.threat, row.defense) == (case.threat, case.defense)
+        )
         if case.threat.norm == CORRUPTION:
             yield Figure(CORRUPTED, about, case.robust_accuracy.float, f"{at}/float")
             continue
-        yield Figure(ROBUST, about, case.robust_accuracy.float, f"{at}/float")
-        yield Figure(EIGHT_BIT, about, case.robust_accuracy.eight_bit, f"{at}/eight_bit")
+        yield Figure(ROBUST, about, case.robust_accuracy.float, f"{at}/float", knowledge)
+        yield Figure(EIGHT_BIT, about, case.robust_accuracy.eight_bit, f"{at}/eight_bit", knowledge)
     for i, defense in enumerate(record.defenses):
         about = describe_defense(defense.spec)
         yield Figure(CLEAN, about, defense.clean_accuracy, f"/defenses/{i}/clean_accuracy")
@@ -83,6 +89,8 @@ def list_limitations(record: RunRecord) -> list[str]:
     bound = "Robust accuracy is an upper bound: what these attacks have not broken yet."
     weak = "Trust checks found reasons to doubt these attacks, see the findings."
     found = [sentences.write_finding(finding)[2:] for finding in record.findings]
+    if record.corruptions and not sentences.list_attacked_cases(record):
+        bound = "No attacker was tried: what one would leave is not known."
     return [bound, *([weak] if record.upper_bound else []), *found, *list_absences(record)]
 
 
@@ -100,7 +108,12 @@ class Reference(NamedTuple):
     place: str
     wants: str
     metrics: tuple[str, ...]
-    knowledge: tuple[str, ...] = ()  # only where an attack with such knowledge ran
+    knowledge: tuple[str, ...] = ()  # only figures over an attack with such knowledge
+
+    def is_about(self, figure: Figure) -> bool:
+        """Whether a figure speaks to it."""
+        knows = not self.knowledge or not figure.knowledge.isdisjoint(self.knowledge)
+        return figure.metric in self.metrics and knows
 
 
 REFERENCES = (
@@ -173,12 +186,10 @@ class Evidence(NamedTuple):
 
 def list_evidence(record: RunRecord) -> list[Evidence]:
     """List the references to which a run has something to say, in the order of `REFERENCES`."""
-    known = {row.knowledge for row in record.attacks}
     figures = list_figures(record)
     found = (
-        Evidence(each, tuple(figure for figure in figures if figure.metric in each.metrics))
+        Evidence(each, tuple(figure for figure in figures if each.is_about(figure)))
         for each in REFERENCES
-        if not each.knowledge or known.intersection(each.knowledge)
     )
     return [each for each in found if each.figures]
 

@@ -10,6 +10,7 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
 from . import formatting, gate_words, sentences
+from .measures import CORRUPTION
 from .problems import describe_attack, list_gates, name_runs
 from .record import AttackRow, GateRow, RunRecord
 
@@ -129,8 +130,9 @@ def write_attack_numbers(row: AttackRow) -> str:
     """The numbers of a cell in words."""
     robust, fooled = row.robust_accuracy, row.success_rate.float
     threat = formatting.format_threat(row.threat)
+    robustness = "accuracy" if row.threat.norm == CORRUPTION else "robust accuracy"
     return (
-        f"robust accuracy {formatting.format_rate(robust.float)} under {threat},"
+        f"{robustness} {formatting.format_rate(robust.float)} under {threat},"
         f" {formatting.format_percent(robust.eight_bit)} after rounding to 8 bit;"
         f" fooled on {fooled.k:,} of {fooled.n:,} images,"
         f" median distance {formatting.format_quantity(row.distance.median)};"

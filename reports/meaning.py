@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .formatting import format_percent, format_quantity
-from .measures import CORRUPTION, ThreatRecord
+from .measures import ThreatRecord
 from .record import RunRecord, WorstCaseRow
 
 QUOTABLE = ("standard", "thorough", "autoattack")  # searches whose numbers are to be published
+SEARCHED = ("linf", "l2", "l1", "l0", "l0_pixels")  # norms that they know
 HARDLY = 0.1  # of the images that are right, left by attacks
 
 
@@ -55,7 +56,7 @@ def write_attack_meaning(record: RunRecord, case: WorstCaseRow, behind: str) -> 
 def write_advice(record: RunRecord) -> Iterator[str]:
     """What to do next, if anything: the first thing that stands in the way of a decision."""
     bounded = [case for case in record.worst_cases if case.threat.eps is not None]
-    cases = [case for case in bounded if case.threat.norm != CORRUPTION]
+    cases = [case for case in bounded if case.threat.norm in SEARCHED]
     names = {spec.partition(":")[0] for case in cases for spec in case.attacks}
     left = [case.robust_accuracy.float for case in cases if not case.defense]
     if record.misfed:

@@ -18,7 +18,8 @@ from robusteval.runs.types import Flags, Run, name_cell
 
 from . import formatting
 from .compare import check_comparable, compute_p, group_outcomes, identify_question, order_images
-from .measures import RateRecord, build_rate
+from .formatting import format_threat
+from .measures import CORRUPTION, RateRecord, build_rate, build_threat
 
 LEVEL = 0.05  # of a corrected p-value, below which a difference is marked
 
@@ -137,7 +138,8 @@ def list_questions(run: Run) -> dict[str, Question]:
         if len(group) > 1:
             behind = "" if defense is None else f" behind {defense}"
             held = group[0].attacked & ~metrics.find_breaks(group).any(0)
-            text = f"worst case of {len(group)}, {threat}{behind}"
+            which = "right under all" if threat.norm == CORRUPTION else "worst case"
+            text = f"{which} of {len(group)}, {format_threat(build_threat(threat))}{behind}"
             found[digest(sorted(keys))] = Question(text, "worst case", held[order])
     return found
 
@@ -160,14 +162,14 @@ def build_cell(first: Question | None, mine: Question | None, pairs: bool) -> Mo
         return ModelCell(accuracy, None)
     change = statistics.count_pairs(first.right, mine.right)
     low, high = change.interval
-    return ModelCell(accuracy, PairedRecord(-change.drop, -high, -low, compute_p(change)))
+    return ModelCell(accuracy, PairedRecord(0 - change.drop, 0 - high, 0 - low, compute_p(change)))
 
 
 def build_models_table(record: ModelsRecord) -> ModelsTable:
     """Models against attacks as text."""
     first = record.models[0]
     return ModelsTable(
-        title="Models against attacks, robust accuracy",
+        title="Models against attacks, images that stay right",
         columns=record.models,
         rows=[
             (row.question, row.kind, [write_cell(cell) for cell in row.cells])

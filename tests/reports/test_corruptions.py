@@ -20,6 +20,7 @@ from robusteval.reports.html import to_html
 from robusteval.reports.markdown import to_markdown
 from robusteval.reports.meaning import describe_reach
 from robusteval.reports.measures import ThreatRecord
+from robusteval.reports.models import build_models, build_models_table
 from robusteval.reports.sentences import write_meaning
 from robusteval.runs.types import Outcome, Run, Spec, Threat
 
@@ -103,6 +104,7 @@ def test_every_form_has_the_means(make_outcome: MakeOutcome, make_run: MakeRun) 
     for text in (to_markdown(record), to_html([record])):
         assert "Accuracy under corruptions" in text
         assert "corruption of severity 2" in text
+        assert "obust accuracy" not in text
     badge = json.loads(build_badge(record))
     assert badge["label"] == "accuracy"
     assert "2 kinds of corruption" in badge["message"]
@@ -141,3 +143,23 @@ def test_two_runs_give_the_mean_corruption_error(
 def test_corruptions_are_no_weak_attacks(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
     """They look for nothing, so that nothing is asked of them."""
     assert list(check_strength(make_corrupted_run(make_outcome, make_run).outcomes)) == []
+
+
+def test_kinds_at_other_severities_have_no_hardest(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Fog of severity 5 and noise of severity 1 do not say which is harder."""
+    cells = corrupted(make_outcome, "fog", 5, 400), corrupted(make_outcome, "snow", 1, 10)
+    record = record_of(make_run(*cells, folder=None))
+
+    assert not any("Hardest" in line for line in write_meaning(record))
+
+
+def test_models_beside_each_other_have_no_worst_corruption(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    runs = [make_corrupted_run(make_outcome, make_run), make_corrupted_run(make_outcome, make_run)]
+    table = build_models_table(build_models(runs))
+
+    assert "right under all of 2, corruption of severity 1" in [row[0] for row in table.rows]
+    assert not any("-0.0 (" in line for *_, cells in table.rows for cell in cells for line in cell)

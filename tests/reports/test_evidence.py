@@ -22,7 +22,7 @@ from robusteval.reports.evidence import list_evidence, list_figures
 from robusteval.reports.model_card import render_model_card
 from robusteval.reports.record import RunRecord
 from robusteval.reports.spdx import CONTEXT, render_spdx
-from robusteval.runs.types import Finding, Outcome, Run
+from robusteval.runs.types import Finding, Outcome, Run, Spec, Threat
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
@@ -161,6 +161,20 @@ def test_attacks_are_evidence_for_what_they_saw_alone(
 
     assert places["white-box"] - places["none"] == {"AML.T0043.000"}
     assert places["black-box"] - places["none"] == {"AML.T0043.001"}
+
+
+def test_a_figure_is_evidence_for_its_own_attacks_alone(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """A turn by a black box makes nothing black-box of the gradients beside it."""
+    turned = make_outcome(
+        ALL, spec=Spec("spatial", {}), threat=Threat("spatial", 30.0, False), knowledge="black-box"
+    )
+    record = build_record(make_run(make_outcome(ALL), turned))
+    found = {each.reference.place: each.figures for each in list_evidence(record)}
+
+    assert all("rotation" in each.about for each in found["AML.T0043.001"])
+    assert all("linf" in each.about for each in found["AML.T0043.000"])
 
 
 def test_the_same_run_gives_the_same_documents(run: Run) -> None:

@@ -79,3 +79,15 @@ def test_the_first_thing_in_the_way_is_what_to_do_next(
 
     assert said in advice
     assert bool(advice) == bool(said)
+
+
+def test_an_ensemble_that_does_not_know_a_threat_is_no_advice(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Neither of the presets makes a patch, and training is not against turns."""
+    patch = make_outcome(HALF, spec=Spec("patch", {}), threat=Threat("patch", 0.05, False))
+    turn = make_outcome(
+        np.ones(10, bool), spec=Spec("spatial", {}), threat=Threat("spatial", 30.0, False)
+    )
+
+    assert not list(write_advice(build_record(make_run(patch, turn))))

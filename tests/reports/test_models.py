@@ -101,7 +101,7 @@ def test_every_form_begins_with_the_table(runs: list[Run]) -> None:
     for render in (render_table, render_markdown, to_html):
         page = str(render(records))
         assert title in page
-        assert page.index(title) < page.index("Fooled on")
+        assert page.index(title) < page.index("An attacker")
         assert "-30.0 (" in page
         assert title not in str(render(records[:1]))
     whole = json.loads(render_json(records))
