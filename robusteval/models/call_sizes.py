@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from robusteval.models.forward_modes import is_observed, is_twice_differentiable
+from robusteval.models.forward_modes import (
+    find_float_type,
+    is_observed,
+    is_twice_differentiable,
+)
+from robusteval.models.layouts import list_tensors
+from robusteval.models.seeds import kept_random_states
 
 PATIENCE = 100  # images of a kind for each one that larger calls are tried with
 LARGEST = 8  # blocks in a call
@@ -96,13 +103,17 @@ class CallSizes:
 
     Which kernels run depends on the size of a batch, but many sizes get kernels that sum alike. A
     size is tried on images half made up, when it would have saved as much as trying it costs: if
-    logits and derivatives of all images are those from blocks bit by bit, calls may have that size
-    from then on. So padding is only what is left where sizes differ, and what is found out here,
-    which another machine may find out otherwise, decides about time alone.
+    logits, derivatives and what every module gives for all images are those from blocks bit by bit,
+    calls may have that size from then on. So padding is only what is left where sizes differ, and
+    what is found out here, which another machine may find out otherwise, decides about time alone.
+    Where rounding could hide differences from a trial, as in half precision, all calls are blocks.
     """
 
     def __init__(self) -> None:
         self.kinds: dict[tuple[Any, ...], Kind] = {}
+
+    def __reduce__(self) -> tuple[type[CallSizes], tuple[()]]:
+        return CallSizes, ()  # what was seen of a network says nothing of its copy elsewhere
 
     def cut(self, x: Tensor, block: int, network: nn.Module, call: Call) -> list[int]:
         """Sizes of the calls for normalised images ``(n, c, h, w)``, n at least 1.
@@ -118,7 +129,8 @@ class CallSizes:
         call : callable
             Its logits for as many images as it is given.
         """
-        if len(x) == block or is_observed(network) or is_twice_differentiable():
+        watched = is_observed(network) or is_twice_differentiable()
+        if len(x) == block or watched or hides_digits(x.device, network):
             return cut_into_blocks(len(x), block)
         key = (tuple(x.shape[1:]), x.dtype, block, *describe_arithmetic(x.device, network))
         if key not in self.kinds:
@@ -132,28 +144,46 @@ class CallSizes:
 
 def describe_arithmetic(device: torch.device, network: nn.Module) -> tuple[Any, ...]:
     """What the kernels that run depend on besides the images: another value, another kernel."""
-    weights = sum(each._version for each in network.parameters())
+    state = [describe_state(each) for each in (*network.parameters(), *network.buffers())]
     cudnn = torch.backends.cudnn
     return (
-        id(network),
-        weights,
+        hash(tuple((id(each), type(each)) for each in network.modules())),
+        hash(tuple(state)),
         device,
         torch.get_num_threads(),
-        torch.is_autocast_enabled(device.type),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
-        torch.backends.cuda.matmul.allow_tf32,
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+    )
+
+
+def describe_state(weights: Tensor) -> tuple[int, ...]:
+    """What changes with parameters or buffers; a network that changes them is never tried."""
+    try:
+        return id(weights), weights._version, weights.data_ptr()
+    except RuntimeError:  # of inference mode, or without memory of its own
+        return (id(weights),)
+
+
+def hides_digits(device: torch.device, network: nn.Module) -> bool:
+    """Whether numbers are rounded so that other sums can look the same in a trial."""
+    return (
+        find_float_type(network) != torch.float32
+        or torch.is_autocast_enabled(device.type)
+        or torch.get_float32_matmul_precision() != "highest"
+        or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
     )
 
 
 def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
     """Find out whether calls of a size give the bits of the block and, if larger, are faster."""
-    devices = [x.device] if x.device.type == "cuda" else []
+    sizes = kind.cut(size)
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-            images = make_up_images(x, size)
-            is_same, ratio = compare_calls(images, kind.cut(size), call, size > kind.block)
+        with kept_random_states(x.device), torch.inference_mode(False), torch.enable_grad():
+            images, given = make_up_images(x, size)
+            is_same, ratio = False, 1.0
+            if all(agree(each, sizes, call) for each in (images, given)):
+                is_same, ratio = compare_calls(images, sizes, call, size > kind.block)
     except Exception:
         is_same, ratio = False, 1.0  # it takes no other size, or has no derivative
     if is_same:
@@ -167,12 +197,69 @@ def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
             kind.largest = LARGEST * kind.block  # larger ones are not tried
 
 
-def make_up_images(x: Tensor, size: int) -> Tensor:
-    """So many images between those given and noise: nowhere flat, of the same range."""
+def make_up_images(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """So many images between those given and noise, nowhere flat, of the same range; and those."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(size, *x.shape[1:], generator=generator)
     rows = torch.arange(size, device=x.device) % len(x)
-    return x.detach()[rows] + noise.to(x) / 2
+    given = x.detach()[rows]
+    return given + noise.to(x) / 2, given
+
+
+def agree(images: Tensor, sizes: list[int], call: Call) -> bool:
+    """Whether each module gives the same in one call with all images as in calls of these sizes.
+
+    Rounding, or the mean of many values, hides most differences from the logits of a few images.
+    """
+    together = look_inside(images, [len(images)], call)
+    apart = look_inside(images, sizes, call)
+    if len(together) != len(apart):
+        return False
+    pairs = zip(together, apart, strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if a is not None and b is not None)
+
+
+def look_inside(images: Tensor, sizes: list[int], call: Call) -> list[Tensor | None]:
+    """For each tensor that a module takes or gives, in order, a number ``(n,)`` for each image.
+
+    None in the place of a tensor without rows for each image.
+    """
+    seen: list[list[Tensor | None]] = []
+
+    def watched(part: Tensor) -> Tensor:
+        found: list[Tensor | None] = []
+
+        def look(_module: nn.Module, args: Any, output: Any) -> None:
+            found.extend(sum_bits(each, len(part)) for each in list_tensors((args, output)))
+
+        handle = register_module_forward_hook(look)
+        try:
+            logits = call(part)
+        finally:
+            handle.remove()
+        seen.append([*found, sum_bits(logits, len(part))])
+        return logits
+
+    with torch.no_grad():
+        call_in_parts(images, sizes, watched)
+    together: list[Tensor | None] = []
+    for parts in zip(*seen, strict=True):
+        known = [part for part in parts if part is not None]
+        whole = len(known) == len(parts)
+        together.append(torch.cat(known)[: len(images)] if whole else None)
+    return together
+
+
+def sum_bits(tensor: Tensor, images: int) -> Tensor | None:
+    """A number for each image ``(n,)``, made of the bits of all its values, by their places."""
+    if tensor.ndim == 0 or len(tensor) % images or not tensor.is_floating_point():
+        return None
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"values of {tensor.dtype} hide differences")
+    # a zero has one sign
+    values = (tensor.detach() + 0.0).reshape(images, -1).contiguous()
+    bits = values.view(torch.int32).long()
+    return (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(1).cpu()
 
 
 def compare_calls(images: Tensor, sizes: list[int], call: Call, timed: bool) -> tuple[bool, float]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 class ImageByImage(TorchFunctionMode):
@@ -172,6 +174,8 @@ def fills_registers(x: Tensor, values: int) -> bool:
 def is_observed(network: nn.Module) -> bool:
     """Whether somebody looks on at a network's calls or changes them, or compiled them."""
     if _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        return True
+    if _get_current_dispatch_mode_stack() or modules._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
     return any(
         module._forward_hooks

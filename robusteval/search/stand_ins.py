@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.models.seeds import kept_random_states, seed_everything
 from robusteval.models.steps import book_rows
 
@@ -339,6 +339,22 @@ def call_with(model: nn.Module, images: int) -> Iterator[None]:
             part.block = block
 
 
+@contextmanager
+def call_in_blocks(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Let classifiers inside a model be called with blocks alone, for images ``(n, c, h, w)``.
+
+    What a network draws may depend on the sizes of its calls, and these on what was seen before.
+    """
+    free = [part for part in model.modules() if isinstance(part, Classifier) and part.block is None]
+    try:
+        for part in free:
+            part.block = choose_block_size(x.shape[1:].numel(), x.device)
+        yield
+    finally:
+        for part in free:
+            part.block = None
+
+
 class LogOutputs(nn.Module):
     """A model whose outputs are probabilities, with their logarithms for logits.
 
@@ -394,8 +410,9 @@ class Expected(nn.Module):
             for i, image in enumerate(x):
                 seed_everything(hash_image(image, salt), x.device)
                 copies = image.expand(self.draws, *image.shape)
-                with book_rows(torch.full((self.draws,), i)):
-                    yield self.model(copies)
+                with book_rows(torch.full((self.draws,), i)), call_in_blocks(self.model, x):
+                    answers = self.model(copies)
+                yield answers
 
 
 def hash_image(image: Tensor, salt: int) -> int:
