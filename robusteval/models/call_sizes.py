@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.models.forward_modes import (
     find_float_type,
@@ -228,16 +229,21 @@ def look_inside(images: Tensor, sizes: list[int], call: Call) -> list[Tensor | N
 
     def watched(part: Tensor) -> Tensor:
         found: list[Tensor | None] = []
+        versions: Any = WeakIdKeyDictionary()  # of tensors that were seen, as they are handed on
+        rows = min(len(part), len(images) - sum(sizes[: len(seen)]))  # which are no padding
 
         def look(_module: nn.Module, args: Any, output: Any) -> None:
-            found.extend(sum_bits(each, len(part)) for each in list_tensors((args, output)))
+            for each in list_tensors((args, output)):
+                if versions.get(each) != each._version:
+                    versions[each] = each._version
+                    found.append(sum_bits(each, len(part), rows))
 
         handle = register_module_forward_hook(look)
         try:
             logits = call(part)
         finally:
             handle.remove()
-        seen.append([*found, sum_bits(logits, len(part))])
+        seen.append([*found, sum_bits(logits, len(part), rows)])
         return logits
 
     with torch.no_grad():
@@ -246,19 +252,19 @@ def look_inside(images: Tensor, sizes: list[int], call: Call) -> list[Tensor | N
     for parts in zip(*seen, strict=True):
         known = [part for part in parts if part is not None]
         whole = len(known) == len(parts)
-        together.append(torch.cat(known)[: len(images)] if whole else None)
+        together.append(torch.cat(known) if whole else None)
     return together
 
 
-def sum_bits(tensor: Tensor, images: int) -> Tensor | None:
-    """A number for each image ``(n,)``, made of the bits of all its values, by their places."""
+def sum_bits(tensor: Tensor, images: int, rows: int) -> Tensor | None:
+    """A number for each of the first images ``(rows,)``, of the bits of its values by place."""
     if tensor.ndim == 0 or len(tensor) % images or not tensor.is_floating_point():
         return None
     if tensor.dtype != torch.float32:
         raise ValueError(f"values of {tensor.dtype} hide differences")
     # a zero has one sign
-    values = (tensor.detach() + 0.0).reshape(images, -1).contiguous()
-    bits = values.view(torch.int32).long()
+    values = tensor.detach().reshape(images, -1)[:rows] + 0.0
+    bits = values.contiguous().view(torch.int32).long()
     return (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(1).cpu()
 
 
