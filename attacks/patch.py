@@ -78,7 +78,7 @@ def patch(
     Raises
     ------
     ValueError
-        If a parameter is out of range.
+        If a parameter is out of range, or `share` less than a pixel.
     """
     if not 0 < share <= 1 or not step > 0:
         raise ValueError(
@@ -86,10 +86,14 @@ def patch(
         )
     if steps < 1 or places < 1:
         raise ValueError(f"steps and places must be at least 1, not {steps} and {places}")
+    if share * x.shape[2] * x.shape[3] < 1:
+        raise ValueError(
+            f"share={share:g} of {x.shape[2]} x {x.shape[3]} pixels is less than one of them"
+        )
     if len(x) == 0:
         return x.clone()
     seeds = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds.cpu()
-    side = min(max(int(math.sqrt(share * x.shape[2] * x.shape[3])), 1), *x.shape[2:])
+    side = min(int(math.sqrt(share * x.shape[2] * x.shape[3])), *x.shape[2:])
     objective = build_class_objective(model, y, targeted=targeted, loss=loss)
     free = torch.ones_like(x) if mask is None else (mask.to(x.device) != 0).to(x).expand_as(x)
 

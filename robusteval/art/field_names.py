@@ -78,7 +78,10 @@ def check_attack(spec: Spec) -> Spec:
                 f"no attack is called {spec.name!r} here: give {' or '.join(ways)}"
                 f" ({describe_lists(ways)})"
             )
-    return ATTACKS.check_spec(spec)
+    checked = ATTACKS.check_spec(spec)
+    if checked.parameters.get("targeted") and ATTACKS.entry(spec.name).norms == ("corruption",):
+        raise UsageError(f"{spec.name} has no goal, so it cannot be targeted: leave that out")
+    return checked
 
 
 def list_ways(name: str) -> Iterator[str]:

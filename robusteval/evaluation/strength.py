@@ -64,7 +64,7 @@ def check_strength(attacks: Sequence[Outcome]) -> Iterator[Finding]:
             True,
             f"Only weak attacks ran{where}: {', '.join(ran)}. At least one should follow the"
             f" model's gradient for {FEWEST_STEPS} steps in a row, or what survives says little"
-            f" about a determined attacker: add {missing or 'pgd'}.",
+            f" about a determined attacker: {suggest_more(threat, missing)}.",
         )
 
 
@@ -76,6 +76,13 @@ def describe_effort(outcome: Outcome) -> str:
     else:
         effort = f"{steps:.3g} gradient step{'' if steps == 1 else 's'}"
     return f"{outcome.attack} ({effort})"
+
+
+def suggest_more(threat: Threat, missing: Spec | None) -> str:
+    """What to do where only weak attacks ran."""
+    if missing is None and threat.norm == "patch":
+        return f"give patch steps={SUGGESTED_STEPS}"
+    return f"add {missing or 'pgd'}"
 
 
 def suggest_attack(threat: Threat) -> Spec | None:

@@ -92,3 +92,10 @@ def test_the_command_line_and_python_say_the_same(bands: Classifier, npz: Path) 
     assert said in result.stderr
     with pytest.raises(UsageError, match=said):
         robusteval.evaluate(bands, robusteval.open_data(npz), ["deepfool"])
+
+
+def test_a_corruption_is_given_no_goal() -> None:
+    """What misses a class to reach would stand there as accuracy."""
+    with pytest.raises(UsageError, match="cannot be targeted"):
+        check_attack(parse("corruption:kind=fog,targeted=true"))
+    assert check_attack(parse("corruption:targeted=false")).name == "corruption"

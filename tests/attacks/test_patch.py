@@ -54,7 +54,8 @@ def test_drawn_squares_are_each_image_own_and_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("share", 0), ("share", 1.5), ("step", 0), ("steps", 0), ("places", 0)]
+    ("name", "value"),
+    [("share", 0), ("share", 1.5), ("share", 0.006), ("step", 0), ("steps", 0), ("places", 0)],
 )
 def test_parameters_out_of_range_are_refused(name: str, value: float) -> None:
     """By name."""
