@@ -23,7 +23,7 @@ from .record import RunRecord, to_json
 CLEAN = "accuracy on images as they are"
 ROBUST = "robust accuracy"
 EIGHT_BIT = "robust accuracy after rounding to 8 bit"
-CORRUPTED = "accuracy under all corruptions at once"
+CORRUPTED = "accuracy, images right under every corruption run"
 FALSE_ALARMS = "false positive rate of the detector"
 CAUGHT = "true positive rate of the detector"
 
