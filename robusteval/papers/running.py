@@ -50,7 +50,7 @@ def reproduce(
     size : {"small", "paper"}
         How much is run.
     samples : int, optional
-        Images; as the size says if not given.
+        Images, and the most that are explained; as the size says if not given.
     seed : int
         Decides the draw and every random number.
     fresh : bool
@@ -95,6 +95,8 @@ def reproduce(
     }
     missing = {**list_left_out(plan), **run.failures}
     explanations: dict[str, ExplanationRecord] = {}
+    most = paper.choose_size(size).explained
+    most = most if samples is None else min(samples, most)
     for name in paper.explained:
         if stopping():
             raise Interrupted
@@ -105,7 +107,7 @@ def reproduce(
                 classifier,
                 data,
                 text,
-                samples=paper.choose_size(size).explained,
+                samples=most,
                 seed=seed,
                 progress=progress,
                 cache=cache,
