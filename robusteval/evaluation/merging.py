@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from robusteval.runs.types import Columns, Finding, Run
 
 IMAGES = ("clean", "defense", "receiver")  # roles of cells that are images as they are
 FILE = ("key", "sha256", "pictures")  # of an entry: what names the file of its cell
+# of the command of a part: what is its own, and what would throw away the joined columns
+LEFT_OUT = re.compile(r""" (?:--(?:shard|out)[ =](?:'[^']*'|"[^"]*"|[^\s'"])+|--fresh(?= |$))""")
 PARTS = re.compile(r"([0-9a-f]{64})\.parts")
 
 
@@ -435,6 +438,10 @@ class JoinedEvaluation(Evaluation):
 
 def spell_completion(record: Mapping[str, Any], out: Path) -> str:
     """What to do about a run that nobody has computed all of."""
-    command = re.sub(r" --(shard|out)[ =]\S+", "", str(record["command"]))
-    told = f"`{command} --out {out}`" if " evaluate " in command else "`evaluate` without --shard"
+    command = LEFT_OUT.sub("", str(record["command"]))
+    told = (
+        f"`{command} --out {shlex.quote(str(out))}`"
+        if " evaluate " in command
+        else "`evaluate` without --shard"
+    )
     return f"{told} finds them computed and does what only the whole run could ask for"

@@ -18,7 +18,7 @@ from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.evaluation.evaluate import execute
-from robusteval.evaluation.merging import merge
+from robusteval.evaluation.merging import merge, spell_completion
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.shares import Share, find_owners
 from robusteval.models.classifier import Classifier
@@ -265,3 +265,12 @@ def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.Monkey
         ended = CliRunner().invoke(cli, wrong)
         assert ended.exit_code == 2
         assert message in ended.stderr
+
+
+def test_the_command_that_completes_a_joined_run_throws_nothing_away() -> None:
+    """It names no shard and no other folder, and does not begin afresh."""
+    command = "robusteval evaluate demo --fresh --shard 1/3 --out 'a 1' --samples 9"
+
+    told = spell_completion({"command": command}, Path("the run"))
+
+    assert told.startswith("`robusteval evaluate demo --samples 9 --out 'the run'` ")
