@@ -84,6 +84,8 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
     same_bits = (again == logits[asked]) | (again.isnan() & logits[asked].isnan())
     steady[asked] = same_bits.all(1).long()
     probed = torch.from_numpy(positions < PROBED).to(x.device)
+    # an image's own slope, where others in its batch would change it
+    sloping = model if target.company is None else target.judge
     columns: dict[str, Tensor] = {
         "label": y,
         "pred_clean": pred,
@@ -93,9 +95,9 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "probabilities": resemble_probabilities(logits),
         "darkest": x.flatten(1).amin(1).double(),
         "brightest": x.flatten(1).amax(1).double(),
-        "slope_ce": measure_slope(model, x, y, probed, partial(F.cross_entropy, reduction="sum")),
-        "slope_margin": measure_slope(model, x, y, probed, margin),
-        "unsteadiness": measure_unsteadiness(model, x, y, probed),
+        "slope_ce": measure_slope(sloping, x, y, probed, partial(F.cross_entropy, reduction="sum")),
+        "slope_margin": measure_slope(sloping, x, y, probed, margin),
+        "unsteadiness": measure_unsteadiness(sloping, x, y, probed),
     }
     if target.found.is_random:
         columns[SURVIVAL] = measure_survival(answers, y)

@@ -381,11 +381,12 @@ def try_conventions(plan: Plan, target: Target, progress: Progress) -> list[Find
 
 def measure_receivers(evaluation: Evaluation) -> None:
     """Measure the images as other networks see them, and whether these are fed as they should."""
+    plan, answers = evaluation.plan, evaluation.answers
     for receiver in evaluation.receivers:
+        examine_network(plan, receiver, evaluation.targets[0].found, answers)
         evaluation.cells.compute_clean(receiver)
         evaluation.write_record()
-        found = sanity_checks.check_clean(receiver.clean, receiver.model.num_classes)
-        found += try_conventions(evaluation.plan, receiver, evaluation.progress)
+        found = ask_network(plan, receiver, answers, evaluation.progress)
         evaluation.recording.findings += [
             # of the transfer alone: what is said of the classifier itself holds all the same
             receiver.name_defense(finding._replace(code=f"target-{finding.code}", grave=False))
@@ -406,13 +407,20 @@ def examine_network(plan: Plan, target: Target, undefended: Examination, answers
 def question_network(
     plan: Plan, target: Target, answers: Answers, progress: Progress
 ) -> list[Finding]:
-    """What the images as they are, and a few more questions, say of a network; adds to `found`."""
+    """What is said of a network that is attacked, see `ask_network`; adds to its `found`."""
+    found = ask_network(plan, target, answers, progress)
+    target.found = target.found.add_answers(target.clean, target.model.num_classes)
+    return [*found, *describe_masks(target.found, followed=plan.probes)]
+
+
+def ask_network(plan: Plan, target: Target, answers: Answers, progress: Progress) -> list[Finding]:
+    """What the images as they are, and a few more questions, say of a network."""
     suffix, some = target.suffix, plan.index[:PROBED]
     found = sanity_checks.check_clean(target.clean, target.model.num_classes)
     company = answers.find(f"company{suffix}", partial(find_company, target.model, plan.data, some))
     if company:
         # predicted again in smaller batches they then differ too, which is not by chance
         found = [each for each in found if each.code != "non-deterministic"] + company
-    found += answers.find(f"conventions{suffix}", partial(try_conventions, plan, target, progress))
-    target.found = target.found.add_answers(target.clean, target.model.num_classes)
-    return [*found, *describe_masks(target.found, followed=plan.probes)]
+    return found + answers.find(
+        f"conventions{suffix}", partial(try_conventions, plan, target, progress)
+    )

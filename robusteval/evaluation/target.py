@@ -82,13 +82,15 @@ class Target:
     def examine_model(self, plan: Plan, undefended: Examination) -> None:
         """Look for what leads attacks on the images of a plan astray; fills `found`.
 
-        Behind a detector the network is the undefended one, and all that counts here is whether
-        its answers are random or other images change them.
+        Behind a detector the network is the undefended one, and all that counts there is whether
+        its answers are random or other images change them; so it is of a network that is not
+        attacked.
         """
         if self.detector is None:
             self.found = examine(self.model, plan.data, plan.index)
-        else:
-            self.found = Examination(is_random=undefended.is_random, is_mixed=undefended.is_mixed)
+        if self.detector is not None or self.receives:
+            known = self.found if self.receives else undefended
+            self.found = Examination(is_random=known.is_random, is_mixed=known.is_mixed)
         if self.found.is_mixed:
             self.company = choose_company(plan.data).to(self.model.device)
 

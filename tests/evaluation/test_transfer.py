@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from planted_defects import BatchStatistics, Planted
 from toys import Bands, trained
 
 from robusteval.cli import cli
@@ -41,7 +42,7 @@ def other() -> Bands:
     return network
 
 
-def make_receiver(network: Bands, std: float = 0.5, **more: Any) -> Classifier:
+def make_receiver(network: torch.nn.Module, std: float = 0.5, **more: Any) -> Classifier:
     """The other network as a classifier with a normalisation of its own."""
     return Classifier(network, mean=(0.4,), std=(std,), num_classes=3, **more).eval()
 
@@ -203,6 +204,34 @@ def test_networks_of_other_classes_and_the_source_are_refused(
         evaluate(bands, data, [NOISE], targets={"wide": Classifier(wide, num_classes=5).eval()})
     with pytest.raises(UsageError, match="is the network that is attacked"):
         evaluate(bands, data, [NOISE], targets={"itself": bands})
+
+
+def test_a_target_that_looks_at_the_batch_judges_in_one_company(
+    bands: Classifier, data: Data, other: Bands
+) -> None:
+    """Whatever the batches, its verdicts are the same; that it does so is said."""
+    x = data.batch(np.arange(8)).x
+    mixed = Planted(other, front=BatchStatistics(float(x.mean()), float(x.std())))
+    few, many = (
+        evaluate(
+            bands,
+            data,
+            [NOISE],
+            samples=12,
+            probes=False,
+            targets={"mixed": make_receiver(mixed)},
+            batch_size=size,
+        )
+        for size in (5, 12)
+    )
+
+    assert "target-company" in [finding.code for finding in few.findings]
+    for a, b in (
+        (few.transfers[0].columns, many.transfers[0].columns),
+        (few.receivers[0].clean, many.receivers[0].clean),
+    ):
+        for name in a.keys() - {"seconds"}:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def test_the_command_judges_on_targets(tmp_path: Path) -> None:
