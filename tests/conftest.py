@@ -102,7 +102,9 @@ def short_ensembles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     approach = ensemble.Stage.approach
 
     def hurry(stage: Any, attack: str, norm: Any, eps: float, **given: Any) -> Any:
-        few = {"steps": 10, "targets": 2} if attack == "fab" else {"steps": 70}
+        few = {"steps": 70}
+        if attack == "fab":
+            few = {"steps": 10} if stage.targeted else {"steps": 10, "targets": 2}
         return approach(stage, attack, norm, eps, **given | few)
 
     monkeypatch.setattr(ensemble.Stage, "approach", hurry)

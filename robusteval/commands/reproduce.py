@@ -96,7 +96,7 @@ def reproduce(
     \b
     Examples:
       robusteval reproduce pgap
-      robusteval reproduce advedge --checkpoint net.pt --arch robusteval:resnet20 \\
+      robusteval reproduce advedge --checkpoint net.pt --arch net.py:Net \\
         --data cifar10:data --samples 100 --size paper
     """
     if paper == "list":

@@ -28,6 +28,8 @@ from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.registry import DATA_SOURCES
 from robusteval.runs.folder import find_images
 from robusteval.runs.formulas import defuse_formula
+from robusteval.runs.reading import MANIFEST as LARGEST
+from robusteval.runs.reading import open_regular
 from robusteval.runs.types import Outcome, Run, visible
 from robusteval.runs.writing import write_atomically
 
@@ -41,9 +43,9 @@ COLUMNS = (
 def is_export(path: Path) -> bool:
     """Whether a path is a folder that `export_images` wrote."""
     try:
-        with (path / MANIFEST).open("rb") as file:
+        with open_regular(path / MANIFEST, LARGEST) as file:
             return file.readline(200).strip() == ",".join(COLUMNS).encode()
-    except OSError:
+    except (OSError, UsageError):
         return False
 
 

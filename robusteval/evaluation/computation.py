@@ -57,11 +57,8 @@ class Shrinking:
             )
 
 
-# attacks that hold few images on a graph, whatever their batch, and finish most of them soon
-WIDE = ("pgd", "apgd")
-TOGETHER = 3_200_000  # numbers in the images of their batches
-# attacks that give few images to their last stages
-THINNING = ("standard", "thorough", "quick", "autoattack", "unmask")
+# attacks that finish most images soon, or give few to their last stages
+THINNING = ("standard", "thorough", "quick", "autoattack", "unmask", "pgd", "apgd")
 
 
 class BatchSizes(NamedTuple):
@@ -69,7 +66,6 @@ class BatchSizes(NamedTuple):
 
     natural: int  # by their size and the device
     asked: int | None  # by the user
-    values: int  # of an image
 
     @property
     def usual(self) -> int:
@@ -79,16 +75,14 @@ class BatchSizes(NamedTuple):
     def choose_size(self, attack: Attack) -> int:
         """Choose the size for an attack: less of images that take seconds each.
 
-        So progress is seen; more for attacks in stages, of which most time goes into the few
-        images that reach the last ones, and a block of the network costs as much if it is not
-        full. For foreign attacks batches are part of the result and never the user's choice.
+        So progress is seen; more for attacks of which most time goes into the few images that are
+        left, so that these share calls of the network. Not many more: what is under way at a stop
+        is done again. For foreign attacks batches are part of the result, never the user's choice.
         """
         if attack.foreign:
             return self.natural
         if self.asked is not None:
             return self.asked
-        if attack.spec.name in WIDE:
-            return max(self.natural, min(1024, TOGETHER // self.values))
         if attack.spec.name in THINNING:
             return 2 * self.natural
         slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
@@ -133,7 +127,7 @@ class Computation:
         self.shrinking = Shrinking([target.model for target in targets], values)
         batches.shrink = self.shrinking.shrink_blocks
         natural = choose_batch_size(values, plan.classifier.device)
-        self.sizes = BatchSizes(natural, batch_size, values)
+        self.sizes = BatchSizes(natural, batch_size)
         self.planting = Planting(plan, self.answers, self.shrinking.models.append)
         self.division = Division(plan, self.undefended)
         self.handing = HandingOut(self.targets, self.shrinking.notes, natural // 4)

@@ -466,7 +466,7 @@ def test_a_mistake_about_a_preset_is_one_sentence(
     ("words", "sentence"),
     [
         (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'?"),
-        (["evaluate"], "Missing argument 'CHECKPOINT'."),
+        (["evaluate"], "name a checkpoint"),
         (["report"], "Missing argument 'RUN...'."),
         (
             ["list", "nope"],
