@@ -15,11 +15,11 @@ import numpy as np
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
 from robusteval.registry import parse
+from robusteval.registry.signatures import read_number
 from robusteval.runs import metrics, statistics
 from robusteval.runs.plain import to_plain
 from robusteval.runs.storage import differences
 from robusteval.runs.types import Defended, Flags, Outcome, Run, Spec, Threat, format_value
-from robusteval.signatures import read_number
 
 from .formatting import format_count, format_percent, name_file
 

@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, explain_unknown, parse
+from robusteval.registry.signatures import read_number
 from robusteval.runs.reading import check_amount, read_toml
 from robusteval.runs.types import Spec, Threat
-from robusteval.signatures import read_number
 
 MOST_GATES = 1000
 MOST_TRIED = 100  # lines that may begin a gate, where texts of several lines may only look so

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from robusteval.signatures import read_number
+from robusteval.registry.signatures import read_number
 
 from .formatting import format_rate, format_threat
 from .meaning import QUOTABLE

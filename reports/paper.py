@@ -15,8 +15,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from robusteval.papers.comparison import ComparedRow, ComparedTable, Reproduction
-from robusteval.papers.measures import Measured
+from robusteval.analysis.papers.comparison import ComparedRow, ComparedTable, Reproduction
+from robusteval.analysis.papers.measures import Measured
 from robusteval.runs.types import spell_json
 
 from . import formatting

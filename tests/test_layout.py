@@ -17,15 +17,14 @@ MAPPING: dict[str, str] = SETUP["package-dir"]
 LEAVES = ("attacks", "defenses", "reports")
 # start at once, also on a machine without torch
 LIGHT = (
+    "analysis.papers.comparison",
+    "analysis.papers.declaration",
     "cli",
     "errors",
-    "papers.comparison",
-    "papers.declaration",
     "progress",
-    "pytest_plugin",
     "registry",
-    "signatures",
     "testing",
+    "testing.plugin",
     "runs.archives",
     "runs.cache_folder",
     "runs.detector_record",
@@ -76,10 +75,8 @@ def is_below(name: str, packages: tuple[str, ...]) -> bool:
 
 # from the top down; each may import only what stands below it
 FLOORS = (
-    ("cli", "pytest_plugin"),
-    ("testing",),
+    ("cli", "testing"),
     ("commands",),
-    ("papers",),
     ("analysis",),
     ("evaluation",),
     ("interpreters",),
@@ -88,7 +85,6 @@ FLOORS = (
     ("models",),
     ("datasets",),
     ("registry", "progress"),
-    ("signatures",),
     ("runs",),
     ("errors",),
 )

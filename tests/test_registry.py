@@ -20,8 +20,8 @@ from robusteval.registry import (
     Registry,
     parse,
 )
+from robusteval.registry.signatures import read_number
 from robusteval.runs.types import Spec, Threat
-from robusteval.signatures import read_number
 
 MODULE = '''
 from typing import Literal

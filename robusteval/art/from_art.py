@@ -33,9 +33,9 @@ from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.seeds import kept_random_states, seed_everything
 from robusteval.models.steps import tell_passes
 from robusteval.registry import explain_unknown
+from robusteval.registry.signatures import read_number
 from robusteval.runs.types import Threat
 from robusteval.search.losses import replace_cross_entropy
-from robusteval.signatures import read_number
 
 # attacks on something else, by what their constructor does not tell
 UNSUITED = {

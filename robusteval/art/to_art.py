@@ -27,8 +27,8 @@ from robusteval.errors import UsageError, check_argument
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import explain_unknown
+from robusteval.registry.signatures import PROTOCOL
 from robusteval.search.losses import CrossEntropy
-from robusteval.signatures import PROTOCOL
 
 Array = np.ndarray[Any, Any]
 

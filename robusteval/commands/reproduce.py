@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from robusteval.analysis.papers.declaration import SIZES, list_papers, read_paper
 from robusteval.errors import RobustevalError, RunError, UsageError
-from robusteval.papers.declaration import SIZES, list_papers, read_paper
 from robusteval.runs.writing import write_atomically
 
 from .running import build_data_options, device_option, model_options, spell_command
@@ -109,8 +109,8 @@ def reproduce(
         raise UsageError(f"--out {out} is no folder: choose another")
     found, broken = [], []
     with open_session(request.open_both, fresh=fresh) as session:
-        from robusteval.papers.running import list_specs_of
-        from robusteval.papers.running import reproduce as run_paper
+        from robusteval.analysis.papers.running import list_specs_of
+        from robusteval.analysis.papers.running import reproduce as run_paper
 
         classifier, images, progress, stop = session
         stop.politely = True

@@ -19,8 +19,8 @@ from robusteval.errors import (
     UsageError,
     speak_of_options,
 )
+from robusteval.registry.signatures import read_number
 from robusteval.runs.types import spell_line
-from robusteval.signatures import read_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,9 +15,9 @@ from robusteval.errors import UsageError
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS, parse
+from robusteval.registry.signatures import PROTOCOL, list_choices
 from robusteval.search.balls import measure_distances, quantise
 from robusteval.search.descent import Stop
-from robusteval.signatures import PROTOCOL, list_choices
 
 NAMES = list(ATTACKS.entries)
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS.entries[name].norms]

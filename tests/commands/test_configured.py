@@ -77,7 +77,7 @@ def run_pytest(*words: str) -> tuple[int, str]:
     """Exit code and output of pytest with our plugin, in the working directory."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     if not is_installed():
-        command += ["-p", "robusteval.pytest_plugin"]
+        command += ["-p", "robusteval.testing.plugin"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from robusteval.analysis.papers import running
+from robusteval.analysis.papers.declaration import Paper, build_paper
 from robusteval.cli import cli
 from robusteval.commands import reproduce
 from robusteval.evaluation import computation
-from robusteval.papers import running
-from robusteval.papers.declaration import Paper, build_paper
 
 
 def tiny(name: str) -> Paper:

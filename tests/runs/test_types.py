@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import parse
+from robusteval.registry.signatures import read_number
 from robusteval.runs import folder as folder_module
 from robusteval.runs.folder import FORMAT, Store, load_run
 from robusteval.runs.keys import hash_attack, hash_clean
 from robusteval.runs.storage import differences, digest, pack, unpack
 from robusteval.runs.types import Columns, Finding, Outcome, Run, Spec, Threat, format_value
 from robusteval.runs.writing import write_atomically
-from robusteval.signatures import read_number
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]

@@ -123,7 +123,7 @@ class Paper:
 
 def list_papers() -> Iterator[str]:
     """The names of the papers that are declared."""
-    for file in sorted(files("robusteval.papers").iterdir(), key=lambda file: file.name):
+    for file in sorted(files("robusteval.analysis.papers").iterdir(), key=lambda file: file.name):
         name, dot, suffix = file.name.rpartition(".")
         if dot and suffix == "toml":
             yield name
@@ -134,7 +134,7 @@ def read_paper(name: str) -> Paper:
     known = list(list_papers())
     if name not in known:
         raise UsageError(explain_unknown("paper", name, [*known, "all", "list"]))
-    text = files("robusteval.papers").joinpath(f"{name}.toml").read_text("utf-8")
+    text = files("robusteval.analysis.papers").joinpath(f"{name}.toml").read_text("utf-8")
     return build_paper(name, tomllib.loads(text))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robusteval.analysis.explain import explain
+from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper
+from robusteval.analysis.papers.declaration import Paper
 from robusteval.art.field_names import check_attack
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError
@@ -13,8 +15,6 @@ from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.plan import Plan, prepare_plan
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier
-from robusteval.papers.comparison import Reproduction, Results, compare_paper
-from robusteval.papers.declaration import Paper
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.explanation_record import ExplanationRecord
@@ -40,7 +40,7 @@ def reproduce(
     Parameters
     ----------
     paper : Paper
-        See `robusteval.papers.declaration.read_paper`.
+        See `robusteval.analysis.papers.declaration.read_paper`.
     classifier : Classifier
         What is attacked.
     data : Data

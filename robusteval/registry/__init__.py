@@ -20,8 +20,7 @@ from pkgutil import iter_modules
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from robusteval.errors import UsageError, raise_as_missing
-from robusteval.runs.types import Spec, Threat
-from robusteval.signatures import (
+from robusteval.registry.signatures import (
     Needs,
     Parameter,
     check_calls,
@@ -31,6 +30,7 @@ from robusteval.signatures import (
     parse_source,
     read_parameters,
 )
+from robusteval.runs.types import Spec, Threat
 
 F = TypeVar("F", bound=Callable[..., Any])
 

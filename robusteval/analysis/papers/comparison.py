@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from robusteval.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
-from robusteval.papers.explained import find_explained
-from robusteval.papers.measures import Measured, Summary, find_measure
+from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
+from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.measures import Measured, Summary, find_measure
 from robusteval.runs.explanation_record import ExplanationRecord
 from robusteval.runs.types import Outcome, Run, format_value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from robusteval.papers.measures import Measured, Summary
+from robusteval.analysis.papers.measures import Measured, Summary
 from robusteval.runs.explanation_record import ExplanationRecord, FocusFigures, MeanOfImages
 from robusteval.runs.statistics import wilson
 

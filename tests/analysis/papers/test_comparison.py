@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.papers.comparison import Reproduction, Results, compare_paper, is_same_data
-from robusteval.papers.declaration import build_paper
-from robusteval.papers.measures import Measured, find_measure
+from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper, is_same_data
+from robusteval.analysis.papers.declaration import build_paper
+from robusteval.analysis.papers.measures import Measured, find_measure
 from robusteval.reports.paper import (
     format_measured,
     render_paper_html,

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from robusteval.art.field_names import check_attack
-from robusteval.errors import UsageError
-from robusteval.papers.declaration import (
+from robusteval.analysis.papers.declaration import (
     SIZES,
     build_paper,
     expand_attacks,
@@ -17,8 +15,10 @@ from robusteval.papers.declaration import (
     list_readings,
     read_paper,
 )
-from robusteval.papers.explained import find_explained
-from robusteval.papers.measures import find_measure
+from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.measures import find_measure
+from robusteval.art.field_names import check_attack
+from robusteval.errors import UsageError
 from robusteval.registry import INTERPRETERS, parse
 
 SMALLEST: Mapping[str, Any] = {
