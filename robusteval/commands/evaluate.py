@@ -18,7 +18,7 @@ from robusteval.runs.types import Run, Spec
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
 from .networks import load_networks, name_networks, parse_network
-from .report import FormatName, FormatOption, print_report
+from .report import format_option, print_report
 from .running import data_options, device_option, model_options, spell_command
 from .session import Request, ensure_masks, needs_rts, open_session
 from .shell import Whole, emit_lines, option, read_batch_size, read_radius
@@ -150,17 +150,7 @@ from .working import build_plan, open_pool, worker_options
     help="Hold the run against the gates, see `robusteval check`.",
 )
 @gate_options(partial(option, "Report"))
-@click.option(
-    "--format",
-    "form",
-    cls=FormatOption,
-    heading="Report",
-    type=FormatName(),
-    default="table",
-    show_default=True,
-    metavar="FORMAT",
-    help="How to print the report on stdout: FORMATS.",
-)
+@format_option
 def evaluate(
     checkpoint: str | None,
     attacks: tuple[str, ...],

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .evaluate import exit_by_run, refuse_file
-from .report import RUN, FormatName, FormatOption, print_report
+from .report import RUN, format_option, print_report
 from .running import show_bars, spell_command
 from .shell import Command, option
 
@@ -23,17 +23,7 @@ from .shell import Command, option
     help="Folder of the whole run.",
 )
 @option("Run", "--fresh", is_flag=True, help="Throw away what that folder holds.")
-@click.option(
-    "--format",
-    "form",
-    cls=FormatOption,
-    heading="Report",
-    type=FormatName(),
-    default="table",
-    show_default=True,
-    metavar="FORMAT",
-    help="How to print the report on stdout: FORMATS.",
-)
+@format_option
 def merge(runs: tuple[Path, ...], out: Path, fresh: bool, form: str) -> None:
     """Join the shards of an evaluation to the run that one process would have made.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robusteval.errors import UsageError
 from robusteval.registry import explain_unknown
+from robusteval.registry.signatures import read_number
 
 from .session import load_model
 
@@ -64,7 +65,7 @@ def read_option(text: str, name: str, value: str) -> Any:
         if name == "num_classes":
             return int(value)
         if name in ("mean", "std"):
-            return [float(part) for part in value.split(",")]
+            return [read_number(part) for part in value.split(",")]
     except ValueError:
         kind = "a whole number" if name == "num_classes" else "numbers separated by commas"
         raise UsageError(f"--target {text}: {name} must be {kind}, not {value!r}") from None

@@ -77,6 +77,19 @@ class FormatOption(Option):
         self._help = text
 
 
+format_option = click.option(
+    "--format",
+    "form",
+    cls=FormatOption,
+    heading="Report",
+    type=FormatName(),
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="How to print the report on stdout: FORMATS.",
+)
+
+
 def output_options(formats: Sequence[str] = ()) -> Callable[[F], F]:
     """The options that say where a report goes, and in which form."""
 
