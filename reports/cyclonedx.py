@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .evidence import (
     list_figures,
     list_limitations,
     name_data,
+    name_document,
     name_model,
     name_record,
     spell_time,
@@ -39,7 +39,7 @@ def render_cyclonedx(records: Sequence[RunRecord]) -> str:
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, ' '.join(map(str, names)))}",
+        "serialNumber": name_document(names),
         "version": 1,
         "metadata": {
             "timestamp": max(map(spell_time, records)),

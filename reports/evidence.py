@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -216,6 +216,11 @@ def name_record(record: RunRecord) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_URL, to_json(record))
 
 
+def name_document(names: Sequence[uuid.UUID]) -> str:
+    """The URN of a document on runs of these names, the same whenever it is written."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, " ".join(map(str, names))).urn
+
+
 def spell_time(record: RunRecord) -> str:
     """When a run was made, in UTC as SBOMs write it; the epoch where nobody knows."""
     try:
@@ -227,5 +232,5 @@ def spell_time(record: RunRecord) -> str:
 
 
 def write_share(value: float | None) -> str:
-    """A share of one to four digits, as documents of other makers hold numbers."""
+    """A share to four digits behind the point, as documents of other makers hold numbers."""
     return "" if value is None else f"{value:.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .evidence import (
     list_figures,
     list_limitations,
     name_data,
+    name_document,
     name_model,
     name_record,
     spell_time,
@@ -39,7 +39,7 @@ def render_spdx(records: Sequence[RunRecord]) -> str:
     not know them. A run whose numbers are not to be used has no metric.
     """
     names = [name_record(record) for record in records]
-    base = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, ' '.join(map(str, names)))}"
+    base = name_document(names)
     agent = f"{base}:robusteval"
     elements: list[dict[str, Any]] = [
         build_element("SoftwareAgent", agent, f"robusteval {__version__}")
