@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -41,7 +42,40 @@ def describe_thresholds() -> dict[str, float]:
     return {"changed": NOISE, "relevant": RELEVANCE, "equal_area": EQUAL_AREA}
 
 
-def measure_places(x: Tensor, x_adv: Tensor, noisy: Tensor, relevance: Values) -> Columns:
+def map_changes(x: Tensor, x_adv: Tensor, noisy: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+    """What was changed in each of some images, and in noise of the same l2 size.
+
+    See `robusteval.evaluation.localisation.map_noise`.
+
+    Parameters
+    ----------
+    x, x_adv, noisy : Tensor
+        Images ``(n, c, h, w)`` before the attack, after it, and after noise of the same l2 size.
+
+    Returns
+    -------
+    list of pair of Tensor
+        Maps ``(1, 1, h, w)`` of an image and of its control; None where nothing is changed or the
+        images are smaller than the window of SSIM.
+    """
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for i in range(len(x)):  # one by one, so that no sum depends on the batch
+        one, other, control = x[i : i + 1], x_adv[i : i + 1], noisy[i : i + 1]
+        try:
+            same = torch.equal(one, other)
+            found.append(None if same else (map_noise(other, one), map_noise(control, one)))
+        except UsageError:  # smaller than its window
+            found.append(None)
+    return found
+
+
+def measure_places(
+    x: Tensor,
+    x_adv: Tensor,
+    noisy: Tensor,
+    relevance: Values,
+    changes: Sequence[tuple[Tensor, Tensor] | None],
+) -> Columns:
     """Measure whether changes lie where the maps of the benign images are high.
 
     Can Perceptual Guidance Lead to Semantically Explainable Adversarial Perturbations?,
@@ -53,6 +87,8 @@ def measure_places(x: Tensor, x_adv: Tensor, noisy: Tensor, relevance: Values) -
         Images ``(n, c, h, w)`` before the attack, after it, and after noise of the same l2 size.
     relevance : ndarray
         Maps ``(n, h', w')`` in [0, 1] of the images before the attack.
+    changes : sequence of pair of Tensor
+        By `map_changes`: the same whatever map they are held against.
 
     Returns
     -------
@@ -71,10 +107,10 @@ def measure_places(x: Tensor, x_adv: Tensor, noisy: Tensor, relevance: Values) -
         where = where.to(x.device)
         found["energy_ratio"][i] = float(measure_energy(other, one, where).ratio)
         found["noise_energy_ratio"][i] = float(measure_energy(control, one, where).ratio)
-        try:
-            changed, by_chance = map_noise(other, one), map_noise(control, one)
-        except UsageError:  # smaller than its window
+        noises = changes[i]
+        if noises is None:
             continue
+        changed, by_chance = noises
         for name, value in measure_overlap(changed, where)._asdict().items():
             found[name][i] = float(value)
         for name, noise in (("precision_at", changed), ("noise_precision_at", by_chance)):

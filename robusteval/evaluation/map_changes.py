@@ -15,6 +15,7 @@ from robusteval.evaluation.change_places import (
     ORDERS,
     PLACES,
     describe_thresholds,
+    map_changes,
     measure_orders,
     measure_places,
 )
@@ -120,6 +121,7 @@ class Measurement:
         with torch.no_grad():
             pred_noisy = predict_classes(self.model(z)).cpu().numpy()
         found = measure_edges(x, x_adv)
+        changes = map_changes(x, x_adv, z)
         for each in self.interpreters:
             benign, floors = self.benign.draw(each, x, ids, pred)
             changed = explain_predictions(each, self.model, x_adv, pred_adv, seeds)
@@ -131,7 +133,8 @@ class Measurement:
                 f"benign:{each.spec}": benign,
                 f"changed:{each.spec}": changed,
             }
-            more = measure_orders(changed, benign) | measure_places(x, x_adv, z, benign)
+            more = measure_orders(changed, benign)
+            more |= measure_places(x, x_adv, z, benign, changes)
             found |= {f"{name}:{each.spec}": values for name, values in more.items()}
             if each.seeded:
                 found[f"map_floor:{each.spec}"] = floors
