@@ -130,8 +130,12 @@ class CallSizes:
         call : callable
             Its logits for as many images as it is given.
         """
-        watched = is_observed(network) or is_twice_differentiable()
-        if len(x) == block or watched or hides_digits(x.device, network):
+        if (
+            len(x) == block
+            or is_observed(network)
+            or is_twice_differentiable()
+            or hides_digits(x.device, network)
+        ):
             return cut_into_blocks(len(x), block)
         key = (tuple(x.shape[1:]), x.dtype, block, *describe_arithmetic(x.device, network))
         if key not in self.kinds:
