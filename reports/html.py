@@ -45,11 +45,24 @@ class Drawing(NamedTuple):
 
     title: str
     note: str
-    light: str  # data URIs
-    dark: str
-    alt: str
+    chart: figures.Chart
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def light(self) -> str:
+        """The chart for light backgrounds, as a data URI."""
+        return encode_svg(self.chart.svg)
+
+    @property
+    def dark(self) -> str:
+        """The same for dark ones."""
+        return encode_svg(self.chart.dark)
+
+    @property
+    def alt(self) -> str:
+        """What it shows, in words."""
+        return self.chart.alt
 
 
 class Page(NamedTuple):
@@ -229,7 +242,7 @@ def build_curve_drawings(record: RunRecord) -> Iterator[Drawing]:
             ylabel="robust accuracy, %",
             alt=write_alt(table.title, header, rows),
         )
-        yield build_drawing(table.title, table.note, chart, header, rows)
+        yield Drawing(table.title, table.note, chart, header, rows)
 
 
 def build_series(curve: CurveRecord) -> figures.Series:
@@ -283,7 +296,7 @@ def build_roc_drawings(record: RunRecord) -> Iterator[Drawing]:
             " Marked: the threshold in use."
         )
         chart = figures.draw_roc(lines, alt=write_alt(about, header, rows))
-        yield build_drawing(about, note, chart, header, rows)
+        yield Drawing(about, note, chart, header, rows)
 
 
 def name_awareness(row: DetectedAttackRow) -> str:
@@ -305,16 +318,3 @@ def write_alt(about: str, header: Sequence[str], rows: Sequence[Sequence[str]]) 
         for first, *rest in rows
     )
     return f"{about}. {'; '.join(said)}."
-
-
-def build_drawing(
-    about: str,
-    note: str,
-    chart: figures.Chart,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> Drawing:
-    """A chart as it is put into the page."""
-    return Drawing(
-        about, note, encode_svg(chart.svg), encode_svg(chart.dark), chart.alt, header, rows
-    )

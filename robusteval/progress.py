@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
+from importlib import import_module
 from types import TracebackType
 from typing import Protocol
 
@@ -27,6 +30,7 @@ from robusteval.errors import UsageError
 from robusteval.runs.types import spell_line
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+NOTEBOOK_EVERY = 0.3  # seconds between changes of a bar in a notebook
 WIDE = 80  # columns a bar and the time left need
 PROGRESS = ("begin", "advance", "end", "say")  # what `Progress` can do
 SLOWEST = 3600.0  # seconds between steps from which the time left can still be told
@@ -113,12 +117,44 @@ class Count(MofNCompleteColumn):
         return Text() if task.total is None else super().render(task)
 
 
+class NotebookBar:
+    """A bar below the cell of a notebook, changed in place.
+
+    By what every front end knows, where rich's own bars need ipywidgets.
+    """
+
+    def __init__(self) -> None:
+        self.display = import_module("IPython.display").display
+        self.id = uuid.uuid4().hex
+        self.there, self.told = False, 0.0
+
+    def draw(self, what: str, done: float, total: int, *, now: bool) -> None:
+        """Show how much is done; unless `now`, no more often than can be followed."""
+        if not now and time.monotonic() - self.told < NOTEBOOK_EVERY:
+            return
+        count = f"{int(done):,} of {total:,}" if total else ""
+        bar = f'max="{total}" value="{min(done, total):.6g}"' if total else ""
+        self.put(f"<progress {bar}></progress> {escape(what)} {count}", f"{what} {count}".strip())
+
+    def put(self, html: str, text: str) -> None:
+        """Place it, or change what is there."""
+        bundle = {"text/html": html, "text/plain": text}
+        self.display(bundle, raw=True, display_id=self.id, update=self.there)
+        self.there, self.told = True, time.monotonic()
+
+    def clear(self) -> None:
+        """Leave nothing behind."""
+        if self.there:
+            self.put("", "")
+
+
 class Bars:
     """Progress for people; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = console.is_terminal and not console.is_dumb_terminal
+        self.below = NotebookBar() if console.is_jupyter else None
         wide = console.width >= WIDE
         fixed = Column(no_wrap=True)
         columns = [
@@ -151,6 +187,8 @@ class Bars:
     ) -> None:
         if self.live:
             self.bars.stop()
+        if self.below:
+            self.below.clear()
 
     def begin(self, what: str, total: int) -> None:
         """A stage of `total` images starts."""
@@ -161,6 +199,8 @@ class Bars:
         """A new bar in place of the one there is."""
         self.bars.remove_task(self.task)
         self.task = self.bars.add_task(description, total=total)
+        if self.below:
+            self.below.draw(description, 0, total or 0, now=True)
 
     def advance(self, n: int = 1) -> None:
         """So many more images are done."""
@@ -180,13 +220,16 @@ class Bars:
                 where = short(f", {spell_line(where)}", self.room - min(len(what), 6))
             self.bars.update(self.task, description=short(what, self.room - len(where)) + where)
         self.bars.update(self.task, completed=done)
-        if not self.live and time.monotonic() - self.told > PLAIN_EVERY:
+        if self.below:
+            stage = f", {self.where}" if self.where else ""
+            self.below.draw(spell_line(self.what + stage), done, self.total, now=False)
+        elif not self.live and time.monotonic() - self.told > PLAIN_EVERY:
             stage = f", {self.where}" if self.where else ""
             self.say(f"{self.what}: {int(done)} of {self.total}{stage}")
 
     def end(self) -> None:
         """The stage is over; what comes before the next one must not look like standstill."""
-        if not self.live and self.done and self.done >= self.total:
+        if not (self.live or self.below) and self.done and self.done >= self.total:
             self.say(f"{self.what}: done")
         self.show("Preparing", None)
 

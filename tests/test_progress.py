@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from contextlib import redirect_stderr
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -248,3 +250,23 @@ def test_a_call_from_python_shows_bars_where_true_is_given(
         open_progress(3),  # type: ignore[arg-type]
     ):
         pass
+
+
+def test_a_notebook_has_one_bar_that_is_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of it is left; needs IPython alone, no widgets."""
+    shown: list[tuple[str, bool]] = []
+
+    def display(bundle: dict[str, str], *, raw: bool, display_id: str, update: bool) -> None:
+        shown.append((bundle["text/html"], update))
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    monkeypatch.setattr(module, "NOTEBOOK_EVERY", 0)
+    with Bars(Console(file=io.StringIO(), force_jupyter=True)) as bars:
+        bars.begin("pgd <b>", 40)
+        bars.advance(10)
+        bars.estimate(5, "restart 2")
+
+    assert [update for _, update in shown] == [False, True, True, True]
+    assert 'max="40" value="10"' in shown[1][0]
+    assert "pgd &lt;b&gt;, restart 2 15 of 40" in shown[2][0]
+    assert shown[-1][0] == ""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from math import gcd
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robusteval.errors import check_path
+from robusteval.runs.showing import Showable
 
 Values = np.ndarray[Any, Any]
 Columns = dict[str, Values]
@@ -238,7 +235,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Run:
+class Run(Showable):
     """Everything a report needs; read with `load_run`, made by `robusteval.evaluation.evaluate`."""
 
     config: dict[str, Any]  # as resolved: attacks, samples, seed, …
@@ -322,7 +319,8 @@ class Run:
         parts = [f"{model} on {self.data.get('name', 'images')}", f"{len(right)} {different}images"]
         if len(right):
             parts.append(f"{right.mean():.1%} right")
-        plain = [o for o in run.attacks if o.defense is None and len(o.attacked) == len(right)]
+        attackers = [o for o in run.attacks if o.threat.norm != "corruption"]
+        plain = [o for o in attackers if o.defense is None and len(o.attacked) == len(right)]
         if plain:
             fallen = np.logical_or.reduce([outcome.success() for outcome in plain])
             attacks = "1 attack" if len(plain) == 1 else f"all of {len(plain)} attacks"
@@ -331,33 +329,6 @@ class Run:
             parts.append("behind " + ", ".join(str(defense.spec) for defense in self.defenses))
         where = f", in {self.folder}" if self.folder else ""
         return visible(f"<Run of {', '.join(parts)}; {self.status}{where}>")
-
-    def _repr_html_(self) -> str:
-        """The first screen of the HTML report, as notebooks show it."""
-        fragment: str = open_report("notebook").render_fragment(self)
-        return fragment
-
-    def report(self, path: str | os.PathLike[str]) -> None:
-        """Write the report to a file, in the format that its suffix says.
-
-        A file that is there is replaced, as by `numpy.save` or pandas' `to_csv`, so that a cell of
-        a notebook can be run again. Pictures are in the HTML page of a run that has a folder (`out`
-        of `evaluate`).
-
-        Parameters
-        ----------
-        path : path
-            Such as ``report.html``, ``report.md``, ``report.json`` or ``report.csv``.
-
-        Raises
-        ------
-        UsageError
-            If no format has this suffix; the message names those there are.
-        RunError
-            If the file cannot be written.
-        """
-        check_path("a report", path)
-        open_report("rendering").write_report(self, Path(path))
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able: what ``run.json`` says besides its cells."""
@@ -410,15 +381,6 @@ class Run:
             defenses=tuple(each for each in defenses if each.kind != "receiver"),
             receivers=tuple(each for each in defenses if each.kind == "receiver"),
         )
-
-
-def open_report(module: str) -> ModuleType:
-    """A module of `robusteval.reports`, by name as the registry opens what it registers.
-
-    A run lies below everything that lays it out and must not depend on it: nothing of it is
-    imported before somebody asks a run to show itself.
-    """
-    return import_module(f"robusteval.reports.{module}")
 
 
 COMMAND = "##["  # how runners of GitHub and Azure know a command anywhere in a line
