@@ -221,7 +221,8 @@ def render_paper_html(found: Reproduction) -> str:
     """The reproduction as one HTML document without scripts; text cannot become markup."""
     from jinja2 import Environment, StrictUndefined
 
-    from .html import spell_out_invisible
+    from .explanation_charts import draw_comparison
+    from .html import encode_svg, spell_out_invisible
 
     environment = Environment(
         autoescape=True,
@@ -238,4 +239,8 @@ def render_paper_html(found: Reproduction) -> str:
         list_lines=list_paper_lines,
         list_reasons=list_reasons,
         facts=list(list_paper_facts(found)),
+        charts=[
+            (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))
+            for _, chart in (draw_comparison(found.explained) if found.explained else ())
+        ],
     )

@@ -263,6 +263,7 @@ KNOWN = {
     "robusteval/runs/writing.py": 3,
     "robusteval/registry/signatures.py": 1,  # source of packages
     "defenses/training_files.py": 1,
+    "reports/explained_attacks.py": 1,
     "reports/github.py": 1,  # appended to
     "reports/html.py": 1,
     "reports/neighbours.py": 1,  # a table of ours

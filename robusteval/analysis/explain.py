@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robusteval.analysis.case import Case, Work, build_case
 from robusteval.analysis.dissection import measure_units
-from robusteval.analysis.focus import measure_focus
+from robusteval.analysis.focus import measure_focus, remark_same_maps
 from robusteval.analysis.refinement import measure_refinement
 from robusteval.analysis.regions import (
     KINDS,
@@ -205,22 +205,24 @@ def draw_maps(
         "adversarial, predicted": (case.x_adv, case.made.clamp_min(0)),
     }
     found: dict[str, dict[str, Tensor]] = {}
+    drawn: dict[str, dict[str, Tensor]] = {}  # as they are, since what is rectified resizes apart
     progress.begin("Drawing maps", len(MAPS) * len(views))
     for name, interpreter in MAPS.items():
         options = {} if name == "cam" else {"layer": layer}
         try:
-            found[name] = {}
+            drawn[name] = {}
             for view, (z, y) in views.items():
                 with raise_as_usage_error():
-                    maps = interpreter(model, z, y, **options)
-                found[name][view] = resize(maps, size)
+                    drawn[name][view] = interpreter(model, z, y, **options)
                 progress.advance(1)
+            found[name] = {view: resize(maps, size) for view, maps in drawn[name].items()}
         except UsageError as error:
             if layer is not None and name != "cam":
                 raise
-            del found[name]
+            del drawn[name]
             remarks.append(f"No {name} maps: {error}.")
     progress.end()
+    remarks.extend(remark_same_maps(drawn))
     return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,7 @@ from robusteval.runs.explanation_record import FocusFigures, ImageCount
 from robusteval.search.balls import to_double
 
 DISCRIMINATIVE = 0.2  # share of a map that counts as the discriminative region
+SAME = 1e-3  # of its highest value, up to which a map differs from another by rounding alone
 
 
 def choose_top(maps: Tensor, share: float) -> Tensor:
@@ -106,6 +110,34 @@ def measure_focus(
                     elsewhere=elsewhere,
                     shifted=shifted,
                     focused=ImageCount(int(found.focused.sum()), len(delta)),
+                    scores=spread_over_images(found.score, fooled),
                 )
             )
     return tuple(rows)
+
+
+def spread_over_images(values: Tensor, fooled: Tensor) -> tuple[float, ...]:
+    """A value for each image: those ``(m,)`` of the images that are fooled ``(n,)``, else nan."""
+    every = torch.full((len(fooled),), math.nan, dtype=torch.float64)
+    every[fooled.cpu()] = values.double().cpu()
+    return tuple(every.tolist())
+
+
+def remark_same_maps(maps: dict[str, dict[str, Tensor]]) -> Iterator[str]:
+    """Say which interpreters give the same maps on all images, and so are one method."""
+    for (one, first), (other, second) in combinations(maps.items(), 2):
+        if all(is_same_map(first[view], second[view]) for view in first):
+            yield (
+                f"{one} and {other} are the same map on this network, as on all that end in average"
+                " pooling and one linear layer: they count as one method."
+            )
+
+
+def is_same_map(one: Tensor, other: Tensor) -> bool:
+    """Whether maps ``(n, 1, h, w)`` are equal where they are positive, but for their scale."""
+    if one.shape != other.shape:
+        return False
+    parts = [each.clamp_min(0) for each in (one, other)]
+    tops = [each.amax((1, 2, 3), keepdim=True) for each in parts]
+    first, second = (each / top.clamp_min(1e-12) for each, top in zip(parts, tops, strict=True))
+    return bool(((first - second).abs() < SAME).all())

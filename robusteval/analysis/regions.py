@@ -19,12 +19,23 @@ from scipy import stats
 from torch import Tensor, autograd, nn
 
 from robusteval.analysis.case import Case, Work
-from robusteval.analysis.summaries import average_images, correlate_columns, take_median
+from robusteval.analysis.summaries import (
+    Values,
+    average_images,
+    correlate_columns,
+    take_median,
+)
 from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import split_rows
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import book_rows
-from robusteval.runs.explanation_record import RegionFigures, RegionResidual, SizeCorrelations
+from robusteval.runs.explanation_record import (
+    RATIO_BANDS,
+    MeanOfImages,
+    RegionFigures,
+    RegionResidual,
+    SizeCorrelations,
+)
 from robusteval.runs.types import Columns
 
 Mode = Literal["removal", "insertion", "average", "gradient"]
@@ -271,6 +282,7 @@ def measure_regions(
     return RegionFigures(
         count=m,
         types=shares,
+        ratios=count_ratios(found.ratio[fooled].cpu().numpy(), seed),
         with_size=SizeCorrelations(
             pearson=average_images(np.array(pearson), seed),
             kendall=average_images(np.array(kendall), seed),
@@ -279,6 +291,21 @@ def measure_regions(
         residual=RegionResidual(
             suppression=take_median(rest[fooled, 0]), promotion=take_median(rest[fooled, 1])
         ),
+    )
+
+
+def count_ratios(ratio: Values, seed: int) -> tuple[MeanOfImages, ...]:
+    """The shares of regions by their log2 ratio ``(n, m)``, in `RATIO_BANDS`; nan counts nowhere.
+
+    An end of a band that is nearer to zero is not in it, so that the middle one is of those that
+    `classify_regions` calls balanced.
+    """
+    steps = np.clip(np.ceil(np.abs(ratio)) - 1, 0, len(RATIO_BANDS) // 2)
+    band = np.sign(ratio) * steps + len(RATIO_BANDS) // 2  # (n, m), nan where inactive
+    active = np.isfinite(band).sum(1)
+    every = np.where(active, active, np.nan)
+    return tuple(
+        average_images((band == place).sum(1) / every, seed) for place in range(len(RATIO_BANDS))
     )
 
 

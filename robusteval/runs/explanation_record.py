@@ -13,6 +13,12 @@ import numpy as np
 
 Values = np.ndarray[Any, Any]
 
+# of log2 of promotion over suppression: the types of regions part at the middle band
+RATIO_BANDS = (
+    *("below -4", "-4 to -3", "-3 to -2", "-2 to -1", "-1 to 1"),
+    *("1 to 2", "2 to 3", "3 to 4", "above 4"),
+)
+
 
 @dataclass(frozen=True)
 class MeanOfImages:
@@ -64,6 +70,7 @@ class RegionFigures:
 
     count: int
     types: dict[str, MeanOfImages]  # shares by type of region
+    ratios: tuple[MeanOfImages, ...]  # shares of those that matter, by `RATIO_BANDS`
     with_size: SizeCorrelations
     with_gradient_mode: MeanOfImages  # Spearman, of effects and their first-order estimate
     residual: RegionResidual
@@ -89,6 +96,7 @@ class FocusFigures:
     elsewhere: MeanOfImages
     shifted: MeanOfImages
     focused: ImageCount  # above all three controls
+    scores: tuple[float, ...]  # of each image, nan where it was not fooled
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,42 @@ class ExplanationRecord:
     images: tuple[ExplainedImage, ...]
     remarks: tuple[str, ...]
     provenance: ExplanationSource
+
+
+@dataclass(frozen=True)
+class FocusBox:
+    """The scores of one attack on one map, as a box plot has them: quartiles and the ends."""
+
+    attack: str
+    map: str
+    view: str
+    n: int
+    least: float
+    lower: float
+    median: float
+    upper: float
+    most: float
+
+
+@dataclass(frozen=True)
+class FocusGain:
+    """By how much one attack scores above the first, on the images that both fool."""
+
+    attack: str
+    map: str
+    view: str
+    difference: MeanOfImages
+
+
+@dataclass(frozen=True)
+class ExplanationComparison:
+    """Several attacks on the same images, side by side."""
+
+    schema: int
+    attacks: tuple[ExplanationRecord, ...]
+    boxes: tuple[FocusBox, ...]
+    gains: tuple[FocusGain, ...]
+    remarks: tuple[str, ...]
 
 
 class ExplainedPanel(NamedTuple):

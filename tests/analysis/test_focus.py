@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import draw_uniform
 
-from robusteval.analysis.focus import choose_top, rank_pixels, score_focus
+from robusteval.analysis.focus import choose_top, rank_pixels, remark_same_maps, score_focus
 
 
 def test_ranks_and_tops_do_not_depend_on_scale() -> None:
@@ -71,3 +71,14 @@ def test_focus_of_no_change_is_undefined_without_a_warning() -> None:
     assert bool(found.score.isnan().all())
     assert not bool(found.focused.any())
     assert bool(found.elsewhere.isnan().all())
+
+
+def test_maps_that_differ_by_scale_and_sign_alone_count_as_one() -> None:
+    """A rectified map on another scale is the same; one that differs in one image is not."""
+    one = draw_uniform(3, 1, 4, 4) - 0.5
+    rectified, other = 7 * one.clamp_min(0), one.clone()
+    other[2, 0, 1, 1] = 2
+
+    (remark,) = remark_same_maps({"a": {"v": one}, "b": {"v": rectified}, "c": {"v": other}})
+
+    assert remark.startswith("a and b are the same map")

@@ -19,6 +19,7 @@ from robusteval.analysis.regions import (
     Mode,
     build_grid,
     classify_regions,
+    count_ratios,
     measure_effects,
     spread_over_pixels,
 )
@@ -67,6 +68,19 @@ def test_scores_of_a_linear_model_are_known(affine: Affine, mode: Mode) -> None:
                 (other * part).sum().item(), abs=2e-6
             )
     assert found.residual.abs().max() < 1e-5
+
+
+def test_ratios_are_counted_in_bands_that_part_where_the_types_do() -> None:
+    """Exactly twice is balanced; an inactive region counts nowhere, an infinite one at the end."""
+    down = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 8.1, 1.0]], dtype=torch.float64)
+    up = torch.tensor([[0.0, 1.0, 0.0, 2.0, 2.1, 1.0, 1.0]], dtype=torch.float64)
+    kinds, ratio = classify_regions(down, up, torch.tensor([False]))
+
+    found = [share.value for share in count_ratios(ratio.numpy(), 0)]
+
+    assert found == pytest.approx([n / 6 for n in (1, 1, 0, 0, 2, 1, 0, 0, 1)])
+    shares = [float((kinds == kind).sum() / 6) for kind in (SUPPRESSION, BALANCED, PROMOTION)]
+    assert [sum(found[:4]), found[4], sum(found[5:])] == pytest.approx(shares)
 
 
 def test_one_region_is_the_whole_perturbation(bands: Classifier) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from robusteval.analysis import case, explain
 from robusteval.cli import cli
+from robusteval.evaluation.perturbing import perturb as perturbing
 
 WORDS = ("explain", "demo", "--samples", "4", "--attack", "pgd:eps=0.1,steps=3")
 
@@ -72,9 +73,42 @@ def test_a_pipe_as_the_folder_is_refused_at_once(
     )
 
 
-def test_a_second_attack_is_refused_instead_of_the_first_dropped() -> None:
-    """Whoever names two believes that both are explained."""
-    refused = ran("--attack", "fgsm")
+def test_several_attacks_are_set_side_by_side_and_go_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attack is not made again; each has a folder, and all have one page."""
+    monkeypatch.chdir(tmp_path)
+    made: list[str] = []
+
+    def perturb(attack: Any, *given: Any, **more: Any) -> Any:
+        made.append(attack.spec.name)
+        if len(made) == 2 and made[-1] == "fgsm":
+            raise KeyboardInterrupt
+        return perturbing(attack, *given, **more)
+
+    monkeypatch.setattr(case, "perturb", perturb)
+    words = ("--attack", "fgsm:eps=0.1", "--out", "both")
+    assert ran(*words).exit_code == 130
+    resumed = ran(*words)
+
+    assert resumed.exit_code == 0, resumed.stderr
+    assert made == ["pgd", "fgsm", "fgsm"]
+    found = json.loads(Path("both/explanations.json").read_text())
+    assert [each["attack"] for each in found["attacks"]] == ["pgd:eps=0.1,steps=3", "fgsm:eps=0.1"]
+    assert {box["map"] for box in found["boxes"]} == {"cam", "gradcam", "gradcam_plus_plus"}
+    assert "cam and gradcam are the same map" in found["remarks"][0]
+    assert json.loads(Path("both/1-pgd/explanation.json").read_text()) == found["attacks"][0]
+    assert len(list(Path("both/2-fgsm").glob("image-*.png"))) == 4
+    page = Path("both/report.html").read_text()
+    assert "2-fgsm/explanation.json" in page
+    assert page.count("<img src=") == 2
+    assert "Interpretability scores" in resumed.stdout
+    assert max(map(len, resumed.stdout.splitlines())) <= 80
+    assert ran(*words).exit_code == 2
+
+
+def test_the_same_attack_twice_is_refused() -> None:
+    refused = ran("--attack", "pgd:eps=0.1,steps=3")
 
     assert refused.exit_code == 2
-    assert "explain takes one attack, not 2" in refused.stderr
+    assert "the same attack is asked for twice" in refused.stderr

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
-from robusteval.runs.explanation_record import ExplanationRecord
+from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
 from robusteval.runs.types import Outcome, Run, format_value
 
 Verdict = Literal["agrees", "differs", "not comparable", "nothing published", "not measured"]
@@ -79,6 +79,7 @@ class Reproduction:
     remarks: tuple[str, ...]
     seconds: float
     command: str = ""
+    explained: ExplanationComparison | None = None  # several attacks side by side, to be drawn
 
 
 class MissingError(Exception):
@@ -162,7 +163,12 @@ class Results:
 
 
 def compare_paper(
-    paper: Paper, size: str, results: Results, *, remarks: tuple[str, ...] = ()
+    paper: Paper,
+    size: str,
+    results: Results,
+    *,
+    remarks: tuple[str, ...] = (),
+    explained: ExplanationComparison | None = None,
 ) -> Reproduction:
     """Fill the tables of a paper and test its claims.
 
@@ -176,6 +182,8 @@ def compare_paper(
         What was measured; images that are there several times count once.
     remarks : tuple of str
         What else a reader must know, before what is known of the publication.
+    explained : ExplanationComparison, optional
+        The attacks that were explained, side by side.
     """
     run = results.run.keep_different()
     results = replace(results, run=run)
@@ -208,6 +216,7 @@ def compare_paper(
         remarks=(*grave, *remarks, *paper.remarks),
         seconds=run.seconds,
         command=str(run.config.get("command", "")),
+        explained=explained,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
 from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper
 from robusteval.analysis.papers.declaration import Paper
@@ -17,7 +19,7 @@ from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
-from robusteval.runs.explanation_record import ExplanationRecord
+from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
 from robusteval.runs.types import Spec
 
 
@@ -116,7 +118,22 @@ def reproduce(
             raise
         except RobustevalError as error:
             missing[f"explain {name}"] = str(error)
-    return compare_paper(paper, size, Results(run, called, missing, explanations))
+    compared = compare_briefly(list(explanations.values()))
+    return compare_paper(
+        paper,
+        size,
+        Results(run, called, missing, explanations),
+        remarks=() if compared is None else compared.remarks,
+        explained=compared,
+    )
+
+
+def compare_briefly(records: Sequence[ExplanationRecord]) -> ExplanationComparison | None:
+    """Several explanations side by side without their single images; None of fewer than two."""
+    if len(records) < 2:
+        return None
+    found = compare_explanations(records)
+    return replace(found, attacks=tuple(replace(each, images=()) for each in found.attacks))
 
 
 def list_left_out(plan: Plan) -> dict[str, str]:
