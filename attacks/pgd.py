@@ -148,6 +148,8 @@ def fgsm(
         If a parameter is out of range.
     """
     ball = Ball.around(x, norm, eps, mask)
+    if len(x) == 0:
+        return x.clone()
     z = x.detach().requires_grad_()
     loss = attacker_loss(model(z), y, targeted=targeted, loss="ce")
     grad = torch.autograd.grad(loss.sum(), z)[0]

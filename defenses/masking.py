@@ -117,7 +117,7 @@ def choose_masks(
     index = draw(len(data), samples, seed)
     check_labels(data, index, classifier)
     check_images(data, index, classifier)
-    ready = prepare_attack(attack, classifier, data.shape)
+    ready = prepare_attack(attack, classifier, data.shape, data=data)
     ranking, judging = split_for_ranking(data, index, progress)
     k = classifier.num_classes
     with frozen(classifier), exact_arithmetic():

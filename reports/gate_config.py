@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
 from robusteval.registry import ATTACKS, explain_unknown, parse
 from robusteval.registry.signatures import read_number
@@ -326,7 +327,7 @@ def read_on(text: str) -> str | Spec:
     if spec.name not in ATTACKS.entries:
         known = [WORST, CLEAN, *ATTACKS.entries]
         raise UsageError(explain_unknown("attack", spec.name, known))
-    return ATTACKS.check_spec(spec)
+    return check_attack(spec)
 
 
 def read_threat(text: str) -> Wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from robusteval.art.field_names import split_target
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.types import Flags, Outcome, Run, Spec
 
@@ -51,7 +52,9 @@ def is_same_attack(spec: Spec, attack: str, resolved: dict[str, Any]) -> bool:
     entry = ATTACKS.entries.get(spec.name)
     if entry is None or parse(attack).name != spec.name:
         return False
-    return normalize_parameters(entry.resolve(spec)) == normalize_parameters(resolved)
+    bare, target = split_target(spec)
+    chosen = {} if target is None else {"target": int(target) if target.isdecimal() else target}
+    return normalize_parameters(entry.resolve(bare) | chosen) == normalize_parameters(resolved)
 
 
 def find_defense(rule: Rule, side: Baseline) -> str | None:

@@ -51,6 +51,7 @@ DOORS = {
     "picture": ("photos/b/0.png", f"{EVALUATE} list.csv"),
     "svhn": ("test_32x32.mat", f"{EVALUATE} svhn:."),
     "preset": ("x.toml", f"{EVALUATE} digits --preset x.toml"),
+    "classes to reach": ("x.txt", f"{EVALUATE} digits --attack pgd:target=x.txt"),
     "defense": ("x.safetensors", f"{EVALUATE} digits --defense x.safetensors"),
     "detector": ("x.safetensors", f"{EVALUATE} digits --defense detector:file=x.safetensors"),
     "mask": ("x.safetensors", f"{EVALUATE} digits --defense checkpoint:file=x.safetensors"),

@@ -112,7 +112,7 @@ def build_case(
     images = draw_correct(model, data, samples, seed, progress)
     x, y = images.x.to(model.device), images.y.to(model.device)
     seeds = sample_seeds(seed, images.ids)
-    goal = choose_goals(attack, y, seeds, model.num_classes)
+    goal = choose_goals(attack, y, seeds, model.num_classes, images.index)
 
     def attack_rows(rows: Positions) -> Columns:
         some = torch.from_numpy(rows)

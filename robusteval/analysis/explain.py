@@ -133,7 +133,7 @@ def explain(
     if not isinstance(classifier, Classifier):
         classifier = wrap_module(classifier, data)
     data = match_classes(data, classifier.num_classes, classifier.class_names)
-    ready = prepare_attack(attack, classifier, data.shape)
+    ready = prepare_attack(attack, classifier, data.shape, data=data)
     with raise_as_usage_error():
         regions = build_grid(*data.shape[1:], side)
     began = time.monotonic()

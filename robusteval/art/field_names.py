@@ -54,6 +54,9 @@ CALLED_HERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gaussian", "uniform", "random", "gaussiannoise", "gn"), ("noise",)),
     **dict.fromkeys(("adv2", "acid"), ("advedge:variant=adv2",)),
 }
+AIMLESS = ("corruption",)  # norms of what has no goal
+# of ART: `y` are targets, and there is no flag that says so
+ALWAYS_TARGETED = ("SaliencyMapMethod", "TargetedUniversalPerturbation")
 NUMBERED = re.compile(r"(pgd|apgd|bim)(\d+)")  # such as PGD-20: steps
 
 
@@ -61,8 +64,13 @@ def check_attack(spec: Spec) -> Spec:
     """The attack with its parameters read; ART's are not known before ART is imported.
 
     UsageError for what is none; where the field knows it, the message says how it is asked for
-    here.
+    here. The classes that ``target=`` chooses are those of a network that is not known yet: they
+    stay as they were written.
     """
+    bare, target = split_target(spec)
+    if target is not None:
+        read = check_attack(bare).parameters
+        return Spec(spec.name, {k: read.get(k, v) for k, v in spec.parameters.items()})
     if spec.name.startswith("art:"):
         return spec
     if spec.name not in ATTACKS.entries:
@@ -79,9 +87,34 @@ def check_attack(spec: Spec) -> Spec:
                 f" ({describe_lists(ways)})"
             )
     checked = ATTACKS.check_spec(spec)
-    if checked.parameters.get("targeted") and ATTACKS.entry(spec.name).norms == ("corruption",):
+    if checked.parameters.get("targeted") and ATTACKS.entry(spec.name).norms == AIMLESS:
         raise UsageError(f"{spec.name} has no goal, so it cannot be targeted: leave that out")
     return checked
+
+
+def split_target(spec: Spec) -> tuple[Spec, str | None]:
+    """The targeted attack on any class, and the class that a spec chooses; None if it does not.
+
+    ``target=NAME``, a number or a file, of every attack that can be targeted. Some have words of
+    their own for a `target`, which are no classes. UsageError for an attack without a goal, or one
+    that is said not to be targeted.
+    """
+    entry = ATTACKS.entries.get(spec.name)
+    chosen = str(spec.parameters.get("target"))
+    theirs = spec.name.startswith("art:")
+    if "target" not in spec.parameters or (entry is None and not theirs):
+        return spec, None
+    if entry is not None and "target" in entry.parameters:
+        if chosen in entry.parameters["target"].choices:
+            return spec, None
+    elif entry is not None and ("targeted" not in entry.parameters or entry.norms == AIMLESS):
+        raise UsageError(f"{spec.name} has no goal, so no class can be its target: leave that out")
+    rest = {key: value for key, value in spec.parameters.items() if key != "target"}
+    if str(rest.get("targeted", True)).lower() != "true":
+        raise UsageError(f"{spec.name}: target={chosen} is a class to reach: leave targeted out")
+    if theirs and spec.name.removeprefix("art:") in ALWAYS_TARGETED:
+        return Spec(spec.name, rest), chosen
+    return Spec(spec.name, {**rest, "targeted": True}), chosen
 
 
 def list_ways(name: str) -> Iterator[str]:

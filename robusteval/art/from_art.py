@@ -26,7 +26,7 @@ from art.estimators.classification.classifier import ClassGradientsMixin
 from art.estimators.estimator import LossGradientsMixin
 from torch import Tensor, nn
 
-from robusteval.art.field_names import list_ways
+from robusteval.art.field_names import ALWAYS_TARGETED, list_ways
 from robusteval.art.to_art import as_estimator, select_device
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.models.classifier import Classifier, frozen
@@ -59,8 +59,6 @@ PACKAGES = {
 }
 # they ask for no gradients by name and use them all the same
 GRADIENT_USERS = ("AutoAttack", "UniversalPerturbation", "TargetedUniversalPerturbation")
-# `y` are targets, and there is no flag that says so
-ALWAYS_TARGETED = ("SaliencyMapMethod", "TargetedUniversalPerturbation")
 # ART 1.20.1 drops the sign of the gradient under linf, and what is left hardly moves an image
 STUCK_UNDER_LINF = ("AutoConjugateGradient", "RescalingAutoConjugateGradient")
 # `targeted` is there but wants images to start from
@@ -184,6 +182,9 @@ class ArtFunction:
         self._masks = ":param mask:" in (known[name].generate.__doc__ or "")
         _, *arguments = inspect.signature(self._make).parameters.values()
         self._arguments = {p.name: p for p in arguments}
+        if "targeted" in parameters and "targeted" not in self._arguments:
+            self._flagged = False
+            self._check_goal(bool(parameters["targeted"]))
         self._given = self._read(parameters)
 
         defaults = {n: p.default for n, p in self._arguments.items() if n not in SUPPLIED}

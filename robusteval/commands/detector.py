@@ -172,7 +172,7 @@ def detector(
             classifier,
             images,
             [str(spec) for spec in interpreters],
-            [prepare_attack(spec, classifier, images.shape) for spec in specs],
+            [prepare_attack(spec, classifier, images.shape, data=images) for spec in specs],
             channels=channels,  # type: ignore[arg-type]  # a choice
             extractor=extractor,  # type: ignore[arg-type]
             confidence=confidence,

@@ -15,7 +15,7 @@ from robusteval.evaluation.columns import AttackedColumns, measure_clean, measur
 from robusteval.evaluation.computation import Shrinking
 from robusteval.evaluation.gallery import Gallery
 from robusteval.evaluation.pieces import Computed, Seen, Task
-from robusteval.evaluation.plan import Plan, prepare_attack
+from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.target import (
     DefenseBroke,
     Target,
@@ -88,7 +88,7 @@ class Bench:
         assert task.spec is not None
         return AttackedColumns(
             self.plan,
-            prepare_attack(task.spec, target.model, self.plan.data.shape, task.role),
+            self.plan.prepare(task.spec, target.model, task.role),
             target,
             [self.everyone[i] for i in task.defended],
             measurement if task.maps else None,

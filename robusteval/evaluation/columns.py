@@ -158,7 +158,7 @@ class AttackedColumns:
         if not np.array_equal(batch.ids, target.clean["id"][positions]):
             raise RunError(f"images of {plan.data.name} changed while they were evaluated")
         seeds = sample_seeds(plan.seed, batch.ids)
-        goal = choose_goals(self.attack, y, seeds, target.model.num_classes)
+        goal = choose_goals(self.attack, y, seeds, target.model.num_classes, batch.index)
         threat = self.attack.threat
         whole = not self.attack.foreign or self.attack.knowledge == "white-box"
         with (
@@ -169,6 +169,8 @@ class AttackedColumns:
         judged = judge(target.judge, result.x_adv, x, y)
         pred, targeted = judged["pred_adv"], threat.targeted
         is_adv = (pred == result.goal.cpu().numpy()) == targeted
+        if targeted:
+            is_adv &= (goal != y).cpu().numpy()  # the others are left alone
         columns = {
             **judged,
             **curves.measure(target.judge, is_adv),

@@ -198,7 +198,7 @@ class Computation:
                 knowledge=attack.knowledge,
                 columns=place_columns(each.clean, positions, rows, found[i], maps),
                 role=TRANSFER if each.receives else attack.role,
-                notes=tuple(dict.fromkeys(self.shrinking.notes)) if i == 0 else (),
+                notes=() if i else list_notes(attack, found[0], each, rows, self.shrinking),
                 resolved=attack.resolved,
                 defense=each.spec,
                 adaptive=i == 0,
@@ -276,6 +276,19 @@ class Computation:
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,
         )
+
+
+def list_notes(
+    attack: Attack, found: Columns, target: Target, rows: Positions, shrinking: Shrinking
+) -> tuple[str, ...]:
+    """What is to be said of a cell: what memory did, and images of the class to reach."""
+    notes = list(dict.fromkeys(shrinking.notes))
+    if attack.goals is not None and len(rows):
+        same = int((found["target"] == target.clean["label"][rows]).sum())
+        if same:
+            of = f"{same} of {len(rows)} images are"
+            notes.append(f"{of} of the class to reach: left alone, they count as held")
+    return tuple(notes)
 
 
 def check_images(store: Store, keys: Sequence[str]) -> None:

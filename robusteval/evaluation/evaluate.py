@@ -32,7 +32,7 @@ from robusteval.evaluation.defense import Defense
 from robusteval.evaluation.loss_curves import check_curves
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.pieces import Pool
-from robusteval.evaluation.plan import Attack, Plan, prepare_attack, prepare_plan
+from robusteval.evaluation.plan import Attack, Plan, prepare_plan
 from robusteval.evaluation.recording import Recording
 from robusteval.evaluation.sparing import spare_none
 from robusteval.evaluation.target import (
@@ -313,7 +313,7 @@ class Evaluation:
             spec, finding = wider
             self.recording.findings.append(target.name_defense(finding))
             self.progress.say(finding.message)
-            wide = prepare_attack(spec, target.model, self.plan.data.shape)
+            wide = self.plan.prepare(spec, target.model)
             if not self.plan.asks_for(wide):  # or it runs in its turn
                 self.run_attack(wide, target, without)
 
@@ -321,7 +321,7 @@ class Evaluation:
         """Run an attack that nobody asked for; where it has no result a remark says why."""
         outcomes: list[Outcome] = []
         try:
-            attack = prepare_attack(spec, target.model, self.plan.data.shape, role)
+            attack = self.plan.prepare(spec, target.model, role)
             with known_surroundings(self.targets, target):
                 outcomes = self.cells.compute_attack(attack, target)
             self.recording.outcomes += outcomes
@@ -354,7 +354,7 @@ class Evaluation:
         found: list[Outcome] = []
         # where answers are random, or others beside others, nothing could lie in one place
         for spec in [] if target.found.is_moving else list_planted_searches(outcomes):
-            attack = prepare_attack(spec, target.model, self.plan.data.shape)
+            attack = self.plan.prepare(spec, target.model)
             try:
                 found.append(self.cells.compute_active_test(attack, target))
             except Interrupted:

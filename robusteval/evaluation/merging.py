@@ -29,7 +29,7 @@ from robusteval.evaluation.answers import Answers
 from robusteval.evaluation.batches import sort_rows
 from robusteval.evaluation.evaluate import Evaluation
 from robusteval.evaluation.gallery import Gallery
-from robusteval.evaluation.plan import Attack, Plan, prepare_attack
+from robusteval.evaluation.plan import Plan, prepare_attack
 from robusteval.evaluation.shares import Share, find_owners
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier
@@ -366,7 +366,10 @@ def prepare_absent(
         classifier = AbsentClassifier(int(answers["classes"]))
         data = AbsentData(record["data"], classifier)
         shape = cast(tuple[int, int, int], data.shape)
-        attacks = tuple(build_attack(text, classifier, shape) for text in config["attacks"])
+        attacks = tuple(
+            prepare_attack(parse(text), classifier, shape, data=cast(Data, data))
+            for text in config["attacks"]
+        )
         findings = tuple(Finding(**finding) for finding in answers["plan"])
         seed, probes = int(config["seed"]), bool(config["probes"])
     except (KeyError, TypeError, ValueError):
@@ -382,11 +385,6 @@ def prepare_absent(
         findings=findings,
     )
     return plan, classifier
-
-
-def build_attack(text: str, classifier: Classifier, shape: tuple[int, int, int]) -> Attack:
-    """An attack as the record spells it."""
-    return prepare_attack(parse(text), classifier, shape)
 
 
 class JoinedEvaluation(Evaluation):

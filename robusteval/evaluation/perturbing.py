@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robusteval.datasets.dataset import Positions
 from robusteval.errors import RunError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import draw_targets
-from robusteval.models.steps import Passes, count_passes
+from robusteval.models.steps import Passes, book_rows, count_passes
 
 
 class Perturbed(NamedTuple):
@@ -39,7 +40,7 @@ def perturb(
     seeds: Tensor,
     goal: Tensor | None = None,
 ) -> Perturbed:
-    """Attack a batch.
+    """Attack a batch, but for images whose label is the class to reach: these stay as they are.
 
     Parameters
     ----------
@@ -74,9 +75,23 @@ def perturb(
         explain_failure(attack, model, x),
         raise_as_run_error("the attack broke"),
     ):
-        returned = attack.perturb(
-            model, x.clone(), goal.clone(), targeted=attack.threat.targeted, seeds=seeds
-        )
+        targeted = attack.threat.targeted
+        rows = (goal != y).nonzero().flatten() if targeted else torch.arange(len(x))
+        if len(rows) == len(x):
+            returned = attack.perturb(
+                model, x.clone(), goal.clone(), targeted=targeted, seeds=seeds
+            )
+        else:
+            returned = x.clone()
+            with book_rows(rows):
+                if len(rows):
+                    returned[rows] = attack.perturb(
+                        model,
+                        x[rows],
+                        goal[rows],
+                        targeted=True,
+                        seeds=seeds[rows.to(seeds.device)],
+                    )
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started
@@ -98,9 +113,16 @@ def explain_failure(attack: Attack, model: Classifier, x: Tensor) -> Iterator[No
         raise RunError(reason) from error
 
 
-def choose_goals(attack: Attack, y: Tensor, seeds: Tensor, classes: int) -> Tensor:
+def choose_goals(
+    attack: Attack, y: Tensor, seeds: Tensor, classes: int, index: Positions | None = None
+) -> Tensor:
     """Choose the classes ``(n,)`` that a targeted attack is to reach; else the labels `y` ``(n,)``.
 
-    Each image's from its own seed ``(n,)``, among `classes` and never its label.
+    Those that were asked for, of the images at positions `index` ``(n,)`` of the data set. Where
+    none were, each image's from its own seed ``(n,)``, among `classes` and never its label.
     """
-    return draw_targets(y, seeds, classes) if attack.threat.targeted else y
+    if not attack.threat.targeted:
+        return y
+    if attack.goals is None:
+        return draw_targets(y, seeds, classes)
+    return attack.goals.pick(index, len(y)).to(y.device)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.field_names import check_attack
+from robusteval.art.field_names import check_attack, split_target
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
+from robusteval.evaluation.goals import Goals, read_goals, spell_goal
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
 from robusteval.evaluation.shares import Share
@@ -51,6 +52,7 @@ class Attack:
     perturb: Callable[..., Tensor]
     foreign: bool = False  # draws from global state: its batches are part of its definition
     role: str = "attack"
+    goals: Goals | None = None  # the classes to reach, where they were chosen
 
 
 class PlannedCell(NamedTuple):
@@ -112,6 +114,10 @@ class Plan:
         yield PlannedCell(attack.spec, None if defense is None else defense.spec, True)
         if defense is None:
             yield from (PlannedCell(attack.spec, each.spec, False) for each in self.defenses)
+
+    def prepare(self, spec: Spec, model: Classifier, role: str = "attack") -> Attack:
+        """Prepare an attack on a model of the run, see `prepare_attack`."""
+        return prepare_attack(spec, model, self.data.shape, role, self.data)
 
     @property
     def key(self) -> str:
@@ -178,8 +184,9 @@ def prepare_plan(
     check_defenses(ready, data, index)
     specs = [parse(attack) if isinstance(attack, str) else attack for attack in attacks]
     evading = [spec for spec in specs if needs_detector(spec)]
-    built = build_each([spec for spec in specs if spec not in evading], prepare_attack)
-    adaptive, unmet = prepare_evasions(evading, built, ready, data.shape)
+    prepare = partial(prepare_attack, data=data)
+    built = build_each([spec for spec in specs if spec not in evading], prepare)
+    adaptive, unmet = prepare_evasions(evading, built, ready, data)
     if left_out and not built:
         raise UsageError("; ".join(dict.fromkeys(left_out.values())))
     names = [str(attack.spec) for attack in built]
@@ -276,7 +283,7 @@ def prepare_evasions(
     asked: Sequence[Spec],
     attacks: Sequence[Attack],
     ready: Sequence[Defense],
-    shape: tuple[int, int, int],
+    data: Data,
 ) -> tuple[tuple[Attack, ...], list[Finding]]:
     """The attacks that know the detectors, and what is missing of them.
 
@@ -298,12 +305,13 @@ def prepare_evasions(
     if not asked:
         for threat in threats:
             if threat.norm == "linf" and threat.eps:
-                reach = {"eps": threat.eps, **({"targeted": True} if threat.targeted else {})}
+                goal = spell_goal(threat, [a.spec for a in attacks if a.threat == threat])
+                reach = {"eps": threat.eps, **goal}
                 specs += [Spec("evade", {**kind, **reach}) for kind in EVASIONS]
     made: list[Attack] = []
     for defense in guarded:
         try:
-            made = [prepare_attack(spec, defense.model, shape) for spec in specs]
+            made = [prepare_attack(spec, defense.model, data.shape, data=data) for spec in specs]
         except UsageError as error:
             if asked:
                 raise
@@ -331,24 +339,39 @@ def check_interpreters(interpreters: Sequence[Interpreter]) -> None:
 
 
 def prepare_attack(
-    spec: str | Spec, classifier: Classifier, shape: tuple[int, int, int], role: str = "attack"
+    spec: str | Spec,
+    classifier: Classifier,
+    shape: tuple[int, int, int],
+    role: str = "attack",
+    data: Data | None = None,
 ) -> Attack:
-    """An attack ready to run, its parameters checked; UsageError if they are wrong."""
-    if isinstance(spec, str):
-        spec = parse(spec)
+    """An attack ready to run, its parameters checked; UsageError if they are wrong.
+
+    Of the data come the names of classes to reach, and how many lines a file of such must have.
+    """
+    spec = check_attack(parse(spec) if isinstance(spec, str) else spec)
+    bare, target = split_target(spec)
+    goals, k = None, classifier.num_classes
+    if target is not None:
+        known = (None if data is None else data.class_names, classifier.class_names)
+        names = next((each for each in known if each and len(each) == k), None)
+        goals = read_goals(target, k, names, None if data is None else len(data))
+    chosen = {} if goals is None else {"target": goals.identity}
     if spec.name.startswith("art:"):
         from robusteval.art.from_art import from_art
 
-        theirs = from_art(spec.name.removeprefix("art:"), spec.parameters)
+        theirs = from_art(spec.name.removeprefix("art:"), bare.parameters)
         theirs.validate(classifier, shape)
         check_radius(spec.name, theirs.threat, shape)  # probes are none of ART's
-        return Attack(spec, theirs.threat, theirs.knowledge, theirs.resolved, theirs, foreign=True)
-    spec = check_attack(spec)
+        resolved = theirs.resolved | chosen
+        return Attack(
+            spec, theirs.threat, theirs.knowledge, resolved, theirs, foreign=True, goals=goals
+        )
     entry = ATTACKS.entry(spec.name)
-    given = {key: value for key, value in spec.parameters.items() if key != "targeted"}
+    given = {key: value for key, value in bare.parameters.items() if key != "targeted"}
     perturb = partial(ATTACKS.load(spec.name), **given)
-    threat, knowledge, resolved = entry.threat(spec), entry.knowledge, entry.resolve(spec)
-    attack = Attack(spec, threat, knowledge, resolved, perturb, role=role)
+    threat, resolved = entry.threat(bare), entry.resolve(bare) | chosen
+    attack = Attack(spec, threat, entry.knowledge, resolved, perturb, role=role, goals=goals)
     nothing = torch.empty(0, *shape, device=classifier.device)
     no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
     # parameters are checked before there is anything to do

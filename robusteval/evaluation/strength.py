@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from robusteval.evaluation.goals import spell_goal
 from robusteval.registry import ATTACKS
 from robusteval.runs.metrics import group_by_threat, worst_case
 from robusteval.runs.types import Finding, Outcome, Spec, Threat
@@ -52,7 +53,7 @@ def check_strength(attacks: Sequence[Outcome]) -> Iterator[Finding]:
             continue
         if any(map(is_strong, group)) or not worst_case(group).k:
             continue
-        missing = suggest_attack(threat)
+        missing = suggest_attack(threat, [outcome.attack for outcome in group])
         if missing is None and elsewhere:
             continue
         ran = [describe_effort(outcome) for outcome in group[:SHOWN]]
@@ -85,14 +86,14 @@ def suggest_more(threat: Threat, missing: Spec | None) -> str:
     return f"add {missing or 'pgd'}"
 
 
-def suggest_attack(threat: Threat) -> Spec | None:
-    """A strong attack under a threat; None if there is none for any radius."""
+def suggest_attack(threat: Threat, specs: Sequence[Spec]) -> Spec | None:
+    """A strong attack under the threat of others; None if there is none for any radius."""
     if not threat.eps:
         return None
     for name in ("pgd", "apgd"):
         entry = ATTACKS.entries.get(name)
         if entry is not None and threat.norm in entry.norms:
             norm = {} if threat.norm == entry.norms[0] else {"norm": threat.norm}
-            goal = {"targeted": True} if threat.targeted else {}
+            goal = spell_goal(threat, specs)
             return Spec(name, {**goal, **norm, "eps": threat.eps, "steps": SUGGESTED_STEPS})
     return None

@@ -14,6 +14,7 @@ import torch
 from robusteval.datasets.dataset import Data, Positions
 from robusteval.evaluation.company import COMPANIONS, differ, find_company
 from robusteval.evaluation.false_gradients import Suspects, find_false_gradients
+from robusteval.evaluation.goals import spell_goal
 from robusteval.evaluation.plan import Attack
 from robusteval.evaluation.votes import VOTES
 from robusteval.models.classifier import Classifier
@@ -117,12 +118,12 @@ def list_unmaskings(
     )
     asked = [attack for attack in attacks if attack.spec.name == "unmask"]
     for threat in threats:
-        norm, eps, targeted = threat
+        norm, eps, _ = threat
         wanted = {"norm": norm, "eps": eps, **parameters}
         same = [each.resolved for each in asked if each.threat == threat]
         if any(wanted.items() <= each.items() for each in same):
             continue
-        goal = {"targeted": True} if targeted else {}
+        goal = spell_goal(threat, [each.spec for each in attacks if each.threat == threat])
         place = {} if norm == "linf" else {"norm": norm}
         yield Spec("unmask", {**goal, **place, "eps": eps, **parameters})
 

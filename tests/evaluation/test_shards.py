@@ -25,7 +25,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import load_pictures, load_run
 from robusteval.runs.types import Run
 
-ATTACKS = ["pgd:eps=12/255,steps=20", "art:SquareAttack:eps=12/255,max_iter=3"]
+ATTACKS = ["pgd:eps=12/255,steps=20", "fgsm:target=1", "art:SquareAttack:eps=12/255,max_iter=3"]
 SAMPLES = 24
 
 
