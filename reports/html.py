@@ -17,7 +17,7 @@ from robusteval.runs.folder import load_pictures
 from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
-from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences
+from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences, terms
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
@@ -71,6 +71,7 @@ class Page(NamedTuple):
     record: RunRecord
     curves: Sequence[Drawing]
     rocs: Sequence[Drawing]
+    reach: Sequence[pictures.GalleryCell]  # what may be changed, on one image: one cell or none
     gallery: Sequence[pictures.GalleryCell]
     fit: pictures.GalleryFit
 
@@ -128,6 +129,7 @@ def compile_template() -> Template:
         maps=maps,
         places=PLACES,
         sentences=sentences,
+        terms=terms,
         title_run=title_run,
     )
     environment.filters["sha256"] = lambda text: encode_base64(
@@ -158,8 +160,14 @@ def build_page(record: RunRecord) -> Page:
         if row.outcome in stored
     ]
     fit = pictures.GalleryFit(reduced=False, left_out=0)
+    reach = pictures.build_reach(record, stored)
     return Page(
-        record, list(build_curve_drawings(record)), list(build_roc_drawings(record)), gallery, fit
+        record,
+        list(build_curve_drawings(record)),
+        list(build_roc_drawings(record)),
+        [pictures.GalleryCell("", "", [reach])] if reach else [],
+        gallery,
+        fit,
     )
 
 
@@ -171,11 +179,15 @@ def read_pictures(run: Run) -> dict[int, list[Picture]]:
 
 def add_pictures(pages: Sequence[Page], room: int) -> Iterator[Page]:
     """The pages with as much of their pictures as there is room for, in bytes."""
-    cells, edge = pictures.fit_pictures([cell for each in pages for cell in each.gallery], room)
+    cells, edge = pictures.fit_pictures(
+        [cell for each in pages for cell in (*each.reach, *each.gallery)], room
+    )
     rest = iter(cells)
     for each in pages:
+        reach = [cell for cell in islice(rest, len(each.reach)) if cell.samples]
         gallery = list(islice(rest, len(each.gallery)))
-        yield each._replace(gallery=gallery, fit=pictures.describe_fit(each.gallery, gallery, edge))
+        fit = pictures.describe_fit(each.gallery, gallery, edge)
+        yield each._replace(reach=reach, gallery=gallery, fit=fit)
 
 
 def title_run(record: RunRecord) -> str:
@@ -208,6 +220,7 @@ def list_sections(page: Page) -> list[str]:
         "Cost": record.attacks,
         "Trust": record.attacks or record.findings,
         "Without a result": record.failures or record.not_run,
+        "Terms": record.attacks,
         "Provenance": True,
     }
     return [section for section, there in sections.items() if there]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
-from .formatting import format_percent, format_quantity
+from .formatting import choose_decimals, format_percent, format_quantity, format_threat
 from .measures import ThreatRecord
 from .record import RunRecord, WorstCaseRow
 
 QUOTABLE = ("standard", "thorough", "autoattack")  # searches whose numbers are to be published
 SEARCHED = ("linf", "l2", "l1", "l0", "l0_pixels")  # norms that they know
 HARDLY = 0.1  # of the images that are right, left by attacks
+CHANCE = ("non-deterministic", "random-answers", "company")  # findings: a success may be luck
 
 
 def describe_attacker(record: RunRecord, case: WorstCaseRow) -> str:
@@ -53,6 +55,35 @@ def write_attack_meaning(record: RunRecord, case: WorstCaseRow, behind: str) -> 
     )
 
 
+def write_claim(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[str]:
+    """What a decision may rest on: successes are proofs, and what is left of images is none."""
+    bounded = [case for case in cases if case.threat.eps is not None]
+    if not bounded or record.misfed or any(each.code in CHANCE for each in record.findings):
+        return
+    several = len(bounded) > 1
+    shares = [
+        f"{round_down(case.success_rate.float.low, case.success_rate.float.n)} %"
+        + (f" at {format_threat(case.threat)}" if several else "")
+        for case in bounded
+    ]
+    if any(case.success_rate.float.k for case in bounded):
+        yield (
+            f"Safe to claim: of images like these that it has right, at least {', '.join(shares)}"
+            " fall to such an attacker. Not shown: that a stronger one spares the rest."
+        )
+    else:
+        yield (
+            "Safe to claim: these attacks found nothing. Not shown: that a stronger one finds"
+            " nothing either."
+        )
+
+
+def round_down(share: float, n: int) -> str:
+    """A share of `n` images in percent, never more than it is."""
+    digits = choose_decimals(n)
+    return f"{math.floor(100 * share * 10**digits) / 10**digits:.{digits}f}"
+
+
 def write_advice(record: RunRecord) -> Iterator[str]:
     """What to do next, if anything: the first thing that stands in the way of a decision."""
     bounded = [case for case in record.worst_cases if case.threat.eps is not None]
@@ -69,3 +100,9 @@ def write_advice(record: RunRecord) -> Iterator[str]:
         yield "Next: robusteval train makes a network that withstands more."
     elif cases and not names.intersection(QUOTABLE):
         yield "Next: before it is published or relied on, --preset standard, which searches more."
+    elif cases and record.gates is None:
+        floor = min((rate.low for rate in left), default=0.0)
+        yield (
+            "Next: say how much is enough for its use; a gate such as"
+            f" floor = {math.floor(100 * floor) / 100:.2f} holds later networks to it."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -110,6 +110,43 @@ def build_sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
             *explained,
         ),
     )
+
+
+def build_reach(record: RunRecord, stored: Mapping[int, list[Picture]]) -> Sample | None:
+    """What the attacker of the first screen may change, on one of the images; None without any.
+
+    A success that was found within the radius; where there is none, every value changed by the
+    radius up or down at random, which is as much as linf allows. Other threats have no such image.
+    """
+    for case in sentences.list_attacked_cases(record):
+        kept = [
+            (record.run.outcomes[row.outcome], picture)
+            for row in record.attacks
+            if (row.threat, row.defense) == (case.threat, case.defense)
+            for picture in stored.get(row.outcome, ())
+        ]
+        made = [(outcome, each) for outcome, each in kept if outcome.success()[each.row]]
+        if case.threat.eps is None or not (made or (kept and case.threat.norm == "linf")):
+            continue
+        outcome, picture = next(
+            (pair for pair in made if pair[1].place == "median"), (made or kept)[0]
+        )
+        if not made:
+            signs = np.random.default_rng(0).choice((-1.0, 1.0), picture.delta.shape)
+            noisy = np.clip(picture.clean / 255 + case.threat.eps * signs, 0, 1)
+            picture = picture._replace(delta=(noisy - picture.clean / 255).astype(np.float32))
+        sample = build_sample(record.run, outcome, picture._replace(maps={}))
+        clean, changed, change = sample.pictures
+        if not made:
+            changed = replace(changed, title="changed at random", caption=["as far as is allowed"])
+            change = replace(change, caption=[])
+        factor = change.title.removeprefix("change ")
+        return Sample(
+            f"{sample.title.partition(': ')[2]} at {formatting.format_threat(case.threat)}",
+            sample.outcome if made else "",
+            (clean, changed, replace(change, title=f"the change, magnified {factor}")),
+        )
+    return None
 
 
 def build_picture(number: str, what: str, caption: Sequence[str], image: Array) -> ShownPicture:

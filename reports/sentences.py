@@ -28,7 +28,7 @@ from .formatting import (
     name_attack,
     name_file,
 )
-from .meaning import write_advice, write_attack_meaning
+from .meaning import write_advice, write_attack_meaning, write_claim
 from .measures import CORRUPTION
 from .neighbours import write_neighbours
 from .record import (
@@ -169,6 +169,7 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     )
     yield from write_neighbours(record)
     yield write_trust(record)
+    yield from write_claim(record, cases)
     yield from write_advice(record)
     yield write_cost(record)
 

@@ -19,21 +19,25 @@ from .shell import emit, emit_lines
 
 
 @click.command(
-    name="list", short_help="Show attacks, interpreters, defenses, data, formats, presets."
+    name="list", short_help="Show attacks, interpreters, defenses, data, formats, presets, terms."
 )
 @click.argument(
     "what",
     metavar="[WHAT]",
-    type=click.Choice(("attacks", "defenses", "interpreters", "data", "formats", "presets")),
+    type=click.Choice(
+        ("attacks", "defenses", "interpreters", "data", "formats", "presets", "terms")
+    ),
     required=False,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def list_(what: str | None, as_json: bool) -> None:
     """Show what there is.
 
-    WHAT is attacks, defenses, interpreters, data, formats or presets; all if not given.
+    WHAT is attacks, defenses, interpreters, data, formats, presets or terms (the words of reports);
+    all if not given.
     """
     from robusteval.datasets.sources import list_kinds
+    from robusteval.reports.terms import TERMS
 
     attacks = [
         {
@@ -79,6 +83,7 @@ def list_(what: str | None, as_json: bool) -> None:
             }
             for name, preset in list_presets()
         ],
+        "terms": [{"name": name, "summary": meaning} for name, meaning in TERMS.items()],
     }
     if what:
         everything = {what: everything[what]}

@@ -50,6 +50,7 @@ SECTIONS = [
     "Cost",
     "Trust",
     "Without a result",
+    "Terms",
     "Provenance",
 ]
 
@@ -380,6 +381,38 @@ def test_pictures_are_those_of_the_run(
         f"linf {formatting.format_quantity(4)}/255"
         in section(parsed(html_of([run])), "Gallery").text
     )
+
+
+def test_the_first_screen_shows_what_the_radius_is_on_an_image(
+    make_outcome: MakeOutcome,
+    make_run: MakeRun,
+    with_pictures: Callable[[dict[int, list[Picture]]], None],
+) -> None:
+    """A success where there is one, else the largest change at random signs, and says which."""
+    broken = np.arange(500) == 1
+    for outcome, said in ((make_outcome(broken), "fooled"), (make_outcome(~broken), "at random")):
+        run = make_run(outcome, folder=None)
+        with_pictures({0: [Picture("median", 1, photo(20), np.zeros((20, 20, 3), np.float32))]})
+
+        (figure,) = parsed(html_of([run])).all("article")[0].all("div")[0].all("figure")
+
+        assert "image 1 at linf eps 8/255" in figure.text
+        assert said in figure.text
+        assert "magnified ×" in figure.text
+        first, second, _ = (opened(image.attrs["src"]).astype(int) for image in figure.all("img"))
+        assert np.abs(second - first).max() == (8 if said == "at random" else 0)
+
+
+def test_words_of_the_field_are_explained_where_they_stand(page: Element) -> None:
+    """By a tooltip in tables, and in a list for those who have no mouse."""
+    told = {element.text: element.attrs["title"] for element in page.all("abbr")}
+    listed = section(page, "Terms")
+
+    assert "computes with it" in told["white-box"]
+    assert any(name.startswith("linf eps") for name in told)
+    assert {"adaptive", "oblivious", "forward / back"} <= told.keys()
+    assert {name.text for name in listed.all("dt")} >= {"linf", "white-box", "adaptive", "interval"}
+    assert all(meaning in listed.text for meaning in told.values())
 
 
 def opened(uri: str) -> Array:

@@ -11,7 +11,7 @@ import pytest
 
 from robusteval.reports import sentences
 from robusteval.reports.build import build_record
-from robusteval.reports.meaning import describe_reach, write_advice
+from robusteval.reports.meaning import describe_reach, write_advice, write_claim
 from robusteval.reports.measures import build_threat
 from robusteval.runs.types import Finding, Outcome, Run, Spec, Threat
 
@@ -58,7 +58,7 @@ def test_what_the_attacker_knows_is_said(
     ("spec", "broken", "changed", "said"),
     [
         (QUICK, HALF, {}, "--preset standard"),
-        (STANDARD, HALF, {}, ""),
+        (STANDARD, HALF, {}, "floor = 0.23"),
         (STANDARD, np.ones(10, bool), {}, "robusteval train"),
         (STANDARD, HALF, {"status": "incomplete"}, "same command again"),
         (QUICK, HALF, {"findings": (Finding("zero-gradient", True, "Gone."),)}, "upper bound"),
@@ -78,7 +78,6 @@ def test_the_first_thing_in_the_way_is_what_to_do_next(
     advice = " ".join(write_advice(record))
 
     assert said in advice
-    assert bool(advice) == bool(said)
 
 
 def test_an_ensemble_that_does_not_know_a_threat_is_no_advice(
@@ -91,3 +90,29 @@ def test_an_ensemble_that_does_not_know_a_threat_is_no_advice(
     )
 
     assert not list(write_advice(build_record(make_run(patch, turn))))
+
+
+@pytest.mark.parametrize(
+    ("broken", "findings", "said"),
+    [
+        (HALF, (), "at least 23 % fall to such an attacker. Not shown: that a stronger one"),
+        (HALF, (Finding("zero-gradient", True, "Gone."),), "at least 23 %"),
+        (np.zeros(10, bool), (), "found nothing. Not shown"),
+        (HALF, (Finding("guessing", True, "Guesses."),), ""),
+        (HALF, (Finding("non-deterministic", True, "Two answers."),), ""),
+    ],
+)
+def test_only_what_is_shown_is_safe_to_claim(
+    make_outcome: MakeOutcome,
+    make_run: MakeRun,
+    broken: Any,
+    findings: tuple[Finding, ...],
+    said: str,
+) -> None:
+    """Successes are proofs, what is left is none; and nothing where answers are luck."""
+    record = build_record(replace(make_run(make_outcome(broken, spec=QUICK)), findings=findings))
+
+    claim = " ".join(write_claim(record, record.worst_cases))
+
+    assert said in claim
+    assert bool(claim) == bool(said)
