@@ -25,6 +25,7 @@ from .models import build_models, build_models_table
 from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
 from .transfer import build_transfer_table
+from .transfer_matrix import build_matrix, build_matrix_tables, write_matrix_note
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -95,9 +96,11 @@ def to_html(records: Sequence[RunRecord]) -> str:
     template = compile_template()
     several = len(records) > 1
     models = build_models_table(build_models([r.run for r in records])) if several else None
-    room = LIMIT - len(keep_percents(template.render(pages=pages, models=models)).encode())
+    matrix = build_matrix([r.run for r in records])
+    known = {"models": models, "matrix": matrix}
+    room = LIMIT - len(keep_percents(template.render(pages=pages, **known)).encode())
     shown = list(add_pictures(pages, room))
-    return keep_percents(template.render(pages=shown, models=models))
+    return keep_percents(template.render(pages=shown, **known))
 
 
 def keep_percents(page: str) -> str:
@@ -121,6 +124,8 @@ def compile_template() -> Template:
         build_stage_tables=build_stage_tables,
         build_corruption_tables=build_corruption_tables,
         build_transfer_table=build_transfer_table,
+        build_matrix_tables=build_matrix_tables,
+        write_matrix_note=write_matrix_note,
         draw_bar=draw_bar,
         formatting=formatting,
         gate_words=gate_words,

@@ -14,6 +14,12 @@ from .measures import build_rate
 from .models import build_models, build_models_table
 from .record import MapsRecord, RunRecord
 from .transfer import build_transfer_table
+from .transfer_matrix import (
+    TransferMatrix,
+    build_matrix,
+    build_matrix_tables,
+    write_matrix_note,
+)
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
@@ -42,6 +48,21 @@ def list_models(records: Sequence[RunRecord]) -> Iterator[str]:
         title = escape_code(name) if kind == "attack" else escape_prose(name)
         yield render_markdown_row([title, *(escape_prose("; ".join(lines)) for lines in cells)])
     yield from ("", escape_prose(table.note), "")
+    yield from list_transfer_matrix(build_matrix([record.run for record in records]))
+
+
+def list_transfer_matrix(record: TransferMatrix | None) -> Iterator[str]:
+    """Networks against networks; nothing where they do not judge each other's images."""
+    if record is None:
+        return
+    for matrix in build_matrix_tables(record):
+        yield from (f"### {escape_prose(matrix.title)}", "")
+        yield render_markdown_row(["made on", *map(escape_prose, matrix.columns)])
+        yield render_markdown_row([LEFT, *(RIGHT for _ in matrix.columns)])
+        for row in matrix.rows:
+            yield render_markdown_row(list(map(escape_prose, row)))
+        yield ""
+    yield from (escape_prose(write_matrix_note(record)), "")
 
 
 def to_markdown(record: RunRecord, limit: int | None = None) -> str:

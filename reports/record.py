@@ -42,6 +42,7 @@ from .measures import (
 from .models import ModelsRecord, build_models
 from .stages import StageRow
 from .transfer import ReceivedRecord
+from .transfer_matrix import TransferMatrix, build_matrix
 
 SCHEMA: Literal[1] = 1
 GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
@@ -426,6 +427,7 @@ class RunRecords:
 
     schema: Literal[1]
     models: ModelsRecord
+    transfer: Annotated[TransferMatrix | None, "null: they do not judge each other's images"]
     runs: tuple[RunRecord, ...]
 
 
@@ -440,5 +442,6 @@ def to_json(records: RunRecord | Sequence[RunRecord]) -> str:
     runs = (records,) if isinstance(records, RunRecord) else tuple(records)
     whole: RunRecord | RunRecords = runs[0]
     if len(runs) > 1:
-        whole = RunRecords(SCHEMA, build_models([record.run for record in runs]), runs)
+        several = [record.run for record in runs]
+        whole = RunRecords(SCHEMA, build_models(several), build_matrix(several), runs)
     return spell_json(json.dumps(to_json_types(whole), indent=2, allow_nan=False))

@@ -21,6 +21,7 @@ from .corruptions import build_corruption_tables
 from .models import ModelsRecord, build_models, build_models_table
 from .record import MapsRecord, RunRecord
 from .transfer import ReceivedRecord, build_transfer_table
+from .transfer_matrix import print_matrix
 
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
@@ -58,7 +59,9 @@ def render_table(records: Sequence[RunRecord]) -> str:
 def print_reports(records: Sequence[RunRecord], console: Console) -> None:
     """Print the reports one below the other, with a rule between two of them."""
     if len(records) > 1:
-        print_models(console, build_models([record.run for record in records]))
+        runs = [record.run for record in records]
+        print_models(console, build_models(runs))
+        print_matrix(console, runs)
     for number, record in enumerate(records):
         if number or len(records) > 1:
             console.print()

@@ -21,7 +21,7 @@ from robusteval.registry import explain_unknown
 
 from .shell import Command, tell
 
-LEFT_OUT = ("config", "fresh", "help", "verbose")  # of a single call alone
+LEFT_OUT = ("config", "fresh", "help", "others", "verbose")  # of a single call alone
 EXAMPLE = 'checkpoint = "net.safetensors" below [evaluate] in robusteval.toml'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, REPORT_FORMATS, parse
 from robusteval.runs.types import Run, Spec
 
+from .attacking import Attacking, list_others, name_out, name_runs, specify
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
 from .networks import load_networks, name_networks, parse_network
 from .report import format_option, print_report
 from .running import data_options, device_option, model_options, spell_command
-from .session import Request, ensure_masks, needs_rts, open_session
+from .session import Request, open_session
 from .shell import Whole, emit_lines, option, read_batch_size, read_radius
-from .working import build_plan, open_pool, worker_options
+from .working import worker_options
 
 
 @click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
 @click.argument("checkpoint", required=False)
+@click.argument("others", nargs=-1, metavar="[FILE[,OPTION=VALUE...]]...")
 @model_options
 @data_options
 @option(
@@ -79,6 +82,13 @@ from .working import build_plan, open_pool, worker_options
     metavar="FILE[,OPTION=VALUE...]",
     help="Another network, on which the adversarial images made on CHECKPOINT are judged as well;"
     " may be repeated. With options of its own: net.pth,arch=net.py:Net,mean=.5,std=.25.",
+)
+@option(
+    "Transfer",
+    "--transfer",
+    is_flag=True,
+    help="Of several networks: judge what is made on each on all others as well, in a table of"
+    " sources against targets.",
 )
 @option(
     "Attacks",
@@ -153,11 +163,13 @@ from .working import build_plan, open_pool, worker_options
 @format_option
 def evaluate(
     checkpoint: str | None,
+    others: tuple[str, ...],
     attacks: tuple[str, ...],
     preset: str | None,
     interpreters: tuple[str, ...],
     defenses: tuple[str, ...],
     targets: tuple[str, ...],
+    transfer: bool,
     norm: str | None,
     eps: float | None,
     samples: int | None,
@@ -182,6 +194,10 @@ def evaluate(
     config.json as transformers and timm publish networks; or `demo`: a small network that is
     trained on handwritten digits in a few seconds.
 
+    More networks may follow, each with options of its own where they differ from those given:
+    other.pth,arch=net.py:Net,mean=.5,std=.25. All are attacked alike, each into a run of its own,
+    and one report compares them image by image.
+
     Without CHECKPOINT, options not given are those of the table [evaluate] in robusteval.toml, or
     [tool.robusteval.evaluate] in pyproject.toml, by their names without dashes; with --config,
     those of that file.
@@ -196,6 +212,7 @@ def evaluate(
       robusteval evaluate demo
       robusteval evaluate net.pt --arch torchvision:resnet18 --data photos/ \\
         --samples 500 --attack pgd:eps=4/255,steps=20
+      robusteval evaluate a.safetensors b.safetensors --data val.npz --transfer
     """
     if checkpoint is None:
         raise UsageError(f"name a checkpoint, `demo` for one of ours, or {EXAMPLE}")
@@ -209,6 +226,7 @@ def evaluate(
     seed = settings.seed or 0 if seed is None else seed
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
+    device = request.device
 
     refuse_file(out)
     if not checked and (baseline or (config and not is_configured())):
@@ -221,59 +239,57 @@ def evaluate(
     if shard is not None and checked:
         raise UsageError("--check judges a whole run: join the shards first, then `check` the run")
 
-    with open_session(request.open_both, fresh=fresh) as session:
-        from robusteval.evaluation.evaluate import execute
-        from robusteval.evaluation.plan import prepare_plan
-        from robusteval.evaluation.shares import Share
-
-        classifier, images, progress, stop = session
-        session.say_if_fewer(samples)
-        if needs_rts([*specs, *explained]):
-            try:
-                ensure_masks(session, request, "train" if request.split == "test" else "test")
-            except RunError as error:
-                if needs_rts([spec for spec in [*specs, *explained] if spec not in optional]):
-                    raise
-                progress.say(str(error))
-        chosen: dict[str, Any] = {
+    requests = [request, *list_others(request, others)]
+    if transfer and len(requests) < 2:
+        raise UsageError("--transfer needs several networks: name them one after another")
+    if shard is not None and len(requests) > 1:
+        raise UsageError("--shard divides the run of one network: give them one by one")
+    attacking = Attacking(
+        specs,
+        explained,
+        optional,
+        {
             "samples": samples,
             "seed": seed,
             "probes": not no_probes,
             "interpreters": explained,
             "defenses": defended,
             "optional": optional,
-            "share": None if shard is None else Share.parse(shard),
-        }
-        receivers = load_networks(networks, progress, device=request.device)
-        plan = prepare_plan(
-            classifier, images, specs, **chosen, receivers=receivers, progress=progress
-        )
-        name = "demo" if checkpoint == "demo" else Path(checkpoint).stem
-        stop.politely = True
-        recipe = partial(build_plan, request, specs, networks, chosen)
-        with open_pool(session, plan, recipe, workers, ray) as pool:
-            run = execute(
-                plan,
-                out or Path("runs") / f"{name}-{plan.key[:8]}",
+        },
+        shard,
+    )
+    names = name_runs(requests)
+    runs = []
+    for i, each in enumerate(requests):
+        mutual = [other for other in requests if transfer and other is not each]
+        with open_session(each.open_both, fresh=fresh) as session:
+            if len(requests) > 1:
+                session.progress.say(f"Network {i + 1} of {len(requests)}: {each.checkpoint}.")
+            if not i:  # a mistake in the last shows before the first is attacked
+                load_networks(list(map(specify, requests[1:])), session.progress, device=device)
+            found = attacking.run_on(
+                session,
+                each,
+                [*networks, *map(specify, mutual)],
+                name_out(out, names[i], len(requests)),
+                (workers, ray),
                 batch_size=batch_size,
                 fresh=fresh,
                 keep_images=keep_images,
-                progress=progress,
-                stopping=lambda: stop.asked > 0,
                 command=" ".join([spell_command(), *list_words()]),
-                pool=pool,
             )
-    if shard is not None and not run.failures:
+            runs.append(found)
+    if shard is not None and not runs[0].failures:
         emit_lines(
-            [f"Shard {shard} is done, in {run.folder}; `robusteval merge` joins all shards."]
+            [f"Shard {shard} is done, in {runs[0].folder}; `robusteval merge` joins all shards."]
         )
         return
-    if gates is None or run.status != "complete" or is_all_wrong(run):
-        print_report([run], form)
-        exit_by_run(run)
+    if gates is None or any(run.status != "complete" or is_all_wrong(run) for run in runs):
+        print_report(runs, form)
+        exit_by_runs(runs)
         return
-    verdicts = judge_runs([run], *gates)
-    print_report([run], form, verdicts)
+    verdicts = judge_runs(runs, *gates)
+    print_report(runs, form, verdicts)
     exit_by_verdicts(verdicts)
 
 
@@ -324,6 +340,12 @@ def choose_interpreters(interpreters: tuple[str, ...], settings: Preset) -> list
     """The interpreters asked for, names and parameters checked, after those of the preset."""
     asked = [INTERPRETERS.check_spec(parse(text)) for text in interpreters]
     return [*settings.interpreter, *(spec for spec in asked if spec not in settings.interpreter)]
+
+
+def exit_by_runs(runs: Sequence[Run]) -> None:
+    """Leave with the code that fits the first run which is not as it should be."""
+    for run in runs:
+        exit_by_run(run)
 
 
 def exit_by_run(run: Run) -> None:

@@ -28,20 +28,18 @@ class NetworkSpec(NamedTuple):
     options: dict[str, Any]
 
 
-def parse_network(text: str) -> NetworkSpec:
+def parse_network(text: str, what: str = "--target") -> NetworkSpec:
     """``FILE`` or ``FILE,arch=net.py:Net,mean=.485,.456,.406,std=.25``, each option once.
 
     What stands between commas and is no ``option=value`` goes on with what was before it.
-    UsageError if the text has another form.
+    UsageError, which begins with `what` the text is, if it has another form.
     """
     parts: list[str] = []
     for piece in text.split(","):
         name = piece.partition("=")[0].strip()
         if parts and (name not in OPTIONS or "=" not in piece):
             if "=" in piece:
-                raise UsageError(
-                    f"--target {text}: {explain_unknown('option', name, list(OPTIONS))}"
-                )
+                raise UsageError(f"{what} {text}: {explain_unknown('option', name, list(OPTIONS))}")
             parts[-1] += f",{piece}"
         else:
             parts.append(piece)
@@ -50,12 +48,12 @@ def parse_network(text: str) -> NetworkSpec:
     for part in given:
         name, _, value = (each.strip() for each in part.partition("="))
         if not value or name in options:
-            raise UsageError(f"--target {text}: write {FORM}, each option once")
-        options[name] = read_option(text, name, value)
+            raise UsageError(f"{what} {text}: write {FORM}, each option once")
+        options[name] = read_option(f"{what} {text}", name, value)
     if not checkpoint or checkpoint.partition("=")[0] in OPTIONS:
-        raise UsageError(f"--target {text}: begin with the checkpoint, {FORM}")
+        raise UsageError(f"{what} {text}: begin with the checkpoint, {FORM}")
     if checkpoint != "demo" and not os.path.exists(checkpoint):
-        raise UsageError(f"--target: there is no file {checkpoint}")
+        raise UsageError(f"{what}: there is no file {checkpoint}")
     return NetworkSpec(checkpoint, options)
 
 
@@ -68,7 +66,7 @@ def read_option(text: str, name: str, value: str) -> Any:
             return [read_number(part) for part in value.split(",")]
     except ValueError:
         kind = "a whole number" if name == "num_classes" else "numbers separated by commas"
-        raise UsageError(f"--target {text}: {name} must be {kind}, not {value!r}") from None
+        raise UsageError(f"{text}: {name} must be {kind}, not {value!r}") from None
     return value
 
 

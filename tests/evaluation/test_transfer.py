@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from robusteval.evaluation.evaluate import evaluate
 from robusteval.models.classifier import Classifier
 from robusteval.reports.build import build_record
 from robusteval.reports.html import to_html
-from robusteval.reports.markdown import to_markdown
+from robusteval.reports.markdown import render_markdown, to_markdown
 from robusteval.reports.terminal import render_table
+from robusteval.reports.transfer_matrix import build_matrix
 from robusteval.runs.folder import find_images, load_run
 from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Run
@@ -66,7 +68,10 @@ def run(
         source,
         open_data(str(npz)),
         [PGD, NOISE],
-        targets={"other.pth": make_receiver(other), "third.pth": make_receiver(other, 0.3)},
+        targets={
+            "other.pth": make_receiver(other, identity={"sha256": "other"}),
+            "third.pth": make_receiver(other, 0.3, identity={"sha256": "third"}),
+        },
         probes=False,
         keep_images=True,
         out=out,
@@ -251,6 +256,82 @@ def test_the_command_judges_on_targets(tmp_path: Path) -> None:
     received = json.loads(result.stdout)["received"]
     assert [each["name"] for each in received["receivers"]] == ["other.safetensors"]
     assert received["receivers"][0]["arch"] == "robusteval:digits_cnn"
+
+
+def test_networks_that_judge_each_other_are_a_table_of_sources_and_targets(
+    run: Run, trained_bands: Bands, other: Bands, npz: Path, tmp_path: Path
+) -> None:
+    """Each cell is a count by hand over the images that all have right, whatever their order."""
+    source = Classifier(
+        trained_bands, mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
+    ).eval()
+    back = evaluate(
+        make_receiver(other, identity={"sha256": "other"}),
+        open_data(str(npz)),
+        [PGD],
+        targets={"first.pth": source},
+        probes=False,
+        seed=1,
+    )
+    matrix = build_matrix([run, back])
+
+    assert matrix is not None
+    assert len(matrix.networks) == 3
+    assert "third.pth" in matrix.networks
+    order, again = (np.argsort(each.clean["id"]) for each in (run, back))
+    seen = [run.clean, *(each.clean for each in run.receivers)]
+    shared = np.logical_and.reduce([(c["pred_clean"] == c["label"])[order] for c in seen])
+    cells = [cell for row in matrix.attacks[0].rows for cell in row.targets]
+    expected = [
+        run.attacks[0].success()[order],
+        run.transfers[0].success()[order],
+        run.transfers[1].success()[order],
+        back.transfers[0].success()[again],
+        back.attacks[0].success()[again],
+    ]
+    assert [cell.k for cell in cells if cell] == [(each & shared).sum() for each in expected]
+    assert {cell.n for cell in cells if cell} == {matrix.shared} == {shared.sum()}
+    assert cells[5] is None
+    records = [build_record(each) for each in (run, back)]
+    for text in (render_table(records), render_markdown(records), to_html(records)):
+        assert "made on (rows), shown to (columns)" in text
+    assert build_matrix([run]) is None
+    few = replace(back, clean={name: column[1:] for name, column in back.clean.items()})
+    assert build_matrix([run, few]) is None
+
+
+def test_several_networks_are_evaluated_in_one_command(tmp_path: Path) -> None:
+    """Each into its own folder and on all others; options of the first hold unless said."""
+    from safetensors.torch import save_file
+
+    from robusteval.models.networks import digits_cnn
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(digits_cnn().state_dict(), tmp_path / f"n{seed}.safetensors")
+    words = ["--arch", "robusteval:digits_cnn", "--mean", ".5", "--std", ".25", "--data", "digits"]
+    words += ["--samples", "40", "--attack", "noise", "--no-probes", "--format", "json"]
+    first, second = str(tmp_path / "n0.safetensors"), str(tmp_path / "n1.safetensors")
+
+    result = run_command(
+        *("evaluate", first, f"{second},std=.5", *words, "--transfer", "--out", str(tmp_path / "r"))
+    )
+
+    assert result.exit_code == 6, result.stderr  # they know nothing
+    found = json.loads(result.stdout)
+    assert found["models"]["models"] == ["n0.safetensors", "n1.safetensors"]
+    runs = [load_run(tmp_path / "r" / name) for name in ("n0", "n1")]
+    assert [run.model["std"] for run in runs] == [[0.25], [0.5]]
+    assert found["transfer"]["networks"] == ["n0.safetensors", "n1.safetensors"]
+    assert all(run.receivers for run in runs)
+    for words, message in (
+        ((first, "--transfer"), "--transfer needs several networks"),
+        ((first, first), "the same network is given twice"),
+        ((first, second, "--shard", "1/2"), "--shard divides the run of one network"),
+        ((first, "gone.pt"), "CHECKPOINT: there is no file gone.pt"),
+    ):
+        refused = run_command("evaluate", *words, "--data", "digits", "--attack", "noise")
+        assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
 
 
 def run_command(*words: str) -> Result:

@@ -1,0 +1,102 @@
+"""What a command does to each of the networks that it names, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from robusteval.errors import RunError, UsageError
+from robusteval.runs.types import Run, Spec
+
+from .networks import NetworkSpec, load_networks, parse_network
+from .session import Request, Session, ensure_masks, needs_rts
+from .working import build_plan, open_pool
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """What is done to each network of a command."""
+
+    specs: list[Spec]
+    interpreters: list[Spec]
+    optional: tuple[Spec, ...]
+    chosen: Mapping[str, Any]  # other arguments of `prepare_plan`
+    shard: str | None
+
+    def run_on(
+        self,
+        session: Session,
+        request: Request,
+        networks: list[NetworkSpec],
+        out: Path | None,
+        helpers: tuple[int | None, str | None],
+        **options: Any,
+    ) -> Run:
+        """Attack one network, and judge the images on others; `helpers` are of `open_pool`."""
+        from robusteval.evaluation.evaluate import execute
+        from robusteval.evaluation.plan import prepare_plan
+        from robusteval.evaluation.shares import Share
+
+        classifier, images, progress, stop = session
+        session.say_if_fewer(self.chosen["samples"])
+        asked = [*self.specs, *self.interpreters]
+        if needs_rts(asked):
+            try:
+                ensure_masks(session, request, "train" if request.split == "test" else "test")
+            except RunError as error:
+                if needs_rts([spec for spec in asked if spec not in self.optional]):
+                    raise
+                progress.say(str(error))
+        chosen = {**self.chosen, "share": None if self.shard is None else Share.parse(self.shard)}
+        receivers = load_networks(networks, progress, device=request.device)
+        plan = prepare_plan(
+            classifier, images, self.specs, **chosen, receivers=receivers, progress=progress
+        )
+        stop.politely = True
+        recipe = partial(build_plan, request, self.specs, networks, chosen)
+        with open_pool(session, plan, recipe, *helpers) as pool:
+            return execute(
+                plan,
+                out or Path("runs") / f"{name_run(request)}-{plan.key[:8]}",
+                progress=progress,
+                stopping=lambda: stop.asked > 0,
+                pool=pool,
+                **options,
+            )
+
+
+def list_others(request: Request, texts: Sequence[str]) -> list[Request]:
+    """The networks after the first: read as it is where their own options do not say otherwise."""
+    found = []
+    for text in texts:
+        checkpoint, options = parse_network(text, "CHECKPOINT")
+        found.append(replace(request, checkpoint=checkpoint, **options))
+    names = [specify(each) for each in (request, *found)]
+    if len({(each.checkpoint, str(each.options)) for each in names}) < len(names):
+        raise UsageError("the same network is given twice: name each once")
+    return found
+
+
+def specify(request: Request) -> NetworkSpec:
+    """The network of a request, as one that images are judged on."""
+    known = {name: value for name, value in request.model_options if value is not None}
+    return NetworkSpec(request.checkpoint, known)
+
+
+def name_run(request: Request) -> str:
+    """What the folder of a run is called after."""
+    return "demo" if request.checkpoint == "demo" else Path(request.checkpoint).stem
+
+
+def name_runs(requests: Sequence[Request]) -> list[str]:
+    """A folder's name for each network, no two the same."""
+    names = [name_run(each) for each in requests]
+    return [f"{n}-{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
+
+
+def name_out(out: Path | None, name: str, count: int) -> Path | None:
+    """The folder of one of so many runs."""
+    return out if out is None or count == 1 else out / name
