@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from robusteval.errors import UsageError
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier
@@ -17,8 +19,8 @@ def replace_by_checkpoint(
     Parameters
     ----------
     model : Classifier
-        The undefended one, on whose device the other goes. Where the file does not say how its
-        network is built and fed, it is taken to be like this one.
+        The undefended one, on whose device and in whose type the other computes. Where the file
+        does not say how its network is built and fed, it is taken to be like this one.
     file : str
         What `robusteval.models.checkpoint.load` reads.
     arch, weights : str, optional
@@ -38,17 +40,24 @@ def replace_by_checkpoint(
     """
     if not file:
         raise ValueError("say which: checkpoint:file=FILE")
+    open_file = partial(
+        load,
+        file,
+        weights=weights,
+        device=model.device,
+        dtype=model.identity.get("dtype", "float32"),
+    )
     try:
-        replacement = load(file, arch=arch, weights=weights, device=model.device)
+        replacement = open_file(arch=arch)
     except UsageError as error:
         if arch is not None or model.arch is None:
             raise
         arch = model.arch
         try:
-            replacement = load(file, arch=arch, weights=weights, device=model.device)
+            replacement = open_file(arch=arch)
         except UsageError:
             raise error from None
     if replacement.identity["normalisation"] != "none":
         return replacement
     mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
-    return load(file, arch=arch, weights=weights, mean=mean, std=std, device=model.device)
+    return open_file(arch=arch, mean=mean, std=std)

@@ -104,7 +104,23 @@ def write_numbers(record: RunRecord) -> str:
         write_defended_numbers(record, [case for case in bounded if not case.defense])
     )
     beside = "".join(f"; {found}" for found in corrupted)
-    return f"{main}; clean {format_percent(clean)}{defended}{beside}{write_weakness(record)}"
+    again = "".join(write_rejudged_numbers(record, bounded))
+    return f"{main}; clean {format_percent(clean)}{again}{defended}{beside}{write_weakness(record)}"
+
+
+def write_rejudged_numbers(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[str]:
+    """What the same weights in another arithmetic make of these cases, for the verdict."""
+    found = [
+        (case.threat, each.dtype, row.robust)
+        for case in cases
+        if not case.defense
+        for each in (record.received.rejudged if record.received else ())
+        for row in each.cases
+        if row.threat == case.threat
+    ]
+    for threat, dtype, robust in found:
+        where = f" at {format_threat(threat)}" if len(found) > 1 else ""
+        yield f"; judged in {dtype}{where} at most {format_percent(robust)}"
 
 
 def write_defended_numbers(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[str]:
@@ -319,6 +335,8 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "weights", model["reading"]
     if model.get("outputs"):
         yield "outputs", model["outputs"]
+    if model.get("precision"):
+        yield "computed in", model["precision"]
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts

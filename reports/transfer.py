@@ -14,11 +14,11 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from robusteval.runs import metrics
-from robusteval.runs.storage import digest
 from robusteval.runs.types import Flags, Outcome, Run
 
 from . import formatting
 from .measures import Count, RateRecord, ThreatRecord, build_rate, build_threat
+from .rejudged import RejudgedRecord, build_rejudged, identify, write_rejudged
 
 SOURCE = "the source"
 
@@ -53,6 +53,9 @@ class ReceivedRecord:
     shared: Annotated[Count, "images that all networks have right"]
     receivers: tuple[ReceiverRow, ...]
     attacks: tuple[TransferredRow, ...]
+    rejudged: Annotated[
+        tuple[RejudgedRecord, ...], "by the same weights in another arithmetic; empty: none was"
+    ]
 
 
 class TransferTable(NamedTuple):
@@ -71,8 +74,9 @@ def build_received(run: Run) -> ReceivedRecord | None:
         return None
     rights = [metrics.find_right(clean) for clean in (run.clean, *(r.clean for r in run.receivers))]
     shared: Flags = np.logical_and.reduce(rights)
+    source, dtype = formatting.name_file(run.model.get("file")) or SOURCE, run.model.get("dtype")
     return ReceivedRecord(
-        source=formatting.name_file(run.model.get("file")) or SOURCE,
+        source=f"{source} in {dtype}" if dtype else source,
         shared=int(shared.sum()),
         receivers=tuple(
             ReceiverRow(
@@ -81,6 +85,7 @@ def build_received(run: Run) -> ReceivedRecord | None:
             for each in run.receivers
         ),
         attacks=tuple(build_transferred(run, shared)),
+        rejudged=tuple(build_rejudged(run)),
     )
 
 
@@ -106,11 +111,6 @@ def count_fooled(outcome: Outcome | None, among: Flags) -> RateRecord | None:
     return None if outcome is None else build_rate(metrics.rate(outcome.success()[among]))
 
 
-def identify(outcome: Outcome) -> str:
-    """A text that is equal for cells of one attack."""
-    return digest([str(outcome.attack), outcome.resolved])
-
-
 def build_transfer_table(record: ReceivedRecord) -> TransferTable:
     """Attacks against networks: the share of images fooled, with its interval."""
     several = len(record.receivers) > 1
@@ -120,7 +120,10 @@ def build_transfer_table(record: ReceivedRecord) -> TransferTable:
         rows=[
             (row.attack, *map(format_share, (row.source, *row.receivers))) for row in record.attacks
         ],
-        lines=list(write_carried(record)),
+        lines=[
+            *write_carried(record),
+            *(line for each in record.rejudged for line in write_rejudged(each)),
+        ],
         note=(
             f"Images fooled, of the {formatting.format_count(record.shared, 'image')} that"
             f" {'all of these networks have' if several else 'both networks have'} right, with the"

@@ -83,7 +83,17 @@ def list_others(request: Request, texts: Sequence[str]) -> list[Request]:
 def specify(request: Request) -> NetworkSpec:
     """The network of a request, as one that images are judged on."""
     known = {name: value for name, value in request.model_options if value is not None}
+    if request.dtype != "float32":
+        known["dtype"] = request.dtype
     return NetworkSpec(request.checkpoint, known)
+
+
+def list_in_float32(request: Request, asked: bool) -> list[NetworkSpec]:
+    """The network of a request in float32, where that was asked for and it computes otherwise."""
+    if not asked or request.dtype == "float32":
+        return []
+    known = specify(request)
+    return [known._replace(options={**known.options, "dtype": "float32"})]
 
 
 def name_run(request: Request) -> str:

@@ -16,12 +16,25 @@ from robusteval.evaluation.defense_files import parse_defense
 from robusteval.registry import DEFENSES, INTERPRETERS, REPORT_FORMATS, parse
 from robusteval.runs.types import Run, Spec
 
-from .attacking import Attacking, list_others, name_out, name_runs, specify
+from .attacking import (
+    Attacking,
+    list_in_float32,
+    list_others,
+    name_out,
+    name_runs,
+    specify,
+)
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
 from .networks import load_networks, name_networks, parse_network
 from .report import format_option, print_report
-from .running import data_options, device_option, model_options, spell_command
+from .running import (
+    data_options,
+    device_option,
+    model_options,
+    precision_options,
+    spell_command,
+)
 from .session import Request, open_session
 from .shell import Whole, emit_lines, option, read_batch_size, read_radius
 from .working import worker_options
@@ -31,6 +44,7 @@ from .working import worker_options
 @click.argument("checkpoint", required=False)
 @click.argument("others", nargs=-1, metavar="[FILE[,OPTION=VALUE...]]...")
 @model_options
+@precision_options
 @data_options
 @option(
     "Data",
@@ -182,6 +196,7 @@ def evaluate(
     fresh: bool,
     keep_images: bool,
     no_probes: bool,
+    also_float32: bool,
     checked: bool,
     baseline: Path | None,
     config: Path | None,
@@ -220,11 +235,11 @@ def evaluate(
     explained = choose_interpreters(interpreters, settings)
     optional = (*settings.attack, *settings.interpreter) if settings.adapt else ()
     defended = [DEFENSES.check_spec(parse_defense(text)) for text in defenses]
-    networks = [parse_network(text) for text in targets]
-    name_networks(networks)
     samples = samples or settings.samples
     seed = settings.seed or 0 if seed is None else seed
     request = Request(checkpoint, **given)
+    networks = [parse_network(text) for text in targets]
+    name_networks(networks)
     request.require_data("say what to attack")
     device = request.device
 
@@ -240,6 +255,10 @@ def evaluate(
         raise UsageError("--check judges a whole run: join the shards first, then `check` the run")
 
     requests = [request, *list_others(request, others)]
+    if also_float32 and all(each.dtype == "float32" for each in requests):
+        raise UsageError(
+            "--also-float32 judges again what --dtype bfloat16 or float16 has judged: add that"
+        )
     if transfer and len(requests) < 2:
         raise UsageError("--transfer needs several networks: name them one after another")
     if shard is not None and len(requests) > 1:
@@ -270,7 +289,7 @@ def evaluate(
             found = attacking.run_on(
                 session,
                 each,
-                [*networks, *map(specify, mutual)],
+                [*networks, *map(specify, mutual), *list_in_float32(each, also_float32)],
                 name_out(out, names[i], len(requests)),
                 (workers, ray),
                 batch_size=batch_size,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from robusteval.models.classifier import Classifier
     from robusteval.progress import Bars
 
-OPTIONS = ("arch", "mean", "std", "num_classes", "weights")  # of `evaluate`, by the same names
+# of `evaluate`, by the same names
+OPTIONS = ("arch", "mean", "std", "num_classes", "weights", "dtype")
 FORM = "FILE,arch=ARCH,mean=M,std=S"
 
 
@@ -77,13 +78,18 @@ def name_networks(specs: Sequence[NetworkSpec]) -> list[str]:
     """
     if len({(each.checkpoint, str(each.options)) for each in specs}) < len(specs):
         raise UsageError("the same --target is given twice: name each network once")
-    names = [Path(each.checkpoint).name for each in specs]
+    names = [name_network(each, Path(each.checkpoint).name) for each in specs]
     if len(set(names)) < len(names):
-        names = [each.checkpoint for each in specs]
+        names = [name_network(each, each.checkpoint) for each in specs]
     return [
         f"{name} ({specs[i].options.get('arch', i + 1)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
+
+
+def name_network(spec: NetworkSpec, file: str) -> str:
+    """The file, and the type that the network computes in where that was said."""
+    return f"{file} in {spec.options['dtype']}" if "dtype" in spec.options else file
 
 
 def load_networks(

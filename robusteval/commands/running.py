@@ -83,6 +83,29 @@ model_options = combine_options(
 )
 
 
+precision_options = combine_options(
+    [
+        option(
+            "Model",
+            "--dtype",
+            type=click.Choice(("float32", "bfloat16", "float16")),
+            default="float32",
+            show_default=True,
+            metavar="NAME",
+            help="What the network computes in, as it is deployed: float32, bfloat16 or float16."
+            " Weights are rounded to it if they are stored in another.",
+        ),
+        option(
+            "Model",
+            "--also-float32",
+            is_flag=True,
+            help="Judge what --dtype bfloat16 or float16 has judged in float32 as well, and count"
+            " the images on which the two differ.",
+        ),
+    ]
+)
+
+
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 classes_option = option(

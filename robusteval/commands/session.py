@@ -42,6 +42,7 @@ class Request:
     classes: Path | None
     columns: list[str] | None
     allow_outside: bool
+    dtype: str = "float32"
 
     @property
     def data_name(self) -> str:
@@ -63,7 +64,7 @@ class Request:
 
     def load_model(self, progress: Bars) -> Classifier:
         """The classifier in the checkpoint, on its device."""
-        options = dict(self.model_options)
+        options = dict(self.model_options) | {"dtype": self.dtype}
         return load_model(self.checkpoint, progress, device=self.device, **options)
 
     def open_images(self, classifier: Classifier, split: str | None = None) -> Data:

@@ -28,7 +28,7 @@ class Receiver(ReadyDefense):
     @property
     def facts(self) -> dict[str, Any]:
         """What reports say of it: file, hash, architecture, normalisation."""
-        known, wanted = self.identity["is"], ("file", "sha256", "arch", "mean", "std")
+        known, wanted = self.identity["is"], ("file", "sha256", "arch", "mean", "std", "dtype")
         return {name: known[name] for name in wanted if name in known}
 
 

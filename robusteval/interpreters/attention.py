@@ -35,6 +35,7 @@ from robusteval.models.places import (
     see_changes,
     survey_network,
 )
+from robusteval.models.precision import refuse_rounded
 from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 
@@ -167,6 +168,7 @@ def observe_attention(model: nn.Module, x: Tensor) -> Attention:
     """
     network = get_network(model)
     refuse_scripted(network)
+    refuse_rounded(network)
     tokens = find_tokens(network, tuple(x.shape[1:]))
     watch = AttentionRecorder(network)
     with watch.hooks(), watch:

@@ -37,6 +37,7 @@ from robusteval.models.places import (
     replace_tensor,
     survey_network,
 )
+from robusteval.models.precision import refuse_rounded
 from robusteval.models.scripted import refuse_scripted
 
 
@@ -93,6 +94,7 @@ def observe_calls(
     much holds that does not hold for others.
     """
     network = get_network(model)
+    refuse_rounded(network)
     shape = tuple(x.shape[1:])
     if isinstance(network, Masked):
         network.prepare(x[:0].to(find_float_type(network)))

@@ -33,6 +33,7 @@ from robusteval.interpreters.observing import (
 from robusteval.models.identity import hash_answers
 from robusteval.models.layouts import ATTENTION, CONVOLUTIONS
 from robusteval.models.places import find_tensor, replace_tensor, survey_network
+from robusteval.models.precision import refuse_rounded
 from robusteval.models.scripted import refuse_scripted
 from robusteval.models.weights import read_sealed
 from robusteval.registry import INTERPRETERS
@@ -327,6 +328,7 @@ class FeatureRecorder(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         """Watch where calls begin and end."""
         refuse_scripted(self.network)
+        refuse_rounded(self.network)
         with ExitStack() as stack:
             stack.callback(self.network.register_forward_pre_hook(self._begin).remove)
             stack.callback(self.network.register_forward_hook(self._end).remove)

@@ -25,6 +25,7 @@ from robusteval.models.hub_folder import find_hub_folder, read_labels
 from robusteval.models.masked import Masked
 from robusteval.models.normalisation import choose_normalisation
 from robusteval.models.outputs import LogitsOf, unwrap_logits
+from robusteval.models.precision import describe_precision, name_precision, set_precision
 from robusteval.models.preparation import Shape
 from robusteval.models.probing import probe_network
 from robusteval.models.weights import read_contents, serialise_safetensors
@@ -44,6 +45,7 @@ def load(
     num_classes: int | None = None,
     weights: str | None = None,
     device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
 ) -> Classifier:
     """The classifier whose weights a file holds: eval mode, parameters frozen, on `device`.
 
@@ -72,6 +74,9 @@ def load(
         with a dot between levels; needed where two that differ fit.
     device : str or torch.device
         Where the classifier goes; see `pick_device`.
+    dtype : str or torch.dtype
+        What the network computes in: float32, bfloat16 or float16, to which all weights are
+        rounded. Images are normalised in float32.
 
     Returns
     -------
@@ -86,7 +91,8 @@ def load(
         file with masks also mask, see `robusteval.models.masked.Masked.mask_facts`; where several
         state dicts fit also weights, the key that was taken; where the file's names are not the
         network's, also reading, what was done to them in words; where the network returns
-        something else than logits, also outputs, how they are found in it.
+        something else than logits, also outputs, how they are found in it; where not all is
+        float32, also precision, what is in words, and dtype where that is another.
 
     Raises
     ------
@@ -105,6 +111,7 @@ def load(
     )
     path = Path(path)
     target = pick_device(str(device))
+    dtype = name_precision(dtype)
     if str(path) == "demo" and not path.exists():
         raise UsageError(
             "there is no file demo: `demo` is a network only to the commands; load(demo()) with"
@@ -135,6 +142,7 @@ def load(
     built = _insert_masks(built, masks, notes, file)
     if masks is not None:
         probe_network(built, shape)
+    set_precision(built.network, dtype, file)
     channels, found = probe.channels, probe.classes
     if wanted is not None and found != wanted:
         raise UsageError(f"{built.name} has {found} outputs, not {wanted} (--num-classes)")
@@ -168,6 +176,10 @@ def load(
     if words or flip:
         flipped = "channels are given in the order blue, green, red" if flip else ""
         identity["outputs"] = "; ".join(filter(None, (words, flipped)))
+    if precision := describe_precision(match.state.values(), dtype):
+        identity["precision"] = precision
+    if dtype != "float32":
+        identity["dtype"] = dtype
     if isinstance(built.network, Masked):
         identity["mask"] = built.network.mask_facts
     classifier = Classifier(

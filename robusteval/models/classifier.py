@@ -17,8 +17,10 @@ from robusteval.models.call_sizes import CallSizes, call_in_parts, cut_into_bloc
 from robusteval.models.forward_modes import (
     ImageByImage,
     find_float_type,
+    is_observed,
     without_checkpointing,
 )
+from robusteval.models.precision import Scaled, Scales, Unscaled
 from robusteval.models.steps import Passes as Passes
 from robusteval.models.steps import book_rows as book_rows
 from robusteval.models.steps import count_passes as count_passes
@@ -139,13 +141,19 @@ class Classifier(nn.Module):
         return call_in_parts(x, sizes, call)
 
     def _logits(self, x: Tensor, block: int = 1) -> Tensor:
-        x = x.to(find_float_type(self.network))
+        dtype, scales = find_float_type(self.network), Scales()
+        # whoever looks on inside sees derivatives in their own size
+        is_scaled = dtype == torch.float16 and x.requires_grad and not is_observed(self.network)
+        if is_scaled:
+            x = Unscaled.apply(x, scales)
+        x = x.to(dtype)
         if self.training:
             logits = self.network(x)
         else:
             with ImageByImage(len(x), block), without_checkpointing():
                 logits = self.network(x)
-        return check_logits(logits, len(x)).float()
+        logits = check_logits(logits, len(x)).float()
+        return Scaled.apply(logits, scales) if is_scaled else logits
 
 
 def check_logits(logits: object, n: int) -> Tensor:

@@ -79,7 +79,9 @@ def hash_answers(model: nn.Module) -> str:
 def _hash(model: nn.Module, identity: Mapping[str, Any]) -> str:
     if isinstance(model, Classifier) and "sha256" in identity:
         normalisation = [model.mean.flatten().tolist(), model.std.flatten().tolist()]
-        return digest([FORMAT, identity["sha256"], identity.get("arch_sha256"), normalisation])
+        facts = [FORMAT, identity["sha256"], identity.get("arch_sha256"), normalisation]
+        # of weights in float32 the hash is what it was before there were others
+        return digest([*facts, identity["dtype"]] if "dtype" in identity else facts)
     inner = [part for part in model.modules() if isinstance(part, Classifier)]
     network = inner[0].network if len(inner) == 1 else model
     content = hashlib.sha256(f"{FORMAT} {network}".encode())

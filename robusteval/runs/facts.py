@@ -68,7 +68,11 @@ def is_range(value: Any) -> bool:
 
 MODEL: dict[str, Test] = {
     **dict.fromkeys(
-        ("file", "sha256", "arch", "weights", "reading", "outputs", "normalisation"), is_text
+        (
+            *("file", "sha256", "arch", "weights", "reading", "outputs", "normalisation"),
+            *("dtype", "precision"),
+        ),
+        is_text,
     ),
     **dict.fromkeys(("mean", "std"), each(is_number)),
     "num_classes": is_count,
@@ -93,7 +97,7 @@ CONFIG: dict[str, Test] = {
 DEFENSE: dict[str, Test] = {
     **dict.fromkeys(("forwards", "threshold"), is_number),
     "fpr": is_rate,
-    **dict.fromkeys(("sha256", "arch"), is_text),
+    **dict.fromkeys(("sha256", "arch", "dtype"), is_text),
 }
 MAPS: dict[str, Test] = {
     **dict.fromkeys(("top", "edge"), is_rate),
