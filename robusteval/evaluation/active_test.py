@@ -6,9 +6,12 @@ of the ball from many inside of it. What it answers at the border point is by co
 adversarial example of the image, on the user's own network and within the radius; an attack that
 does not find one says nothing by finding none on the network itself.
 
-Departs from the paper where the gradient leads beyond that point, as on most networks: the boundary
-is moved on to what each of several searches of 40 plain steps reaches, so that it tells searches of
-few steps from others. Where the gradient leads nowhere the boundary stays where it was.
+Departs from the paper in weighing those features alone that change inside the ball: behind a ReLU
+many are at rest there, and what is planted on one that only the border wakes no gradient tells, on
+the soundest network. Departs from it also where the gradient leads beyond the border point, as on
+most networks: the boundary is moved on to what each of several searches of 40 plain steps reaches,
+so that it tells searches of few steps from others. Where the gradient leads nowhere the boundary
+stays where it was.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ from robusteval.search.balls import Ball, measure_distances, psnr, ssim
 
 INSIDE = 0.95  # of the radius, in which the points lie that are no adversarial examples
 BEYOND = 0.999  # of the border point's margin: how far short of it the boundary lies
-MOST_POINTS = 60  # inside, and fewer than three fifths of the features
+MOST_POINTS = 60  # inside, and at most three fifths of the features that change there
 LEAST_FEATURES = 16
+AT_REST = 1e-5  # of the largest feature: what rounding alone changes
 DRAWS = 100  # points of random search
 SEARCH = 40  # steps of ascent, from each of some starts
 STARTS = 3
@@ -196,6 +200,16 @@ def fit_read_out(inner: Tensor, border: Tensor) -> tuple[Tensor, float] | None:
     return torch.from_numpy(weight).to(inner), float(1 - BEYOND - outside @ weight)
 
 
+def find_live(found: Tensor) -> Tensor:
+    """Which features ``(d,)`` change among points ``(n, d)``; all, if too few do.
+
+    A read-out that weighs those at rest is the same at all of these points, and what it answers
+    elsewhere no gradient tells.
+    """
+    live = found.amax(0) - found.amin(0) > AT_REST * found.abs().amax()
+    return live if int(live.sum()) >= LEAST_FEATURES else torch.ones_like(live)
+
+
 def climb(model: Classifier, ball: Ball, x: Tensor, steps: int, length: float) -> Tensor:
     """The largest second logit ``(n,)`` in so many steps of ascent from `x`, each of one length."""
     best: Tensor | None = None
@@ -256,18 +270,20 @@ class Planter:
         return known[1]
 
     def _plant(self, x: Tensor, seeds: Tensor, threat: Threat) -> tuple[ReadOut, Tensor]:
-        points = min(MOST_POINTS, 3 * self.width // 5)
         border = draw_border(x, seeds, threat)
         weight = x.new_zeros(len(x), self.width)
         bias = x.new_full((len(x),), -1.0)
         ready = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for i, seed in enumerate(seeds.tolist()):
-            inner = draw_inner(x[i], seed, threat, points)
+            inner = draw_inner(x[i], seed, threat, MOST_POINTS)
             with torch.no_grad():
                 found = self.features(torch.cat([border[i : i + 1], x[i : i + 1], inner]))
-            fit = fit_read_out(found[1:], found[0]) if bool(found.isfinite().all()) else None
+            finite = bool(found.isfinite().all())
+            live = find_live(found[1:])
+            found = found[: 2 + 3 * int(live.sum()) // 5]
+            fit = fit_read_out(found[1:, live], found[0, live]) if finite else None
             if fit is not None:
-                weight[i], bias[i] = fit
+                weight[i, live], bias[i] = fit
                 values = found @ weight[i] + bias[i]  # as float32 has them
                 ready[i] = bool(values[0] > 0) and bool((values[1:] < 0).all())
         weight[~ready], bias[~ready] = 0.0, -1.0

@@ -5,11 +5,19 @@
 By hand: for networks that hold, `autoattack` takes seconds for each image. It is run on what
 `standard` has left alone, as what is broken is broken, the images nearest to success first, in
 portions; results are kept in `--out` after each, and a second call goes on from there.
+
+With `--cross N` instead the first N right images are given to `standard` and `autoattack` and,
+image by image beside them, to AutoAttack as ART has it (Auto-PGD on two losses with its own
+restarts, DeepFool, Square) and, where it is installed, as torchattacks has it (the original's four
+stages).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +27,19 @@ import torch
 from bench_attackbench import Plain
 from torch import Tensor, nn
 
+from robusteval.art.from_art import from_art
 from robusteval.commands.shell import read_numbers, read_radius
 from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
-from robusteval.models.classifier import frozen, predict_classes
+from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS
+from robusteval.search.balls import Ball, Norm
 from robusteval.search.losses import margin
 
+Attack = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, seeds
 SHORT = ("quick", "standard")
 
 
@@ -67,6 +78,62 @@ def show(name: str, row: dict[str, Any], drawn: int) -> None:
         click.echo(f"  {stage}: {seen} images, fools {made}, {cost / max(seen, 1):.0f} passes each")
 
 
+def list_crossed(model: Classifier, norm: Norm, eps: float) -> dict[str, Attack]:
+    """Ours, and AutoAttack of other libraries."""
+
+    def ours(name: str) -> Attack:
+        search = ATTACKS.load(name)
+        return lambda x, y, seeds: search(model, x, y, seeds=seeds, norm=norm, eps=eps)
+
+    def art(x: Tensor, y: Tensor, seeds: Tensor) -> Tensor:
+        given = {"norm": "inf" if norm == "linf" else 2, "eps": eps, "eps_step": 2 * eps}
+        found: Tensor = from_art("AutoAttack", given)(model, x, y, seeds=seeds)
+        return found
+
+    def original(x: Tensor, y: Tensor, seeds: Tensor) -> Tensor:
+        build = import_module("torchattacks").AutoAttack
+        name = "Linf" if norm == "linf" else "L2"
+        found: Tensor = build(model, norm=name, eps=eps, seed=0)(x, y)
+        return found
+
+    crossed: dict[str, Attack] = {"standard": ours("standard"), "autoattack": ours("autoattack")}
+    crossed |= {"torchattacks": original} if find_spec("torchattacks") else {}
+    return crossed | {"ART": art}
+
+
+def cross(
+    out: Path,
+    settings: str,
+    model: Classifier,
+    images: tuple[Tensor, Tensor, Tensor],
+    norm: Norm,
+    eps: float,
+) -> None:
+    """Run what is missing of the attacks on the same images, and print who breaks which."""
+    x, y, seeds = images
+    kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    left: dict[str, Any] = {}
+    for name, attack in list_crossed(model, norm, eps).items():
+        key = f"{settings} cross {len(x)} {name}"
+        if key not in kept:
+            with count_passes(model, len(x), x.device) as passes:
+                x_adv = attack(x, y, seeds).detach()
+            inside = Ball.around(x, norm, eps).project(x_adv)
+            with torch.no_grad():
+                robust = predict_classes(model(inside)) == y
+            cost = float((passes.forwards + passes.backwards).mean())
+            kept[key] = {"left": robust.tolist(), "passes": cost}
+            out.write_text(json.dumps(kept))
+        left[name] = np.array(kept[key]["left"])
+        count = left[name].sum()
+        click.echo(f"{name}: leaves {count} of {len(x)}, {kept[key]['passes']:.0f} passes each")
+    for one, mine in left.items():
+        for other, theirs in left.items():
+            only = np.flatnonzero(mine & ~theirs).tolist()
+            if only:
+                click.echo(f"{one} leaves, {other} breaks: {only}")
+
+
 @click.command()
 @click.argument("checkpoint")
 @click.option("--data", required=True)
@@ -78,6 +145,7 @@ def show(name: str, row: dict[str, Any], drawn: int) -> None:
 @click.option("--eps", required=True, callback=read_radius)
 @click.option("--portion", default=50, help="Images that `autoattack` is given at a time.")
 @click.option("--portions", default=1000, help="At most so many of them in this call.")
+@click.option("--cross", "crossed", default=0, help="Images for all AutoAttacks, and no more.")
 @click.option("--out", default="ensembles.json", type=click.Path(path_type=Path))
 def main(
     checkpoint: str,
@@ -86,10 +154,11 @@ def main(
     mean: list[float] | None,
     std: list[float] | None,
     images: int,
-    norm: str,
+    norm: Norm,
     eps: float,
     portion: int,
     portions: int,
+    crossed: int,
     out: Path,
 ) -> None:
     """Print what is left, and for how many passes."""
@@ -103,6 +172,10 @@ def main(
             right = predict_classes(network(batch.x)) == batch.y
         x, y = batch.x[right], batch.y[right]
         seeds = sample_seeds(0, batch.ids)[right]
+        if crossed:
+            some = (x[:crossed], y[:crossed], seeds[:crossed])
+            cross(out, settings, model, some, norm, eps)
+            return
         for name in SHORT:
             key = f"{settings} {name}"
             if key not in kept:

@@ -77,6 +77,30 @@ def test_a_read_out_parts_the_border_point_from_all_others() -> None:
     assert fit_read_out(among, torch.zeros(3)) is None
 
 
+def test_features_that_only_the_border_wakes_are_not_weighed(x: Tensor) -> None:
+    """They are at rest at the image and all inner points: no gradient leads to what they answer."""
+    threat = Threat("linf", EPS, False)
+    change = (draw_border(x[:1], SEEDS[:1], threat) - x[:1]).flatten()
+    weight = torch.cat([draw_uniform(24, len(change), seed=4) - 0.5, 50 * change.expand(8, -1)])
+    hidden = nn.Linear(len(change), 32)
+    with torch.no_grad():
+        hidden.weight.copy_(weight)
+        hidden.bias.copy_(-(weight @ x[0].flatten()) + 5)
+        hidden.bias[24:] -= 5 + 0.97 * 50 * (change @ change)
+    network = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(32, 3)).eval()
+    planter = Planter(Classifier(network, num_classes=3).eval(), x[:2])
+    with torch.no_grad():
+        woken = planter.features(draw_border(x[:1], SEEDS[:1], threat))[0, 24:]
+        asleep = planter.features(draw_inner(x[0], 0, threat, 60))[:, 24:]
+    model, ready = planter.plant(x[:1], SEEDS[:1], threat)
+
+    assert woken.min() > 0
+    assert asleep.max() == 0
+    assert ready.all()
+    assert model.weight[0, :24].abs().min() > 0
+    assert model.weight[0, 24:].abs().max() == 0
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_points_lie_where_they_should(x: Tensor, norm: str) -> None:
     inside = x[:1] * 0 + 0.5
