@@ -10,16 +10,7 @@ import numpy as np
 from robusteval.runs import metrics, statistics
 from robusteval.runs.types import Outcome, Run, Spec
 
-from .measures import (
-    DifferenceRecord,
-    MeanRecord,
-    build_cost,
-    build_difference,
-    build_mean,
-    build_rate,
-    to_json_types,
-)
-from .record import (
+from .map_record import (
     AreaRecord,
     InterpreterRow,
     MapAttackRow,
@@ -29,6 +20,15 @@ from .record import (
     MapsRecord,
     TransferRecord,
     TransferRow,
+)
+from .measures import (
+    DifferenceRecord,
+    MeanRecord,
+    build_cost,
+    build_difference,
+    build_mean,
+    build_rate,
+    to_json_types,
 )
 
 EFFORT = ("warmup", "steps")  # parameters that say how long an attack goes on

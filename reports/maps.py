@@ -8,8 +8,8 @@ from typing import NamedTuple
 from robusteval.runs.types import Spec
 
 from . import formatting
+from .map_record import AreaRecord, MapPairRow, MapQualityRow, MapRow, MapsRecord
 from .measures import DifferenceRecord, MeanRecord, RateRecord
-from .record import AreaRecord, MapPairRow, MapQualityRow, MapRow, MapsRecord
 
 SAME = 0.5  # rank correlation from which maps are called much the same
 

@@ -10,9 +10,10 @@ from robusteval.runs.types import visible
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
+from .map_record import MapsRecord
 from .measures import build_rate
 from .models import build_models, build_models_table
-from .record import MapsRecord, RunRecord
+from .record import RunRecord
 from .transfer import build_transfer_table
 from .transfer_matrix import (
     TransferMatrix,

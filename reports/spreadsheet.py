@@ -11,9 +11,10 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.formulas import defuse_formula
 from robusteval.runs.types import visible
 
+from .map_record import MapAttackRow
 from .measures import MeanRecord, RateRecord
 from .problems import name_runs
-from .record import AttackRow, MapAttackRow, RunRecord, WorstCaseRow
+from .record import AttackRow, RunRecord, WorstCaseRow
 
 WAYS = ("", "_8bit", "_png")
 MAPS = ("distance", "noise", "floor", "iou")

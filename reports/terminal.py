@@ -18,8 +18,9 @@ from robusteval.runs.types import spell_line
 
 from . import attack_tables, formatting, gate_words, maps, sentences, stages
 from .corruptions import build_corruption_tables
+from .map_record import MapsRecord
 from .models import ModelsRecord, build_models, build_models_table
-from .record import MapsRecord, RunRecord
+from .record import RunRecord
 from .transfer import ReceivedRecord, build_transfer_table
 from .transfer_matrix import print_matrix
 

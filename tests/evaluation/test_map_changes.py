@@ -49,8 +49,8 @@ from robusteval.interpreters.scaling import min_max
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds
 from robusteval.registry import INTERPRETERS
+from robusteval.reports.map_record import MapsRecord
 from robusteval.reports.maps import build_tables, write_sentences
-from robusteval.reports.record import MapsRecord
 from robusteval.reports.spreadsheet import to_csv
 from robusteval.runs.folder import load_pictures, load_run
 from robusteval.runs.types import Outcome, Run, Spec
