@@ -13,6 +13,7 @@ from robusteval.runs.types import TRANSFER, Defended, Outcome, Run, Threat
 
 from .build_maps import build_maps
 from .corruptions import build_corruptions
+from .groups import build_groups, build_turned
 from .measures import (
     build_cost,
     build_distance,
@@ -91,6 +92,8 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         defenses=tuple(build_defense(run, defended) for defended in run.defenses),
         curves=tuple(build_curves(run)),
         corruptions=tuple(build_corruptions(run)),
+        groups=tuple(build_groups(run, groups)),
+        turned=tuple(build_turned(run, groups)),
         interpreters=build_maps(run),
         received=build_received(run),
         probes=tuple(

@@ -17,7 +17,17 @@ from robusteval.runs.folder import load_pictures
 from robusteval.runs.statistics import wilson
 from robusteval.runs.types import Picture, Run, visible
 
-from . import attack_tables, figures, formatting, gate_words, maps, pictures, sentences, terms
+from . import (
+    attack_tables,
+    figures,
+    formatting,
+    gate_words,
+    group_tables,
+    maps,
+    pictures,
+    sentences,
+    terms,
+)
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
@@ -110,9 +120,10 @@ def keep_percents(page: str) -> str:
 
 def compile_template() -> Template:
     """The template; whatever is put into it is escaped."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
+        loader=FunctionLoader(read_template),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=spell_out_invisible,
@@ -129,6 +140,7 @@ def compile_template() -> Template:
         draw_bar=draw_bar,
         formatting=formatting,
         gate_words=gate_words,
+        group_tables=group_tables,
         is_doubtful=is_doubtful,
         list_sections=list_sections,
         maps=maps,
@@ -140,8 +152,12 @@ def compile_template() -> Template:
     environment.filters["sha256"] = lambda text: encode_base64(
         hashlib.sha256(text.encode()).digest()
     )
-    source = resources.files("robusteval.reports").joinpath("report.html.jinja")
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return environment.get_template("report.html.jinja")
+
+
+def read_template(name: str) -> str:
+    """The text of a template of the package."""
+    return resources.files("robusteval.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def spell_out_invisible(value: Any) -> Any:
@@ -217,6 +233,7 @@ def list_sections(page: Page) -> list[str]:
     sections = {
         "Gates": record.gates,
         attacks: record.attacks,
+        "Classes": next(group_tables.build_group_tables(record), None),
         "Transfer": record.received,
         "Explanations": record.interpreters,
         "Budgets": page.curves,

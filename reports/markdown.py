@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import attack_tables, formatting, gate_words, maps, sentences, stages
+from . import attack_tables, formatting, gate_words, group_tables, maps, sentences, stages
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
 from .map_record import MapsRecord
@@ -110,6 +110,7 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         yield render_markdown_row(list(means.columns))
         yield render_markdown_row([LEFT, RIGHT])
         yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
+    yield from list_groups(record)
     yield from list_transfer(record)
     yield from list_curves(record)
     if record.interpreters:
@@ -192,6 +193,28 @@ def list_attacks(record: RunRecord) -> Iterator[str]:
             yield render_markdown_row(list(map(escape_prose, row)))
         if table.note:
             yield from ("", escape_prose(table.note))
+
+
+def list_groups(record: RunRecord) -> Iterator[str]:
+    """Classes and slices, and what classes become under all attacks together."""
+    for table in group_tables.build_group_tables(record):
+        yield from ("", f"### {escape_prose(table.title)}", "")
+        yield from (f"- {escape_prose(line)}" for line in table.lines)
+        yield from ("",) if table.lines else ()
+        yield render_markdown_row([escape_prose(table.first), *map(escape_prose, table.columns)])
+        yield render_markdown_row([LEFT, *(RIGHT for _ in table.columns)])
+        for name, cells in table.rows:
+            yield render_markdown_row([escape_prose(name), *map(escape_prose, cells)])
+        yield from ("", escape_prose(f"{table.left} {group_tables.NOTE}".strip()))
+    for turned in group_tables.build_turned_tables(record):
+        if not turned.overall:
+            continue  # of each attack, JSON and HTML have it
+        yield from ("", f"### What classes become: {escape_prose(turned.title)}", "")
+        yield render_markdown_row(list(map(escape_prose, turned.header)))
+        yield render_markdown_row([LEFT, *(RIGHT for _ in turned.header[1:])])
+        for name, cells in turned.rows:
+            yield render_markdown_row([escape_prose(name), *map(escape_prose, cells)])
+        yield from ("", escape_prose(turned.note))
 
 
 def list_transfer(record: RunRecord) -> Iterator[str]:

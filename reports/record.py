@@ -20,6 +20,7 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import Run, spell_json
 
 from .corruptions import CorruptionsRecord
+from .groups import GroupsRecord, TurnedRecord
 from .map_record import MapsRecord
 from .measures import (
     Behind,
@@ -294,6 +295,8 @@ class RunRecord:
     defenses: tuple[DefenseRow, ...]
     curves: tuple[CurveRecord, ...]
     corruptions: Annotated[tuple[CorruptionsRecord, ...], "empty: none were run"]
+    groups: Annotated[tuple[GroupsRecord, ...], "by class and by slice, for each worst case"]
+    turned: Annotated[tuple[TurnedRecord, ...], "which class becomes which"]
     interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
     received: Annotated[ReceivedRecord | None, "null: no target was named"]
     probes: tuple[ProbeRow, ...]

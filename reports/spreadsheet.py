@@ -26,6 +26,7 @@ COLUMNS = (
     *("success_k", "success", "median_distance", "mean_distance", *DISTANCES),
     *("forwards", "backwards", "seconds", "unique_breaks"),
     *("confidence", "noise_rate", "edge_energy", "edge_area", "interpreter", "map_attacked"),
+    *("slice", "group", "p_holm"),
     *(f"map_{what}{part}" for what in MAPS for part in ("", "_low", "_high")),
 )
 
@@ -35,8 +36,9 @@ def to_csv(records: Sequence[RunRecord]) -> str:
     """The numbers of runs as CSV (RFC 4180), in full precision.
 
     The column `kind` says what a row is about: the accuracy of the images as they are ("clean"),
-    after one attack ("attack"), after the best attack for each image ("worst case"), or what an
-    attack did to the maps of one interpreter ("map"). Numbers that do not exist are empty; text
+    after one attack ("attack"), after the best attack for each image ("worst case"), the same of
+    the images of a class or slice alone ("class", "slice"), or what an attack did to the maps of
+    one interpreter ("map"). Numbers that do not exist are empty; text
     that a spreadsheet would take for a formula begins with an apostrophe.
     """
     page = io.StringIO(newline="")
@@ -60,9 +62,30 @@ def list_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
         yield {**known, "unique_breaks": row.unique_breaks, **list_numbers(row)}
     for case in record.worst_cases:
         yield {"kind": "worst case", "attack": "; ".join(case.attacks), **list_numbers(case)}
+    yield from list_group_rows(record)
     if record.interpreters:
         for attack in record.interpreters.attacks:
             yield from list_map_rows(attack)
+
+
+def list_group_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """A row for each class and each value of a slice, under each threat."""
+    for group in record.groups:
+        for row in group.rows:
+            yield {
+                "kind": group.kind,
+                "slice": group.by if group.kind == "slice" else None,
+                "group": row.name,
+                "defense": group.defense,
+                "norm": group.threat.norm,
+                "eps": group.threat.eps,
+                "targeted": group.threat.targeted,
+                "n": row.robust_accuracy.n,
+                "attacked": row.clean.k,
+                **list_accuracy("accuracy", row.robust_accuracy),
+                "median_distance": row.distance,
+                "p_holm": row.p_holm,
+            }
 
 
 def list_map_rows(row: MapAttackRow) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rich.text import Text
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import spell_line
 
-from . import attack_tables, formatting, gate_words, maps, sentences, stages
+from . import attack_tables, formatting, gate_words, group_tables, maps, sentences, stages
 from .corruptions import build_corruption_tables
 from .map_record import MapsRecord
 from .models import ModelsRecord, build_models, build_models_table
@@ -103,6 +103,7 @@ def print_table(record: RunRecord, console: Console) -> None:
     print_gates(console, record)
     if record.attacks:
         print_attack_tables(console, record)
+    print_groups(console, record)
     if record.received:
         print_transfer(console, record.received)
     if record.interpreters:
@@ -280,6 +281,30 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
         if table.note:
             console.print()
             print_paragraph(console, table.note, "dim")
+
+
+def print_groups(console: Console, record: RunRecord) -> None:
+    """Classes and slices: which is the worst, the lowest of them, and what classes become."""
+    for table in group_tables.build_group_tables(record, group_tables.BRIEF):
+        print_heading(console, table.title)
+        for line in table.lines:
+            print_paragraph(console, line)
+        columns = [
+            TableColumn(
+                fold_name(render_cell(console, title), SHORT),
+                [render_cell(console, cells[i]) for _, cells in table.rows],
+                left=i > 1,
+            )
+            for i, title in enumerate(table.columns)
+        ]
+        names = [(name, "attack") for name, _ in table.rows]
+        print_tables(console, names, [columns], render_cell(console, table.first))
+        turns = list(group_tables.write_turns(record)) if table.kind == "class" else []
+        note = group_tables.NOTE if table.first == record.groups[-1].by else ""
+        if below := [*turns, *filter(None, [table.left, note])]:
+            console.print()
+        for line in below:
+            print_paragraph(console, line, "" if line in turns else "dim")
 
 
 def print_transfer(console: Console, record: ReceivedRecord) -> None:

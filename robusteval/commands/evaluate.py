@@ -54,6 +54,15 @@ from .working import worker_options
     help="Evaluate N images, drawn at random. [default: all]",
 )
 @option(
+    "Data",
+    "--slice",
+    "slices",
+    multiple=True,
+    metavar="COLUMN",
+    help="Another column of FILE.csv, such as camera: the report says what is left of the images"
+    " of each of its values; may be repeated.",
+)
+@option(
     "Attacks",
     "--attack",
     "attacks",

@@ -43,6 +43,7 @@ class Request:
     columns: list[str] | None
     allow_outside: bool
     dtype: str = "float32"
+    slices: tuple[str, ...] = ()
 
     @property
     def data_name(self) -> str:
@@ -83,6 +84,7 @@ class Request:
             classes=self.classes,
             columns=self.columns,
             allow_outside=self.allow_outside,
+            slices=self.slices,
         )
 
     def open_both(self, progress: Bars) -> tuple[Classifier, Data]:
@@ -170,9 +172,10 @@ def open_images(
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
     names: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
 ) -> Data:
     """The data as this classifier takes it, with labels as it counts them."""
-    from robusteval.datasets.class_names import match_classes, read_class_names
+    from robusteval.datasets.class_names import list_classes, match_classes, read_class_names
     from robusteval.datasets.sources import open_data
 
     hint = classifier.identity
@@ -196,7 +199,14 @@ def open_images(
         columns=columns,
         allow_outside=allow_outside,
         value_range=value_range,
+        slices=slices,
     )
+    numbered = classes is not None and not list_classes(data)
+    if numbered and len(data.class_names or ()) != classifier.num_classes:
+        raise UsageError(
+            f"{classes} has {len(data.class_names or ())} names, the network"
+            f" {classifier.num_classes} outputs: name each of them, in their order"
+        )
     if published and data.fit is not None:
         crop, fill = published.get("crop", "rounded"), tuple(published.get("fill", ()))
         data = replace(data, fit=data.fit._replace(crop=crop, fill=fill))

@@ -62,12 +62,13 @@ def _list_values(read: object) -> list[object]:
 def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
     """The same images, each with the position of its folder's name in `names` as its label.
 
-    Case does not count, nor whether words are joined by spaces or underscores.
+    Case does not count, nor whether words are joined by spaces or underscores. Labels that are
+    numbers stay what they are, and get these names.
 
     Parameters
     ----------
     data : Data
-        A folder of class folders.
+        A folder of class folders, or images whose labels are names or numbers.
     names : sequence of str
         Names of the network's outputs in their order.
     origin : str
@@ -76,11 +77,17 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
     Raises
     ------
     UsageError
-        The data is not one, two names are the same, or a folder is not among them.
+        Two names are the same, or a folder or a number is not among them.
     """
     source: Any = data.source
     if not list_classes(data):
-        raise UsageError(f"{data.name} has no class folders that {origin} could name")
+        _place_names(names, origin)
+        if data.labels.max() >= len(names):
+            raise UsageError(
+                f"{data.name} has labels up to {data.labels.max()}, {origin} are {len(names)}: name"
+                " every class"
+            )
+        return replace(data, source=replace(source, class_names=tuple(names)))
     places = _place_names(names, origin)
     labels = [_find_place(places, folder) for folder in source.folders]
     for folder, label in zip(source.folders, labels, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -184,6 +184,12 @@ class Data:
         """How names decided on the labels, in words; None where they are numbers or positions."""
         matching: str | None = getattr(self.source, "matching", None)
         return matching
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        """By column of the user's own the value of each image, `(n,)`; empty without one."""
+        slices: Mapping[str, Sequence[str]] = getattr(self.source, "slices", {})
+        return slices
 
     def count_turned(self, index: Sequence[int] | np.ndarray) -> int:
         """How many of the images at these positions are turned upright, as their EXIF says."""

@@ -50,9 +50,11 @@ def is_export(path: Path) -> bool:
 
 
 @DATA_SOURCES.add("exported", written="EXPORTED_RUN", recognises="is_export")
-def open_export(path: Path, channels: int, span: Span | None = None) -> FileSource:
+def open_export(
+    path: Path, channels: int, span: Span | None = None, slices: tuple[str, ...] = ()
+) -> FileSource:
     """a folder that `robusteval export` wrote: the images of all its attacks."""
-    return open_manifest(path / MANIFEST, channels, span=span)
+    return open_manifest(path / MANIFEST, channels, span=span, slices=slices)
 
 
 def export_images(

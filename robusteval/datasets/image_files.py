@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ from robusteval.datasets.images import (
 )
 from robusteval.datasets.wordnet import read_wordnet_ids
 from robusteval.errors import UsageError
-from robusteval.registry import DATA_SOURCES
+from robusteval.registry import DATA_SOURCES, explain_unknown
 from robusteval.runs.reading import MANIFEST, PICTURE, check_amount, read_bytes
+from robusteval.runs.slices import MOST_VALUES
 
 MOST_ROWS = 2_000_000  # of a list; ImageNet has 1,281,167 images to train on
 COLUMNS = ("file", "label")
@@ -51,6 +52,7 @@ class FileSource:
     order: tuple[str, ...] = ()
     matching: str | None = None
     span: Span | None = None
+    slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by column, of each image
     orientations: dict[int, int] = field(default_factory=dict)  # by position, of those looked at
     noun = "class folders"  # what `folders` are
 
@@ -229,6 +231,7 @@ def open_manifest(
     columns: tuple[str, str] | None = None,
     allow_outside: bool = False,
     span: Span | None = None,
+    slices: tuple[str, ...] = (),
 ) -> FileSource:
     """image files listed with the columns file,label; paths relative to the CSV."""
     names = columns or COLUMNS
@@ -244,12 +247,14 @@ def open_manifest(
                 " name those of the image and of the label with --columns, as in --columns"
                 " image,label"
             )
-        twice = [name for name in names if header.count(name) > 1]
+        check_slice_columns(path, slices, header)
+        twice = [name for name in (*names, *slices) if header.count(name) > 1]
         if twice:
             raise UsageError(f"{path} has two columns {twice[0]}: rename one of them")
         rows.fieldnames = header
         inside = None if allow_outside else InsideFolder(path.parent)
         files, labels = [], []
+        groups: dict[str, list[str]] = {name: [] for name in slices}
         for row in rows:
             where = f"{path}, line {rows.line_num}"
             file = path.parent / (row[names[0]] or "")
@@ -259,11 +264,41 @@ def open_manifest(
                 raise UsageError(f"{where}: there is no file {file}; paths are relative to the CSV")
             files.append(file)
             labels.append(((row[names[1]] or "").strip(), where))
+            for name, values in groups.items():
+                values.append((row[name] or "").strip())
     notes = note_turned(files)
     numbers, classes = number_texts(labels)
+    for name, values in groups.items():
+        check_slice_values(path, name, values)
     return FileSource(
-        path.name, tuple(files), numbers, channels, classes or None, notes, classes, span=span
+        path.name,
+        tuple(files),
+        numbers,
+        channels,
+        classes or None,
+        notes,
+        classes,
+        span=span,
+        slices={name: tuple(values) for name, values in groups.items()},
     )
+
+
+def check_slice_columns(path: Path, slices: Sequence[str], header: Sequence[str]) -> None:
+    """Refuse slices that are no columns of a table."""
+    for name in slices:
+        if name not in header:
+            said = explain_unknown("column", name, list(header))
+            raise UsageError(f"{path}, --slice: {said}")
+
+
+def check_slice_values(path: Path, name: str, values: Sequence[str]) -> None:
+    """Refuse a column that divides images into too many slices, or into single images."""
+    different, n = len(set(values)), len(values)
+    if different > MOST_VALUES or different == n > 1:
+        raise UsageError(
+            f"the column {name} of {path} has {different:,} values in {n:,} rows, which are no"
+            f" slices: --slice takes a column with at most {MOST_VALUES} values that images share"
+        )
 
 
 def number_texts(labels: Sequence[tuple[str, str]]) -> tuple[np.ndarray, tuple[str, ...]]:

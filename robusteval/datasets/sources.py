@@ -57,6 +57,7 @@ def open_data(
     columns: Sequence[str] | None = None,
     allow_outside: bool = False,
     value_range: Sequence[float] | None = None,
+    slices: Sequence[str] = (),
 ) -> Data:
     """Open a data set without decoding more than its first image.
 
@@ -96,6 +97,9 @@ def open_data(
     value_range : sequence of float, optional
         The values that stand for black and white in arrays and image files, such as
         ``(0, 65535)``, where they are not 0 and 255 of integers or 0 and 1 of floats.
+    slices : sequence of str
+        Other columns of a CSV file, such as ``["camera"]``, whose values divide the images into
+        slices that reports tell of.
 
     Raises
     ------
@@ -124,6 +128,7 @@ def open_data(
         "allow_outside": allow_outside,
         "bands": channels,
         "span": read_range(value_range),
+        "slices": check_slices(slices),
     }
     source = _open_source(os.fspath(spec), options)
     even = isinstance(source, ArraySource) and isinstance(source.images, np.ndarray)
@@ -149,6 +154,16 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, str] | None:
             "--columns takes two names, those of image and label: --columns image,label"
         )
     return names[0], names[1]
+
+
+def check_slices(slices: Sequence[str]) -> tuple[str, ...]:
+    """The columns that divide the images; UsageError if they are none, or one is there twice."""
+    names = () if isinstance(slices, str) else tuple(slices)
+    if isinstance(slices, str) or not all(isinstance(name, str) and name for name in names):
+        raise UsageError('slices takes a list of columns, such as ["camera"]')
+    if len(set(names)) < len(names):
+        raise UsageError(f"--slice names a column twice: {', '.join(names)}")
+    return tuple(name.strip() for name in names)
 
 
 def list_kinds() -> list[tuple[str, str]]:
@@ -217,6 +232,11 @@ def _call_source(name: str, path: Path | None, options: dict[str, Any]) -> Sourc
     known = {key: value for key, value in options.items() if key in wanted}
     if options["span"] is not None and "span" not in wanted:
         raise UsageError(f"--range is for arrays and image files, not for {name}: leave it out")
+    if options["slices"] and "slices" not in wanted:
+        raise UsageError(
+            f"--slice names columns of a table FILE.csv, and {path or name} has none: list the"
+            " images in such a file, with the columns file,label and those of the slices"
+        )
     places = () if path is None else (path,)
     if name in ORDER:
         opened = function(*places, **known)

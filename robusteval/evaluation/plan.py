@@ -27,6 +27,7 @@ from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
+from robusteval.runs.slices import encode_slices
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Finding, Spec, Threat, name_cell
 from robusteval.search.balls import TOLERANCE, measure_box
@@ -218,6 +219,8 @@ def prepare_plan(
         config["receiving"] = [each.identity for each in receiving]
     if share is not None:
         config["shard"] = str(share)
+    if data.slices:
+        config["slices"] = encode_slices(data.slices, index)
     findings = tuple(
         Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
         for spec, reason in left_out.items()

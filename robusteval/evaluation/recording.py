@@ -10,6 +10,7 @@ from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.target import Target
 from robusteval.models.environment import describe_environment
 from robusteval.runs.folder import Store
+from robusteval.runs.slices import decode_slices
 from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run
 
 
@@ -48,7 +49,7 @@ class Recording:
             model=plan.config["model"],
             data=self._describe_data(),
             environment=self.environment or describe_environment(plan.classifier.device),
-            clean={**self.targets[0].clean, **self.quality},
+            clean=self._join_clean(),
             outcomes=tuple(self.outcomes),
             findings=tuple(self.findings),
             status=status,
@@ -60,6 +61,11 @@ class Recording:
             receivers=self._list_measured(receives=True),
         )
 
+    def _join_clean(self) -> Columns:
+        """What is known of the images as they are; nothing before they were predicted."""
+        clean = self.targets[0].clean
+        return {**clean, **decode_slices(self.plan.config), **self.quality} if clean else {}
+
     def _list_measured(self, *, receives: bool) -> tuple[Defended, ...]:
         """Defenses, or receivers, that have seen the clean images."""
         found = [each.defended for each in self.targets if each.receives == receives]
@@ -70,6 +76,13 @@ class Recording:
         run = self.build_run(status, seconds)
         self.store.save_record(run.to_record(), keys)
         return run
+
+    def _list_class_names(self) -> list[str] | None:
+        """What the data calls its classes, else the checkpoint its outputs, if either does."""
+        model = self.plan.classifier
+        theirs = model.class_names or ()
+        names = self.plan.data.class_names or (theirs if len(theirs) == model.num_classes else ())
+        return list(names) or None
 
     def _describe_data(self) -> dict[str, Any]:
         """What a report says of the images; the range of pixels once they were looked at."""
@@ -83,7 +96,7 @@ class Recording:
             "shape": list(data.shape),
             "transform": data.transform,
             "range": seen,
-            "class_names": list(data.class_names) if data.class_names else None,
+            "class_names": self._list_class_names(),
             **({"turned": turned} if (turned := data.count_turned(self.plan.index)) else {}),
             **(
                 {"labels": matching} if (matching := getattr(data.source, "matching", None)) else {}

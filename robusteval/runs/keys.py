@@ -31,7 +31,10 @@ def hash_clean(config: Mapping[str, Any], defense: Any = None) -> str:
         Identity of the defense that they are behind.
     """
     role = "clean" if defense is None else "defense"
-    return digest({"role": role, "basis": select_basis(config), **name_defense(defense)})
+    # of the images as they are alone: a slice that was changed by hand is noticed
+    slices = config.get("slices") if defense is None else None
+    known = {"slices": slices} if slices else {}
+    return digest({"role": role, "basis": select_basis(config), **name_defense(defense), **known})
 
 
 def hash_quality(config: Mapping[str, Any], images: int = QUALITY) -> str:

@@ -142,10 +142,26 @@ def nearest_distance(outcomes: Sequence[Outcome]) -> Distance:
 
     nan without a success, or if the norm is none that is measured.
     """
+    found = find_nearest(outcomes)[find_breaks(outcomes).any(0)]
+    return Distance(median(found), mean(found))
+
+
+def find_nearest(outcomes: Sequence[Outcome]) -> np.ndarray[Any, Any]:
+    """How far the nearest success on each image ``(n,)`` is, in the norm of the shared threat.
+
+    inf without a success, nan if the norm is none that is measured.
+    """
+    far = np.stack([perturbation_sizes(outcome) for outcome in outcomes])
+    return np.asarray(np.where(find_breaks(outcomes), far, np.inf).min(0))
+
+
+def find_nearest_attack(outcomes: Sequence[Outcome]) -> np.ndarray[Any, Any]:
+    """Which of these attacks ``(n,)`` has the nearest success on each image; 0 where none has."""
     broken = find_breaks(outcomes)
     far = np.stack([perturbation_sizes(outcome) for outcome in outcomes])
-    found = np.where(broken, far, np.inf).min(0)[broken.any(0)]
-    return Distance(median(found), mean(found))
+    # a success whose distance nobody measures is one all the same
+    known = np.where(np.isfinite(far), far, np.finfo(np.float64).max)
+    return np.asarray(np.where(broken, known, np.inf).argmin(0))
 
 
 def robustness_curve(outcomes: Sequence[Outcome], points: int = 200) -> Curve:
@@ -187,10 +203,7 @@ def summarize_distances(*outcomes: Outcome) -> Distances:
 
     Of several attacks of one threat, the success on each image that is nearest in its norm.
     """
-    broken = find_breaks(outcomes)
-    far = np.stack([perturbation_sizes(outcome) for outcome in outcomes])
-    best = np.where(broken, far, np.inf).argmin(0)
-    made = broken.any(0)
+    best, made = find_nearest_attack(outcomes), find_breaks(outcomes).any(0)
 
     def take_nearest(name: str) -> np.ndarray[Any, Any]:
         values = np.stack([outcome.columns[name] for outcome in outcomes])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -214,6 +215,30 @@ def at_most(k: int, n: int, share: float) -> float:
     from scipy import special
 
     return float(special.bdtr(k, n, share))
+
+
+def fewer_test(k: int, n: int, rest_k: int, rest_n: int) -> float:
+    """Probability of at most `k` of `n` where as many are held as in the rest, by chance alone.
+
+    Fisher's exact test, one-sided: the tail of the hypergeometric distribution whose margins are
+    those of a group of `n` images and of the `rest_n` others. 1 where either is empty.
+    """
+    held, total = k + rest_k, n + rest_n
+    factorials = list_log_factorials(total)
+    i = np.arange(max(0, n - (total - held)), k + 1)
+
+    def count_ways(some: Any, among: int) -> np.ndarray[Any, Any]:
+        ways: np.ndarray[Any, Any] = factorials[among] - factorials[some] - factorials[among - some]
+        return ways
+
+    ways = count_ways(i, held) + count_ways(n - i, total - held) - count_ways(n, total)
+    return min(1.0, float(np.exp(ways).sum()))
+
+
+@cache
+def list_log_factorials(n: int) -> np.ndarray[Any, Any]:
+    """The logarithms of 0! to n! ``(n + 1,)``."""
+    return np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))
 
 
 def detectable_drop(

@@ -20,6 +20,8 @@ from robusteval.runs.seals import check_seal, seal
 from robusteval.runs.types import Columns
 from robusteval.runs.writing import write_atomically
 
+LONGEST_VALUE = 1000  # characters of a value that is shown whole
+
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, the same for equal values."""
@@ -59,7 +61,13 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
     elif old != new:
-        yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
+        there, here = (spell_short(json.dumps(value)) for value in (old, new))
+        yield f"{at}: {there} there, {here} here"
+
+
+def spell_short(text: str) -> str:
+    """A value in a line that people read: of a long one its beginning and its end."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:200]}...{text[-40:]}"
 
 
 def read_columns(path: Path, sha256: str, key: str) -> Columns:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robusteval.runs.showing import Showable
+from robusteval.runs.slices import decode_slices
 
 Values = np.ndarray[Any, Any]
 Columns = dict[str, Values]
@@ -361,7 +362,7 @@ class Run(Showable):
         defenses, outcomes = [], []
         for cell, columns in cells:
             if cell["role"] in ("clean", "quality"):
-                clean |= columns
+                clean |= {**columns, **decode_slices(record["config"])}
             elif cell["role"] in ("defense", "receiver"):
                 defenses.append(Defended.from_record(cell, columns))
             else:

@@ -187,9 +187,13 @@ def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
         open_data(str(draw_folders(tmp_path, NAMES)), channels=1, classes=[*NAMES, "zebra"])
 
 
-def test_names_for_data_without_class_folders_are_refused() -> None:
-    with pytest.raises(UsageError, match="no class folders"):
-        open_data("digits", classes=NAMES)
+def test_labels_that_are_numbers_get_the_names() -> None:
+    named = open_data("digits", classes=NAMES)
+
+    assert named.class_names == tuple(NAMES)
+    assert named.labels.tolist() == open_data("digits").labels.tolist()
+    with pytest.raises(UsageError, match="labels up to 9, the class names given are 9"):
+        open_data("digits", classes=NAMES[:-1])
 
 
 @pytest.mark.parametrize(

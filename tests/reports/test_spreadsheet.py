@@ -47,9 +47,20 @@ def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
     return make_run(first, second, behind, defenses=(defended,))
 
 
-def test_there_is_a_row_for_each_number(run: Run) -> None:
+def split_rows(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of whole runs, and those of classes."""
     rows = read(to_csv([record_of(run)]))
+    return [row for row in rows if not row["group"]], [row for row in rows if row["group"]]
 
+
+def test_there_is_a_row_for_each_number(run: Run) -> None:
+    rows, groups = split_rows(run)
+
+    assert [(row["kind"], row["slice"], row["group"]) for row in groups] == [
+        ("class", "", f"class {i}") for i in (*range(10), *range(10))
+    ]
+    assert [row["defense"] for row in groups[9:11]] == ["", "jpeg:quality=75"]
+    assert groups[0]["p_holm"] == as_dict(run)["groups"][0]["rows"][0]["p_holm"]
     assert [(row["kind"], row["defense"], row["attack"]) for row in rows] == [
         ("clean", "", ""),
         ("clean", "jpeg:quality=75", ""),
@@ -66,7 +77,7 @@ def test_there_is_a_row_for_each_number(run: Run) -> None:
 def test_numbers_have_all_their_digits(run: Run) -> None:
     record = as_dict(run)
 
-    rows = read(to_csv([record_of(run)]))
+    rows, _ = split_rows(run)
 
     for source, row in zip([*record["attacks"], *record["worst_cases"]], rows[2:], strict=True):
         for way, suffix in (("float", ""), ("eight_bit", "_8bit"), ("png", "_png")):
@@ -114,7 +125,7 @@ def test_every_line_has_every_column(run: Run) -> None:
 
     assert lines[0] == list(COLUMNS)
     assert {len(line) for line in lines} == {len(COLUMNS)}
-    assert [line[0] for line in lines[1:]] == ["one"] * 7 + ["one (2)"] * 7
+    assert [line[0] for line in lines[1:]] == ["one"] * 27 + ["one (2)"] * 27
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", " =", "＝"])

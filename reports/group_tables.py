@@ -1,0 +1,289 @@
+"""Classes and slices as tables and sentences: the weakest first, and what classes become.
+
+Everything here is plain text and may hold names from outside; each format escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from . import formatting
+from .gate_tests import show_p
+from .groups import GroupRow, GroupsRecord, TurnedRecord, count_by_class, is_below
+from .measures import RateRecord
+from .record import RunRecord
+from .sentences import explain_missing_number, shorten_defense
+
+BRIEF, MANY = 12, 40  # rows of a table in a terminal, and on a page
+MATRIX = 20  # classes of which each is held against each
+SHOWN_PAIRS = 20
+NAMED = 5  # groups or pairs in a sentence
+MEASURES = {"ssim": "1 - SSIM", "l0": "values", "l0_pixels": "pixels"}  # which are no distance
+NOTE = (
+    "Images that are right and stay so, with the Wilson 95 % interval; * marks what is below all"
+    " other images, and not by chance (Fisher's exact test, corrected by Holm over the rows)."
+)
+
+
+class GroupTable(NamedTuple):
+    """The groups of one split as text: a row each, with a cell for each of the columns."""
+
+    kind: str  # "class" or "slice"
+    title: str
+    lines: list[str]
+    first: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    bars: list[RateRecord]  # of each row, of the first threat
+    left: str  # what is not shown, in a sentence; empty if all is
+
+
+class TurnedTable(NamedTuple):
+    """What one attack, or the nearest success of all, turns classes into."""
+
+    title: str
+    header: list[str]
+    rows: list[tuple[str, list[str]]]
+    shades: list[list[int]]  # 0 to 9, for each cell of a matrix; empty of a list of pairs
+    note: str
+    overall: bool  # of the nearest success of all attacks, or of the only one
+
+
+def build_group_tables(record: RunRecord, most: int = MANY) -> Iterator[GroupTable]:
+    """A table for the classes, then one for each slice; the lowest of the first threat first."""
+    if explain_missing_number(record):
+        return
+    splits = dict.fromkeys((group.kind, group.by) for group in record.groups)
+    for kind, by in splits:
+        cases = [group for group in record.groups if (group.kind, group.by) == (kind, by)]
+        yield build_group_table(record, cases, most)
+
+
+def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], most: int) -> GroupTable:
+    """The groups of one split, a column for each threat and defense."""
+    first = cases[0]
+    kind, by = first.kind, first.by
+    known = [i for i, row in enumerate(first.rows) if row.robust_accuracy.n]
+    order = sorted(known, key=lambda i: order_row(first.rows[i]))
+    order += [i for i in range(len(first.rows)) if i not in set(known)]
+    shown = order[:most]
+    columns = ["images", "clean", *(title_case(record, group) for group in cases)]
+    becomes = find_commonest(record, first) if kind == "class" else {}
+    if becomes:
+        columns.append("mostly taken for")
+    rows = []
+    for i in shown:
+        row = first.rows[i]
+        cells = [f"{row.clean.n:,}", formatting.format_percent(row.clean)]
+        cells += [write_case(group, group.rows[i]) for group in cases]
+        if becomes:
+            cells.append(becomes.get(row.label or 0, formatting.MISSING))
+        rows.append((row.name, cells))
+    plural = "classes" if kind == "class" else f"values of {by}"
+    left = len(order) - len(shown)
+    rest = f"The {len(shown)} lowest of {len(order):,} {plural}; CSV and JSON have all."
+    return GroupTable(
+        kind=kind,
+        title="Classes" if kind == "class" else f"Slices by {by}",
+        lines=[line for group in cases for line in write_worst(record, group)],
+        first=by,
+        columns=columns,
+        rows=rows,
+        bars=[first.rows[i].robust_accuracy for i in shown],
+        left=rest if left else "",
+    )
+
+
+def order_row(row: GroupRow) -> tuple[float, float, int]:
+    """The lowest first, of equal ones that which attacks reach soonest, then the larger."""
+    far = row.distance if row.distance is not None else float("inf")
+    return row.robust_accuracy.value or 0.0, far, -row.robust_accuracy.n
+
+
+def count_known(group: GroupsRecord) -> int:
+    """The groups that have images."""
+    return sum(row.robust_accuracy.n > 0 for row in group.rows)
+
+
+def name_case(record: RunRecord, group: GroupsRecord) -> str:
+    """A threat, and the defense before the model as short as may be."""
+    defense = shorten_defense(record, group.defense) if group.defense else None
+    return formatting.format_place(group.threat, defense)
+
+
+def title_case(record: RunRecord, group: GroupsRecord) -> str:
+    """What stands in a column: what is left, or how near attacks without a radius got."""
+    place = name_case(record, group)
+    if not is_measured(group):
+        return place
+    return f"median {MEASURES.get(group.threat.norm, 'distance')}, {place}"
+
+
+def is_measured(group: GroupsRecord) -> bool:
+    """Whether a threat has no radius, so that what tells groups apart is how near attacks got."""
+    return group.threat.eps is None and any(row.distance is not None for row in group.rows)
+
+
+def write_case(group: GroupsRecord, row: GroupRow) -> str:
+    """What is left of a group; without a radius also how near attacks got."""
+    text = formatting.format_rate(row.robust_accuracy) + (" *" if is_below(row) else "")
+    if not is_measured(group):
+        return text
+    near = formatting.format_quantity(row.distance)
+    return f"{near}; {text} hold" if row.robust_accuracy.k else near
+
+
+def write_worst(record: RunRecord, group: GroupsRecord) -> Iterator[str]:
+    """The worst class or slice under a threat, held against the rest; nothing of one group."""
+    count = count_known(group)
+    noun = "class" if group.kind == "class" else f"value of {group.by}"
+    plural = "classes" if group.kind == "class" else f"values of {group.by}"
+    place = name_case(record, group)
+    if count < 2:
+        return
+    if group.worst is None or group.rest is None:
+        k = sum(row.robust_accuracy.k for row in group.rows)
+        if not k and group.threat.eps is not None:
+            yield f"At {place} no image of any of the {count:,} {plural} holds."
+        return
+    row = group.rows[group.worst]
+    shown = (
+        f"{name_group(group, row)}, {formatting.format_rate(row.robust_accuracy)} of"
+        f" {formatting.format_count(row.robust_accuracy.n, 'image')}; of the others"
+        f" {formatting.format_percent(group.rest)}"
+    )
+    below = [other.name for other in group.rows if is_below(other) and other is not row]
+    if not is_below(row):
+        yield (
+            f"Lowest {noun} at {place}: {shown}, which chance explains:"
+            f" {show_p(row.p_holm or 0.0)}, Holm over {count:,} {plural}."
+        )
+        return
+    others = ""
+    if below:
+        named = ", ".join(below[:NAMED])
+        more = f" and {len(below) - NAMED:,} more" if len(below) > NAMED else ""
+        others = f" Also below: {named}{more}."
+    yield (
+        f"Worst {noun} at {place}: {shown}, and not by chance:"
+        f" {show_p(row.p_holm or 0.0)}, Holm over {count:,} {plural}.{others}"
+    )
+
+
+def name_group(group: GroupsRecord, row: GroupRow) -> str:
+    """A class, or a value with its column."""
+    return row.name if group.kind == "class" else f"{group.by} {row.name}"
+
+
+def find_commonest(record: RunRecord, group: GroupsRecord) -> dict[int, str]:
+    """For each class what it is taken for most often, by its number."""
+    for turned in record.turned:
+        if (turned.threat, turned.defense) == (group.threat, group.defense):
+            found: dict[int, str] = {}
+            for pair in turned.pairs:  # the most frequent first
+                found.setdefault(pair.label, f"{pair.becomes_name} ({pair.k:,})")
+            return found
+    return {}
+
+
+def write_turns(record: RunRecord) -> Iterator[str]:
+    """What classes become most often under each threat, in a sentence."""
+    for turned in list_overall(record):
+        if not turned.pairs:
+            continue
+        right = count_by_class(record.groups, turned)
+        named = [
+            f"{pair.name} for {pair.becomes_name} ({pair.k:,} of {right.get(pair.label, 0):,})"
+            for pair in turned.pairs[:NAMED]
+        ]
+        more = len(turned.pairs) > NAMED or turned.left_out
+        place = name_turned(record, turned)
+        yield f"Taken most often at {place}: {', '.join(named)}{', and others' if more else ''}."
+
+
+def list_overall(record: RunRecord) -> Iterator[TurnedRecord]:
+    """Of each threat and defense what all attacks together turn classes into."""
+    met = set()
+    for turned in record.turned:
+        if (turned.threat, turned.defense) not in met:
+            met.add((turned.threat, turned.defense))
+            yield turned
+
+
+def name_turned(record: RunRecord, turned: TurnedRecord) -> str:
+    """A threat and the defense before the model."""
+    defense = shorten_defense(record, turned.defense) if turned.defense else None
+    return formatting.format_place(turned.threat, defense)
+
+
+def build_turned_tables(record: RunRecord) -> Iterator[TurnedTable]:
+    """What attacks turn classes into: as a matrix where classes are few, else the pairs."""
+    if explain_missing_number(record) or not any(g.kind == "class" for g in record.groups):
+        return
+    overall = list(list_overall(record))
+    for turned in record.turned:
+        if not turned.pairs:
+            continue
+        place = name_turned(record, turned)
+        knows = "" if turned.adaptive or turned.defense is None else ", oblivious"
+        what = f"{turned.attack}{knows}" if turned.attack else "nearest success of all attacks"
+        title = f"{what}, {place}"
+        right = count_by_class(record.groups, turned)
+        names = {row.label: row.name for row in turned.pairs}
+        names |= {row.becomes: row.becomes_name for row in turned.pairs}
+        for group in record.groups:
+            if group.kind == "class":
+                names |= {row.label: row.name for row in group.rows if row.label is not None}
+                break
+        first = any(turned is each for each in overall)
+        if len(names) <= MATRIX and not turned.left_out:
+            yield build_matrix(title, turned, dict(sorted(names.items())), right, first)
+        else:
+            yield build_pairs(title, turned, right, first)
+
+
+def build_matrix(
+    title: str, turned: TurnedRecord, names: dict[int, str], right: dict[int, int], overall: bool
+) -> TurnedTable:
+    """Each class against each: what images of the row become; on the diagonal those that hold."""
+    counts = {(pair.label, pair.becomes): pair.k for pair in turned.pairs}
+    # logits that are not finite are a column, and no class of images
+    columns = sorted(names, key=lambda label: (label < 0, label))
+    rows, shades = [], []
+    for label in (label for label in columns if label in right):
+        fooled = sum(k for (true, _), k in counts.items() if true == label)
+        made = {**{(label, other): 0 for other in columns}, **counts}
+        made[label, label] = right[label] - fooled
+        cells = [made[label, other] for other in columns]
+        rows.append((names[label], [f"{k:,}" if k else "·" for k in cells]))
+        shades.append([min(9, 10 * k // max(right[label], 1)) for k in cells])
+    return TurnedTable(
+        title,
+        ["", *(names[label] for label in columns)],
+        rows,
+        shades,
+        "Images that were right, by their class (row) and what they are taken for (column); on"
+        " the diagonal those that stay right.",
+        overall,
+    )
+
+
+def build_pairs(
+    title: str, turned: TurnedRecord, right: dict[int, int], overall: bool
+) -> TurnedTable:
+    """The most frequent pairs of classes."""
+    rows = [
+        (pair.name, [pair.becomes_name, f"{pair.k:,}", f"{right.get(pair.label, 0):,}"])
+        for pair in turned.pairs[:SHOWN_PAIRS]
+    ]
+    left = turned.fooled - sum(pair.k for pair in turned.pairs[:SHOWN_PAIRS])
+    rest = f" {left:,} more images became others." if left else ""
+    return TurnedTable(
+        title,
+        ["class", "taken for", "images", "of those right"],
+        rows,
+        [],
+        f"Pairs of classes, the most frequent first.{rest}",
+        overall,
+    )
