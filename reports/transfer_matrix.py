@@ -20,7 +20,8 @@ from . import formatting
 from .compare import order_images
 from .measures import Count, RateRecord, build_rate
 from .models import name_models
-from .transfer import format_share, identify
+from .rejudged import identify
+from .transfer import format_share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +109,7 @@ def sort_columns(columns: Columns, clean: Columns) -> Columns:
 
 def identify_network(facts: Any, name: str = "") -> str:
     """A text that is equal for the same network, read in the same way."""
-    known = [facts.get(key) for key in ("sha256", "arch", "mean", "std")]
+    known = [facts.get(key) for key in ("sha256", "arch", "mean", "std", "dtype")]
     return digest([*known, name if known[0] is None else ""])
 
 

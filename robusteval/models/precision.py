@@ -36,8 +36,9 @@ def set_precision(network: nn.Module, precision: str, file: str) -> None:
 
 def name_precision(dtype: str | torch.dtype) -> Precision:
     """The name of a type that a network may compute in; UsageError for others."""
+    name = str(dtype).removeprefix("torch.")
     for precision in PRECISIONS:
-        if str(dtype).removeprefix("torch.") == precision:
+        if name == precision:
             return precision
     raise UsageError(f"dtype must be one of {', '.join(PRECISIONS)}, not {escape(str(dtype))}")
 
@@ -58,7 +59,7 @@ def refuse_rounded(network: nn.Module) -> None:
     What layers give is compared with the logits there, which rounding would keep from agreeing.
     """
     for part in network.parameters():
-        if part.dtype in (torch.bfloat16, torch.float16):
+        if part.dtype == torch.bfloat16 or part.dtype == torch.float16:
             raise UsageError(
                 "maps that are made of a network's layers need it in float32, and this one computes"
                 f" in {str(part.dtype).removeprefix('torch.')}: explain it without --dtype, or by"

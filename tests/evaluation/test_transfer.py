@@ -324,13 +324,13 @@ def test_several_networks_are_evaluated_in_one_command(tmp_path: Path) -> None:
     assert [run.model["std"] for run in runs] == [[0.25], [0.5]]
     assert found["transfer"]["networks"] == ["n0.safetensors", "n1.safetensors"]
     assert all(run.receivers for run in runs)
-    for words, message in (
+    for given, message in (
         ((first, "--transfer"), "--transfer needs several networks"),
         ((first, first), "the same network is given twice"),
         ((first, second, "--shard", "1/2"), "--shard divides the run of one network"),
         ((first, "gone.pt"), "CHECKPOINT: there is no file gone.pt"),
     ):
-        refused = run_command("evaluate", *words, "--data", "digits", "--attack", "noise")
+        refused = run_command("evaluate", *given, "--data", "digits", "--attack", "noise")
         assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
 
 

@@ -140,8 +140,15 @@ def test_the_verdict_in_float32_is_what_a_count_by_hand_gives(tmp_path: Path) ->
     path = tmp_path / "net.safetensors"
     # the logits are the pixels, but for a factor that bfloat16 does not know
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.003]]).view(2, 1, 1, 2)
-    known = {"num_classes": 2, "input_shape": (1, 1, 2), "mean": None, "std": None}
-    save(path, {"weight": weight}, arch="net.py:net", **known)
+    save(
+        path,
+        {"weight": weight},
+        arch="net.py:net",
+        num_classes=2,
+        input_shape=(1, 1, 2),
+        mean=None,
+        std=None,
+    )
     base, more = torch.meshgrid(torch.arange(130, 150), torch.arange(5, 9), indexing="ij")
     x = torch.stack([(base + more).flatten(), base.flatten()], 1).view(-1, 1, 1, 2)
     data = from_arrays(x.byte().numpy(), [0] * len(x))
