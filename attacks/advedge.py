@@ -13,7 +13,8 @@ from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
-from robusteval.search.descent import Stop
+from robusteval.search.constants import Constants
+from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.edges import Edges, Variant, weigh_edges
 from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
 
@@ -45,6 +46,8 @@ MapClass = Literal["predicted", "target"]
         "target": {"targeted": (False,)},
         "confidence": {"stop": ("8bit", "float")},
         "every": {"stop": ("8bit", "float")},
+        "rounds": {"search": ("cw",), "settings": ("fast", "paper")},
+        "smoothing": ({"search": ("pgd", "stadv")}, {"settings": ("released",)}),
     },
 )
 @attack_in_parts
@@ -66,7 +69,7 @@ def advedge(
     steps: int | None = None,
     weight: float = 1.0,
     edge_stage: Stage = "preset",
-    alpha: float = 0.1,
+    alpha: float | None = None,
     edges: Edges = "sobel",
     edge_normalise: bool = False,
     smoothing: Smoothing = "preset",
@@ -74,6 +77,7 @@ def advedge(
     map_class: MapClass = "predicted",
     confidence: float | None = None,
     every: int | None = None,
+    rounds: int | None = None,
     stop: Stop = "8bit",
 ) -> Tensor:
     """Reach a class while the explanation stays as it was: ADV2, AdvEdge and AdvEdge+.
@@ -81,10 +85,13 @@ def advedge(
     Interpretable Deep Learning under Fire, arXiv:1812.00891 (ADV2), and Hardening Interpretable
     Deep Learning Systems, arXiv:2211.15926 (AdvEdge, Eq. 7 to 15; reconstructed from it and the
     code published with it). A warm-up towards the class alone, then class and map together; the
-    result is the image of the nearest map among those that are predicted as the class. Departs
-    from that code in choosing for each image by itself, in projecting every step to [0, 1], in a
-    warm-up of the C&W search that weighs the class as the rest does (as published it hardly
-    moves), and in unrolling MASK within one loss instead of bisecting its step.
+    result is the image of the nearest map among those that are predicted as the class. C&W lowers
+    the squared l2 distance, the map's by its weight, and a constant times the hinge of the margin
+    (arXiv:1608.04644, section V); the constant of each image is searched by halving over `rounds`
+    searches from the start (`robusteval.search.constants`), whose result is the image of least
+    distance and map together; its learning rate falls to zero. Departs from the published code in
+    choosing for each image by itself, in projecting every step to [0, 1], and in unrolling MASK
+    within one loss instead of bisecting its step; `released` keeps all else that it does.
 
     Parameters
     ----------
@@ -111,8 +118,11 @@ def advedge(
         Name of a differentiable interpreter, or several joined by ``+``, all fooled at once.
     settings : {"fast", "released", "paper"}
         What decides where a parameter is None or ``preset``. `released`: as the published code,
-        edges in the warm-up only. `paper`: equal budgets for all variants, edges in every step,
-        smoothing that sums to one. `fast`: a tenth of the steps, edges in the warm-up.
+        pair by pair: edges in the warm-up only, unequal budgets, losses of the warm-up, a fixed
+        weight of the class in C&W, the last image of some pairs as their result, and of C&W on
+        CAM the nearest image that misses the class, so that it never succeeds; ADV2 by PGD as its
+        own authors' code. `paper`: equal budgets for all variants, edges in every step, smoothing
+        that sums to one. `fast`: a tenth of the steps, edges in the warm-up.
     eps : float
         Radius of the ball of `search=pgd`, in units of the [0, 1] pixel range; no other search
         has one.
@@ -129,16 +139,18 @@ def advedge(
     edge_stage : {"preset", "warmup", "all"}
         Whether edges restrict the warm-up, as in the published code, or every step, as in the
         formulas. With `all`, `advedge_plus` changes nothing off the edges.
-    alpha : float
-        Least strength of an edge for `advedge_plus`, in units of the [0, 1] pixel range.
+    alpha : float, optional
+        Least strength of an edge for `advedge_plus`, in units of the [0, 1] pixel range; 0.1 if
+        not given, of `released` on RTS by PGD 0.05.
     edges : {"sobel", "random", "inverse"}
         Edges, or as controls equally many random places or those without an edge.
     edge_normalise : bool
         Divide the strength of edges by the image's largest.
-    smoothing : {"preset", "none", "uniform", "published"}
-        Target probabilities of the cross-entropy: one; from U(0.95, 1) at first to U(0.99, 1)
-        with the rest shared by the other classes; or, as published, a ninth of the rest to each
-        of them, which for k classes sums to more than one if k is above 10.
+    smoothing : {"preset", "none", "fixed", "uniform", "published"}
+        Target probabilities of the cross-entropy: one; 0.95 as in ADV2's code; from U(0.95, 1) at
+        first to U(0.99, 1), in both the rest shared by the other classes; or, as published, a
+        ninth of the rest to each of them, which for k classes sums to more than one if k is above
+        10.
     target : {"runner_up", "random", "least_likely"}
         Without `targeted`, the class to reach: the most likely one besides the label, a random
         one besides it, or the least likely one.
@@ -148,6 +160,8 @@ def advedge(
         Least probability of the class for an image to be chosen.
     every : int, optional
         Steps between one comparison of maps and the next.
+    rounds : int, optional
+        Searches of C&W, each from the start with another constant: 3 of `fast`, 9 of `paper`.
     stop : {"8bit", "float", "never"}
         What is compared: images rounded to 8 bits inside the ball, or as they are; `never`
         returns the last image. All steps are taken in any case, as the map still improves.
@@ -167,21 +181,31 @@ def advedge(
         raise ValueError(f"step must be positive, not {step:g}")
     plan = DualPlan.from_preset(
         interpreter.split("+"), settings, search, variant, smoothing, min(x.shape[2:])
-    ).override(warmup=warmup, steps=steps, weight=weight, confidence=confidence, every=every)
+    ).override(
+        warmup=warmup,
+        steps=steps,
+        weight=weight,
+        confidence=confidence,
+        every=every,
+        rounds=rounds,
+    )
 
     # where the image may change, and how far each step goes there
+    alpha = plan.alpha if alpha is None else alpha
     edge = weigh_edges(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
     throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
     if throughout and variant == "advedge_plus":
         free = free & (edge != 0)  # exactly, whatever a step or rounding would do
-    moves: Search
-    if search == "pgd":
-        moves = Signed(Ball.around(x, "linf", eps, free), eps / 8 if step is None else step)
-    elif search == "cw":
-        moves = Tanh(x, free, step or plan.rate)
-    else:
-        moves = Flow(x, free, step or plan.rate, seeds, tau=plan.tau, neighbours=plan.neighbours)
+    ball = Ball.around(x, "linf", eps if search == "pgd" else 1.0, free)
+
+    def start() -> Search:
+        if search == "pgd":
+            return Signed(ball, eps / 8 if step is None else step)
+        if search == "cw":
+            return Tanh(x, free, step or plan.rate)
+        rate = step or plan.rate
+        return Flow(x, free, rate, seeds, tau=plan.tau, neighbours=plan.neighbours)
 
     if len(x) == 0:
         for explainer in plan.explainers:
@@ -194,29 +218,51 @@ def advedge(
     goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
     shown = logits.argmax(1) if map_class == "predicted" else goal
     dual = DualObjective(model, x, goal, shown, plan, seeds)
+    moves = start()
     best = BestImages(dual.judge_images, moves.round_images, x, stop)
-
+    missed = Found.nothing(x)  # of `keep="missed"`
+    if plan.bisects:
+        slack = 1 / 255 if stop == "8bit" else 0.0  # beyond what rounding does to a margin
+        dual.constants = Constants(model, x, goal, slack, plan.confidence)
     here: Tensor | None = None
-    for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
-        tell_step(plan.warmup + i, plan.warmup + plan.steps)
-        if plan.begins_phase(i):
-            moves.restart()
-        here = edge if throughout or i < 0 else None
-        point = moves.point.detach().requires_grad_()
-        x_adv = moves.make_images(point, here)
-        loss, is_adv = dual.measure_loss(x_adv, i)
-        cost = moves.price_change(point, x_adv)
-        grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
-        if i >= 0 and i % plan.every == 0:
-            best.take(x_adv.detach()[is_adv], is_adv.nonzero().flatten())
-        moves.step(grad, here)
+    total = plan.warmup + plan.steps
+    x_adv = x
+    for turn in range(plan.rounds):
+        reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if turn:
+            moves = start()
+            dual.begin()
+        for i in range(-plan.warmup, plan.steps):  # below zero: towards the class alone
+            tell_step(turn * total + plan.warmup + i, plan.rounds * total)
+            if plan.begins_phase(i):
+                moves.restart()
+            if plan.bisects and isinstance(moves, Tanh):
+                moves.slow_down(1 - (plan.warmup + i) / total)
+            here = edge if throughout else plan.pace * edge if i < 0 else None
+            point = moves.point.detach().requires_grad_()
+            x_adv = moves.make_images(point, here)
+            loss, is_adv = dual.measure_loss(x_adv, i)
+            cost = moves.price_change(point, x_adv)
+            grad = autograd.grad((loss if cost is None else loss + cost).sum(), point)[0]
+            found = x_adv.detach()
+            if plan.keep == "missed" and i >= 0:
+                far = (found - x).square().flatten(1).sum(1)
+                everyone = torch.arange(len(x), device=x.device)
+                keep_best(missed, everyone, Found(found, far, ~is_adv, ~is_adv))
+            if i >= 0 and i % plan.every == 0:
+                reached[best.take(found[is_adv], is_adv.nonzero().flatten())] = True
+            moves.step(grad, here)
 
-    x_adv = moves.make_images(moves.point, here).detach()
-    if stop == "never":
-        return x_adv
-    with torch.no_grad():
-        is_adv = predict_classes(model(x_adv)) == goal
-    best.take(x_adv[is_adv], is_adv.nonzero().flatten())
+        x_adv = moves.make_images(moves.point, here).detach()
+        if plan.keep == "missed":
+            return torch.where(missed.is_adv.view(-1, 1, 1, 1), missed.x_adv, x_adv)
+        if plan.keep == "last" or (stop == "never" and turn == plan.rounds - 1):
+            return x_adv
+        with torch.no_grad():
+            is_adv = predict_classes(model(x_adv)) == goal
+        reached[best.take(x_adv[is_adv], is_adv.nonzero().flatten())] = True
+        if dual.constants is not None:
+            dual.constants.halve(reached)
     return best.fill_with(x_adv)
 
 

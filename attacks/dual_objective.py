@@ -27,6 +27,7 @@ from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
 from robusteval.models.steps import book_rows
 from robusteval.search.balls import quantise
+from robusteval.search.constants import Constants
 from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.losses import cross_entropy, margin
 
@@ -199,8 +200,14 @@ class DualObjective:
         self.draws = per_image(self.seeds, torch.Size((plan.steps,))).to(x)  # (n, steps)
         with torch.no_grad():
             self.benign = [e.trace_maps(model, x, shown, self.seeds)[0] for e in plan.explainers]
+        self.x = x
+        self.constants: Constants | None = None  # of the class beside a distance, if searched
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a search of so many steps as the plan has."""
         self.tracked = TrackedMask.from_interpreters(
-            plan.explainers, x, self.seeds, plan.steps, plan.mask_rate
+            self.plan.explainers, self.x, self.seeds, self.plan.steps, self.plan.mask_rate
         )
 
     def measure_loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -232,29 +239,68 @@ class DualObjective:
     def compute_class_term(self, logits: Tensor, step: int) -> Tensor:
         """What there is to lower until the class is predicted, ``(n,)``."""
         plan = self.plan
+        if self.constants is not None:
+            return self.constants.weigh(logits, self.goal)
+        if step < 0 and plan.lead != "ce":
+            return self.compute_lead(logits)
         if plan.floor is not None:
-            return plan.price * (-margin(logits, self.goal)).clamp_min(plan.floor)
-        if step < 0 or plan.smoothing == "none":
-            return plan.price * cross_entropy(logits, self.goal)
-        least = 0.95 + 0.04 * step / plan.steps
-        probability = least + (1 - least) * self.draws[:, step]
-        shares = 9 if plan.smoothing == "published" else logits.shape[1] - 1
-        return plan.price * smoothed_cross_entropy(logits, self.goal, probability, shares)
+            term = plan.price * (-margin(logits, self.goal)).clamp_min(plan.floor)
+        elif step < 0 or plan.smoothing == "none":
+            term = plan.price * cross_entropy(logits, self.goal)
+        else:
+            least = 0.95 + 0.04 * step / plan.steps
+            probability = least + (1 - least) * self.draws[:, step]
+            if plan.smoothing == "fixed":
+                probability = torch.full_like(probability, 0.95)
+            shares = 9 if plan.smoothing == "published" else logits.shape[1] - 1
+            term = plan.price * smoothed_cross_entropy(logits, self.goal, probability, shares)
+        loss, push = plan.push
+        if step < 0 or not push:
+            return term
+        # the mask network has no encoder of its own: it reads features of the network explained
+        own = cross_entropy(logits, self.goal) if loss == "ce" else -select(logits, self.goal)
+        return term + push * own
+
+    def compute_lead(self, logits: Tensor) -> Tensor:
+        """What warm-ups of the published code lower ``(n,)``, where it is no cross-entropy."""
+        if self.plan.lead == "logit":
+            return -select(logits, self.goal)
+        gap = -margin(logits, self.goal)
+        return gap if self.plan.lead == "margin" else 1e-4 * gap.clamp_min(0)
 
     def judge_images(self, x_adv: Tensor, index: Tensor) -> Found:
         """Images for rows `index` ``(m,)`` with the distance of their maps from the benign ones.
 
-        Measured on the network's own slopes. Finished: with the probability that is asked for.
+        Measured on the network's own slopes. Of a search for C&W's constant the loss is what it
+        lowers: the squared l2 distance, and that of maps by its weight. Finished: with the
+        probability that is asked for.
         """
+        plan, explainers = self.plan, self.plan.explainers
         goal, seeds = self.goal[index], self.seeds[index.cpu()]
         far = torch.zeros(len(index), dtype=x_adv.dtype, device=x_adv.device)
+        weights = plan.weigh_maps(plan.steps)
+        if plan.bisects:
+            far = (x_adv - self.x[index]).square().flatten(1).sum(1)
+            explainers = explainers if plan.weight else []
         with torch.no_grad(), book_rows(index):
-            found, own = explain_images(self.plan.explainers, self.model, x_adv, goal, seeds)
-        for maps, benign in zip(found, self.benign, strict=True):
-            far = far + measure_mean_distance(maps, benign[index]) / len(self.benign)
+            found, own = explain_images(explainers, self.model, x_adv, goal, seeds)
+        for explainer, maps, all_benign, weight in zip(
+            explainers, found, self.benign, weights, strict=False
+        ):
+            benign = all_benign[index]
+            if plan.bisects:
+                name = explainer.spec.name
+                far = far + weight * measure_squared_distance(name, maps, benign)
+            else:
+                far = far + measure_mean_distance(maps, benign) / len(self.benign)
         is_adv = predict_classes(own) == goal
         p = own.softmax(1).gather(1, goal.unsqueeze(1)).squeeze(1)
         return Found(x_adv, far, is_adv, is_adv & (p >= self.plan.confidence))
+
+
+def select(logits: Tensor, goal: Tensor) -> Tensor:
+    """The logits ``(n,)`` of classes `goal` ``(n,)``."""
+    return logits.gather(1, goal.unsqueeze(1)).squeeze(1)
 
 
 def smoothed_cross_entropy(
@@ -297,10 +343,13 @@ class BestImages:
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.found = Found(x.clone(), far, none, none.clone())
 
-    def take(self, x_adv: Tensor, index: Tensor) -> None:
-        """Compare images that as floats reach the class, of rows `index` ``(m,)``."""
+    def take(self, x_adv: Tensor, index: Tensor) -> Tensor:
+        """Compare images that as floats reach the class, of rows `index` ``(m,)``.
+
+        Returns the rows of those that could be results: finished ones.
+        """
         if self.stop == "never" or len(index) == 0:
-            return
+            return index
         if self.stop == "8bit":
             # the latest of those that rounding undoes is better than none
             one = torch.ones(len(index), dtype=torch.bool, device=x_adv.device)
@@ -308,8 +357,11 @@ class BestImages:
             keep_best(self.found, index, Found(x_adv, far, one, ~one))
             x_adv, allowed = self.round_images(x_adv, index)
             index, x_adv = index[allowed], x_adv[allowed]
-        if len(index):
-            keep_best(self.found, index, self.judge(x_adv, index))
+        if len(index) == 0:
+            return index
+        judged = self.judge(x_adv, index)
+        keep_best(self.found, index, judged)
+        return index[judged.finished]
 
     def fill_with(self, x_adv: Tensor) -> Tensor:
         """The best image of each original ``(n, c, h, w)``, that of `x_adv` where there is none."""

@@ -9,7 +9,11 @@ from robusteval.interpreters.explainer import Interpreter
 from robusteval.search.moves import Neighbours
 
 Settings = Literal["fast", "released", "paper"]
-Smoothing = Literal["preset", "none", "uniform", "published"]
+Smoothing = Literal["preset", "none", "fixed", "uniform", "published"]
+# what the warm-up lowers: cross-entropy, minus the logit, the margin, or that as a ten-thousandth
+Lead = Literal["ce", "logit", "margin", "faint"]
+# which image is the result: of the nearest map, the last, or of least l2 and not in the class
+Keep = Literal["nearest", "last", "missed"]
 
 
 class Recipe(NamedTuple):
@@ -23,6 +27,13 @@ class Recipe(NamedTuple):
     rate: float = 0.01  # of searches without a radius
     every: int = 10  # steps from one choice of the best to the next
     confidence: float = 0.0  # least probability of the class in a choice
+    rounds: int = 1  # searches, of C&W with another constant each
+    # what no formula has, only the published code
+    lead: Lead = "ce"
+    keep: Keep = "nearest"
+    push: tuple[Literal["logit", "ce"], float] = ("logit", 0.0)  # of the encoder's class
+    pace: float = 1.0  # factor on steps of the warm-up
+    alpha: float = 0.1  # least strength of an edge
 
     @property
     def steps(self) -> int:
@@ -62,7 +73,21 @@ RELEASED: dict[tuple[str, str], Recipe] = {
     ("stadv", "mask"): Recipe(400, ((500, 500, 1000),), floor=-5, rate=0.005, every=50),
     ("stadv", "rts"): Recipe(200, ((5, 10, 600),)),
 }
-# Where the published budgets depend on the variant; those of ADV2 are its own authors'.
+# What the published code does besides; no setting but `released` asks for it. The last image is
+# kept of some pairs, and of C&W on CAM one that misses the class: the test is that of an attack
+# without a target, given the target for a label, so that no result can be a success.
+PECULIAR: dict[tuple[str, str], dict[str, Any]] = {
+    ("pgd", "cam"): {"lead": "logit", "keep": "last"},
+    ("pgd", "mask"): {"lead": "margin"},
+    ("pgd", "rts"): {"lead": "logit", "keep": "last", "push": ("logit", 0.2)},
+    ("cw", "grad"): {"lead": "faint"},
+    ("cw", "cam"): {"lead": "faint", "keep": "missed"},
+    ("cw", "mask"): {"lead": "faint"},
+    ("cw", "rts"): {"lead": "faint", "keep": "last", "push": ("logit", 0.5)},
+    ("stadv", "cam"): {"keep": "last"},
+    ("stadv", "rts"): {"keep": "last", "push": ("ce", 0.1)},
+}
+# Where it depends on the variant; what ADV2's own authors have published of it is theirs: PGD.
 UNEQUAL: dict[tuple[str, str, str], dict[str, Any]] = {
     ("pgd", "grad", "adv2"): {"phases": _FIVE[:4]},
     ("pgd", "grad", "advedge_plus"): {
@@ -70,8 +95,25 @@ UNEQUAL: dict[tuple[str, str, str], dict[str, Any]] = {
         "phases": (*_FIVE[:4], (0.07, 0.07, 101)),
         "every": 2,
     },
-    ("pgd", "cam", "adv2"): {"warmup": 400, "phases": ((5, 10, 1200),), "smoothed": False},
+    ("pgd", "cam", "adv2"): {
+        "warmup": 400,
+        "phases": ((5, 10, 1200),),
+        "smoothed": False,
+        "every": 50,
+        "lead": "ce",
+        "keep": "nearest",
+    },
     ("pgd", "cam", "advedge_plus"): {"phases": ((5, 10, 1000),)},
+    ("pgd", "mask", "adv2"): {"lead": "ce"},
+    ("pgd", "rts", "adv2"): {
+        "smoothed": False,
+        "every": 50,
+        "lead": "ce",
+        "keep": "nearest",
+        "push": ("ce", 0.1),
+    },
+    ("pgd", "rts", "advedge"): {"pace": 0.5},
+    ("pgd", "rts", "advedge_plus"): {"alpha": 0.05},
 }
 
 
@@ -80,20 +122,37 @@ def choose_recipe(interpreter: str, settings: Settings, search: str, variant: st
     kind = interpreter if ("pgd", interpreter) in RELEASED else "cam"
     recipe = RELEASED[search, kind]
     if settings == "released":
-        return recipe._replace(**UNEQUAL.get((search, kind, variant), {}))
+        # what is said of the four says nothing of others that are taken like one of them
+        own = {} if kind != interpreter else PECULIAR.get((search, kind), {})
+        return recipe._replace(**{**own, **UNEQUAL.get((search, kind, variant), {})})
+    if search == "cw":
+        recipe = recipe._replace(
+            smoothed=False,
+            price=1.0,
+            floor=None,
+            every=min(recipe.every, 5) if kind != "mask" else recipe.every,
+            confidence=0.0,
+            rounds=9,
+        )
     if settings == "paper":
         return recipe
     first, last, rate = recipe.phases[0][0], recipe.phases[-1][1], recipe.rate
     if kind == "mask":
         # in few steps the published weight keeps images from reaching the class
         first, last, rate = 10, 10, 0.02 if search == "cw" else 0.03
+    warmup, steps, rounds = (25, 75, 3) if search == "cw" else (50, 150, 1)
     return recipe._replace(
-        warmup=50, phases=((first, last, 150),), rate=rate, smoothed=False, confidence=0.0
+        warmup=warmup,
+        phases=((first, last, steps),),
+        rate=rate,
+        smoothed=False,
+        confidence=0.0,
+        rounds=rounds,
     )
 
 
 def choose_map_settings(
-    interpreter: str, settings: Settings, search: str, side: int
+    interpreter: str, settings: Settings, search: str, variant: str, side: int
 ) -> dict[str, Any]:
     """Parameters of an interpreter in a preset, for images of `side` pixels."""
     if settings == "fast":
@@ -103,8 +162,16 @@ def choose_map_settings(
         relu = "adv2" if settings == "released" else "smooth"
         return {"score": "logprob", "pool": pool, "relu": relu}
     if interpreter == "mask":
-        return {"flavour": "v1" if search == "pgd" else "v2"}
+        first = search == "pgd" and not (settings == "released" and variant == "adv2")
+        return {"flavour": "v1" if first else "v2"}
     return {}
+
+
+def choose_mask_rate(settings: Settings, search: str, variant: str) -> float:
+    """The learning rate of a mask that is optimised along."""
+    if settings == "fast" or (settings == "released" and search == "pgd" and variant == "adv2"):
+        return 0.1
+    return 0.001 if search == "pgd" else 0.01
 
 
 class DualPlan(NamedTuple):
@@ -124,6 +191,13 @@ class DualPlan(NamedTuple):
     tau: float  # price of a flow
     neighbours: Neighbours
     mask_rate: float  # learning rate of a mask that is optimised along
+    bisects: bool  # whether the constant of C&W is searched, in so many
+    rounds: int
+    lead: Lead
+    keep: Keep
+    push: tuple[Literal["logit", "ce"], float]
+    pace: float
+    alpha: float
 
     @classmethod
     def from_preset(
@@ -141,14 +215,18 @@ class DualPlan(NamedTuple):
         recipes = [choose_recipe(name, settings, search, variant) for name in names]
         if smoothing == "preset":
             published: Smoothing = "published" if settings == "released" else "uniform"
+            if published == "published" and variant == "adv2":
+                published = "fixed"
             smoothing = published if any(recipe.smoothed for recipe in recipes) else "none"
         # the classification term of most interpreters, unless all share another
         floors = [recipe.floor for recipe in recipes]
         floor = None if None in floors else floors[0]
         return cls(
             explainers=[
-                Interpreter.build_differentiable(n, choose_map_settings(n, settings, search, side))
-                for n in names
+                Interpreter.build_differentiable(
+                    name, choose_map_settings(name, settings, search, variant, side)
+                )
+                for name in names
             ],
             recipes=recipes,
             warmup=max(recipe.warmup for recipe in recipes),
@@ -162,7 +240,15 @@ class DualPlan(NamedTuple):
             rate=min(recipe.rate for recipe in recipes),
             tau=5e-4 if floor is None else 4e-3,
             neighbours="diagonal" if settings == "released" else "direct",
-            mask_rate=0.1 if settings == "fast" else 0.001 if search == "pgd" else 0.01,
+            mask_rate=choose_mask_rate(settings, search, variant),
+            bisects=search == "cw" and settings != "released",
+            rounds=max(recipe.rounds for recipe in recipes),
+            # of several interpreters what all have
+            lead=recipes[0].lead if len({recipe.lead for recipe in recipes}) == 1 else "ce",
+            keep=recipes[0].keep if len({recipe.keep for recipe in recipes}) == 1 else "nearest",
+            push=max((recipe.push for recipe in recipes), key=lambda push: push[1]),
+            pace=min(recipe.pace for recipe in recipes),
+            alpha=min(recipe.alpha for recipe in recipes),
         )
 
     def override(
@@ -173,11 +259,20 @@ class DualPlan(NamedTuple):
         every: int | None,
         confidence: float | None,
         weight: float,
+        rounds: int | None = None,
     ) -> DualPlan:
         """The plan with what a user gave; the warm-up shrinks with the steps.
 
         ValueError if something is out of range.
         """
+        if self.keep != "nearest" and not every is confidence is None:
+            raise ValueError(
+                "with these settings every and confidence do nothing: as in the published code, no"
+                " image is chosen by its map"
+            )
+        rounds = self.rounds if rounds is None else rounds
+        if rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {rounds}")
         if warmup is None:
             warmup = self.warmup if steps is None else self.warmup * steps // self.steps
         steps = self.steps if steps is None else steps
@@ -194,7 +289,12 @@ class DualPlan(NamedTuple):
                 f" not {weight:g} and {confidence:g}"
             )
         return self._replace(
-            warmup=warmup, steps=steps, every=every, confidence=confidence, weight=weight
+            warmup=warmup,
+            steps=steps,
+            every=every,
+            confidence=confidence,
+            weight=weight,
+            rounds=rounds,
         )
 
     def weigh_maps(self, step: int) -> list[float]:

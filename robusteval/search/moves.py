@@ -108,6 +108,10 @@ class Adaptive:
         """A new optimiser from the same point."""
         self.optimiser = torch.optim.Adam([self.point], self.rate, amsgrad=True, foreach=False)
 
+    def slow_down(self, share: float) -> None:
+        """Let the learning rate be this share of what it was at first."""
+        self.optimiser.param_groups[0]["lr"] = share * self.rate
+
     def step(self, grad: Tensor, weight: Tensor | None) -> None:
         """One step of the optimiser; weights act where images are made."""
         self.point.grad = grad.nan_to_num(0.0, 0.0, 0.0)
