@@ -16,24 +16,25 @@ from typing import NamedTuple
 from robusteval.runs.types import visible
 
 from . import sentences
-from .formatting import format_rate, format_threat, join_parts, name_file
-from .measures import CORRUPTION, Facts, RateRecord
+from .corruptions import CorruptionsRecord, format_mean
+from .formatting import format_count, format_rate, format_threat, join_parts, name_file
+from .measures import CORRUPTION, Facts, MeanRecord, RateRecord
 from .record import RunRecord, to_json
 
 CLEAN = "accuracy on images as they are"
 ROBUST = "robust accuracy"
 EIGHT_BIT = "robust accuracy after rounding to 8 bit"
-CORRUPTED = "accuracy, images right under every corruption run"
+CORRUPTED = "mean accuracy under corruptions"
 FALSE_ALARMS = "false positive rate of the detector"
 CAUGHT = "true positive rate of the detector"
 
 
 class Figure(NamedTuple):
-    """A share of images."""
+    """A share of images, or the mean of one over corruptions."""
 
     metric: str
     about: str  # threat and defense; empty: neither
-    rate: RateRecord
+    rate: RateRecord | MeanRecord
     pointer: str  # into the JSON report
     knowledge: frozenset[str] = frozenset()  # of the attacks that it is over
 
@@ -42,12 +43,18 @@ class Figure(NamedTuple):
         """Metric and circumstances in one line."""
         return join_parts(self.metric, self.about)
 
+    @property
+    def text(self) -> str:
+        """The share with its interval."""
+        rate = self.rate
+        return format_mean(rate) if isinstance(rate, MeanRecord) else format_rate(rate)
+
 
 def list_figures(record: RunRecord) -> list[Figure]:
     """List the shares that may be handed on; none of a run whose numbers are not to be used."""
     if record.misfed or sentences.explain_missing_number(record):
         return []
-    return [figure for figure in gather_figures(record) if figure.rate.n]
+    return [each for each in gather_figures(record) if each.rate.n and each.rate.low is not None]
 
 
 def gather_figures(record: RunRecord) -> Iterator[Figure]:
@@ -64,10 +71,11 @@ def gather_figures(record: RunRecord) -> Iterator[Figure]:
             if (row.threat, row.defense) == (case.threat, case.defense)
         )
         if case.threat.norm == CORRUPTION:
-            yield Figure(CORRUPTED, about, case.robust_accuracy.float, f"{at}/float")
-            continue
+            continue  # nobody chooses the worst of them: their means follow
         yield Figure(ROBUST, about, case.robust_accuracy.float, f"{at}/float", knowledge)
         yield Figure(EIGHT_BIT, about, case.robust_accuracy.eight_bit, f"{at}/eight_bit", knowledge)
+    for i, found in enumerate(record.corruptions):
+        yield from gather_means(found, f"/corruptions/{i}")
     for i, defense in enumerate(record.defenses):
         about = describe_defense(defense.spec)
         yield Figure(CLEAN, about, defense.clean_accuracy, f"/defenses/{i}/clean_accuracy")
@@ -77,6 +85,27 @@ def gather_figures(record: RunRecord) -> Iterator[Figure]:
         yield Figure(FALSE_ALARMS, about, defense.detector.fpr, f"{at}/fpr")
         for k, row in enumerate(defense.detector.attacks):
             yield Figure(CAUGHT, join_parts(row.attack, about), row.tpr, f"{at}/attacks/{k}/tpr")
+
+
+def gather_means(found: CorruptionsRecord, at: str) -> Iterator[Figure]:
+    """The mean over all corruptions behind one defense, and that of each severity of several."""
+    about = describe_defense(found.defense)
+    over = join_parts(format_count(found.cells, "corruption"), about)
+    yield Figure(CORRUPTED, over, bound(found.accuracy), f"{at}/accuracy")
+    for k, each in enumerate(found.severities if len(found.severities) > 1 else ()):
+        said = join_parts(f"severity {each.severity:g}", about)
+        yield Figure(CORRUPTED, said, bound(each.accuracy), f"{at}/severities/{k}/accuracy")
+
+
+def bound(mean: MeanRecord) -> MeanRecord:
+    """A mean of shares with an interval that does not leave [0, 1], as Student's may."""
+    low, high = mean.low, mean.high
+    return MeanRecord(
+        mean.value,
+        None if low is None else max(low, 0.0),
+        None if high is None else min(high, 1.0),
+        mean.n,
+    )
 
 
 def describe_defense(spec: str | None) -> str:
@@ -125,6 +154,12 @@ REFERENCES = (
     ),
     Reference(
         "Regulation (EU) 2024/1689 (AI Act)",
+        "Article 15(4)",
+        "resilience regarding errors and faults of the system or its environment",
+        (CORRUPTED,),
+    ),
+    Reference(
+        "Regulation (EU) 2024/1689 (AI Act)",
         "Article 15(5)",
         "resilience against adversarial examples and model evasion",
         (ROBUST, EIGHT_BIT),
@@ -133,7 +168,7 @@ REFERENCES = (
         "ISO/IEC TR 24029-1:2021",
         "statistical and empirical methods",
         "assessment of a neural network's robustness by tests; nothing here is a formal proof",
-        (ROBUST, EIGHT_BIT),
+        (ROBUST, EIGHT_BIT, CORRUPTED),
     ),
     Reference("NIST AI RMF 1.0 (NIST AI 100-1)", "MEASURE 2.5", "validity, reliability", (CLEAN,)),
     Reference(
@@ -180,7 +215,7 @@ class Evidence(NamedTuple):
     @property
     def text(self) -> str:
         """What is asked there, and the figures with their places in the JSON report."""
-        said = (f"{each.title}: {format_rate(each.rate)} [{each.pointer}]" for each in self.figures)
+        said = (f"{each.title}: {each.text} [{each.pointer}]" for each in self.figures)
         return f"{self.reference.wants}: {'; '.join(said)}"
 
 

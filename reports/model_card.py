@@ -11,7 +11,6 @@ from robusteval.errors import UsageError
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import formatting
 from .evidence import (
     Figure,
     find_hash,
@@ -86,8 +85,7 @@ def list_lines(record: RunRecord, run: str) -> Iterator[str]:
     if figures:
         yield from ("| measured | share (95 % interval) | images |", "| :-- | --: | --: |")
     for each in figures:
-        shown = formatting.format_rate(each.rate)
-        yield f"| {escape_prose(each.title)} | {shown} | {each.rate.n:,} |"
+        yield f"| {escape_prose(each.title)} | {each.text} | {each.rate.n:,} |"
     yield from ("", "## What has to be known beside it", "")
     yield from (f"- {escape_prose(text)}" for text in list_limitations(record))
     evidence = list_evidence(record)

@@ -27,7 +27,7 @@ from .attacking import (
 from .check import exit_by_verdicts, gate_options, judge_runs, read_gates
 from .configured import EXAMPLE, ConfiguredCommand, is_configured, list_words
 from .networks import load_networks, name_networks, parse_network
-from .report import format_option, print_report
+from .report import format_option, log_option, log_runs, print_report, require_trackers
 from .running import (
     data_options,
     device_option,
@@ -183,6 +183,7 @@ from .working import worker_options
     help="Hold the run against the gates, see `robusteval check`.",
 )
 @gate_options(partial(option, "Report"))
+@log_option(partial(option, "Report"))
 @format_option
 def evaluate(
     checkpoint: str | None,
@@ -209,6 +210,7 @@ def evaluate(
     checked: bool,
     baseline: Path | None,
     config: Path | None,
+    logs: tuple[str, ...],
     form: str,
     **given: Any,
 ) -> None:
@@ -256,6 +258,9 @@ def evaluate(
     if not checked and (baseline or (config and not is_configured())):
         raise UsageError("--baseline and --config are for --check: add it, or leave them out")
     gates = read_gates(baseline, config) if checked else None
+    if shard is not None and logs:
+        raise UsageError("--log is for a whole run: join the shards first, then `report` it")
+    require_trackers(logs)
     if keep_images and (shard or workers or ray):
         raise UsageError(
             "--keep-images keeps what one process makes: leave out --shard, --workers and --ray"
@@ -314,11 +319,15 @@ def evaluate(
         return
     if gates is None or any(run.status != "complete" or is_all_wrong(run) for run in runs):
         print_report(runs, form)
+        missed = log_runs(runs, logs)
         exit_by_runs(runs)
-        return
-    verdicts = judge_runs(runs, *gates)
-    print_report(runs, form, verdicts)
-    exit_by_verdicts(verdicts)
+    else:
+        verdicts = judge_runs(runs, *gates)
+        print_report(runs, form, verdicts)
+        missed = log_runs(runs, logs, verdicts)
+        exit_by_verdicts(verdicts)
+    for error in missed:
+        raise error
 
 
 # endings of what a report, a picture or a network is written to, and no folder of a run

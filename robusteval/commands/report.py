@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.errors import UsageError
+from robusteval.errors import RunError, UsageError
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.folder import load_run
 from robusteval.runs.types import Run
 from robusteval.runs.writing import write_atomically
 
-from .shell import F, Option, emit, writing_stdout
+from .shell import F, Option, emit, tell, writing_stdout
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -27,6 +29,7 @@ SHIPPED = (
     *("cyclonedx", "spdx", "model-card"),
 )
 COMPARED = ("table", "markdown", "json")
+TRACKERS = ("mlflow", "wandb")
 RUN = click.Path(path_type=Path)
 
 
@@ -121,6 +124,49 @@ def output_options(formats: Sequence[str] = ()) -> Callable[[F], F]:
     return decorate
 
 
+def log_option(option: Callable[..., Callable[[Any], Any]] = click.option) -> Callable[[F], F]:
+    """The option that names trackers of experiments."""
+    return option(
+        "--log",
+        "logs",
+        multiple=True,
+        type=click.Choice(TRACKERS),
+        help="Hand the numbers on to MLflow or Weights & Biases, where they are installed; both"
+        " know from their own environment variables where to keep them. May be repeated.",
+    )
+
+
+def require_trackers(logs: Sequence[str]) -> None:
+    """UsageError if one of these is not installed."""
+    if logs:
+        from robusteval.reports.trackers import require_tracker
+
+        for name in logs:
+            require_tracker(name)
+
+
+def log_runs(
+    runs: Sequence[Run], logs: Sequence[str], checks: Sequence[Check | None] = ()
+) -> list[RunError]:
+    """Hand runs on to trackers; what could not be handed on, so that verdicts come first."""
+    missed: list[RunError] = []
+    if not logs:
+        return missed
+    from robusteval.reports.build import build_record
+    from robusteval.reports.trackers import track
+
+    for run, check in zip(runs, checks or [None] * len(runs), strict=True):
+        record = build_record(run, None if check is None else check.to_gates())
+        for name in logs:
+            tell(f"Handing the run on to {name}.")
+            try:
+                with redirect_stdout(sys.stderr):  # stdout is the report's alone
+                    track(record, name)
+            except RunError as error:
+                missed.append(error)
+    return missed
+
+
 def choose_format(form: str | None, out: Path | None, formats: Sequence[str] = ()) -> str:
     """The format asked for, by name or by the file's suffix; UsageError if neither tells."""
     if form is not None:
@@ -173,7 +219,10 @@ def deliver(text: str | bytes, out: Path | None) -> None:
 @click.command(short_help="Print the report of runs, or write it in another form.")
 @click.argument("runs", metavar="RUN...", type=RUN, nargs=-1, required=True)
 @output_options()
-def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bool) -> None:
+@log_option()
+def report(
+    runs: tuple[Path, ...], form: str | None, out: Path | None, force: bool, logs: tuple[str, ...]
+) -> None:
     """Print the report of each RUN, a run folder.
 
     Everything is read from the folders; nothing is computed again. With gates: `robusteval check`.
@@ -183,10 +232,15 @@ def report(runs: tuple[Path, ...], form: str | None, out: Path | None, force: bo
       robusteval report runs/demo-0123abcd
       robusteval report runs/demo-0123abcd --out report.html
       robusteval report runs/old runs/new --format csv
+      robusteval report runs/demo-0123abcd --log mlflow
     """
     form = choose_format(form, out)
     refuse_existing(out, force)
-    print_report([load_run(run) for run in runs], form, out=out)
+    require_trackers(logs)
+    read = [load_run(run) for run in runs]
+    print_report(read, form, out=out)
+    for error in log_runs(read, logs):
+        raise error
 
 
 @click.command(short_help="Compare two runs image by image.")
