@@ -20,8 +20,8 @@ from robusteval.runs.storage import digest
 from robusteval.runs.types import Columns, Flags, Outcome, Run, Threat, format_value
 
 from . import formatting
-from .corruptions import describe_corruption_errors
-from .measures import build_threat, to_json_types
+from .corruptions import describe_corruption_errors, describe_corruption_means
+from .measures import CORRUPTION, build_threat, to_json_types
 
 TOLD = 3  # differences between two attacks that people are told
 FLAGGED = -3  # in place of a prediction: the detector raised its alarm
@@ -183,9 +183,14 @@ def pair_attacks(before: OrderedRun, after: OrderedRun) -> Iterator[Pair]:
 
 
 def pair_worst_cases(before: OrderedRun, after: OrderedRun) -> Iterator[Pair]:
-    """The worst cases that are made of the same attacks, if of more than one."""
+    """The worst cases that are made of the same attacks, if of more than one.
+
+    Nobody chooses the worst corruption: `list_remarks` has the means over them.
+    """
     theirs = group_outcomes(after.run)
     for group, outcomes in group_outcomes(before.run).items():
+        if group[0].norm == CORRUPTION:
+            continue
         others = theirs.get(group, [])
         if len(outcomes) > 1 and set(map(identify_question, outcomes)) == set(
             map(identify_question, others)
@@ -350,6 +355,8 @@ def list_other_worst_cases(a: Run, b: Run) -> Iterator[str]:
         )
         if not others or max(len(before), len(after)) < 2 or before.keys() == after.keys():
             continue
+        if threat.norm == CORRUPTION:
+            continue
         sides = [
             f"only {when}: {', '.join(ours[k] for k in ours if k not in rest)}"
             for when, ours, rest in (("before", before, after), ("after", after, before))
@@ -366,6 +373,7 @@ def list_remarks(a: Run, b: Run) -> Iterator[str]:
     if None not in weights:
         same = weights[0] == weights[1]
         yield f"The weights are {'the same' if same else 'different'} (by SHA-256)."
+    yield from describe_corruption_means(a, b)
     yield from describe_corruption_errors(a, b)
     for what, before, after in list_unequal_settings(list_circumstances(a), list_circumstances(b)):
         yield f"{what}: {before} before, {after} after."

@@ -170,6 +170,35 @@ def build_corruption_tables(found: Sequence[CorruptionsRecord]) -> Iterator[Corr
         )
 
 
+def describe_corruption_means(before: Run, after: Run) -> Iterator[str]:
+    """By how much the mean accuracy under corruptions differs, in a sentence for each defense.
+
+    Over the corruptions that both ran, of the same images; none where there are none.
+    """
+    sides = [
+        {
+            (None if o.defense is None else str(o.defense), str(o.attack), str(o.threat)): o
+            for o in filter(is_corruption, run.attacks)
+        }
+        for run in (before, after)
+    ]
+    shared = [key for key in sides[0] if key in sides[1]]
+    for behind in dict.fromkeys(key[0] for key in shared):
+        groups = [[side[key] for key in shared if key[0] == behind] for side in sides]
+        old, new = (
+            find_right_shares(group)[np.argsort(group[0].columns["id"], kind="stable")]
+            for group in groups
+        )
+        gap = statistics.paired_difference(new, old, np.ones(len(new), np.bool_))
+        ends = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        where = f" behind {behind}" if behind else ""
+        yield (
+            f"Mean accuracy under {formatting.format_count(len(groups[0]), 'corruption')}{where}:"
+            f" {100 * old.mean():.1f} % before, {100 * new.mean():.1f} % after,"
+            f" {100 * gap.value:+.1f} points ({ends})."
+        )
+
+
 def describe_corruption_errors(reference: Run, run: Run) -> Iterator[str]:
     """The mean corruption error of a run, with another as the reference, in a sentence.
 

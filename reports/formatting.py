@@ -116,15 +116,16 @@ def format_count(n: int, noun: str) -> str:
 COUNTED_IN = {"l0": "value", "l0_pixels": "pixel"}
 
 
-def format_threat(threat: ThreatRecord) -> str:
-    """A threat model, as ``linf eps 8/255 (0.0314)``."""
+def format_threat(threat: ThreatRecord, shift: float | None = None) -> str:
+    """A threat model, as ``linf eps 8/255 (0.0314)``; of turns with the `shift`, if known."""
     goal = " targeted" if threat.targeted else ""
     if threat.norm == CORRUPTION and threat.eps is not None:
         return f"corruption of severity {threat.eps:g}"
     if threat.norm == "patch" and threat.eps is not None:
         return f"patch of {100 * threat.eps:g} % of the image{goal}"
     if threat.norm == "spatial" and threat.eps is not None:
-        return f"rotation up to {threat.eps:g} degrees with shifts{goal}"
+        far = "" if shift is None else f" up to {100 * shift:g} %"
+        return f"rotation up to {threat.eps:g} degrees with shifts{far}{goal}"
     if threat.norm == "none":
         radius = "" if threat.eps is None else f", {format_budget(threat)}"
         return f"no stated norm{radius}{goal}"

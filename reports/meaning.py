@@ -21,10 +21,23 @@ def describe_attacker(record: RunRecord, case: WorstCaseRow) -> str:
     sight = "who knows the network" if "white-box" in knows else "who sees its answers alone"
     if knows <= {"none"}:
         sight = "who sees nothing of it"
-    return f"An attacker {sight} and may change {describe_reach(case.threat)}"
+    reach = describe_reach(case.threat, find_shift(record, case))
+    return f"An attacker {sight} and may change {reach}"
 
 
-def describe_reach(threat: ThreatRecord) -> str:
+def find_shift(record: RunRecord, case: WorstCaseRow) -> float | None:
+    """The largest shift, in shares of the side, of attacks that turn and shift; None of others."""
+    if case.threat.norm != "spatial":
+        return None
+    known = (
+        row.parameters.get("shift")
+        for row in record.attacks
+        if (row.threat, row.defense) == (case.threat, case.defense)
+    )
+    return max((each for each in known if isinstance(each, int | float)), default=None)
+
+
+def describe_reach(threat: ThreatRecord, shift: float | None = None) -> str:
     """What an attacker may change, without the names of norms where there is a way."""
     eps = threat.eps
     if eps is None:
@@ -39,7 +52,8 @@ def describe_reach(threat: ThreatRecord) -> str:
     if threat.norm == "patch":
         return f"a square of {format_quantity(100 * eps)} % of an image at will"
     if threat.norm == "spatial":
-        return f"the view, by turns of up to {size} degrees and by shifts,"
+        far = "" if shift is None else f" of up to {format_quantity(100 * shift)} % of the side"
+        return f"the view, by turns of up to {size} degrees and by shifts{far},"
     if threat.norm in ("l1", "l2"):
         return f"an image by up to {size} in {threat.norm} (1 is a pixel from black to white)"
     return f"an image by up to {size} in {threat.norm}"

@@ -15,6 +15,7 @@ from robusteval.runs import metrics
 from robusteval.runs.types import Outcome, Picture, Run
 
 from . import formatting, sentences
+from .measures import CORRUPTION
 from .record import AttackRow, RunRecord
 
 Array = np.ndarray[Any, Any]
@@ -230,6 +231,8 @@ def describe_result(run: Run, outcome: Outcome, at: int) -> str:
     if outcome.threat.targeted:
         goal = name_class(run, c["target"][at])
         return f"✗ made {goal}" if fooled else f"✓ not made {goal}"
+    if outcome.threat.norm == CORRUPTION:  # where nobody fools anybody
+        return "✗ wrong" if fooled else "✓ right"
     return "✗ fooled" if fooled else "✓ withstood"
 
 

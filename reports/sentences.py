@@ -16,7 +16,6 @@ from .formatting import (
     format_hash,
     format_normalisation,
     format_percent,
-    format_place,
     format_quantity,
     format_range,
     format_rate,
@@ -28,7 +27,7 @@ from .formatting import (
     name_attack,
     name_file,
 )
-from .meaning import write_advice, write_attack_meaning, write_claim
+from .meaning import find_shift, write_advice, write_attack_meaning, write_claim
 from .measures import CORRUPTION
 from .neighbours import write_neighbours
 from .record import (
@@ -395,9 +394,9 @@ def name_worst(case: WorstCaseRow) -> str:
 
 def format_short_place(record: RunRecord, case: WorstCaseRow | ProbeRow) -> str:
     """Threat and defense of a case, the defense as short as this record allows."""
-    return format_place(
-        case.threat, shorten_defense(record, case.defense) if case.defense else None
-    )
+    shift = find_shift(record, case) if isinstance(case, WorstCaseRow) else None
+    behind = f" behind {shorten_defense(record, case.defense)}" if case.defense else ""
+    return format_threat(case.threat, shift) + behind
 
 
 def shorten_defense(record: RunRecord, spec: str) -> str:

@@ -85,6 +85,8 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     if threat.eps is None:
         return x_adv, fault
     reach = measure_distances(x_adv, x).get(threat.norm)
+    if threat.norm == "patch":
+        reach = measure_square(x_adv, x)
     if threat.norm == "ssim":  # whose radius is the likeness that may be lost
         reach = 1 - ssim(x_adv, x).double()
     if reach is None:
@@ -99,6 +101,24 @@ def repair(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         x_adv = x_adv.clone()
         x_adv[far] = near
     return x_adv, fault
+
+
+def measure_square(x_adv: Tensor, x: Tensor) -> Tensor:
+    """The share ``(n,)`` of each image that the smallest square around its change covers.
+
+    A value has changed if it is more than half a grey level away: results are rounded to 8 bit as
+    a whole.
+    """
+    changed = ((x_adv - x).abs() > 0.5 / 255 + TOLERANCE).any(1)  # (n, h, w)
+    sides = []
+    for axis in (1, 2):
+        places = torch.arange(changed.shape[3 - axis], device=x.device)
+        line = changed.any(axis)  # (n, w), then (n, h)
+        last = torch.where(line, places, -1).amax(1)
+        first = torch.where(line, places, len(places)).amin(1)
+        sides.append((last - first + 1).clamp_min(0))
+    side = torch.stack(sides).amax(0).double()
+    return (side**2 / (changed.shape[1] * changed.shape[2])).cpu()
 
 
 def predict_again(classifier: nn.Module, z: Tensor, known: Tensor, pred: Tensor) -> Tensor:

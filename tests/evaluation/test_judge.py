@@ -247,3 +247,16 @@ def test_images_that_are_not_attacked_stay_as_the_model_saw_them() -> None:
     assert not any(plain[name].any() for name in ("l0", "l1", "l2", "linf", "fault", "forwards"))
     np.testing.assert_array_equal(plain["margin_adv"], clean["margin_clean"])
     np.testing.assert_array_equal(plain["confidence_adv"], clean["confidence_clean"])
+
+
+def test_the_square_of_a_patch_is_measured(classifier: Classifier) -> None:
+    """Two pixels far apart are a large square; what rounding moves is none."""
+    x = grey(0.3, 0.3, 0.3)
+    x_adv = x + 0.4 / 255
+    x_adv[0, 0, 1:3, 0:2] = 0.9
+    x_adv[1, 0, 0, 0] = x_adv[1, 0, 2, 1] = 0.9
+    share = 4 / (x.shape[2] * x.shape[3])
+
+    fault = repair(x_adv, x, Threat("patch", share, False))[1]
+
+    assert fault.tolist() == [0, LEFT_BALL, 0]

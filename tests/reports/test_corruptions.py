@@ -15,12 +15,17 @@ from robusteval.reports.attack_tables import list_attack_lines
 from robusteval.reports.badge import build_badge
 from robusteval.reports.compare import compare
 from robusteval.reports.corruptions import build_corruption_tables, describe_corruption_errors
+from robusteval.reports.cyclonedx import render_cyclonedx
+from robusteval.reports.evidence import list_figures
 from robusteval.reports.formatting import format_threat
 from robusteval.reports.html import to_html
 from robusteval.reports.markdown import to_markdown
 from robusteval.reports.meaning import describe_reach
 from robusteval.reports.measures import ThreatRecord
+from robusteval.reports.model_card import render_model_card
 from robusteval.reports.models import build_models, build_models_table
+from robusteval.reports.pictures import describe_result
+from robusteval.reports.record import to_json
 from robusteval.reports.sentences import write_meaning
 from robusteval.runs.types import Outcome, Run, Spec, Threat
 
@@ -93,6 +98,8 @@ def test_patches_and_moves_are_said_in_plain_words() -> None:
     assert "turns of up to 30 degrees" in describe_reach(moved)
     assert format_threat(patch) == "patch of 5 % of the image"
     assert format_threat(moved) == "rotation up to 30 degrees with shifts"
+    assert format_threat(moved, 0.1) == "rotation up to 30 degrees with shifts up to 10 %"
+    assert "by shifts of up to 10 % of the side," in describe_reach(moved, 0.1)
 
 
 def test_every_form_has_the_means(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
@@ -163,3 +170,47 @@ def test_models_beside_each_other_have_no_worst_corruption(
 
     assert "right under all of 2, corruption of severity 1" in [row[0] for row in table.rows]
     assert not any("-0.0 (" in line for *_, cells in table.rows for cell in cells for line in cell)
+
+
+def test_comparisons_have_means_and_no_worst_corruption(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """The difference of means over the corruptions that both ran, image by image."""
+    runs = [make_corrupted_run(make_outcome, make_run, factor) for factor in (1, 2)]
+
+    found = compare(*runs)
+
+    assert {pair.kind for pair in found.pairs} == {"clean", "attack"}
+    assert any(
+        said.startswith("Mean accuracy under 4 corruptions: 82.5 % before, 65.0 % after, -17.5")
+        for said in found.remarks
+    )
+
+
+def test_a_corrupted_image_is_not_fooled(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    run = make_run(corrupted(make_outcome, "fog", 1, 1), folder=None)
+
+    said = [describe_result(run, run.outcomes[0], at) for at in (0, 1)]
+
+    assert said == ["✗ wrong", "✓ right"]
+
+
+def test_exports_carry_the_means(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """Over all corruptions and of each severity, where the JSON report has them."""
+    record = record_of(make_corrupted_run(make_outcome, make_run))
+    whole = json.loads(to_json(record))
+
+    found = [each for each in list_figures(record) if "corruptions" in each.metric]
+
+    assert [each.title for each in found] == [
+        "mean accuracy under corruptions, 4 corruptions",
+        "mean accuracy under corruptions, severity 1",
+        "mean accuracy under corruptions, severity 2",
+    ]
+    for figure in found:
+        there = whole
+        for part in figure.pointer.split("/")[1:]:
+            there = there[int(part)] if isinstance(there, list) else there[part]
+        assert there["value"] == figure.rate.value
+    assert "82.5 % (" in render_model_card([record])
+    assert "Article 15(4)" in render_cyclonedx([record])
