@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robusteval.evaluation.strength import check_strength, is_strong
-from robusteval.evaluation.votes import SURVIVAL
+from robusteval.evaluation.votes import SURVIVAL, VOTES
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import Columns, Finding, Outcome, Spec, keep_different
+from robusteval.runs.types import Columns, Finding, Flags, Outcome, Spec, keep_different
 
 UNSTEADY = 0.1  # of a margin
+LUCK = 3 * (2 * 0.25 / VOTES) ** 0.5  # three standard errors of a difference of two such shares
 
 
 def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
@@ -297,6 +298,18 @@ def check_attack(outcome: Outcome) -> list[Finding]:
     return found
 
 
+def could_be_luck(outcome: Outcome, probe: Outcome) -> Flags:
+    """Images of a probe ``(n,)`` whose verdict may differ from the attack's by the draws alone.
+
+    None, but of networks that answer at random: there both are shares of `VOTES` answers.
+    """
+    n = len(probe.columns["id"])
+    if SURVIVAL not in outcome.columns or SURVIVAL not in probe.columns:
+        return np.zeros(n, bool)
+    mine = outcome.columns[SURVIVAL][np.flatnonzero(outcome.attacked)[:n]]
+    return np.abs(probe.columns[SURVIVAL] - mine) < LUCK
+
+
 def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]:
     """What the extra attacks on the first images say of an attack on all of them."""
     if not is_strong(outcome):
@@ -306,7 +319,8 @@ def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Fin
         n = len(probe.columns["id"])
         mine = outcome.success()[np.flatnonzero(outcome.attacked)[:n]]
         theirs = probe.success()
-        only = int((theirs & ~mine).sum())
+        told = ~could_be_luck(outcome, probe)
+        only = int((theirs & ~mine & told).sum())
         same_norm = probe.threat.norm == outcome.threat.norm
         if probe.role == "probe:noise" and probe.threat == outcome.threat and only > 0:
             found.append(
@@ -330,7 +344,7 @@ def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Fin
             )
         bounded = outcome.threat.eps is not None
         if probe.role == "probe:double" and bounded and probe.attack == double_radius(outcome):
-            lost = int((mine & ~theirs).sum())
+            lost = int((mine & ~theirs & told).sum())
             if lost - only > max(1, 0.02 * n):
                 found.append(
                     Finding(

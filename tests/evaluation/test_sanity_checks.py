@@ -483,6 +483,18 @@ def test_noise_that_beats_an_attack_is_found() -> None:
     assert not found(attack, outcome([True] * 50 + [False] * 14, role="probe:noise"))
 
 
+def test_noise_that_beats_an_attack_by_luck_is_no_finding() -> None:
+    """Verdicts of a network that answers at random come from few answers."""
+    attack = outcome([True] * 10 + [False] * 10)
+    noise = outcome([False] * 19 + [True], role="probe:noise", knowledge="none")
+    attack.columns["survival"] = np.where(attack.success(), 0.2, 0.55)
+    noise.columns["survival"] = np.where(noise.success(), 0.45, 0.6)
+    assert not found(attack, noise)
+
+    attack.columns["survival"] = np.where(attack.success(), 0.2, 0.95)
+    assert found(attack, noise) == {"noise-wins"}
+
+
 def test_a_larger_budget_that_does_worse_is_found() -> None:
     """Beyond what chance could do."""
     attack = outcome([True] * 50 + [False] * 50)
