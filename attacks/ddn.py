@@ -9,18 +9,17 @@ from robusteval.art.to_art import ArtAttack
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.nearest import (
+    GLANCE,
     Images,
     Nearest,
     Radius,
+    Searched,
     build_near_objective,
     drop_blocked,
     fall,
-    measure_reach,
     scale_to_unit,
     share_round,
 )
-
-GLANCE = 10  # steps between two looks for images that are finished
 
 
 @ATTACKS.add("ddn", norms=("l2",), knowledge="white-box")
@@ -81,18 +80,13 @@ def ddn(
     ValueError
         If a parameter is out of range.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 0 < gamma < 0.5:
-        raise ValueError(f"gamma must be between 0 and 0.5, not {gamma:g}")
+    searched = Searched.begin(x, mask, "l2", steps=steps, gamma=gamma)
     objective = build_near_objective(model, y, targeted=targeted)
     kept = Nearest(x, "l2", images)
-    left = torch.arange(len(x), device=x.device)  # rows still searched
-    origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
-    delta, most = torch.zeros_like(x), measure_reach(x, free, "l2")
     radius = None
 
     for i in range(steps + 1):
+        left, origin, free, delta, most = searched
         if len(left) == 0:
             break
         tell_step(i, steps + 1)
@@ -117,13 +111,11 @@ def ddn(
         eps = radius.size.view(-1, 1, 1, 1)
         delta = delta - fall(1.0, 0.01, share) * eps * scale_to_unit(grad)
         delta = (origin + eps * scale_to_unit(delta)).clamp(0, 1) - origin
+        searched = searched._replace(delta=delta)
 
         if i % GLANCE == 0:
             going = kept.find_unfinished(left)
-            radius = radius.select(going)
-            left, origin, free, delta, most = (
-                column[going] for column in (left, origin, free, delta, most)
-            )
+            radius, searched = radius.select(going), searched.select(going)
     return kept.best_adv
 
 

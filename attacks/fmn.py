@@ -14,14 +14,15 @@ from robusteval.search.balls import Ball, project_l1
 from robusteval.search.descent import count_changes
 from robusteval.search.nearest import (
     END,
+    GLANCE,
     Images,
     Nearest,
     Radius,
+    Searched,
     build_near_objective,
     drop_blocked,
     fall,
     measure_norm,
-    measure_reach,
     scale_to_unit,
     share_round,
 )
@@ -30,7 +31,6 @@ Shortest = Literal["linf", "l2", "l1", "l0"]
 WIDTH = 0.2  # share of the values that the first step moves in l1
 NARROWER = 1.5  # by which the number of changed values is divided for that of a step
 FINAL = 0.8  # share of a round in l1 after which values are moved one by one
-GLANCE = 10  # steps between two looks for images that are finished
 
 
 @ATTACKS.add("fmn", norms=("linf", "l2", "l1", "l0"), knowledge="white-box")
@@ -98,19 +98,14 @@ def fmn(
     ValueError
         If a parameter is out of range.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 0 < gamma < 0.5:
-        raise ValueError(f"gamma must be between 0 and 0.5, not {gamma:g}")
+    searched = Searched.begin(x, mask, norm, steps=steps, gamma=gamma)
     objective = build_near_objective(model, y, targeted=targeted)
     kept = Nearest(x, norm, images)
-    left = torch.arange(len(x), device=x.device)  # rows still searched
-    origin, free = x, torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
-    delta, most = torch.zeros_like(x), measure_reach(x, free, norm)
-    ball = Ball.around(x, "l1", 0.0, free)  # for its bounds alone
+    ball = Ball.around(x, "l1", 0.0, searched.free)  # for its bounds alone
     radius = None
 
     for i in range(steps + 1):
+        left, origin, free, delta, most = searched
         if len(left) == 0:
             break
         tell_step(i, steps + 1)
@@ -157,13 +152,12 @@ def fmn(
             delta = project_l1(origin + delta, origin, ball.lower, ball.upper, radius.size) - origin
         else:
             delta = (origin + shrink_to_ball(delta, radius.size, norm)).clamp(0, 1) - origin
+        searched = searched._replace(delta=delta)
 
         if i % GLANCE == 0:
             going = kept.find_unfinished(left)
-            radius, ball = radius.select(going), ball.pick(going)
-            left, origin, free, delta, most = (
-                column[going] for column in (left, origin, free, delta, most)
-            )
+            radius, searched = radius.select(going), searched.select(going)
+            ball = ball.pick(going)
     return kept.best_adv
 
 

@@ -27,7 +27,6 @@ def square(
     queries: int = 5000,
     share: float = 0.8,
     rescale: bool = False,
-    patience: int | None = None,
     stop: Stop = "8bit",
 ) -> Tensor:
     """Random search by square windows, which needs no gradient.
@@ -63,8 +62,6 @@ def square(
         Of the pixels that the first windows cover, 0 to 1.
     rescale : bool
         Shrink windows as fast as `queries` asks for, instead of as for 10,000 as AutoAttack does.
-    patience : int, optional
-        Queries without an improvement after which an image is given up; never if not given.
     stop : {"8bit", "float", "never"}
         When an image is finished, see `robusteval.search.descent.descend`.
 
@@ -79,8 +76,8 @@ def square(
         If a parameter is out of range.
     """
     ball = Ball.around(x, norm, eps, mask)
-    if queries < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"queries and patience must be at least 1, not {queries} and {patience}")
+    if queries < 1:
+        raise ValueError(f"queries must be at least 1, not {queries}")
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 up to 1, not {share:g}")
     found = search_square(
@@ -90,7 +87,6 @@ def square(
         queries=queries,
         share=share,
         rescale=rescale,
-        patience=patience,
         stop=stop,
     )
     return found.x_adv

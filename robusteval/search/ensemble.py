@@ -143,7 +143,7 @@ class Stage:
             score = objective(x_adv, torch.arange(len(x_adv), device=x_adv.device))
         return Found(x_adv, score.loss, score.is_adv, score.is_adv)
 
-    def query(self, queries: int, *, rescale: bool = False, patience: int | None = None) -> Found:
+    def query(self, queries: int, *, rescale: bool = False) -> Found:
         """Random search with square windows."""
         return search_square(
             build_class_objective(self.model, self.y, targeted=self.targeted, loss="margin"),
@@ -152,7 +152,6 @@ class Stage:
             queries=queries,
             share=0.8,
             rescale=rescale,
-            patience=patience,
             stop=choose_stop("8bit", self.ball),
         )
 

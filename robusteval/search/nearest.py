@@ -31,6 +31,7 @@ ROUND = 100  # steps
 END = 1e-6  # so near to an end of the pixel range a value stands at it: sums round
 SOFT = 0.1  # temperature of the loss, in units of the margin
 COARSER, FINER = 1.2, 0.5  # times the pace, when a step ends where the last one did, or beyond
+GLANCE = 10  # steps between two looks for images that are finished
 GREY = 1.001 / 255  # one grey level, with room for rounding
 
 
@@ -93,6 +94,33 @@ class Nearest:
     def find_unfinished(self, index: Tensor) -> Tensor:
         """Which of rows `index` ``(m,)`` may still find something nearer ``(m,)``."""
         return self.best_norm[index] > self.least
+
+
+class Searched(NamedTuple):
+    """The images that are still searched, a row for each."""
+
+    left: Tensor  # (m,), their rows in the batch
+    origin: Tensor  # (m, c, h, w)
+    free: Tensor  # (m, c, h, w), one where a value may change
+    delta: Tensor  # (m, c, h, w), the changes of the iterate
+    most: Tensor  # (m,), the largest radius: the whole pixel range
+
+    @classmethod
+    def begin(
+        cls, x: Tensor, mask: Tensor | None, norm: Distance, *, steps: int, gamma: float
+    ) -> Searched:
+        """All images ``(n, c, h, w)``, unchanged; ValueError if a parameter is out of range."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        if not 0 < gamma < 0.5:
+            raise ValueError(f"gamma must be between 0 and 0.5, not {gamma:g}")
+        free = torch.ones_like(x) if mask is None else (mask != 0).to(x).expand_as(x)
+        rows = torch.arange(len(x), device=x.device)
+        return cls(rows, x, free, torch.zeros_like(x), measure_reach(x, free, norm))
+
+    def select(self, rows: Tensor) -> Searched:
+        """Some of the images."""
+        return Searched(*(column[rows] for column in self))
 
 
 class Radius(NamedTuple):

@@ -26,7 +26,6 @@ def search_square(
     queries: int,
     share: float,
     rescale: bool,
-    patience: int | None,
     stop: Stop,
 ) -> Found:
     """Square Attack: windows at random places, kept where they lower the objective.
@@ -52,8 +51,6 @@ def search_square(
         Of the pixels that the first windows cover; halved again and again, see `choose_width`.
     rescale : bool
         Shrink windows as fast as `queries` asks for, so that the smallest are reached.
-    patience : int, optional
-        Queries without an improvement after which an image is given up; None: never.
     stop : {"8bit", "float", "never"}
         When an image is finished, see `robusteval.search.descent.descend`.
 
@@ -75,7 +72,6 @@ def search_square(
     x_best = start_with_stripes(ball, seeds) if linf else start_with_bumps(ball, seeds)
     loss = torch.full((n,), torch.inf, device=device)
     is_adv = none.clone()
-    last = torch.zeros(n, dtype=torch.int64, device=device)  # query that improved it
     draw = ball.x.new_zeros(n, *numbers)
 
     for i in range(queries):
@@ -100,7 +96,6 @@ def search_square(
         x_best = torch.where(is_better.view(-1, 1, 1, 1), z, x_best)
         loss = torch.where(is_better, score.loss, loss)
         is_adv = is_adv | score.is_adv
-        last = torch.where(is_better, i, last)
         hit = is_better & score.is_adv
         done = hit if stop == "float" else torch.zeros_like(hit)
         if stop == "8bit" and bool(hit.any()):
@@ -108,15 +103,13 @@ def search_square(
             keep_best(best, left[hit], rounded)
             done[hit] = rounded.finished
 
-        # drop what is finished or hopeless
-        over = done if patience is None else done | (~is_adv & (i - last >= patience))
-        if i == queries - 1:
-            over = torch.ones_like(over)
+        # drop what is finished
+        over = torch.ones_like(done) if i == queries - 1 else done
         if bool(over.any()):
             found = Found(x_best[over], loss[over], is_adv[over], done[over] & (stop == "float"))
             keep_best(best, left[over], found)
-            left, x_best, loss, is_adv, last, draw = (
-                column[~over] for column in (left, x_best, loss, is_adv, last, draw)
+            left, x_best, loss, is_adv, draw = (
+                column[~over] for column in (left, x_best, loss, is_adv, draw)
             )
             here = here.pick(~over)
     return best if stop != "never" else best._replace(finished=best.is_adv)

@@ -96,18 +96,6 @@ def test_each_image_costs_the_queries_it_takes() -> None:
     assert forwards.tolist() == [37, 37, 1]
 
 
-def test_patience_gives_up_what_does_not_move() -> None:
-    """A flat network moves nothing, a linear one goes on."""
-    x, y = grey(2, 1, 6, 6), torch.ones(2, dtype=torch.int64)
-
-    _, flat = count(Weighed(torch.zeros(1, 6, 6), bias=-1.0), x, y, queries=50, patience=12)
-    settings = {"eps": 1e-4, "queries": 20, "patience": 12, "share": 0.03, "stop": "float"}
-    _, steep = count(Weighed(torch.ones(1, 6, 6)), x, y, **settings)
-
-    assert flat.tolist() == [13, 13]
-    assert steep.tolist() == [20, 20]
-
-
 def test_the_best_so_far_is_kept(bands: Classifier) -> None:
     """More queries never leave a higher margin."""
     x = quantise(torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
@@ -199,9 +187,7 @@ def test_a_loop_over_single_images_finds_the_same() -> None:
     assert labels_of(model, together).ne(y).any()
 
 
-@pytest.mark.parametrize(
-    "settings", [{"queries": 0}, {"patience": 0}, {"share": 0.0}, {"share": 1.5}]
-)
+@pytest.mark.parametrize("settings", [{"queries": 0}, {"share": 0.0}, {"share": 1.5}])
 def test_parameters_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     """In a sentence that names them, before anything is computed."""
     nothing = torch.empty(0, 1, 6, 6)
