@@ -25,6 +25,7 @@ from robusteval.runs.types import Run
 
 from .baseline import Baseline, check_finished, collect_verdicts
 from .gate_config import CLEAN, EXAMPLE, Rule, Settings, show_path
+from .gate_groups import choose_worst, list_parts
 from .gate_measures import (
     Measure,
     measure_clean_costs,
@@ -32,7 +33,7 @@ from .gate_measures import (
     measure_drops,
     measure_floors,
 )
-from .gate_scope import Scene
+from .gate_scope import Scene, describe_scope, describe_subject
 from .gate_tests import ChangeEvidence, Evidence, Level
 from .record import FlippedImage, GateKind, GateOutcome, GateRow, GatesRecord
 
@@ -111,10 +112,11 @@ def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Che
     least = max(settings.alpha / max(1, len(tests)), sys.float_info.min)
     level = Level(settings.alpha, least)
     adjusted = iter(statistics.holm(tests))
-    gates = [
+    decided = [
         trial.decide(None if trial.evidence.p is None else next(adjusted), level)
         for trial in trials
     ]
+    gates = list(join_families(trials, decided))
     return Check(
         gates=(*gates, *list_finding_gates(run, settings.allow)),
         alpha=settings.alpha,
@@ -132,6 +134,8 @@ class Trial(NamedTuple):
     limit: float
     evidence: Evidence
     scene: Scene
+    part: str = ""  # the class or slice it looks at
+    family: str = ""  # what the worst of several parts is chosen under; empty: it stands alone
 
     def decide(self, p: float | None, level: Level) -> GateRow:
         """Its outcome, given its corrected p-value."""
@@ -140,7 +144,7 @@ class Trial(NamedTuple):
         return GateRow(
             name=self.rule.name or self.kind,
             kind=self.kind,
-            on=self.on,
+            on=f"{self.on}, {self.part}" if self.part else self.on,
             outcome=said.outcome,
             reason=said.reason,
             limit=self.limit,
@@ -212,10 +216,35 @@ def list_trials(rule: Rule, scene: Scene) -> Iterator[Trial]:
         ("max_clean_cost", rule.max_clean_cost, measure_clean_costs),
         ("min_tpr", rule.min_tpr, measure_detections),
     )
+    parts = list(list_parts(rule, scene))
     for kind, limit, made in makers:
-        if limit is not None:
-            for on, evidence in made(rule, limit, scene):
-                yield Trial(rule, kind, on, limit, evidence, scene)
+        for part in parts if limit is not None else ():
+            assert limit is not None, "was asked before"
+            found: Iterator[tuple[str, Evidence]] = (
+                made(rule, limit, part.scene)
+                if part.lack is None
+                else iter([(describe_subject(rule, describe_scope(rule)), part.lack)])
+            )
+            for on, evidence in found:
+                family = on if len(parts) > 1 else ""
+                yield Trial(rule, kind, on, limit, evidence, part.scene, part.name, family)
+
+
+def join_families(trials: Sequence[Trial], rows: Sequence[GateRow]) -> Iterator[GateRow]:
+    """A row for each gate: of one that looks at several classes or slices, the worst of them."""
+    found: dict[tuple[int, str, str], list[int]] = {}
+    for i, trial in enumerate(trials):
+        # what stands alone is a family of its own
+        key = (id(trial.rule), trial.kind, trial.family or f"{i}")
+        found.setdefault(key, []).append(i)
+    for places in found.values():
+        trial = trials[places[0]]
+        if not trial.family:
+            yield rows[places[0]]
+            continue
+        noun = trial.rule.slice.column if trial.rule.slice else "class"
+        parts = [trials[i].part.removeprefix(f"{noun} ") for i in places]
+        yield choose_worst([rows[i] for i in places], parts, trial.family, noun)
 
 
 def list_finding_gates(run: Run, allow: Sequence[str]) -> Iterator[GateRow]:

@@ -12,6 +12,8 @@ Two spellings of one content. In ``robusteval.toml`` it stands at the top level,
     on = "worst-case"            # or "clean", or an attack such as "pgd:eps=8/255,steps=20"
     threat = "linf eps 8/255"    # or "linf": of several worst cases only this one
     defense = "NAME:key=value"   # behind this defense; without it, the model as it is
+    class = "cat"                # only images of this class; "*": each class, the worst decides
+    slice = "camera=night"       # only these images; "camera": each value, the worst decides
     floor = 0.4                  # robust accuracy of at least 40 %
     max_drop = 0.01              # at most one point below the baseline
     detectable = 0.05            # drops from five points up must be visible in this sample
@@ -41,6 +43,7 @@ from robusteval.runs.types import Spec, Threat
 MOST_GATES = 1000
 MOST_TRIED = 100  # lines that may begin a gate, where texts of several lines may only look so
 WORST, CLEAN = "worst-case", "clean"
+EVERY = "*"  # each class by itself
 EXAMPLE = """[[gate]]
 floor = 0.4      # robust accuracy of at least 40 %
 max_drop = 0.01  # at most one point below the baseline"""
@@ -64,6 +67,13 @@ class Wanted(NamedTuple):
         return str(Threat(self.norm, self.eps, self.targeted)) if self.radius else self.norm
 
 
+class SliceName(NamedTuple):
+    """The images that have a value in a column of their table."""
+
+    column: str
+    value: str | None  # None: each value by itself
+
+
 @dataclass(frozen=True)
 class Rule:
     """One gate as configured; the module says what each key means."""
@@ -72,6 +82,8 @@ class Rule:
     on: str | Spec = WORST  # WORST, CLEAN or an attack
     threat: Wanted | None = None
     defense: Spec | None = None
+    label: str | None = None  # of a class, its name or number, or EVERY
+    slice: SliceName | None = None
     floor: float | None = None
     max_drop: float | None = None
     detectable: float = 0.05
@@ -127,7 +139,8 @@ NUMBERS = {
     "fpr": Number(0, 1, open_low=True, open_high=True),
 }
 SHARED = ("alpha", "baseline", "allow", "gate", "evaluate")
-KEYS = ("name", "on", "threat", "defense", *(key for key in NUMBERS if key != "alpha"))
+TEXTS = ("name", "on", "threat", "defense", "class", "slice")
+KEYS = (*TEXTS, *(key for key in NUMBERS if key != "alpha"))
 LIMITS = ("floor", "max_drop", "max_clean_cost", "min_tpr")
 
 
@@ -280,7 +293,7 @@ def read_rule(gate: dict[str, Any], place: str, line: int | None) -> Rule:
     """One gate; UsageError with its place if it is wrong."""
     check_keys(gate, KEYS, place)
     check_numbers(gate, place)
-    for key in ("name", "on", "threat", "defense"):
+    for key in TEXTS:
         if key in gate and (not isinstance(gate[key], str) or not gate[key].strip()):
             raise UsageError(f"{place}: {key} must be a text, not {gate[key]!r}")
     for problem in list_problems(gate):
@@ -292,6 +305,8 @@ def read_rule(gate: dict[str, Any], place: str, line: int | None) -> Rule:
             on=read_on(gate.get("on", WORST)),
             threat=read_threat(gate["threat"]) if "threat" in gate else None,
             defense=parse(gate["defense"]) if "defense" in gate else None,
+            label=gate.get("class"),
+            slice=read_slice(gate["slice"]) if "slice" in gate else None,
             line=line,
             **values,
         )
@@ -313,6 +328,8 @@ def list_problems(gate: dict[str, Any]) -> Iterator[str]:
             yield f"detectable ({Rule.detectable} if not given) must be above {key}"
     if "threat" in gate and gate.get("on", WORST) != WORST:
         yield "threat chooses among worst cases; leave it out, or leave out on"
+    if "class" in gate and "slice" in gate:
+        yield "class and slice choose the images in two ways: give one of them"
     if "min_tpr" in gate and gate.get("on") == CLEAN:
         yield "min_tpr is about attacks, not about clean images"
 
@@ -328,6 +345,14 @@ def read_on(text: str) -> str | Spec:
         known = [WORST, CLEAN, *ATTACKS.entries]
         raise UsageError(explain_unknown("attack", spec.name, known))
     return check_attack(spec)
+
+
+def read_slice(text: str) -> SliceName:
+    """``camera=night``, or ``camera`` for each of its values; UsageError without a column."""
+    column, equals, value = (part.strip() for part in text.partition("="))
+    if not column:
+        raise UsageError(f"slice must be a column, or a column and a value, not {text!r}")
+    return SliceName(column, (value or "(empty)") if equals else None)
 
 
 def read_threat(text: str) -> Wanted:

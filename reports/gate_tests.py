@@ -48,6 +48,17 @@ class Unmet(NamedTuple):
         return Conclusion("failed", self.reason)
 
 
+class Undecided(NamedTuple):
+    """There is no image to look at: the gate says nothing."""
+
+    reason: str
+    p: float | None = None
+
+    def conclude(self, p: float | None, level: Level) -> Conclusion:
+        """What follows, given the corrected p-value."""
+        return Conclusion("inconclusive", self.reason)
+
+
 class ShareEvidence(NamedTuple):
     """A share that must not be below a floor."""
 
@@ -159,7 +170,7 @@ class ChangeEvidence(NamedTuple):
         return "passed", f"{seen}, {allowed}; {able}"
 
 
-Evidence = Unmet | ShareEvidence | ChangeEvidence
+Evidence = Unmet | Undecided | ShareEvidence | ChangeEvidence
 
 
 def show_share(share: float) -> str:
