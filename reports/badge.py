@@ -10,7 +10,7 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
 from . import corruptions, formatting, sentences
-from .problems import shorten
+from .problems import is_all_fooled, shorten
 from .record import RunRecord
 
 
@@ -28,7 +28,8 @@ def render_badge(records: Sequence[RunRecord]) -> str:
 def build_badge(record: RunRecord) -> str:
     """The JSON of a shields.io endpoint badge: the weakest robust accuracy, with its interval.
 
-    Green only for passed gates on a complete run without a grave finding.
+    Green only for passed gates on a complete run without a grave finding, red also where attackers
+    within a radius fool all images.
     """
     shown = {"schemaVersion": 1, "label": "robust accuracy", **write_label_and_message(record)}
     return json.dumps({**shown, "color": choose_colour(record)})
@@ -54,7 +55,8 @@ def write_label_and_message(record: RunRecord) -> dict[str, str]:
     case = min(bounded, key=lambda case: case.robust_accuracy.float.value or 0.0)
     rate = case.robust_accuracy.float
     label = f"robust accuracy {formatting.format_threat(case.threat)}"
-    message = f"{doubt}{formatting.format_rate(rate)}, n = {rate.n:,}"
+    fooled = ", all fooled" if is_all_fooled(case) else ""
+    message = f"{doubt}{formatting.format_rate(rate)}, n = {rate.n:,}{fooled}"
     return {"label": shorten(visible(label), 60), "message": message}
 
 
@@ -62,6 +64,8 @@ def choose_colour(record: RunRecord) -> str:
     """What a badge says at a glance."""
     outcome = record.gates.outcome if record.gates else None
     if outcome == "failed" or record.misfed:
+        return "red"
+    if any(map(is_all_fooled, sentences.list_attacked_cases(record))) and record.complete:
         return "red"
     if sentences.explain_missing_number(record) or not record.complete:
         return "lightgrey"

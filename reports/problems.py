@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import formatting, gate_words, sentences
-from .record import AttackRow, GateRow, RunRecord
+from .measures import CORRUPTION
+from .record import AttackRow, GateRow, RunRecord, WorstCaseRow
 
 LEVELS = {"failed": "error", "inconclusive": "warning"}  # of outcomes of a gate worth a result
 LONGEST = 4000  # characters of one message
@@ -50,6 +51,18 @@ def list_run_problems(record: RunRecord) -> list[Problem]:
         found.append(Problem("no-result", "error", "no result", said, file, 1))
     found += [
         Problem(
+            "nothing-robust",
+            "warning",
+            f"nothing robust: {formatting.format_place(case.threat, case.defense)}",
+            write_defeat(case),
+            file,
+            1,
+        )
+        for case in record.worst_cases
+        if is_all_fooled(case) and record.complete and not record.misfed
+    ]
+    found += [
+        Problem(
             f"finding-{finding.code}",
             "warning",
             f"finding: {finding.code}",
@@ -61,6 +74,22 @@ def list_run_problems(record: RunRecord) -> list[Problem]:
         if finding.grave
     ]
     return sorted(found, key=lambda problem: problem.level != "error")
+
+
+def is_all_fooled(case: WorstCaseRow) -> bool:
+    """Whether attackers within a radius fool every image that was right."""
+    within = case.threat.eps is not None and case.threat.norm != CORRUPTION
+    return within and case.success_rate.float.n > 0 and case.robust_accuracy.float.k == 0
+
+
+def write_defeat(case: WorstCaseRow) -> str:
+    """That no image withstands, with what the sample can tell of others."""
+    robust, fooled = case.robust_accuracy.float, case.success_rate.float
+    return (
+        f"No image withstands {formatting.format_place(case.threat, case.defense)}: robust accuracy"
+        f" {formatting.format_rate(robust)} of {formatting.format_count(robust.n, 'image')}, fooled"
+        f" on all {fooled.n:,} it had right."
+    )
 
 
 def list_gates(record: RunRecord) -> list[GateRow]:

@@ -470,6 +470,25 @@ def test_doubt_is_on_the_badge(make_outcome: MakeOutcome, make_run: MakeRun) -> 
     ]
 
 
+def test_nothing_that_holds_is_said_by_badge_and_code_scanning(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """0 % with passed gates is red, and a result; without a radius it is what such attacks do."""
+    fooled = make_outcome([True] * 100)
+    record = build_record(make_run(fooled), check(gate("passed"), outcome="passed"))
+    made = json.loads(badge.build_badge(record))
+    (result,) = sarif(record)["runs"][0]["results"]
+
+    assert (made["message"], made["color"]) == ("0 % (0–4), n = 100, all fooled", "red")
+    assert (result["ruleId"], result["level"]) == ("nothing-robust", "warning")
+    assert result["message"]["text"] == (
+        "No image withstands linf eps 8/255 (0.0314): robust accuracy 0 % (0–4) of 100 images,"
+        " fooled on all 100 it had right."
+    )
+    nearest = make_outcome([True] * 100, threat=Threat("l2", None, False))
+    assert sarif(build_record(make_run(nearest)))["runs"][0]["results"] == []
+
+
 def test_a_badge_without_a_number_says_so(make_run: MakeRun) -> None:
     record = build_record(make_run(), check(gate("passed"), outcome="passed"))
 
