@@ -11,6 +11,7 @@ from robusteval.art.to_art import ArtAttack
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Objective, Score, Stop, build_class_objective, descend
+from robusteval.search.mean_interval import MeanInterval
 from robusteval.search.ssim_ball import StructureBall
 
 Solver = Literal["box", "closed"]
@@ -28,6 +29,7 @@ def pgap(
     seeds: Tensor | None = None,
     mask: Tensor | None = None,
     eps2: float = 0.005,
+    eps1: float = 0.0,
     steps: int = 50,
     solver: Solver = "box",
     reference: Reference = "previous",
@@ -36,14 +38,16 @@ def pgap(
     kappa: float = 50.0,
     stop: Stop = "8bit",
 ) -> Tensor:
-    """Steps to the edge of the SSIM ball at constant mean: small, and to the first label change.
+    """Steps to the edge of the SSIM ball, usually at constant mean, to the first label change.
 
     Perceptually guided adversarial perturbations: Can Perceptual Guidance Lead to Semantically
     Explainable Adversarial Perturbations?, arXiv:2106.12731, Algorithm 1. Each step solves Eq. 9
     exactly, for which the paper calls a solver of quadratic programmes: without the pixel box by
-    the part of the gradient that is free of its mean, within it by two unknowns per image.
-    Departs from the paper in the radius k21, which as printed lacks ``-|x - mean|**2``, and in
-    going on after a label change that rounding to 8 bits would undo.
+    the part of the gradient that is free of its mean, within it by two unknowns per image. With
+    `eps1` it is Eq. 8, where the mean may move: to the end of its interval or, where pixels are
+    black or white, to a place that is found by sections. Departs from the paper in the radius k21,
+    which as printed lacks ``-|x - mean|**2``, and in going on after a label change that rounding
+    to 8 bits would undo.
 
     Parameters
     ----------
@@ -64,6 +68,10 @@ def pgap(
         Distance sqrt(1 - S2) that a step may go, in (0, 1); S2 is the structural part of SSIM
         with the image as its one window. About sqrt(2) * eps2 * (standard deviation of the image)
         per pixel (root mean square), in units of the [0, 1] pixel range.
+    eps1 : float
+        Distance sqrt(1 - S1) that the mean may go in a step, from 0 (as published for all but one
+        example: it stays) to below 1; S1 is the part of SSIM that compares means. From a mean m
+        that is about sqrt(2) * eps1 * m, in units of the [0, 1] pixel range.
     steps : int
         Gradient steps, at most.
     solver : {"box", "closed"}
@@ -101,6 +109,7 @@ def pgap(
         targeted=targeted,
         mask=mask,
         eps2=eps2,
+        eps1=eps1,
         steps=steps,
         keep_mean=True,
         exact=solver == "box",
@@ -185,6 +194,7 @@ def fpgap(
         targeted=targeted,
         mask=mask,
         eps2=eps2,
+        eps1=0.0,
         steps=steps,
         keep_mean=False,
         exact=False,
@@ -204,6 +214,7 @@ def search(
     targeted: bool,
     mask: Tensor | None,
     eps2: float,
+    eps1: float,
     steps: int,
     keep_mean: bool,
     exact: bool,
@@ -216,6 +227,8 @@ def search(
     """Both algorithms: they differ in the ball, not in the search."""
     if not 0 < eps2 < 1:
         raise ValueError(f"eps2 must lie between 0 and 1, both excluded, not {eps2:g}")
+    if not 0 <= eps1 < 1:
+        raise ValueError(f"eps1 must be from 0 to below 1, not {eps1:g}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     if not kappa >= 0:
@@ -228,17 +241,26 @@ def search(
 
     free = None if mask is None else (mask != 0).expand_as(x)
     moves = StructureMoves(
-        None if reference == "previous" else x, free, eps2, steps, keep_mean, exact, stats, printed
+        None if reference == "previous" else x,
+        free,
+        eps2,
+        eps1,
+        steps,
+        keep_mean,
+        exact,
+        stats,
+        printed,
     )
     return descend(score_bounded, moves, x, steps=steps, stop=stop).x_adv
 
 
 class StructureMoves(NamedTuple):
-    """Steps to the edge of what SSIM calls similar to an image: Eq. 9 and 10."""
+    """Steps to the edge of what SSIM calls similar to an image: Eq. 8 to 10."""
 
     origin: Tensor | None  # (n, c, h, w), from which steps are measured; None: the iterate before
     free: Tensor | None  # (n, c, h, w) bool, what may change; None: everything
     eps2: float
+    eps1: float
     steps: int
     keep_mean: bool
     exact: bool
@@ -261,11 +283,19 @@ class StructureMoves(NamedTuple):
             printed=self.printed,
         )
         rise = self.to_windows(-grad.nan_to_num(0.0, 0.0, 0.0))
+        means = None
+        if self.eps1:
+            means = MeanInterval.around(ball, self.eps1, printed=self.printed)
         if self.origin is None:
-            z = ball.maximise(rise)
+            z = ball.maximise(rise) if means is None else means.maximise(ball, rise, self.eps2)
         else:
-            step = 2.5 / self.steps * ball.radius * ball.find_direction(rise)
-            z = ball.project(self.to_windows(x_adv) + step)
+            share = 2.5 / self.steps
+            z = self.to_windows(x_adv) + share * ball.radius * ball.find_direction(rise)
+            if means is None:
+                z = ball.project(z)
+            else:
+                z = z + share * means.find_direction(ball, rise)
+                z = means.project(ball, z, self.eps2)
         return z.to(x_adv).view_as(x_adv)
 
     def settle(self, objective: Objective, index: Tensor, x_adv: Tensor, loss: Tensor) -> Found:

@@ -58,7 +58,7 @@ def test_released_pairs_differ_as_published(pair: tuple[str, str]) -> None:
 
     assert (recipe.lead, recipe.keep, recipe.every, recipe.confidence) == POINTS[pair]
     for settings in ("fast", "paper"):  # and no other settings do
-        plain = choose_recipe(name, settings, search, "advedge")  # type: ignore[arg-type]
+        plain = choose_recipe(name, settings, search, "advedge")
         assert (plain.lead, plain.keep, plain.push[1]) == ("ce", "nearest", 0)
         assert (plain.pace, plain.alpha) == (1, 0.1)
 
@@ -138,15 +138,15 @@ class Pooled(nn.Module):
 def test_the_result_is_the_last_image_or_one_that_misses() -> None:
     """Of C&W on CAM none can be a success, by construction; of PGD the last is kept."""
     model = Classifier(Pooled(), num_classes=3).eval()
-    x, given = images(), {"interpreter": "cam", "settings": "released", "seeds": SEEDS[:6]}
+    x = images()
+    given: dict[str, Any] = {"interpreter": "cam", "settings": "released", "seeds": SEEDS[:6]}
     with torch.no_grad():
         goal = (predict_classes(model(x)) + 1) % 3
     given |= {"targeted": True, "warmup": 4, "steps": 6}
 
-    missed = advedge(model, x, goal, search="cw", **given)  # type: ignore[arg-type]
+    missed = advedge(model, x, goal, search="cw", **given)
     last, stopped = (
-        advedge(model, x, goal, search="pgd", stop=stop, **given)  # type: ignore[arg-type]
-        for stop in ("8bit", "never")
+        advedge(model, x, goal, search="pgd", stop=stop, **given) for stop in ("8bit", "never")
     )
 
     with torch.no_grad():
@@ -154,14 +154,15 @@ def test_the_result_is_the_last_image_or_one_that_misses() -> None:
     assert not torch.equal(missed, x)
     assert torch.equal(last, stopped)
     with pytest.raises(ValueError, match="every and confidence do nothing"):
-        advedge(model, x, goal, search="pgd", every=3, **given)  # type: ignore[arg-type]
+        advedge(model, x, goal, search="pgd", every=3, **given)
 
 
 def test_the_least_strength_of_an_edge_can_be_given(bands: Classifier) -> None:
     """None is 0.1; a value goes before that of the settings."""
-    x, given = images(), {"variant": "advedge_plus", "edge_stage": "all", "steps": 4}
+    x = images()
+    given: dict[str, Any] = {"variant": "advedge_plus", "edge_stage": "all", "steps": 4}
     y = torch.zeros(6, dtype=torch.int64)
-    usual, wide = (advedge(bands, x, y, alpha=a, **given) for a in (None, 0.02))  # type: ignore[arg-type]
+    usual, wide = (advedge(bands, x, y, alpha=a, **given) for a in (None, 0.02))
     for x_adv, alpha in ((usual, 0.1), (wide, 0.02)):
         off = (sobel(x) <= alpha).expand_as(x)
         assert torch.equal(x_adv[off], x[off])
@@ -217,14 +218,14 @@ def test_cw_weighs_distance_and_map_by_what_it_lowers(bands: Classifier) -> None
     x = images()
     with torch.no_grad():
         y = predict_classes(bands(x))
-    given = {
+    given: dict[str, Any] = {
         "search": "cw",
         "interpreter": "gradcam",
         "variant": "adv2",
         "stop": "float",
         "steps": 20,
     }
-    near, far = (advedge(bands, x, y, seeds=SEEDS[:6], weight=w, **given) for w in (0.0, 1.0))  # type: ignore[arg-type]
+    near, far = (advedge(bands, x, y, seeds=SEEDS[:6], weight=w, **given) for w in (0.0, 1.0))
 
     with torch.no_grad():
         for x_adv in (near, far):

@@ -280,3 +280,22 @@ def test_the_threat_is_ssim_without_a_radius(name: str) -> None:
     spec = ATTACKS.check_spec(parse(f"{name}:eps2=.01,reference=original,stats=channel"))
 
     assert ATTACKS.entry(name).threat(spec) == Threat("ssim", None, False)
+
+
+@pytest.mark.parametrize("reference", ["previous", "original"])
+def test_the_mean_moves_as_far_as_eps1_lets_it(
+    bands: Classifier, images: Tensor, reference: str
+) -> None:
+    """One step, or all of them from the original: S1 and S2 both hold, and S1 is used."""
+    y = labels_of(bands, images)
+    given = {"eps2": 0.05, "reference": reference, "stop": "never"}
+    given |= {"steps": 1 if reference == "previous" else 5}
+
+    still, moved = (attack("pgap", bands, images, y, eps1=e, **given) for e in (0.0, 0.03))
+
+    assert drift(images, still) < 1e-5
+    s1 = mean_distance(images.flatten(1), moved.flatten(1))
+    assert 0.02 < s1.max() <= 0.03 + 1e-5
+    assert (s2(images, moved) <= 0.05 + 1e-5).all()
+    with pytest.raises(ValueError, match="eps1 must be from 0 to below 1"):
+        attack("pgap", bands, images[:0], y[:0], eps1=1.0)

@@ -95,7 +95,7 @@ def print_figures(
     """Baseline and the three variants."""
     seeds = torch.arange(len(x))
     goal = draw_targets(y, seeds, model.num_classes)
-    attacked = choose_map_settings(interpreter, settings, search, min(x.shape[2:]))
+    attacked = choose_map_settings(interpreter, settings, search, "advedge", min(x.shape[2:]))
     table = Compared(model, x, y, goal, Interpreter.build_differentiable(interpreter, attacked))
     click.echo(
         f"\n{search + ' ' + interpreter + ' ' + settings:34}{'reached':>8}{'map':>8}{'SSIM':>8}"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor
 from toys import Linear
 
 from robusteval.search.constants import Constants
 from robusteval.search.losses import margin
+
+
+def scaled(network: Linear, scale: float, x: Tensor) -> Tensor:
+    logits: Tensor = network(x)
+    return scale * logits
 
 
 def test_the_first_constant_is_the_least_one_of_a_linear_network() -> None:
@@ -15,7 +23,7 @@ def test_the_first_constant_is_the_least_one_of_a_linear_network() -> None:
     x = 0.3 + 0.4 * torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     goal = 1 - network(x).argmax(1)
     for scale in (1e-3, 1.0, 1e3):
-        constants = Constants(lambda z, s=scale: s * network(z), x, goal, 0.0)
+        constants = Constants(partial(scaled, network, scale), x, goal, 0.0)
         # from x straight to the boundary, where 2 (x' - x) = constant * slope of the margin
         far, slope = network.distance(x, "l2"), 2 * scale * network.weight.norm()
         torch.testing.assert_close(constants.now, 2 * far / slope, rtol=1e-4, atol=0)
