@@ -58,6 +58,16 @@ class Resampling:
         value = float(np.mean([scored.area for scored in folds]))
         return Estimate(value, *take_middle(self.resample_auc(folds)))
 
+    def resample_rate(self, right: Array, scored: Scored) -> Array:
+        """Resample how often `right` ``(m,)`` holds, labels weighing the same, ``(draws,)``."""
+        found = []
+        for label in (0, 1):
+            mine = scored.label == label
+            drawn = self.counts[:, scored.group[mine]]  # (draws, rows)
+            with np.errstate(invalid="ignore"):
+                found.append(drawn @ right[mine].astype(np.float32) / drawn.sum(1))
+        return np.asarray(np.mean(found, axis=0))
+
     def estimate_gain(self, one: Scored, other: Scored) -> Estimate:
         """Estimate the AUC of one fit minus that of another, with its 95 % interval."""
         drawn = self.resample_auc([one]) - self.resample_auc([other])

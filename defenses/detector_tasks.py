@@ -72,4 +72,11 @@ class TaskMaker:
             weight[part] = weigh_rows(self.rows, part[label[part] == 0], part[label[part] == 1])[
                 part
             ]
-        return Task(label, weight, first, second, planes or self.planes, columns or self.columns)
+        return Task(
+            label,
+            weight,
+            first,
+            second,
+            self.planes if planes is None else planes,
+            self.columns if columns is None else columns,
+        )

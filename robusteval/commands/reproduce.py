@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.analysis.papers.declaration import SIZES, list_papers, read_paper
+from robusteval.analysis.papers.declaration import SIZES, Detectors, list_papers, read_paper
+from robusteval.art.field_names import check_attack
 from robusteval.errors import RobustevalError, RunError, UsageError
+from robusteval.registry import parse
 from robusteval.runs.writing import write_atomically
 
+from .detector import load_vgg
 from .running import build_data_options, device_option, model_options, spell_command
-from .session import Request, ensure_masks, needs_rts, open_session
+from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
+
+if TYPE_CHECKING:
+    from robusteval.evaluation.work_cache import WorkCache
+    from robusteval.runs.detector_record import Combination
 
 
 @click.command(cls=Command, short_help="Measure the tables of a paper on a network.")
@@ -63,6 +73,14 @@ from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
     help="Runs and reports, in a folder for each paper; what is there is continued.",
 )
 @option("Run", "--fresh", is_flag=True, help="Throw away what the folders hold, and start anew.")
+@option(
+    "Run",
+    "--vgg-weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Weights of torchvision's vgg16 for ImageNet, with which `detector` makes features of maps"
+    " as published. [default: maps of 16x16 cells, or a small network]",
+)
 @device_option
 @option(
     "Report",
@@ -83,6 +101,7 @@ def reproduce(
     out: Path,
     fresh: bool,
     form: str,
+    vgg_weights: Path | None,
     **given: Any,
 ) -> None:
     """Measure what PAPER has published on a network of yours.
@@ -135,6 +154,7 @@ def reproduce(
                     progress=progress,
                     stopping=lambda: stop.asked > 0,
                     command=spell_command(),
+                    detect=partial(fit_detectors, session, vgg_weights),
                 )
             except RobustevalError as error:
                 if stop.asked or len(papers) == 1:
@@ -147,6 +167,38 @@ def reproduce(
     print_reproductions(found, form, out)
     if broken:
         raise RunError(f"{len(broken)} of {len(papers)} papers have no result: {', '.join(broken)}")
+
+
+def fit_detectors(
+    session: Session,
+    weights: Path | None,
+    wanted: Detectors,
+    names: Sequence[str],
+    seed: int,
+    done: WorkCache,
+) -> tuple[list[Combination], dict[str, str]]:
+    """Fit and judge the detectors of a paper; with figures, and why a detector has none."""
+    from robusteval.defenses.detector_tables import measure_combinations
+    from robusteval.evaluation.plan import prepare_attack
+
+    classifier, images = session.classifier, session.images
+    attacks = {}
+    for name, text in wanted.attacks.items():
+        with suppress(UsageError):  # as by its maps, which the network cannot have: that is said
+            attacks[name] = prepare_attack(check_attack(parse(text)), classifier, images.shape)
+    return measure_combinations(
+        classifier,
+        images,
+        names,
+        wanted.interpreters,
+        attacks,
+        extractor=wanted.extractor if weights is None else "vgg16",  # type: ignore[arg-type]
+        samples=wanted.samples,
+        seed=seed,
+        start=None if weights is None else load_vgg(weights, session.progress),
+        done=done,
+        progress=session.progress,
+    )
 
 
 def describe_papers() -> list[str]:

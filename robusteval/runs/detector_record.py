@@ -156,6 +156,33 @@ class LeakChecks:
 
 
 @dataclass(frozen=True)
+class EstimateOfImages:
+    """An accuracy or an area with its 95 % interval, over `n` source images."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A detector of some interpreters by several protocols, on images that had no say."""
+
+    name: str  # "grad+cam", "grad+cam:product"
+    attacks: tuple[str, ...]  # that it has learnt from
+    as_published: (
+        EstimateOfImages  # accuracy: images as they are alone, features alone, parted by row
+    )
+    grouped: EstimateOfImages  # accuracy at one half, parted by image
+    auc: EstimateOfImages
+    flagged: Proportion  # of attacked images, at the threshold for 5 % false alarms
+    false_alarms: Proportion  # of images as they are, at the same
+    without_statistics: EstimateOfImages  # AUC of the features alone
+    unseen_classes: EstimateOfImages | None  # AUC on classes that had no say
+
+
+@dataclass(frozen=True)
 class DetectorRemark:
     """A sentence that a reader must not miss; `grave` if it speaks against the detector."""
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
+from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
+from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
 from robusteval.runs.types import Outcome, Run, format_value
 
@@ -100,12 +102,15 @@ class Results:
         For each attack that has no result the reason.
     explanations : mapping
         Of attacks by short name what they do region by region.
+    detectors : mapping
+        Detectors of several interpreters by name.
     """
 
     run: Run
     attacks: Mapping[str, tuple[str, ...]]
     missing: Mapping[str, str]
     explanations: Mapping[str, ExplanationRecord] = field(default_factory=dict)
+    detectors: Mapping[str, Combination] = field(default_factory=dict)
 
     def list_outcomes(self, name: str) -> list[Outcome]:
         """The results of an attack in all its settings; MissingError if there is none."""
@@ -147,6 +152,16 @@ class Results:
             if found is None:
                 raise MissingError("no image, or no map of this network, to measure it on")
             return record.attack, found
+        detected = find_detected(reading.measure)
+        if detected is not None:
+            detector = self.detectors.get(reading.attack)
+            if detector is None:
+                reason = self.missing.get(f"detect {reading.attack}", "not fitted at this size")
+                raise MissingError(reason)
+            known = detected.read(detector)
+            if known is None:
+                raise MissingError("too few images of the classes held out")
+            return ", ".join(detector.attacks), known
         outcome = self.choose_outcome(reading)
         return str(outcome.attack), self.summarize(outcome, reading.measure)
 
@@ -242,7 +257,11 @@ def fill_row(
     results: Results,
 ) -> ComparedRow:
     """One figure of a table."""
-    measure = find_explained(reading.measure) or find_measure(reading.measure)
+    measure = (
+        find_explained(reading.measure)
+        or find_detected(reading.measure)
+        or find_measure(reading.measure)
+    )
     titles = (line.name, paper.label(column))
     needs = line.needs or table.needs
     try:

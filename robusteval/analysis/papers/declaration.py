@@ -22,6 +22,16 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
+class Detectors:
+    """What detectors of several interpreters are fitted to."""
+
+    samples: int
+    interpreters: tuple[str, ...]
+    attacks: Mapping[str, str]  # by the name of the interpreter that an attack minds
+    extractor: str = "raw"  # in the place of VGG-16, whose weights only a user has
+
+
+@dataclass(frozen=True)
 class Size:
     """How much is run: `small` in minutes on a small network, `paper` as published."""
 
@@ -29,6 +39,7 @@ class Size:
     attacks: Mapping[str, Any] = field(default_factory=dict)  # in the place of those of the paper
     interpreters: tuple[str, ...] | None = None
     explained: int = 0  # images that are explained region by region
+    detectors: Detectors | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class Paper:
     tables: tuple[Table, ...]
     interpreters: tuple[str, ...] = ()
     explained: tuple[str, ...] = ()  # attacks that are explained region by region
+    detectors: tuple[str, ...] = ()  # combinations of interpreters, as grad+cam:product
     labels: Mapping[str, str] = field(default_factory=dict)  # what columns and attacks are called
     claims: tuple[Claim, ...] = ()
     remarks: tuple[str, ...] = ()  # what is known of the publication
@@ -138,17 +150,21 @@ def read_paper(name: str) -> Paper:
     return build_paper(name, tomllib.loads(text))
 
 
-def build_paper(name: str, values: Mapping[str, Any]) -> Paper:
+def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     """A paper from the values of its file; ValueError that says which of them is none."""
-    given = dict(values)
+    given = dict(declared)
     for size in SIZES:
-        given[size] = build(Size, given.get(size, {}), f"{name}: {size}")
+        values = dict(given.get(size, {}))
+        if "detectors" in values:
+            title = f"{name}: detectors of {size}"
+            values["detectors"] = build(Detectors, values["detectors"], title)
+        given[size] = build(Size, values, f"{name}: {size}")
     given["attacks"] = expand_attacks(given.get("attacks", {}))
     given["tables"] = tuple(build_table(name, each) for each in given.get("tables", ()))
     given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
     paper = build(Paper, {**given, "name": name}, name)
     for reading in list_readings(paper):
-        if reading.attack not in paper.attacks:
+        if reading.attack not in (*paper.attacks, *paper.detectors):
             raise ValueError(f"{name}: no attack is called {reading.attack}")
     return paper
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
 from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper
-from robusteval.analysis.papers.declaration import Paper
+from robusteval.analysis.papers.declaration import Detectors, Paper
 from robusteval.art.field_names import check_attack
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError
@@ -19,8 +19,14 @@ from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
+from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
 from robusteval.runs.types import Spec
+
+# what is wanted, the names, seed and cache; figures, and by name why a detector has none
+Detect = Callable[
+    [Detectors, Sequence[str], int, WorkCache], tuple[list[Combination], dict[str, str]]
+]
 
 
 def reproduce(
@@ -36,6 +42,7 @@ def reproduce(
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
+    detect: Detect | None = None,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
 
@@ -63,6 +70,8 @@ def reproduce(
         Asked after each batch; Interrupted once it says so.
     command : str
         What a user typed to ask for it.
+    detect : callable, optional
+        Fits and judges the detectors that a paper has.
 
     Raises
     ------
@@ -118,11 +127,24 @@ def reproduce(
             raise
         except RobustevalError as error:
             missing[f"explain {name}"] = str(error)
+    detectors: dict[str, Combination] = {}
+    wanted = paper.choose_size(size).detectors
+    if wanted is not None and detect is not None:
+        wanted = wanted if samples is None else replace(wanted, samples=samples)
+        cache = WorkCache(folder / "detectors", (progress or Silent()).say)
+        try:
+            fitted, reasons = detect(wanted, paper.detectors, seed, cache)
+            detectors = {each.name: each for each in fitted}
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            reasons = dict.fromkeys(paper.detectors, str(error))
+        missing |= {f"detect {name}": reason for name, reason in reasons.items()}
     compared = compare_briefly(list(explanations.values()))
     return compare_paper(
         paper,
         size,
-        Results(run, called, missing, explanations),
+        Results(run, called, missing, explanations, detectors),
         remarks=() if compared is None else compared.remarks,
         explained=compared,
     )
@@ -148,4 +170,6 @@ def list_left_out(plan: Plan) -> dict[str, str]:
 def list_specs_of(paper: Paper, size: str) -> list[Spec]:
     """All attacks and interpreters of a paper, to see what they need."""
     attacks = [text for each in paper.list_attacks(size).values() for text in each]
-    return [parse(text) for text in (*attacks, *paper.list_interpreters(size))]
+    wanted = paper.choose_size(size).detectors
+    theirs = () if wanted is None else (*wanted.interpreters, *wanted.attacks.values())
+    return [parse(text) for text in (*attacks, *paper.list_interpreters(size), *theirs)]

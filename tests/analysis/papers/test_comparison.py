@@ -18,6 +18,7 @@ from robusteval.reports.paper import (
     render_paper_json,
     render_paper_markdown,
 )
+from robusteval.runs.detector_record import Combination, EstimateOfImages, Proportion
 from robusteval.runs.statistics import median_interval
 from robusteval.runs.types import Outcome, Run, Spec
 
@@ -243,3 +244,34 @@ def test_without_an_interval_nothing_differs(make_outcome: MakeOutcome, make_run
 
     assert found.tables[0].rows[0].verdict == "not comparable"
     assert [claim.holding for claim in found.claims] == ["not decided", "not decided"]
+
+
+def test_detectors_are_read_by_name_or_say_why_they_are_not_there(make_run: MakeRun) -> None:
+    """An accuracy with its interval beside the published one; a gap has its reason."""
+    known, share = EstimateOfImages(0.7, 0.6, 0.8, 40), Proportion(3, 4, 0.3, 0.9)
+    six = (known, known, known, share, share, known)
+    detector = Combination("grad+cam", ("pgd",), *six, None)
+    rows = [
+        {"name": "accuracy", "measure": "detector_as_published", "published": [0.75, 0.5]},
+        {"name": "unseen", "measure": "detector_unseen"},
+        {"name": "flagged", "measure": "detector_flagged"},
+    ]
+    table = {
+        "name": "Table V",
+        "title": "Detectors",
+        "data": "digits, a network",
+        "columns": ["grad+cam", "grad+rts"],
+        "rows": rows,
+    }
+    declared = {**DECLARED, "detectors": ["grad+cam", "grad+rts"], "tables": [table], "claims": []}
+    missing = {"detect grad+rts": "no masks"}
+    run = replace(make_run(), data={"name": "digits"})
+    results = Results(run, {}, missing, detectors={"grad+cam": detector})
+
+    (filled,) = compare_paper(build_paper("mine", declared), "small", results).tables
+
+    first, gap, unseen, _, flagged, _ = filled.rows
+    assert (first.measured, first.verdict) == (Measured(0.7, 0.6, 0.8, 40), "agrees")
+    assert (gap.measured, gap.reason) == (None, "no masks")
+    assert unseen.reason == "too few images of the classes held out"
+    assert flagged.measured == Measured(0.75, 0.3, 0.9, 4)

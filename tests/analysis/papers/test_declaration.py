@@ -15,6 +15,7 @@ from robusteval.analysis.papers.declaration import (
     list_readings,
     read_paper,
 )
+from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import find_measure
 from robusteval.art.field_names import check_attack
@@ -52,8 +53,9 @@ def test_what_a_paper_asks_for_exists(name: str) -> None:
         for text in paper.list_interpreters(size):
             INTERPRETERS.check_spec(parse(text))
         for reading in list_readings(paper):
-            assert find_explained(reading.measure) or find_measure(reading.measure)
-            assert reading.attack in attacks
+            detected = find_detected(reading.measure)
+            assert detected or find_explained(reading.measure) or find_measure(reading.measure)
+            assert reading.attack in (paper.detectors if detected else attacks)
         assert all(len(attacks[explained]) == 1 for explained in paper.explained)
     for table in paper.tables:
         for row in table.rows:
