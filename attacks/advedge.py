@@ -13,7 +13,6 @@ from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
-from robusteval.search.constants import Constants
 from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.edges import Edges, Variant, weigh_edges
 from robusteval.search.moves import Base, Flow, Search, Signed, Tanh
@@ -223,7 +222,7 @@ def advedge(
     missed = Found.nothing(x)  # of `keep="missed"`
     if plan.bisects:
         slack = 1 / 255 if stop == "8bit" else 0.0  # beyond what rounding does to a margin
-        dual.constants = Constants(model, x, goal, slack, plan.confidence)
+        dual.search_constants(slack, logits.shape[1])
     here: Tensor | None = None
     total = plan.warmup + plan.steps
     x_adv = x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -210,6 +211,21 @@ class DualObjective:
             self.plan.explainers, self.x, self.seeds, self.plan.steps, self.plan.mask_rate
         )
 
+    def search_constants(self, slack: float, classes: int) -> None:
+        """Give each image a constant of its own, see `Constants`.
+
+        With a margin beyond the boundary with which the class has the probability that is asked
+        for, however the others share the rest.
+        """
+        p = self.plan.confidence
+        beyond = math.log(max((classes - 1) * p / (1 - p), 1.0))
+        self.constants = Constants(self.measure_gap, self.x, slack, beyond)
+
+    def measure_gap(self, x: Tensor) -> Tensor:
+        """By how much images ``(n, c, h, w)`` miss their classes, in logits ``(n,)``."""
+        with book_rows(torch.arange(len(x), device=x.device)):
+            return -margin(self.model(x), self.goal)
+
     def measure_loss(self, x_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Classification and map terms ``(n,)`` of images, and whether they reach the class.
 
@@ -240,7 +256,7 @@ class DualObjective:
         """What there is to lower until the class is predicted, ``(n,)``."""
         plan = self.plan
         if self.constants is not None:
-            return self.constants.weigh(logits, self.goal)
+            return self.constants.weigh(-margin(logits, self.goal))
         if step < 0 and plan.lead != "ce":
             return self.compute_lead(logits)
         if plan.floor is not None:

@@ -51,6 +51,7 @@ CALLED_HERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("uap", "universal"), ("art:UniversalPerturbation",)),
     **dict.fromkeys(("sparsefool", "sparsers", "l0"), ("sigma_zero", "sparse")),
     **dict.fromkeys(("sigmazero",), ("sigma_zero",)),
+    **dict.fromkeys(("structuredattack", "structured", "groupsparse"), ("strattack",)),
     **dict.fromkeys(("gaussian", "uniform", "random", "gaussiannoise", "gn"), ("noise",)),
     **dict.fromkeys(("adv2", "acid"), ("advedge:variant=adv2",)),
 }

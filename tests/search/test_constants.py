@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 from toys import Linear
 
 from robusteval.search.constants import Constants
 from robusteval.search.losses import margin
+
+
+def miss(network: Callable[[Tensor], Tensor], goal: Tensor, x: Tensor) -> Tensor:
+    return -margin(network(x), goal)
 
 
 def scaled(network: Linear, scale: float, x: Tensor) -> Tensor:
@@ -23,7 +29,7 @@ def test_the_first_constant_is_the_least_one_of_a_linear_network() -> None:
     x = 0.3 + 0.4 * torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     goal = 1 - network(x).argmax(1)
     for scale in (1e-3, 1.0, 1e3):
-        constants = Constants(partial(scaled, network, scale), x, goal, 0.0)
+        constants = Constants(partial(miss, partial(scaled, network, scale), goal), x, 0.0)
         # from x straight to the boundary, where 2 (x' - x) = constant * slope of the margin
         far, slope = network.distance(x, "l2"), 2 * scale * network.weight.norm()
         torch.testing.assert_close(constants.now, 2 * far / slope, rtol=1e-4, atol=0)
@@ -31,7 +37,8 @@ def test_the_first_constant_is_the_least_one_of_a_linear_network() -> None:
 
 def test_halving_closes_in_from_both_sides() -> None:
     network = Linear((1, 2, 2)).requires_grad_(False)
-    constants = Constants(network, torch.full((3, 1, 2, 2), 0.5), torch.tensor([0, 1, 0]), 0.1)
+    goal = torch.tensor([0, 1, 0])
+    constants = Constants(partial(miss, network, goal), torch.full((3, 1, 2, 2), 0.5), 0.1)
     constants.now = torch.tensor([1.0, 1.0, 4.0])
     wanted = torch.tensor([0.3, 50.0, 3.0])
 
@@ -46,21 +53,23 @@ def test_halving_closes_in_from_both_sides() -> None:
 
 
 def test_enough_is_enough() -> None:
-    """Beyond the slack the class pulls no more; there it has the probability asked for."""
-    logits = torch.tensor([[4.0, 0.0, 0.0]]).requires_grad_()
+    """Beyond the slack the goal pulls no more, before it by the constant."""
     goal = torch.tensor([0])
-    constants = Constants(lambda z: z.flatten(1), torch.zeros(1, 3, 1, 1), goal, 0.0, 0.9)
+    constants = Constants(
+        partial(miss, partial(torch.flatten, start_dim=1), goal),
+        torch.eye(3)[1].view(1, 3, 1, 1),
+        0.5,
+        1.0,
+    )
+    constants.now = torch.tensor([7.0])
 
-    slack = float(constants.slack)
-    grad = torch.autograd.grad(constants.weigh(logits, goal).sum(), logits)[0]
-
-    assert float(grad.abs().sum()) == 0
-    assert float(margin(logits.detach(), goal)) > slack
-    assert torch.tensor([slack, 0.0, 0.0]).softmax(0)[0] >= 0.9 - 1e-6
+    assert float(constants.slack) == pytest.approx(0.5 * 2**0.5 + 1)
+    gap = torch.tensor([-1.8]).requires_grad_()
+    assert float(torch.autograd.grad(constants.weigh(gap).sum(), gap)[0]) == 0
+    gap = torch.tensor([-1.6]).requires_grad_()
+    assert float(torch.autograd.grad(constants.weigh(gap).sum(), gap)[0]) == 7
 
 
 def test_a_flat_network_has_a_constant_too() -> None:
-    constants = Constants(
-        lambda z: 0 * z.flatten(1)[:, :2], torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), 0.0
-    )
+    constants = Constants(lambda z: 0 * z.flatten(1).sum(1), torch.rand(2, 1, 2, 2), 0.0)
     assert constants.now.tolist() == [1.0, 1.0]
