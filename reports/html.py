@@ -23,6 +23,7 @@ from . import (
     formatting,
     gate_words,
     group_tables,
+    image_list,
     maps,
     pictures,
     sentences,
@@ -85,6 +86,7 @@ class Page(NamedTuple):
     reach: Sequence[pictures.GalleryCell]  # what may be changed, on one image: one cell or none
     gallery: Sequence[pictures.GalleryCell]
     fit: pictures.GalleryFit
+    images: image_list.ImageList | None
 
 
 @REPORT_FORMATS.add("html", suffix=(".html", ".htm"))
@@ -141,6 +143,7 @@ def compile_template() -> Template:
         formatting=formatting,
         gate_words=gate_words,
         group_tables=group_tables,
+        image_list=image_list,
         is_doubtful=is_doubtful,
         list_sections=list_sections,
         maps=maps,
@@ -189,6 +192,7 @@ def build_page(record: RunRecord) -> Page:
         [pictures.GalleryCell("", "", [reach])] if reach else [],
         gallery,
         fit,
+        image_list.build_image_list(record),
     )
 
 
@@ -238,6 +242,7 @@ def list_sections(page: Page) -> list[str]:
         "Explanations": record.interpreters,
         "Budgets": page.curves,
         "Gallery": page.gallery,
+        "Images": page.images,
         "Detectors": any(defense.detector for defense in record.defenses),
         "Cost": record.attacks,
         "Trust": record.attacks or record.findings,

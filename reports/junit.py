@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
-from . import formatting, gate_words, sentences
+from . import formatting, gate_words, group_tables, sentences
 from .measures import CORRUPTION
 from .problems import describe_attack, list_gates, name_runs
 from .record import AttackRow, GateRow, RunRecord
@@ -123,6 +123,8 @@ def list_plain_lines(record: RunRecord) -> Iterator[str]:
     yield from (visible(sentences.write_finding(finding)) for finding in record.findings)
     for row in record.attacks:
         yield visible(f"{describe_attack(row)}: {write_attack_numbers(row)}")
+    for table in group_tables.build_group_tables(record):
+        yield from map(visible, table.lines)
     yield from map(visible, sentences.write_absences(record))
 
 

@@ -36,6 +36,7 @@ from robusteval.reports import (
     comparison_layout,
     cyclonedx,
     github,
+    image_list,
     junit,
     model_card,
     sarif,
@@ -43,7 +44,7 @@ from robusteval.reports import (
 )
 from robusteval.reports.formatting import name_file
 from robusteval.reports.rendering import render_records
-from robusteval.reports.spreadsheet import COLUMNS, to_csv
+from robusteval.reports.spreadsheet import to_csv
 from robusteval.runs.folder import Store, load_run
 from robusteval.runs.formulas import ACTIVE
 from robusteval.runs.types import Finding, Outcome, Picture, Run, Spec, visible
@@ -342,7 +343,7 @@ def read_csv(text: str) -> str:
 def rows_of(text: str) -> list[list[str]]:
     """The rows that hold text; a number would end the test."""
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert len({len(row) for row in rows}) == 1
     return [[cell for cell in row if not re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell)] for row in rows]
 
 
@@ -372,7 +373,7 @@ def html(run: Run, check: Check) -> str:
 
 
 RECORD = frozenset(PLACES)
-REPORT = RECORD - {"class", "note", "code", "config", "told", "command"} | {"told", "command"}
+REPORT = RECORD - {"note", "code", "config", "told", "command"} | {"told", "command"}
 PROBLEMS = frozenset(("gate", "told", "finding", "code", "failed", "reason", "attack"))
 BILLED = frozenset(("defense", "arch", "file", "data", "finding", "failed", "reason"))
 COMPARED = frozenset(("attack", "value", "defense", "arch", "file", "class"))
@@ -383,14 +384,19 @@ FORMATS = {
         lambda text: None,
         REPORT,
     ),
-    "markdown": Format(markdown_of, read_markdown, lambda text: opened(rendered(text))[1], REPORT),
+    "markdown": Format(
+        markdown_of,
+        read_markdown,
+        lambda text: opened(rendered(text))[1],
+        REPORT,
+    ),
     "json": Format(lambda run, check: json_of([run], [check]), read_json, shape_of_json, RECORD),
     "html": Format(html, read_html, shape_of_html, REPORT | {"class"}),
     "junit": Format(
         lambda run, check: junit.render_junit([record_of(run, check)]),
         read_xml,
         shape_of_xml,
-        REPORT - {"arch", "file", "data", "device", "command"},
+        REPORT - {"arch", "file", "data", "device", "command", "class"},
     ),
     "sarif": Format(
         lambda run, check: sarif.render_sarif([record_of(run, check)]),
@@ -403,7 +409,13 @@ FORMATS = {
         lambda run, check: to_csv([record_of(run, check)]),
         read_csv,
         lambda text: [len(row) for row in rows_of(text)],
-        frozenset(("attack", "value", "defense")),
+        frozenset(("attack", "value", "defense", "class")),
+    ),
+    "images": Format(
+        lambda run, check: image_list.render_images([record_of(run, check)]),
+        read_csv,
+        lambda text: [len(row) for row in rows_of(text)],
+        frozenset(("attack", "value", "defense", "class")),
     ),
     "annotations": Format(
         lambda run, check: "\n".join(github.list_annotations(record_of(run, check))),

@@ -21,7 +21,7 @@ from robusteval.cli import cli
 
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 6}
 FORMATS = (
-    *("json", "markdown", "junit", "sarif", "csv", "badge"),
+    *("json", "markdown", "junit", "sarif", "csv", "images", "badge"),
     *("cyclonedx", "spdx", "model-card"),
 )
 NAMES = ["--data", "none.npz"]  # of images, for commands that do not come so far

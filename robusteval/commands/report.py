@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # the formats that come with the package, as the help lists them; others come behind them
 SHIPPED = (
-    *("table", "markdown", "json", "html", "junit", "sarif", "csv", "badge"),
+    *("table", "markdown", "json", "html", "junit", "sarif", "csv", "images", "badge"),
     *("cyclonedx", "spdx", "model-card"),
 )
 COMPARED = ("table", "markdown", "json")

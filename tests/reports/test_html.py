@@ -39,7 +39,7 @@ MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
 Array = np.ndarray[Any, Any]
 
-VOID = ("meta", "img", "br", "source", "link")
+VOID = ("meta", "img", "br", "source", "link", "input")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SECTIONS = [
     "Gates",
@@ -47,6 +47,7 @@ SECTIONS = [
     "Classes",
     "Budgets",
     "Gallery",
+    "Images",
     "Detectors",
     "Cost",
     "Trust",
