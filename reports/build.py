@@ -48,6 +48,7 @@ from .record import (
 from .sentences import write_verdict
 from .stages import build_stages
 from .transfer import build_received
+from .trend_record import TrendRecord
 
 # the norms in which curves are drawn; `ssim` stands for 1 - SSIM
 CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
@@ -56,8 +57,10 @@ CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
 PREDICTIONS = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
 
 
-def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
-    """The record of a run, with what the gates said of it.
+def build_record(
+    run: Run, gates: GatesRecord | None = None, trend: TrendRecord | None = None
+) -> RunRecord:
+    """The record of a run, with what the gates said of it, and what was before it.
 
     Rates come with the Wilson 95 % interval, over different images; no number is infinite or nan,
     but None.
@@ -94,6 +97,7 @@ def build_record(run: Run, gates: GatesRecord | None = None) -> RunRecord:
         corruptions=tuple(build_corruptions(run)),
         groups=tuple(build_groups(run, groups)),
         turned=tuple(build_turned(run, groups)),
+        trend=trend,
         interpreters=build_maps(run),
         received=build_received(run),
         probes=tuple(

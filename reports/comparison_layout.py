@@ -11,8 +11,7 @@ from rich.console import Console
 from . import formatting
 from .compare import FLAGGED, PairKind, shorten_setting
 from .comparison import ComparisonRecord, FlipRow, PairRow, write_points, write_span
-from .markdown import escape_code, escape_prose, list_items, render_markdown_row
-from .terminal import (
+from .console import (
     TableColumn,
     print_facts,
     print_list,
@@ -20,6 +19,7 @@ from .terminal import (
     print_tables,
     render_cell,
 )
+from .markdown import escape_code, escape_prose, list_items, render_markdown_row
 
 LISTED = 20  # flipped images that people are shown
 # as tables style them

@@ -20,8 +20,7 @@ from robusteval.runs.detector_record import (
 from robusteval.runs.plain import to_plain
 from robusteval.runs.types import spell_json
 
-from .formatting import format_rate
-from .terminal import (
+from .console import (
     build_empty_table,
     make_printable,
     print_facts,
@@ -30,6 +29,7 @@ from .terminal import (
     print_paragraph,
     print_trimmed,
 )
+from .formatting import format_rate
 
 MANY = 4  # attacks, from more of which on the matrix has no room for intervals
 

@@ -17,6 +17,7 @@ from robusteval.runs.explanation_record import ExplanationComparison, Explanatio
 from robusteval.runs.types import spell_json
 
 from . import formatting
+from .console import print_facts, print_heading, print_list, print_paragraph
 from .explanation import (
     MEANS,
     describe_source,
@@ -27,7 +28,6 @@ from .explanation import (
 )
 from .explanation_charts import draw_comparison
 from .measures import to_json_types
-from .terminal import print_facts, print_heading, print_list, print_paragraph
 
 TYPES = ("suppression", "balanced", "promotion")
 

@@ -24,8 +24,7 @@ from robusteval.runs.explanation_record import (
 from robusteval.runs.types import spell_json
 
 from . import formatting
-from .measures import drop_not_finite, to_json_types
-from .terminal import (
+from .console import (
     build_empty_table,
     make_printable,
     print_facts,
@@ -34,6 +33,7 @@ from .terminal import (
     print_paragraph,
     print_trimmed,
 )
+from .measures import drop_not_finite, to_json_types
 
 MEANS = {
     "suppression": "hold the true class down",

@@ -33,6 +33,7 @@ DOTTED: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (2,
 WIDTH, HEIGHT = 5.4, 3.3  # inches: 389 points, which still reads at the width of a telephone
 LINE = 0.17  # inches from one name to the next below it
 NAME = 20  # characters of a name that fit beside the axes
+DATES = 4  # below an axis
 VERTICES = 150  # of a line: as many as its width can show
 FONT, READERS = "'DejaVu Sans', sans-serif", "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
@@ -90,6 +91,36 @@ def draw_steps(series: Sequence[Series], *, xlabel: str, ylabel: str, alt: str) 
         for i, line in enumerate(series):
             draw_stair(axes, line, i)
         named = [(line.name, line.x[-1], 100 * line.y[-1]) for line in series]
+        name_ends(axes, named)
+        return Chart(render_svg(figure), alt)
+
+
+def draw_trend(series: Sequence[Series], times: Sequence[str], *, ylabel: str, alt: str) -> Chart:
+    """Shares at one moment after the other, each with its interval, joined where they are known.
+
+    Parameters
+    ----------
+    series : sequence of Series
+        Marked `points`, whose `x` is the position of the moment.
+    times : sequence of str
+        What the moments are called; as many of them are written as there is room for.
+    ylabel : str
+        What the axis is.
+    alt : str
+        The chart in words, with its numbers.
+    """
+    with open_figure() as figure:
+        axes = build_axes(figure, "", ylabel, names=len(series))
+        axes.set_xlim(-0.3, max(len(times) - 0.7, 0.3))
+        axes.set_ylim(-3, 103)
+        shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), DATES)).round())
+        axes.set_xticks(shown, [visible(times[int(place)]) for place in shown], parse_math=False)
+        for i, line in enumerate(series):
+            hue, dash, marker = choose_style(i)
+            x, y = [point.x for point in line.points], [100 * point.y for point in line.points]
+            axes.plot(x, y, color=hue, linestyle=dash, linewidth=1.2)
+            draw_points(axes, line.points, hue, marker)
+        named = [(s.name, s.points[-1].x, 100 * s.points[-1].y) for s in series if s.points]
         name_ends(axes, named)
         return Chart(render_svg(figure), alt)
 

@@ -37,6 +37,7 @@ from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
 from .transfer import build_transfer_table
 from .transfer_matrix import build_matrix, build_matrix_tables, write_matrix_note
+from .trend import build_trend_table, name_line
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -87,6 +88,7 @@ class Page(NamedTuple):
     gallery: Sequence[pictures.GalleryCell]
     fit: pictures.GalleryFit
     images: image_list.ImageList | None
+    trend: Sequence[Drawing]  # one, where there is a history
 
 
 @REPORT_FORMATS.add("html", suffix=(".html", ".htm"))
@@ -193,6 +195,7 @@ def build_page(record: RunRecord) -> Page:
         gallery,
         fit,
         image_list.build_image_list(record),
+        list(build_trend_drawings(record)),
     )
 
 
@@ -238,6 +241,7 @@ def list_sections(page: Page) -> list[str]:
         "Gates": record.gates,
         attacks: record.attacks,
         "Classes": next(group_tables.build_group_tables(record), None),
+        "Over time": page.trend,
         "Transfer": record.received,
         "Explanations": record.interpreters,
         "Budgets": page.curves,
@@ -298,6 +302,34 @@ def build_series(curve: CurveRecord) -> figures.Series:
         [interval.high for interval in intervals],
         tested,
     )
+
+
+def build_trend_drawings(record: RunRecord) -> Iterator[Drawing]:
+    """The network over time; nothing without a history."""
+    if record.trend is None:
+        return
+    table = build_trend_table(record.trend)
+    series = [
+        figures.Series(
+            name_line(line),
+            [],
+            [],
+            points=[
+                build_point(x, point.accuracy)
+                for x, point in enumerate(line.points)
+                if point.accuracy
+            ],
+        )
+        for line in record.trend.lines
+    ]
+    times = [point.created[:10] for point in record.trend.lines[0].points]
+    header = ["", *table.columns]
+    rows = [[name, *cells] for name, cells in table.rows]
+    about = "What was held, the earliest first"
+    chart = figures.draw_trend(
+        series, times, ylabel="accuracy, %", alt=write_alt(about, header, rows)
+    )
+    yield Drawing(about, " ".join(table.lines), chart, header, rows)
 
 
 def build_roc_drawings(record: RunRecord) -> Iterator[Drawing]:

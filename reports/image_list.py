@@ -32,7 +32,7 @@ class ListedImage(NamedTuple):
     kind: str  # one of KINDS
     cells: list[str]
     label: str
-    index: int
+    position: int
     distance: float
 
 
@@ -155,7 +155,7 @@ def build_image_list(record: RunRecord) -> ImageList | None:
             ("how easily it falls", shown),
             ("class", sorted(shown, key=lambda row: row.label)),
             ("distance", sorted(shown, key=lambda row: row.distance)),
-            ("position", sorted(shown, key=lambda row: row.index)),
+            ("position", sorted(shown, key=lambda row: row.position)),
         ],
     )
 

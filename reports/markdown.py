@@ -21,6 +21,7 @@ from .transfer_matrix import (
     build_matrix_tables,
     write_matrix_note,
 )
+from .trend import build_trend_table
 
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "`": "&#96;", "\\": "&#92;"}
 # an at sign that calls nobody
@@ -111,6 +112,7 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         yield render_markdown_row([LEFT, RIGHT])
         yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
     yield from list_groups(record)
+    yield from list_trend(record)
     yield from list_transfer(record)
     yield from list_curves(record)
     if record.interpreters:
@@ -215,6 +217,19 @@ def list_groups(record: RunRecord) -> Iterator[str]:
         for name, cells in turned.rows:
             yield render_markdown_row([escape_prose(name), *map(escape_prose, cells)])
         yield from ("", escape_prose(turned.note))
+
+
+def list_trend(record: RunRecord) -> Iterator[str]:
+    """The network over time; nothing without a history."""
+    if record.trend is None:
+        return
+    table = build_trend_table(record.trend)
+    yield from ("", "### Over time", "")
+    yield render_markdown_row(["when", *map(escape_prose, table.columns)])
+    yield render_markdown_row([LEFT, *(RIGHT for _ in table.columns)])
+    for name, cells in table.rows:
+        yield render_markdown_row([escape_prose(name), *map(escape_prose, cells)])
+    yield from list_items("", table.lines)
 
 
 def list_transfer(record: RunRecord) -> Iterator[str]:

@@ -20,9 +20,7 @@ from robusteval.analysis.papers.measures import Measured
 from robusteval.runs.types import spell_json
 
 from . import formatting
-from .markdown import escape_prose, list_items, render_markdown_row
-from .measures import to_json_types
-from .terminal import (
+from .console import (
     build_empty_table,
     make_printable,
     print_facts,
@@ -31,6 +29,8 @@ from .terminal import (
     print_paragraph,
     print_trimmed,
 )
+from .markdown import escape_prose, list_items, render_markdown_row
+from .measures import to_json_types
 
 HEADER = ("", "published", "measured (95 %)", "n", "verdict")
 MARKS = {"holds": "-", "does not hold": "!", "not decided": "-", "not measured": "-"}

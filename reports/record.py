@@ -43,6 +43,7 @@ from .models import ModelsRecord, build_models
 from .stages import StageRow
 from .transfer import ReceivedRecord
 from .transfer_matrix import TransferMatrix, build_matrix
+from .trend_record import TrendRecord
 
 SCHEMA: Literal[1] = 1
 GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
@@ -297,6 +298,7 @@ class RunRecord:
     corruptions: Annotated[tuple[CorruptionsRecord, ...], "empty: none were run"]
     groups: Annotated[tuple[GroupsRecord, ...], "by class and by slice, for each worst case"]
     turned: Annotated[tuple[TurnedRecord, ...], "which class becomes which"]
+    trend: Annotated[TrendRecord | None, "null: no history was given"]
     interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
     received: Annotated[ReceivedRecord | None, "null: no target was named"]
     probes: tuple[ProbeRow, ...]

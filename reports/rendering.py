@@ -17,6 +17,7 @@ from robusteval.runs.writing import write_atomically
 
 from .build import build_record
 from .record import GatesRecord, RunRecord
+from .trend_record import TrendRecord
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,11 +57,19 @@ def write_report(run: Run, path: Path) -> None:
 
 
 def render_runs(
-    runs: Sequence[Run], form: str, checks: Sequence[Checked | None], *, page: bool
+    runs: Sequence[Run],
+    form: str,
+    checks: Sequence[Checked | None],
+    *,
+    page: bool,
+    trend: TrendRecord | None = None,
 ) -> str | bytes:
-    """The report of some runs; as a `page` without the width and colours of this terminal."""
+    """The report of some runs; as a `page` without the width and colours of this terminal.
+
+    The `trend` is that of the only run.
+    """
     records = [
-        build_record(run, None if check is None else check.to_gates())
+        build_record(run, None if check is None else check.to_gates(), trend)
         for run, check in zip(runs, checks, strict=True)
     ]
     return render_records(records, form, page=page)

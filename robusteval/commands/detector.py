@@ -184,8 +184,8 @@ def detector(
         )
     from rich.console import Console
 
+    from robusteval.reports.console import make_printable, print_paragraph
     from robusteval.reports.detector import print_detector, render_detector_json
-    from robusteval.reports.terminal import make_printable, print_paragraph
 
     tested = request.split == "train" and has_other_part(images, request.data_name, request.size)
     command = spell_evaluation(

@@ -232,7 +232,7 @@ def print_explanations(found: ExplainedAttacks, form: str, written: str) -> None
         return
     from rich.console import Console
 
-    from robusteval.reports.terminal import make_printable
+    from robusteval.reports.console import make_printable
 
     console = Console()
     with writing_stdout(), console.capture() as page:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from robusteval.reports.gate import Check
+    from robusteval.reports.trend_record import TrendRecord
 
 # the formats that come with the package, as the help lists them; others come behind them
 SHIPPED = (
@@ -196,13 +197,15 @@ def print_report(
     checks: Sequence[Check | None] = (),
     *,
     out: Path | None = None,
+    trend: TrendRecord | None = None,
 ) -> None:
     """Print the report on stdout, or write it to a file."""
     from robusteval.reports.rendering import render_runs
 
     text: str | bytes = ""  # where the reader of stdout has left before there was any
     with writing_stdout():  # a console that is captured writes to it, if only nothing
-        text = render_runs(runs, form, checks or [None] * len(runs), page=out is not None)
+        asked = checks or [None] * len(runs)
+        text = render_runs(runs, form, asked, page=out is not None, trend=trend)
     deliver(text, out)
 
 
@@ -220,8 +223,21 @@ def deliver(text: str | bytes, out: Path | None) -> None:
 @click.argument("runs", metavar="RUN...", type=RUN, nargs=-1, required=True)
 @output_options()
 @log_option()
+@click.option(
+    "--history",
+    type=RUN,
+    multiple=True,
+    metavar="PATH",
+    help="What the same network held before: a baseline, a run folder, or a folder of them; may be"
+    " repeated. The report of the one RUN has a trend over time.",
+)
 def report(
-    runs: tuple[Path, ...], form: str | None, out: Path | None, force: bool, logs: tuple[str, ...]
+    runs: tuple[Path, ...],
+    form: str | None,
+    out: Path | None,
+    force: bool,
+    logs: tuple[str, ...],
+    history: tuple[Path, ...],
 ) -> None:
     """Print the report of each RUN, a run folder.
 
@@ -233,14 +249,26 @@ def report(
       robusteval report runs/demo-0123abcd --out report.html
       robusteval report runs/old runs/new --format csv
       robusteval report runs/demo-0123abcd --log mlflow
+      robusteval report runs/demo-0123abcd --history baselines/
     """
     form = choose_format(form, out)
     refuse_existing(out, force)
     require_trackers(logs)
+    if history and len(runs) > 1:
+        raise UsageError("--history is what one network held before: give one RUN")
     read = [load_run(run) for run in runs]
-    print_report(read, form, out=out)
+    print_report(read, form, out=out, trend=read_trend(read[0], history))
     for error in log_runs(read, logs):
         raise error
+
+
+def read_trend(run: Run, history: Sequence[Path]) -> TrendRecord | None:
+    """A run beside what was before it; None where no history is given."""
+    if not history:
+        return None
+    from robusteval.reports.trend import build_trend, read_history
+
+    return build_trend(run.keep_different(), read_history(history))
 
 
 @click.command(short_help="Compare two runs image by image.")

@@ -234,7 +234,7 @@ def print_reproductions(found: list[Any], form: str, out: Path) -> None:
         return
     from rich.console import Console
 
-    from robusteval.reports.terminal import make_printable
+    from robusteval.reports.console import make_printable
 
     console = Console()
     with writing_stdout(), console.capture() as page:

@@ -28,9 +28,9 @@ from rich.console import Console
 from robusteval.errors import RunError
 from robusteval.reports import formatting, gate_words, pictures
 from robusteval.reports import html as report
+from robusteval.reports.console import print_list, print_paragraph
 from robusteval.reports.html import LIMIT
 from robusteval.reports.pictures import CRISP, EDGES
-from robusteval.reports.terminal import print_list, print_paragraph
 from robusteval.runs import metrics
 from robusteval.runs.folder import Store, load_run
 from robusteval.runs.types import Outcome, Picture, Run, Spec, Threat, visible

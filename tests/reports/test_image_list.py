@@ -82,8 +82,8 @@ def test_a_page_stays_small_with_many_images(make_outcome: MakeOutcome, make_run
 
     assert found is not None
     assert [len(rows) for _, rows in found.orders] == [100] * 4
-    assert sorted(row.index for row in found.orders[0][1]) == [
-        row.index for row in found.orders[3][1]
+    assert sorted(row.position for row in found.orders[0][1]) == [
+        row.position for row in found.orders[3][1]
     ]
 
 
