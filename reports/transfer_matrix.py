@@ -167,8 +167,7 @@ def write_matrix_note(record: TransferMatrix) -> str:
 
 def print_matrix(console: Console, runs: Sequence[Run]) -> None:
     """Print networks against networks; nothing where they do not judge each other's images."""
-    from .console import TableColumn, fold_name, print_paragraph, print_tables, render_cell
-    from .terminal import ROOM
+    from .console import ROOM, TableColumn, fold_name, print_paragraph, print_tables, render_cell
 
     record = build_matrix(runs)
     if record is None:
