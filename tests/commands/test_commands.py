@@ -393,8 +393,8 @@ def test_a_format_of_another_package_is_offered_and_taken(monkeypatch: pytest.Mo
 
     assert isinstance(form, click.Option)
     assert form.help == (
-        "table, markdown, json, html, junit, sarif, csv, badge, cyclonedx, spdx, model-card or"
-        " latex. [default: table]"
+        "table, markdown, json, html, junit, sarif, csv, images, badge, cyclonedx, spdx,"
+        " model-card or latex. [default: table]"
     )
     assert form.type.convert("latex", form, None) == "latex"
     with pytest.raises(click.BadParameter, match="'model-card', 'latex'"):
