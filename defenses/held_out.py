@@ -102,7 +102,7 @@ def judge_held_out(
                 seeds[right.cpu()],
                 restarts=1,
                 random_start=True,
-                step=settings.step_length / 2 if settings.step is None else settings.step_length,
+                step=settings.judging_step,
                 steps=2 * settings.steps,
                 stop="float",
             )

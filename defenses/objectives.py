@@ -9,20 +9,24 @@ for maps of 7x7 and 0.64 for maps of 8x8, and results do not change with the siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.heads import Head, observe_head
 from robusteval.models.classifier import frozen
+from robusteval.models.seeds import per_image
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Score, descend_from_starts
 from robusteval.search.losses import cross_entropy, divergence
 
-from .training_settings import OF_BOTH, OF_MAPS, Term, Weighting, Weights
+from .training_settings import OF_BOTH, OF_MAPS, Search, Term, Weighting, Weights
+
+TINY = 1e-12  # probability whose logarithm is still taken
+NOISE = 2.0  # reach of the noise of N-FGSM, in radii
 
 
 class NetworkOutput(NamedTuple):
@@ -125,7 +129,16 @@ def _compute_term(
         if search:
             return cross_entropy(attacked.logits, y)
         return F.cross_entropy(attacked.logits, y, reduction="none")
+    if term == "boosted":  # arXiv has no copy of MART: openreview.net/forum?id=rklOg6EFwS, Eq. 8
+        p = attacked.logits.softmax(1)
+        rival = p.scatter(1, y.unsqueeze(1), 0.0).amax(1)
+        missed = (1 - rival).clamp_min(TINY).log()
+        return F.cross_entropy(attacked.logits, y, reduction="none") - missed
     assert clean is not None
+    if term == "doubtful":  # Eq. 11 there: the divergence counts where the clean image is unsure
+        before, after = clean.logits.log_softmax(1), attacked.logits.log_softmax(1)
+        own = before.gather(1, y.unsqueeze(1)).squeeze(1).exp()
+        return (before.exp() * (before - after)).sum(1) * (1 - own)
     if term == "divergence":  # Theoretically Principled Trade-off (TRADES), arXiv:1901.08573
         if search:
             return divergence(clean.logits, attacked.logits)
@@ -176,6 +189,7 @@ def find_worst_images(
     steps: int,
     step: float,
     weighting: Weighting = "softmax",
+    search: Search = "pgd",
 ) -> Tensor:
     """Find images within `eps` that raise the terms: projected ascent from a random start.
 
@@ -198,6 +212,8 @@ def find_worst_images(
         Steps.
     weighting : {"softmax", "runner_up"}
         See `weigh_wrong_classes`.
+    search : {"pgd", "nfgsm"}
+        The latter takes one step from noise, see `step_from_noise`; up to three radii away.
 
     Returns
     -------
@@ -211,6 +227,14 @@ def find_worst_images(
         if not OF_BOTH.isdisjoint(weights):
             with torch.no_grad():
                 clean = run_network(model, x, weights)
+
+        if search == "nfgsm":
+
+            def raised(z: Tensor) -> Tensor:
+                found = run_network(model, z, weights)
+                return compute_losses(weights, clean, found, y, weighting, search=True)
+
+            return step_from_noise(raised, x, seeds, eps=eps, step=step)
 
         def objective(x_adv: Tensor, index: Tensor) -> Score:
             found = run_network(model, x_adv, weights)
@@ -229,6 +253,38 @@ def find_worst_images(
             stop="never",
         )
     return found.x_adv
+
+
+def step_from_noise(
+    objective: Callable[[Tensor], Tensor], x: Tensor, seeds: Tensor, *, eps: float, step: float
+) -> Tensor:
+    """Add noise of twice the radius, and take one signed step that raises the objective there.
+
+    Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, arXiv:2202.01181,
+    Algorithm 1. The noise is part of what the network learns from, and the result is not brought
+    back into the ball: both keep single-step training from collapsing.
+
+    Parameters
+    ----------
+    objective : callable
+        Images to values ``(n,)``, on the graph.
+    x : Tensor
+        Images ``(n, c, h, w)`` in [0, 1].
+    seeds : Tensor
+        One per image ``(n,)``, for the noise.
+    eps, step : float
+        Radius and length of the step, in units of the [0, 1] pixel range.
+
+    Returns
+    -------
+    Tensor
+        ``(n, c, h, w)`` in [0, 1], off the graph.
+    """
+    noise = (2 * per_image(seeds, x.shape[1:]).to(x) - 1) * (NOISE * eps)
+    z = (x + noise).clamp(0, 1).requires_grad_()
+    with torch.enable_grad():
+        (grad,) = autograd.grad(objective(z).sum(), z)
+    return (z.detach() + step * grad.sign()).clamp(0, 1)
 
 
 class MapBound(NamedTuple):

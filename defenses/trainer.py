@@ -115,6 +115,8 @@ class RobustTrainer(Trainer):  # type: ignore[misc]
                     bar.set_postfix(right=f"{right.mean():.1%}")
                     model.train()
                 bar.update()
+        if loop.average is not None:
+            model.load_state_dict(loop.average.state)
         model.eval()
 
     def fit_generator(

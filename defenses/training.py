@@ -33,7 +33,7 @@ from .held_out import hold_out_images, judge_held_out
 from .training_files import Epoch, TrainingFiles, TrainingState, draw_curve, is_helper
 from .training_loop import NotFinite, TrainingLoop
 from .training_settings import TrainingSettings
-from .training_start import check_trainable
+from .training_start import check_extra, check_trainable
 
 FORMAT = 1  # of the file an unfinished training is kept in
 
@@ -65,6 +65,7 @@ def train(
     out: Path,
     settings: TrainingSettings,
     *,
+    extra: Data | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -88,6 +89,8 @@ def train(
         state go beside it.
     settings : TrainingSettings
         How to train.
+    extra : Data, optional
+        More images of the same form and classes, all of which are trained on.
     fresh : bool
         Begin anew where `out` or an unfinished training is there already.
     progress : Progress, optional
@@ -115,8 +118,11 @@ def train(
     files = TrainingFiles.name_beside(Path(out))
     trained, held_out = hold_out_images(data, settings.held_out, settings.seed)
     check_trainable(classifier, data, trained, settings)
+    if extra is not None:
+        check_extra(extra, data)
+        check_trainable(classifier, extra, np.arange(len(extra)), settings)
     with join_processes(classifier.device), files.lock(), exact_arithmetic():
-        loop = TrainingLoop(classifier, data, trained, settings, classifier.device)
+        loop = TrainingLoop(classifier, data, trained, settings, classifier.device, extra)
         training = TrainingRun(loop, classifier, held_out, files, progress or Silent(), stopping)
         training.take_over(fresh)
         # from now on its weights are not those of its file: caches must not take it for that one
@@ -138,14 +144,17 @@ class TrainingRun:
     ) -> None:
         self.loop = loop
         self.classifier = classifier
-        self.origin = classifier.identity.get("sha256")  # of the file that the weights come from
+        known = classifier.identity
+        # of the file that the weights come from
+        self.origin = known.get("sha256", known.get("head_of"))
         self.held_out = held_out
         self.files = files
         self.progress = progress
         self.stopping = stopping
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
-        positions = np.concatenate([loop.positions, held_out])
+        own = loop.positions[loop.positions < len(loop.data)]
+        positions = np.concatenate([own, held_out])
         config = {
             "format": FORMAT,
             "settings": asdict(loop.settings),
@@ -153,7 +162,9 @@ class TrainingRun:
             "start": hash_weights(classifier.state_dict()),
             "data": loop.data.fingerprint(positions),
         }
-        self.state = TrainingState(files, classifier.network, loop.optimiser, config)
+        if loop.extra is not None:
+            config["extra"] = loop.extra.fingerprint(np.arange(len(loop.extra)))
+        self.state = TrainingState(files, classifier.network, loop.optimiser, config, loop.average)
 
     def take_over(self, fresh: bool) -> None:
         """Continue what is there, or begin; UsageError if it is something else."""
@@ -216,9 +227,10 @@ class TrainingRun:
         with listen(Silent(), 0, self.stopping) if alone else nullcontext():
             loss = loop.run_epoch(number, self.progress.advance, self.stopping)
             trained = time.monotonic()
-            judged = judge_held_out(
-                loop.model, loop.data, self.held_out, loop.settings, loop.device
-            )
+            with loop.averaged():
+                judged = judge_held_out(
+                    loop.model, loop.data, self.held_out, loop.settings, loop.device
+                )
         return Epoch(
             epoch=number + 1,
             loss=loss,
@@ -256,9 +268,11 @@ class TrainingRun:
     def save_checkpoint(self, line: Epoch) -> None:
         """Write the checkpoint."""
         identity, settings = self.classifier.identity, self.loop.settings
+        with self.loop.averaged():
+            state = {k: v.clone() for k, v in self.classifier.network.state_dict().items()}
         checkpoint.save(
             self.files.checkpoint,
-            self.classifier.network.state_dict(),
+            state,
             arch=identity["arch"],
             num_classes=self.classifier.num_classes,
             input_shape=self.loop.data.shape,

@@ -21,6 +21,8 @@ from robusteval.runs.reading import WEIGHTS, check_regular
 from robusteval.runs.storage import differences
 from robusteval.runs.writing import hold_lock, remove_leftovers, write_atomically
 
+from .weight_noise import WeightAverage
+
 
 class Epoch(NamedTuple):
     """One line of the history."""
@@ -99,6 +101,8 @@ class TrainingState:
         Whose memory is kept.
     config : dict
         JSON-able: all that the weights depend on; another training is not continued.
+    average : WeightAverage, optional
+        The average of the weights, if there is one.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class TrainingState:
         network: nn.Module,
         optimiser: torch.optim.Optimizer,
         config: dict[str, Any],
+        average: WeightAverage | None = None,
     ) -> None:
         self.files = files
+        self.average = average
         self.network = network
         self.optimiser = optimiser
         self.config: dict[str, Any] = json.loads(json.dumps(config))  # as it will be read again
@@ -140,15 +146,21 @@ class TrainingState:
 
     def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
         network: dict[str, Tensor] = {}
+        average: dict[str, Tensor] = {}
         memory: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "network":
                 network[rest] = tensor
+            elif kind == "average":
+                average[rest] = tensor
             else:
                 row, _, key = rest.partition(".")
                 memory.setdefault(int(row), {})[key] = tensor
         self.network.load_state_dict(network)
+        if self.average is not None:
+            for name, value in self.average.state.items():
+                value.copy_(average[name])
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": memory})
 
     def keep(self, history: Sequence[Epoch]) -> None:
@@ -157,6 +169,8 @@ class TrainingState:
             return
         network = self.network.state_dict()
         tensors = {f"network.{name}": tensor for name, tensor in network.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state.items()}
         for row, memory in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{row}.{key}": tensor for key, tensor in memory.items()}
         lines = [epoch._asdict() for epoch in history]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .training_settings import (
     schedule_rate,
     warm_up_radius,
 )
+from .weight_noise import WeightAverage, worst_weights
 
 
 class NotFinite(RunError):
@@ -45,6 +46,8 @@ class TrainingLoop:
         How it is trained.
     device : torch.device
         Where the model is.
+    extra : Data, optional
+        More images of the same form and classes to train on.
     """
 
     def __init__(
@@ -54,9 +57,13 @@ class TrainingLoop:
         positions: np.ndarray,
         settings: TrainingSettings,
         device: torch.device,
+        extra: Data | None = None,
     ) -> None:
         self.model = model.requires_grad_(True)
         self.data = data
+        self.extra = extra
+        if extra is not None:  # counted on behind the others
+            positions = np.concatenate([positions, len(data) + np.arange(len(extra))])
         self.positions = positions
         self.settings = settings
         self.device = device
@@ -70,6 +77,7 @@ class TrainingLoop:
         self.batch = max(whole // self.processes, 1) * self.processes
         self.steps = len(positions) // self.batch  # per epoch
         self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.rate)
+        self.average = WeightAverage(model, settings.average) if settings.average else None
         # maps are checked against the logits more finely than bfloat16 counts
         self.mixed = device.type == "cuda" and not settings.has_maps
 
@@ -118,9 +126,9 @@ class TrainingLoop:
         self, step: int, index: np.ndarray, noise: int, draws: torch.Generator
     ) -> float:
         """Take one step of the optimiser on the images at these positions; the loss before it."""
-        images = self.data.batch(index)
-        x = augment_images(images.x, self.settings.augment, draws).to(self.device)
-        y = images.y.to(self.device)
+        images, labels = self.read_images(index)
+        x = augment_images(images, self.settings.augment, draws).to(self.device)
+        y = labels.to(self.device)
         seeds = sample_seeds(noise, index.astype(np.uint64))
         for group in self.optimiser.param_groups:
             group["lr"] = self.compute_rate(step)
@@ -137,16 +145,47 @@ class TrainingLoop:
                 steps=self.settings.steps,
                 step=length,
                 weighting=self.settings.weighting,
+                search=self.settings.search,
             )
             self.set_train_mode()
-            values = compute_training_loss(
-                self.learner, x, x_adv, y, self.lowered, self.settings.weighting
-            )
-        loss = values.mean()
+
+        def measure_loss(model: nn.Module) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+                values = compute_training_loss(
+                    model, x, x_adv, y, self.lowered, self.settings.weighting
+                )
+            return values.mean()
+
         self.optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        worst = worst_weights(
+            self.model, lambda: measure_loss(self.model), self.settings.awp, self.processes
+        )
+        with worst:
+            loss = measure_loss(self.learner)
+            torch.autograd.backward(loss)
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update(step)
         return float(loss.detach())
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the network the averaged weights, where there are any, until it is left."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def read_images(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Read images ``(m, c, h, w)`` and labels ``(m,)`` at these positions, in their order."""
+        known = len(self.data)
+        if self.extra is None or bool((index < known).all()):
+            batch = self.data.batch(index)
+            return batch.x, batch.y
+        own = index < known
+        order = np.argsort(np.concatenate([np.flatnonzero(own), np.flatnonzero(~own)]))
+        parts = [self.data.batch(index[own]), self.extra.batch(index[~own] - known)]
+        rows = torch.from_numpy(order)
+        return (
+            torch.cat([part.x for part in parts])[rows],
+            torch.cat([part.y for part in parts])[rows],
+        )
 
     def average_over_processes(self, value: float) -> float:
         """Average a number over all processes."""

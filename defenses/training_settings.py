@@ -13,12 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 from robusteval.errors import UsageError
 from robusteval.registry import explain_unknown
 
-Term = Literal["clean", "adversarial", "divergence", "maps", "own_map"]
+Term = Literal["clean", "adversarial", "divergence", "maps", "own_map", "boosted", "doubtful"]
+Search = Literal["pgd", "nfgsm"]
 Weighting = Literal["softmax", "runner_up"]
 Weights = Mapping[Term, float]
 OF_MAPS: frozenset[Term] = frozenset(("maps", "own_map"))
 # compare an image with its attacked self
-OF_BOTH: frozenset[Term] = frozenset(("maps", "own_map", "divergence"))
+OF_BOTH: frozenset[Term] = frozenset(("maps", "own_map", "divergence", "doubtful"))
 Schedule = Literal["cosine", "step"]
 Augment = Literal["auto", "none", "crop", "crop+flip"]
 
@@ -38,6 +39,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "standard": _list_terms(["clean"]),
     "adv": _list_terms(["adversarial"], ["adversarial"]),
     "trades": _list_terms(["clean", "divergence"], ["divergence"]),
+    "mart": _list_terms(["boosted", "doubtful"], ["adversarial"]),
     "int": _list_terms(["clean", "maps"], ["maps"]),
     "int2": _list_terms(["clean", "maps"], ["adversarial"]),
     "int_adv": _list_terms(["adversarial", "maps"], ["adversarial", "maps"]),
@@ -65,21 +67,15 @@ def _describe_option(
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How to train: each field's `help` says what it decides, and in which unit.
-
-    Raises
-    ------
-    UsageError
-        A value is out of range; the message names its option.
-    """
+class ObjectiveSettings:
+    """What a training lowers, and the attack on each batch; see `TrainingSettings`."""
 
     objective: str = field(
         default="adv",
         metadata=_describe_option(
             "Objective",
-            "standard, adv (the images an attack finds), trades, or one with the network's class"
-            " activation maps (arXiv:2006.14748): int, int2, int_adv, int2_adv, one_class.",
+            "standard, adv (the images an attack finds), trades, mart, or one with the network's"
+            " class activation maps (arXiv:2006.14748): int, int2, int_adv, int2_adv, one_class.",
             metavar="NAME",
             choices=tuple(OBJECTIVES),
         ),
@@ -102,7 +98,28 @@ class TrainingSettings:
     )
     step: float | None = field(
         default=None,
-        metadata=_describe_option("Objective", "Length of a step. [default: 2.5 * eps / steps]"),
+        metadata=_describe_option(
+            "Objective", "Length of a step. [default: 2.5 * eps / steps; eps for nfgsm]"
+        ),
+    )
+    search: Search = field(
+        default="pgd",
+        metadata=_describe_option(
+            "Objective",
+            "How images are attacked: pgd, or nfgsm, one step from noise of twice the radius"
+            " (arXiv:2202.01181), which takes 3 passes in the place of N + 2; --steps counts for"
+            " the judging alone then.",
+            metavar="NAME",
+            choices=get_args(Search),
+        ),
+    )
+    awp: float = field(
+        default=0.0,
+        metadata=_describe_option(
+            "Objective",
+            "Move weights by this share of their norm to where the loss rises before each step"
+            " (arXiv:2004.05884, which takes .005); half as long again. 0: not at all.",
+        ),
     )
     gamma: float = field(
         default=0.5,
@@ -113,7 +130,8 @@ class TrainingSettings:
         ),
     )
     beta: float = field(
-        default=6.0, metadata=_describe_option("Objective", "Weight of the divergence of trades.")
+        default=6.0,
+        metadata=_describe_option("Objective", "Weight of the divergence of trades and mart."),
     )
     weighting: Weighting = field(
         default="softmax",
@@ -124,6 +142,51 @@ class TrainingSettings:
             choices=get_args(Weighting),
         ),
     )
+    warmup: tuple[float, float] | None = field(
+        default=None,
+        metadata=_describe_option(
+            "Objective",
+            "Epochs up to which eps is 0, and from which it is whole. [default: 0 and a quarter of"
+            " them]",
+            metavar="A,B",
+        ),
+    )
+
+    @property
+    def step_length(self) -> float:
+        """Length of a step of the search at the full radius."""
+        if self.step is not None:
+            return self.step
+        return self.eps if self.search == "nfgsm" else 2.5 * self.eps / self.steps
+
+    @property
+    def judging_step(self) -> float:
+        """Length of a step of the attack by which epochs are judged, twice as many of them."""
+        if self.step is None or self.search == "nfgsm":
+            return 1.25 * self.eps / self.steps
+        return self.step
+
+    @property
+    def terms(self) -> tuple[Weights, Weights]:
+        """Weights of the terms lowered and of those raised."""
+        return weigh_terms(self.objective, gamma=self.gamma, beta=self.beta)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether any term needs class activation maps."""
+        return any(not OF_MAPS.isdisjoint(weights) for weights in self.terms)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(ObjectiveSettings):
+    """How to train: each field's `help` says what it decides, and in which unit.
+
+    Raises
+    ------
+    UsageError
+        A value is out of range; the message names its option.
+    """
+
     epochs: int = field(
         default=20,
         metadata=_describe_option("Training", "Passes over the images.", metavar="N", least=1),
@@ -134,6 +197,14 @@ class TrainingSettings:
     rate: float = field(
         default=3e-3, metadata=_describe_option("Training", "Learning rate of Adam at its highest.")
     )
+    average: float = field(
+        default=0.0,
+        metadata=_describe_option(
+            "Training",
+            "Judge and keep the moving average of the weights, of which a step leaves this share,"
+            " such as .995. 0: the weights themselves.",
+        ),
+    )
     schedule: Schedule = field(
         default="cosine",
         metadata=_describe_option(
@@ -141,15 +212,6 @@ class TrainingSettings:
             "How the rate falls: along a cosine, or tenfold after 4/7 and 6/7 of the training.",
             metavar="NAME",
             choices=get_args(Schedule),
-        ),
-    )
-    warmup: tuple[float, float] | None = field(
-        default=None,
-        metadata=_describe_option(
-            "Objective",
-            "Epochs up to which eps is 0, and from which it is whole. [default: 0 and a quarter of"
-            " them]",
-            metavar="A,B",
         ),
     )
     augment: Augment = field(
@@ -186,21 +248,6 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @property
-    def step_length(self) -> float:
-        """Length of a step of the search at the full radius."""
-        return 2.5 * self.eps / self.steps if self.step is None else self.step
-
-    @property
-    def terms(self) -> tuple[Weights, Weights]:
-        """Weights of the terms lowered and of those raised."""
-        return weigh_terms(self.objective, gamma=self.gamma, beta=self.beta)
-
-    @property
-    def has_maps(self) -> bool:
-        """Whether any term needs class activation maps."""
-        return any(not OF_MAPS.isdisjoint(weights) for weights in self.terms)
-
 
 def warm_up_radius(eps: float, step: float, start: float, full: float) -> float:
     """Warm up the radius at a step: zero up to `start`, whole from `full` on, linear in between."""
@@ -227,6 +274,8 @@ def weigh_terms(objective: str, *, gamma: float, beta: float) -> tuple[Weights, 
         "divergence": beta,
         "maps": gamma,
         "own_map": gamma,
+        "boosted": 1.0,
+        "doubtful": beta,
     }
 
     def present(terms: frozenset[Term]) -> Weights:
@@ -262,7 +311,15 @@ def check_settings(settings: TrainingSettings) -> None:
             "--warmup must be two numbers of epochs, the second not smaller than the first,"
             f" not {settings.warmup[0]:g},{settings.warmup[1]:g}"
         )
-    for name, kind in (("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)):
+    if not 0 <= settings.average < 1:
+        raise UsageError(f"--average must be from 0 to below 1, not {settings.average:g}")
+    if not 0 <= settings.awp < 1:
+        raise UsageError(f"--awp must be from 0 to below 1, not {settings.awp:g}")
+    words = (
+        *(("weighting", Weighting), ("schedule", Schedule), ("augment", Augment)),
+        ("search", Search),
+    )
+    for name, kind in words:
         if getattr(settings, name) not in get_args(kind):
-            words = ", ".join(get_args(kind))
-            raise UsageError(f"--{name} must be one of {words}, not {getattr(settings, name)!r}")
+            known = ", ".join(get_args(kind))
+            raise UsageError(f"--{name} must be one of {known}, not {getattr(settings, name)!r}")

@@ -116,3 +116,64 @@ def check_trainable(
                     f" pooling and one linear layer, which {arch} does not: use adv or trades, or"
                     " such an architecture (robusteval:digits_cnn, torchvision:resnet18, ...)"
                 ) from None
+
+
+def check_extra(extra: Data, data: Data) -> None:
+    """Raise UsageError if more images to train on are of another form or other classes."""
+    if extra.shape != data.shape:
+        one, other = ("x".join(map(str, each.shape)) for each in (extra, data))
+        raise UsageError(
+            f"--extra-data {extra.name} has images of {one}, {data.name} of {other}: give both one"
+            " --size, or images of one form"
+        )
+    if extra.class_names and data.class_names and extra.class_names != data.class_names:
+        raise UsageError(
+            f"--extra-data {extra.name} has other classes, or counts them in another order, than"
+            f" {data.name}: a label would mean something else"
+        )
+
+
+def replace_head(
+    classifier: Classifier, data: Data, settings: TrainingSettings, num_classes: int | None
+) -> Classifier:
+    """The network of a checkpoint with a new last layer for the classes of other data.
+
+    Everything but the last layer keeps its weights; what is new is drawn by the seed.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        As it was loaded, with its architecture in the identity.
+    data : Data
+        The images that it will be trained on.
+    settings : TrainingSettings
+        Their seed decides the new weights.
+    num_classes : int, optional
+        Number of logits; as many as there are class names or labels if not given.
+
+    Raises
+    ------
+    UsageError
+        If other layers than the last depend on the number of classes.
+    """
+    identity = classifier.identity
+    made = build_untrained(
+        str(identity["arch"]),
+        data,
+        settings,
+        num_classes=num_classes,
+        mean=classifier.mean.flatten().tolist(),
+        std=classifier.std.flatten().tolist(),
+        device=classifier.device,
+    )
+    old, new = classifier.network.state_dict(), made.network.state_dict()
+    kept = {name: v for name, v in old.items() if name in new and new[name].shape == v.shape}
+    drawn = {name.rpartition(".")[0] for name in new if name not in kept}
+    if len(drawn) > 1 or len(kept) < len(old) - 2:
+        raise UsageError(
+            f"{identity['arch']} cannot have a new head for {made.num_classes} classes: other"
+            f" layers change, too ({', '.join(sorted(drawn)[:4])})"
+        )
+    made.network.load_state_dict({**new, **kept})
+    made.identity = {**made.identity, "head_of": identity.get("sha256")}
+    return made

@@ -22,7 +22,7 @@ from .running import (
     model_options,
     table_options,
 )
-from .session import load_model, open_session
+from .session import Session, load_model, open_session
 from .shell import (
     Command,
     Option,
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 # hyper-parameters as the help lists them below each heading; those not named here come last
 ORDER = (
     *("held_out", "augment"),
-    *("objective", "eps", "steps", "step", "warmup", "gamma", "weighting", "beta"),
+    *("objective", "eps", "steps", "step", "search", "warmup", "awp"),
+    *("gamma", "weighting", "beta"),
 )
 
 
@@ -132,6 +133,13 @@ def list_hyper_parameters() -> Iterator[Option]:
 )
 @option(
     "Data",
+    "--extra-data",
+    metavar="DATA",
+    help="More images of the same classes, such as generated ones: all are trained on, none is held"
+    " out.",
+)
+@option(
+    "Data",
     "--download",
     is_flag=True,
     help="Let torchvision download a data set that is missing.",
@@ -145,6 +153,12 @@ def list_hyper_parameters() -> Iterator[Option]:
     "start",
     metavar="CHECKPOINT",
     help="Start from these weights instead of random ones; demo is one.",
+)
+@option(
+    "Model",
+    "--new-head",
+    is_flag=True,
+    help="Give the network of --from a new last layer for the classes of DATA, to fine-tune it.",
 )
 @option(
     "Run",
@@ -169,6 +183,8 @@ def train(
     num_classes: int | None,
     weights: str | None,
     start: str | None,
+    new_head: bool,
+    extra_data: str | None,
     out: Path,
     fresh: bool,
     device: str,
@@ -195,6 +211,8 @@ def train(
         )
     if start is None and weights is not None:
         raise UsageError("--weights chooses in a checkpoint: name one with --from")
+    if start is None and new_head:
+        raise UsageError("--new-head is for the network of a checkpoint: name one with --from")
     if start is not None and Path(start).resolve() == out.resolve():
         raise UsageError(f"--out would replace {start}, which --from starts from: choose another")
     from robusteval.defenses.training_settings import TrainingSettings
@@ -221,6 +239,9 @@ def train(
         )
         if start is None:
             return start_untrained(str(arch), open_images, settings, place, **options)
+        if new_head:
+            known = {"arch": arch, "weights": weights, "mean": mean, "std": std, "device": place}
+            return fine_tune(start, open_images, progress, settings, num_classes, **known)
         return continue_trained(
             start, open_images, progress, arch=arch, weights=weights, device=place, **options
         )
@@ -230,11 +251,15 @@ def train(
         from robusteval.defenses.training_files import is_helper
 
         session.stop.politely = True
+        extra = None
+        if extra_data is not None:
+            extra = open_extra(session, extra_data, size, classes, columns, allow_outside)
         found = train_classifier(
             session.classifier,
             session.images,
             out,
             settings,
+            extra=extra,
             fresh=fresh,
             progress=session.progress,
             stopping=lambda: session.stop.asked > 0,
@@ -291,6 +316,46 @@ def continue_trained(
     channels = classifier.identity.get("input_channels")
     images = open_images(channels=channels)
     return classifier, match_classes(images, classifier.num_classes, classifier.class_names)
+
+
+def fine_tune(
+    start: str,
+    open_images: Callable[..., Data],
+    progress: Bars,
+    settings: TrainingSettings,
+    num_classes: int | None,
+    **options: Any,
+) -> tuple[Classifier, Data]:
+    """The network in a checkpoint with a new last layer, and the images to train it on."""
+    from robusteval.defenses.training_start import replace_head
+
+    classifier = load_model(start, progress, **options)
+    images = open_images(channels=classifier.identity.get("input_channels"))
+    return replace_head(classifier, images, settings, num_classes), images
+
+
+def open_extra(
+    session: Session,
+    data: str,
+    size: int | None,
+    classes: Path | None,
+    columns: list[str] | None,
+    allow_outside: bool,
+) -> Data:
+    """More images to train on, in the form of the others."""
+    from robusteval.datasets.class_names import match_classes, read_class_names
+    from robusteval.datasets.sources import open_data
+
+    found = open_data(
+        data,
+        split="train",
+        channels=session.images.shape[0],
+        size=size,
+        classes=None if classes is None else read_class_names(classes),
+        columns=columns,
+        allow_outside=allow_outside,
+    )
+    return match_classes(found, session.classifier.num_classes, session.classifier.class_names)
 
 
 def describe_training(

@@ -157,3 +157,28 @@ def test_help_has_headings_and_examples() -> None:
     for heading in ("Data:", "Model:", "Objective:", "Training:", "Run:"):
         assert heading in text
     assert "robusteval train --data digits --arch robusteval:digits_cnn" in text
+
+
+def test_a_network_is_fine_tuned_to_other_classes_with_more_images() -> None:
+    """The demo network of ten classes, for bands of three; what cannot be is one sentence."""
+    x, y = (np.load("parts.npz")[name] for name in ("x_train", "y_train"))
+    small = np.stack([image[2:10, 2:10] for image in x])
+    np.savez("small.npz", x=small, y=y)
+    words = ("--data", "small.npz", "--extra-data", "small.npz", "--from", "demo", "--new-head")
+    quick = ("--average", ".9", "--awp", ".005", "--search", "nfgsm", "--objective", "mart")
+
+    result = ran(*words, "--out", "tuned.safetensors", *QUICK, *quick)
+
+    assert result.exit_code == 0, result.stderr
+    found = checkpoint.load("tuned.safetensors")
+    assert found.num_classes == 3
+    start = notes("tuned.safetensors")["training"]
+    assert isinstance(start, dict)
+    assert len(start["from"]) == 64
+    assert (start["search"], start["awp"], start["average"]) == ("nfgsm", 0.005, 0.9)
+    refused = ran(
+        *("--data", "small.npz", "--arch", "robusteval:digits_cnn", "--new-head"),
+        *("--out", "other.safetensors", *QUICK),
+    )
+    assert refused.exit_code == 2
+    assert "--new-head is for the network of a checkpoint" in refused.stderr

@@ -31,6 +31,7 @@ from robusteval.defenses.objectives import (
     measure_discrepancy,
     measure_map_bound,
     run_network,
+    step_from_noise,
     weigh_wrong_classes,
 )
 from robusteval.defenses.training import TrainingResult, train
@@ -45,7 +46,12 @@ from robusteval.defenses.training_settings import (
     warm_up_radius,
     weigh_terms,
 )
-from robusteval.defenses.training_start import build_untrained, find_input_channels
+from robusteval.defenses.training_start import (
+    build_untrained,
+    find_input_channels,
+    replace_head,
+)
+from robusteval.defenses.weight_noise import WeightAverage, worst_weights
 from robusteval.errors import Interrupted, RunError, UsageError
 from robusteval.interpreters.heads import Head, observe_head
 from robusteval.models import checkpoint
@@ -53,6 +59,7 @@ from robusteval.models.architecture import build_network
 from robusteval.models.classifier import Classifier
 from robusteval.models.identity import hash_model
 from robusteval.models.networks import ARCHITECTURES
+from robusteval.models.seeds import per_image
 
 Made = np.ndarray[Any, Any]
 WEIGHTINGS: tuple[Weighting, ...] = ("softmax", "runner_up")
@@ -239,14 +246,15 @@ def test_bound_is_met_exactly_where_one_feature_decides() -> None:
 
 
 EXPECTED: dict[str, Callable[..., Any]] = {
-    "standard": lambda ce, ce_adv, kl, own, full: ce,
-    "adv": lambda ce, ce_adv, kl, own, full: ce_adv,
-    "trades": lambda ce, ce_adv, kl, own, full: ce + 6 * kl,
-    "int": lambda ce, ce_adv, kl, own, full: ce + 0.7 * full,
-    "int2": lambda ce, ce_adv, kl, own, full: ce + 0.7 * full,
-    "int_adv": lambda ce, ce_adv, kl, own, full: ce_adv + 0.7 * full,
-    "int2_adv": lambda ce, ce_adv, kl, own, full: ce_adv + 0.7 * full,
-    "one_class": lambda ce, ce_adv, kl, own, full: ce + 0.7 * own,
+    "standard": lambda ce, ce_adv, kl, own, full, mart: ce,
+    "adv": lambda ce, ce_adv, kl, own, full, mart: ce_adv,
+    "trades": lambda ce, ce_adv, kl, own, full, mart: ce + 6 * kl,
+    "mart": lambda ce, ce_adv, kl, own, full, mart: ce_adv + mart,
+    "int": lambda ce, ce_adv, kl, own, full, mart: ce + 0.7 * full,
+    "int2": lambda ce, ce_adv, kl, own, full, mart: ce + 0.7 * full,
+    "int_adv": lambda ce, ce_adv, kl, own, full, mart: ce_adv + 0.7 * full,
+    "int2_adv": lambda ce, ce_adv, kl, own, full, mart: ce_adv + 0.7 * full,
+    "one_class": lambda ce, ce_adv, kl, own, full, mart: ce + 0.7 * own,
 }
 
 
@@ -266,7 +274,10 @@ def test_loss_is_what_its_formula_says(objective: str, weighting: Weighting) -> 
     if weighting == "runner_up":
         others = F.one_hot(others.argmax(1), 3).float()
     full = own + (others / others.sum(1, keepdim=True) * moved).sum(1)
-    terms = -p[rows, y].log(), -q[rows, y].log(), (p * (p / q).log()).sum(1), own, full
+    kl = (p * (p / q).log()).sum(1)
+    rival = torch.tensor([max(row[row != row[c]].tolist()) for row, c in zip(q, y, strict=True)])
+    mart = -(1 - rival).log() + 6 * kl * (1 - p[rows, y])
+    terms = -p[rows, y].log(), -q[rows, y].log(), kl, own, full, mart
 
     torch.testing.assert_close(EXPECTED[objective](*terms), value, rtol=1e-4, atol=1e-5)
     assert (own <= full).all()
@@ -333,6 +344,103 @@ def test_objective_without_its_term_is_the_simpler_one(
     other = weights(replace(QUICK, objective=same))
 
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_noisy_step_on_a_linear_model_is_known() -> None:
+    """Noise of twice the radius, a step against the weights, and no way back into the ball."""
+    weight = torch.tensor([1.0, -1.0, 0.5, -2.0]).view(1, 2, 2)
+    x, seeds = torch.full((3, 1, 2, 2), 0.5), torch.arange(3)
+
+    found = step_from_noise(lambda z: (z * weight).sum((1, 2, 3)), x, seeds, eps=0.1, step=0.15)
+
+    noise = (2 * per_image(seeds, x.shape[1:]) - 1) * 0.2
+    torch.testing.assert_close(found, (x + noise).clamp(0, 1) + 0.15 * weight.sign())
+    assert float((found - x).abs().max()) > 0.2
+    full = step_from_noise(lambda z: z.sum((1, 2, 3)), x, seeds, eps=0.1, step=2.0)
+    assert torch.equal(full, torch.ones_like(x))
+
+
+def test_an_average_of_weights_is_the_weighted_sum_of_all_of_them() -> None:
+    """Early steps by (1 + t) / (10 + t), later ones by the decay; whole numbers are the last."""
+    model = pooled()
+    average = WeightAverage(model, 0.25)
+    weight, norm = model.network.get_parameter("linear.weight"), "network.norm.num_batches_tracked"
+    expected = weight.detach().clone()
+    for step in range(4):
+        with torch.no_grad():
+            weight.add_(1.0)
+            model.network.get_buffer("norm.num_batches_tracked").add_(1)
+        keep = min(0.25, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * weight.detach()
+        average.update(step)
+
+    assert average.state[norm] == 4
+    now = weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(weight.detach(), expected)
+    assert torch.equal(weight.detach(), now)
+
+
+def test_worst_weights_are_a_share_of_their_norm_uphill_and_are_put_back() -> None:
+    """On a loss that is linear in the weights; biases and running statistics stay."""
+    model = pooled().train()
+    weight, slope = model.network.get_parameter("linear.weight"), draw_slope()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    x, _, _ = batch()
+
+    def loss() -> Tensor:
+        total: Tensor = (weight * slope).sum() + 0 * model(x).sum()
+        return total
+
+    with worst_weights(model, loss, 0.01):
+        moved = weight.detach() - state["network.linear.weight"]
+        expected = slope * 0.01 * state["network.linear.weight"].norm() / slope.norm()
+        torch.testing.assert_close(moved, expected)
+        assert torch.equal(model.network.get_parameter("linear.bias"), state["network.linear.bias"])
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    with worst_weights(model, loss, 0.0):
+        assert torch.equal(weight, state["network.linear.weight"])
+
+
+def draw_slope() -> Tensor:
+    return torch.randn(3, 6, generator=torch.Generator().manual_seed(4))
+
+
+def test_more_images_are_trained_on_and_none_of_them_is_held_out(tmp_path: Path) -> None:
+    """In one order with the others; another form or other classes are refused."""
+    data, extra = bands(40), from_arrays(*grey(24, seed=5), name="more")
+    loop = TrainingLoop(pooled(), data, np.arange(30), QUICK, torch.device("cpu"), extra)
+    index = np.array([41, 2, 63, 0])
+
+    x, y = loop.read_images(index)
+
+    assert len(loop.positions) == 54
+    expected = [extra.batch([1]), data.batch([2]), extra.batch([23]), data.batch([0])]
+    assert torch.equal(x, torch.cat([each.x for each in expected]))
+    assert torch.equal(y, torch.cat([each.y for each in expected]))
+    found = train(pooled(), data, tmp_path / "net.safetensors", QUICK, extra=extra)
+    assert found.best.held_out == 8
+    x_small, y_small = grey(24)
+    small = from_arrays(x_small[:, :, :10], y_small, name="small")
+    with pytest.raises(UsageError, match="--extra-data small has images of"):
+        train(pooled(), data, tmp_path / "other.safetensors", QUICK, extra=small)
+
+
+def test_a_new_head_keeps_everything_before_it(tmp_path: Path) -> None:
+    """Three classes after ten, with the old normalisation."""
+    settings = replace(QUICK, objective="standard", epochs=1)
+    ten = build_untrained("robusteval:digits_cnn", bands(), settings, num_classes=10)
+    ten.identity["sha256"] = "ten"
+
+    three = replace_head(ten, bands(), settings, None)
+
+    old, new = ten.network.state_dict(), three.network.state_dict()
+    changed = [name for name in new if new[name].shape != old[name].shape]
+    assert {name.rpartition(".")[0] for name in changed} == {changed[0].rpartition(".")[0]}
+    assert all(torch.equal(new[name], old[name]) for name in new if name not in changed)
+    assert (three.num_classes, three.mean.tolist()) == (3, ten.mean.tolist())
+    found = train(three, bands(), tmp_path / "net.safetensors", settings)
+    assert checkpoint.load(found.path).num_classes == 3
 
 
 def test_batch_norm_sees_clean_and_attacked_images_together() -> None:
@@ -484,8 +592,9 @@ def test_the_checkpoint_of_a_training_names_its_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 3, 4, 9])
 def test_stopped_training_ends_as_if_it_had_not_been(after: int, tmp_path: Path) -> None:
-    """After so many of the four batches of each of three epochs; dropout included."""
+    """After so many of the four batches of each of three epochs; dropout and average included."""
     settings = replace(QUICK, objective="adv", epochs=3, augment="crop+flip")
+    settings = replace(settings, average=0.9, awp=0.01, search="nfgsm")
     whole = run(tmp_path / "whole.safetensors", settings, model=pooled(dropout=0.5))
     out, asked = tmp_path / "net.safetensors", 0
 
@@ -675,6 +784,9 @@ def test_two_processes_do_not_train_one_file(tmp_path: Path) -> None:
         ({"weighting": "all"}, "--weighting must be one of softmax, runner_up"),
         ({"schedule": "linear"}, "--schedule"),
         ({"augment": "cutout"}, "--augment"),
+        ({"search": "cw"}, "--search must be one of pgd, nfgsm"),
+        ({"average": 1.0}, "--average must be from 0 to below 1"),
+        ({"awp": -0.1}, "--awp must be from 0"),
     ],
 )
 def test_setting_out_of_range_is_one_sentence(changed: dict[str, Any], words: str) -> None:
