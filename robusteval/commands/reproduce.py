@@ -17,6 +17,7 @@ from robusteval.registry import parse
 from robusteval.runs.writing import write_atomically
 
 from .detector import load_vgg
+from .networks import load_networks, name_networks, parse_network
 from .running import build_data_options, device_option, model_options, spell_command
 from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
     type=Whole(1),
     metavar="N",
     help="Images, drawn at random. [default: as --size says]",
+)
+@option(
+    "Transfer",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="FILE[,OPTION=VALUE...]",
+    help="Another network, on which the adversarial images are judged as well, as for `robusteval"
+    " evaluate`; tables of transfer are of the first.",
 )
 @option(
     "Run",
@@ -102,6 +112,7 @@ def reproduce(
     fresh: bool,
     form: str,
     vgg_weights: Path | None,
+    targets: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Measure what PAPER has published on a network of yours.
@@ -124,6 +135,8 @@ def reproduce(
     papers = [read_paper(name) for name in (list_papers() if paper == "all" else [paper])]
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
+    networks = [parse_network(text) for text in targets]
+    name_networks(networks)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder: choose another")
     found, broken = [], []
@@ -132,6 +145,7 @@ def reproduce(
         from robusteval.analysis.papers.running import reproduce as run_paper
 
         classifier, images, progress, stop = session
+        receivers = load_networks(networks, progress, device=request.device)
         stop.politely = True
         for number, each in enumerate(papers, 1):
             progress.say(f"Paper {number} of {len(papers)}, {each.name}: {each.title}.")
@@ -155,6 +169,7 @@ def reproduce(
                     stopping=lambda: stop.asked > 0,
                     command=spell_command(),
                     detect=partial(fit_detectors, session, vgg_weights),
+                    targets=receivers,
                 )
             except RobustevalError as error:
                 if stop.asked or len(papers) == 1:

@@ -14,6 +14,7 @@ from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
+from robusteval.runs.metrics import find_right, rate
 from robusteval.runs.types import Outcome, Run, format_value
 
 Verdict = Literal["agrees", "differs", "not comparable", "nothing published", "not measured"]
@@ -163,7 +164,25 @@ class Results:
                 raise MissingError("too few images of the classes held out")
             return ", ".join(detector.attacks), known
         outcome = self.choose_outcome(reading)
+        if reading.measure == "transfer":
+            return str(outcome.attack), self.measure_transfer(outcome)
         return str(outcome.attack), self.summarize(outcome, reading.measure)
+
+    def measure_transfer(self, outcome: Outcome) -> Measured:
+        """On how many of the images that both have right the first target is fooled, too."""
+        if not self.run.receivers:
+            raise MissingError("needs the images on a second network: name one by --target")
+        receiver = self.run.receivers[0]
+        judged = [
+            each
+            for each in self.run.transfers
+            if (str(each.attack), each.defense) == (str(outcome.attack), receiver.spec)
+        ]
+        right = find_right(self.run.clean) & find_right(receiver.clean)
+        if not judged or not right.any():
+            raise MissingError("no image that both networks have right")
+        found = rate(judged[0].success()[right])
+        return Measured(found.value, *found.interval, found.n)
 
     def summarize(self, outcome: Outcome, name: str) -> Measured:
         """A figure of one result; MissingError where it is not known."""

@@ -112,6 +112,13 @@ MEASURES: Mapping[str, Measure] = {
         lambda o: o.success("pred_8bit"),
         all_attacked,
     ),
+    # of an outcome on the other network, see `Results.measure_transfer`
+    "transfer": Measure(
+        "images fooled on a second network, of those that both have right",
+        "share",
+        Outcome.success,
+        all_attacked,
+    ),
     "robust": Measure(
         "images right after the attack, of all",
         "share",

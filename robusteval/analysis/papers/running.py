@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def reproduce(
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
     detect: Detect | None = None,
+    targets: Mapping[str, Classifier] | None = None,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
 
@@ -72,6 +73,8 @@ def reproduce(
         What a user typed to ask for it.
     detect : callable, optional
         Fits and judges the detectors that a paper has.
+    targets : mapping of str to Classifier, optional
+        Other networks that the images are shown to; tables of transfer are of the first.
 
     Raises
     ------
@@ -95,6 +98,7 @@ def reproduce(
         probes=False,
         interpreters=explained,
         optional=(*asked, *explained),
+        receivers=targets,
         progress=progress or Silent(),
     )
     run = execute(

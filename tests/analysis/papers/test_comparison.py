@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper, is_same_data
-from robusteval.analysis.papers.declaration import build_paper
+from robusteval.analysis.papers.comparison import (
+    MissingError,
+    Reproduction,
+    Results,
+    compare_paper,
+    is_same_data,
+)
+from robusteval.analysis.papers.declaration import Reading, build_paper
 from robusteval.analysis.papers.measures import Measured, find_measure
 from robusteval.reports.paper import (
     format_measured,
@@ -20,7 +26,7 @@ from robusteval.reports.paper import (
 )
 from robusteval.runs.detector_record import Combination, EstimateOfImages, Proportion
 from robusteval.runs.statistics import median_interval
-from robusteval.runs.types import Outcome, Run, Spec
+from robusteval.runs.types import Defended, Outcome, Run, Spec
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
@@ -275,3 +281,25 @@ def test_detectors_are_read_by_name_or_say_why_they_are_not_there(make_run: Make
     assert (gap.measured, gap.reason) == (None, "no masks")
     assert unseen.reason == "too few images of the classes held out"
     assert flagged.measured == Measured(0.75, 0.3, 0.9, 4)
+
+
+def test_transfer_is_over_the_images_that_both_networks_have_right(
+    make_run: MakeRun, make_outcome: MakeOutcome
+) -> None:
+    """Of 80 that the second has right it is fooled on the first 20; without it a reason."""
+    rows = np.arange(100)
+    own = make_outcome((rows < 80).tolist(), spec=STRONG)
+    there = replace(
+        make_outcome((rows < 20).tolist(), spec=STRONG), role="transfer", defense=Spec("b.pt", {})
+    )
+    run = make_run(own)
+    wrong = np.where(rows < 80, run.clean["label"], run.clean["label"] + 1)
+    second = Defended(Spec("b.pt", {}), "receiver", {**run.clean, "pred_clean": wrong}, {})
+    results = Results(run, {"strong": (str(STRONG),)}, {})
+    reading = Reading("strong", "transfer")
+
+    with pytest.raises(MissingError, match="--target"):
+        results.measure(reading)
+    run = replace(run, outcomes=(own, there), receivers=(second,))
+    _, found = replace(results, run=run).measure(reading)
+    assert (found.value, found.n) == (0.25, 80)
