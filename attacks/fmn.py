@@ -50,17 +50,17 @@ def fmn(
     """The nearest success in a norm: gradient steps inside a ball whose radius follows success.
 
     Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints, arXiv:2102.12827,
-    algorithm 1. Departs from it, but for l0, in steps that are measured in radii and not in
-    absolute length, for linf along the gradient's sign and for l1 along the signs of its largest
-    entries, about as many as arXiv:2103.01208 takes; in a first radius of twice the distance that
-    the gradient foretells, within limits, as faint gradients foretell far too much; in a change of
-    the radius that becomes finer where it crosses the boundary and coarser where it does not,
-    image by image; and for l1 in a projection that knows the pixel range, and in last steps of one
-    value each from the nearest success. In all norms values at the end of their range take no part
-    in a step that would push them further, and what is lowered is a soft margin that becomes the
-    margin near the boundary. Many steps are spent in rounds of about a hundred, each on from the
-    nearest success. Images are rounded to 8 bits where they are looked at, but the search goes on
-    from what was rounded.
+    algorithm 1. Departs from it in steps that are measured in radii and not in absolute length, for
+    linf along the gradient's sign, for l1 along the signs of its largest entries, about as many as
+    arXiv:2103.01208 takes, for l0 as long as a change of that many values by the whole pixel range;
+    but for l0 in a first radius of twice the distance that the gradient foretells, within limits,
+    as faint gradients foretell far too much, and in a change of the radius that becomes finer where
+    it crosses the boundary and coarser where it does not, image by image; and for l1 in a
+    projection that knows the pixel range, and in last steps of one value each from the nearest
+    success. In all norms values at the end of their range take no part in a step that would push
+    them further, and what is lowered is a soft margin that becomes the margin near the boundary.
+    Many steps are spent in rounds of about a hundred, each on from the nearest success. Images are
+    rounded to 8 bits where they are looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -146,8 +146,8 @@ def fmn(
             if share >= FINAL:  # one value at a time
                 width = torch.ones_like(width)
             delta = delta - length * eps * ball.find_sparse_direction(grad, width)
-        else:
-            delta = delta - length * scale_to_unit(grad)
+        else:  # long enough for as many values to cross the whole pixel range
+            delta = delta - length * eps.clamp_min(1.0).sqrt() * scale_to_unit(grad)
         if norm == "l1":
             delta = project_l1(origin + delta, origin, ball.lower, ball.upper, radius.size) - origin
         else:

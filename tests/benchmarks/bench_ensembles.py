@@ -33,6 +33,7 @@ from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
 from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen, predict_classes
+from robusteval.models.demo import demo
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS
@@ -162,7 +163,8 @@ def main(
     out: Path,
 ) -> None:
     """Print what is left, and for how many passes."""
-    model = load(checkpoint, arch=arch, mean=mean, std=std)
+    path = str(demo()) if checkpoint == "demo" else checkpoint
+    model = load(path, arch=arch, mean=mean, std=std)
     source = open_data(data, channels=model.identity["input_channels"])
     batch = source.batch(draw(len(source), min(images, len(source)), 0))
     kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
