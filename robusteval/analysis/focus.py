@@ -14,6 +14,7 @@ from robusteval.analysis.case import Case
 from robusteval.analysis.summaries import average_images
 from robusteval.runs.explanation_record import FocusFigures, ImageCount
 from robusteval.search.balls import to_double
+from robusteval.search.refinement import rank_pixels
 
 DISCRIMINATIVE = 0.2  # share of a map that counts as the discriminative region
 SAME = 1e-3  # of its highest value, up to which a map differs from another by rounding alone
@@ -24,18 +25,6 @@ def choose_top(maps: Tensor, share: float) -> Tensor:
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 to 1, not {share:g}")
     return rank_pixels(maps) >= 1 - share
-
-
-def rank_pixels(maps: Tensor) -> Tensor:
-    """Each pixel's rank in its map ``(n, 1, h, w)``, from 0 to just below 1.
-
-    A pixel of rank q is among the top 1 - q of the map.
-    """
-    flat = maps.flatten(1)
-    order = flat.argsort(dim=1, stable=True)
-    place = torch.empty_like(order)
-    place.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    return (place / flat.shape[1]).view_as(maps)
 
 
 class Focus(NamedTuple):

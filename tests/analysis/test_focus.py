@@ -8,7 +8,8 @@ import pytest
 import torch
 from toys import draw_uniform
 
-from robusteval.analysis.focus import choose_top, rank_pixels, remark_same_maps, score_focus
+from robusteval.analysis.focus import choose_top, remark_same_maps, score_focus
+from robusteval.search.refinement import rank_pixels
 
 
 def test_ranks_and_tops_do_not_depend_on_scale() -> None:

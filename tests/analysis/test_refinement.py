@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from toys import Affine, change_at_random, draw_uniform
 
-from robusteval.analysis.refinement import refine
 from robusteval.models.classifier import Classifier, predict_classes
+from robusteval.search.refinement import refine
 
 
 def test_refinement_keeps_what_fools_and_only_that(bands: Classifier) -> None:
