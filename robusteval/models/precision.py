@@ -48,7 +48,7 @@ def describe_precision(stored: Iterable[Tensor], precision: str) -> str:
     kinds = {str(t.dtype).removeprefix("torch.") for t in stored if t.is_floating_point()}
     if kinds <= {precision}:
         return "" if precision == "float32" else f"{precision}, as the weights are stored"
-    if precision == "float32" or torch.float64 in kinds:
+    if precision == "float32":
         return f"{precision}, the weights are stored in {' and '.join(sorted(kinds))}"
     return f"{precision}, the weights are rounded from {' and '.join(sorted(kinds))}"
 
