@@ -6,6 +6,7 @@ which package it is from.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -52,6 +53,8 @@ ROWS = {
     "edgenext": Row("timm", 64, True, False, True),
     "dpn": Row("timm", 64, True, False, True),  # its head is a convolution of one place
     "davit": Row("timm", 64, True, False, True),
+    "caformer": Row("timm", 64, False, False, True),  # attention in the later stages alone
+    "bit": Row("timm", 64, True, False, True),
     "hf_vit": Row("transformers", 32, False, True),
     "hf_swin": Row("transformers", 32, True, False, True),
     "hf_convnext": Row("transformers", 64, True, False, True),
@@ -132,6 +135,8 @@ BUILDERS: dict[str, Any] = {
     "davit": lambda: from_timm(
         "davit_tiny", depths=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), num_heads=(1, 1, 2, 2)
     ),
+    "caformer": lambda: small_caformer(),
+    "bit": lambda: small_bit(),
     "hf_vit": lambda: from_transformers("ViT", image_size=32, patch_size=8, **HF),
     "hf_swin": lambda: from_transformers(
         "Swin",
@@ -166,6 +171,31 @@ def small_dpn() -> nn.Module:
     module = import_module("timm.models.dpn")
     sizes = {"k_sec": (1, 1, 1, 1), "inc_sec": (8, 16, 16, 32), "k_r": 16, "groups": 4}
     network: nn.Module = module.DPN(**sizes, num_init_features=8, small=True, num_classes=5)
+    return network
+
+
+def small_caformer() -> nn.Module:
+    module = import_module("timm.models.metaformer")
+    network: nn.Module = module.MetaFormer(
+        depths=(1, 1, 1, 1),
+        dims=(8, 16, 32, 64),
+        token_mixers=[module.SepConv] * 2 + [module.Attention] * 2,
+        norm_layers=[module.LayerNorm2dNoBias] * 2 + [module.LayerNormNoBias] * 2,
+        num_classes=5,
+    )
+    return network
+
+
+def small_bit() -> nn.Module:
+    layers = import_module("timm.layers")
+    network: nn.Module = import_module("timm.models.resnetv2").ResNetV2(
+        layers=(1, 1, 1, 1),
+        channels=(128, 128, 128, 128),
+        stem_chs=32,
+        stem_type="fixed",
+        conv_layer=partial(layers.StdConv2d, eps=1e-8),
+        num_classes=5,
+    )
     return network
 
 
