@@ -219,6 +219,12 @@ def build_table_source(
     with raise_as_unreadable(name, "give one label for each image"):
         listed = np.asarray(labels)
     values = table.column(columns[0]).to_pylist()
+    empty = [row for row, value in enumerate(values) if is_empty(value)]
+    if empty:
+        many = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+        raise UsageError(
+            f"{name} has no image in row {empty[0]}{many}, counted from 0: leave such rows out"
+        )
     first = values[0].get("bytes") if isinstance(values[0], Mapping) else values[0]
     if isinstance(first, bytes):
         found = [v.get("bytes") if isinstance(v, Mapping) else v for v in values]
@@ -238,6 +244,12 @@ def build_table_source(
     with raise_as_unreadable(name, "give images of one shape"):
         arrays = np.asarray(values)
     return _name_classes(build_array_source(name, arrays, listed, bands=bands, span=span), classes)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds no image: nothing, or neither bytes nor a path."""
+    fields = value.values() if isinstance(value, Mapping) else (value,)
+    return all(each is None for each in fields)
 
 
 def _name_classes(source: ArraySource, classes: tuple[str, ...] | None) -> ArraySource:

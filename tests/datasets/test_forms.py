@@ -321,6 +321,28 @@ def test_columns_that_could_both_be_meant_are_asked_for(tmp_path: Path) -> None:
     assert see(tmp_path / "a.parquet")[1] == LABELS.tolist()
 
 
+@pytest.mark.parametrize(
+    ("empty", "said"), [((0,), "in row 0, counted"), ((0, 2, 3), "in row 0 and 2 more, counted")]
+)
+@pytest.mark.parametrize("form", ["files", "bytes", "numbers", "fields"])
+def test_rows_of_a_table_without_an_image_are_named(
+    tmp_path: Path, form: str, empty: tuple[int, ...], said: str
+) -> None:
+    """Also where the first is one of them, which tells what the others are."""
+    pa = pytest.importorskip("pyarrow")
+    nothing: Any = {"bytes": None, "path": None} if form == "fields" else None
+    rows: list[Any] = build_table().column("image").to_pylist()
+    if form == "bytes":
+        rows = [row["bytes"] for row in rows]
+    elif form == "numbers":
+        rows = (LEVELS[..., :1] / 255).tolist()
+    images = pa.array([nothing if i in empty else row for i, row in enumerate(rows)])
+    table = build_table().set_column(0, "image", images)
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+
+    assert f"a.parquet has no image {said}" in refusal(tmp_path / "a.parquet")
+
+
 def write_stream(path: Path, table: Any) -> None:
     """A folder as `datasets.save_to_disk` writes it."""
     pa = pytest.importorskip("pyarrow")
