@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+LARGE_PRODUCT = 2**24  # multiplications, beside which a call of its own is nothing
 
 
 class ImageByImage(TorchFunctionMode):
@@ -51,6 +53,8 @@ class ImageByImage(TorchFunctionMode):
                 return torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts])
         if func is F.scaled_dot_product_attention and is_twice_differentiable():
             return self.attention(*args, **kwargs)
+        if func is F.multi_head_attention_forward and self.is_large_attention(args, kwargs):
+            return self.attend_to_itself(args, kwargs)
         name = getattr(func, "__name__", "")
         if (
             name.rstrip("_") in SMOOTH
@@ -64,6 +68,12 @@ class ImageByImage(TorchFunctionMode):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""
+        if is_large_product(x[:1], weight.shape[0]):
+
+            def multiply(part: Tensor) -> Tensor:
+                return F.linear(part.flatten(0, -2), weight, bias).view(*part.shape[:-1], -1)
+
+            return apply_image_by_image(multiply, len(x), x)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
         out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
         out = out.reshape(*x.shape[:-1], -1)
@@ -91,6 +101,29 @@ class ImageByImage(TorchFunctionMode):
         if any(len(each) != len(query) or len(each) % self.images for each in given):
             return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
         return apply_image_by_image(attend, self.images, *given)
+
+    def is_large_attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether tokens ``(t, m, k)`` attend to one another, whose products are large, unseen."""
+        x = args[0] if len(args) == 13 else None
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[1] != self.images:
+            return False
+        masks = [kwargs.get("key_padding_mask"), kwargs.get("attn_mask")]
+        alone = args[1] is x and args[2] is x and masks == [None, None]
+        seen = kwargs.get("need_weights", True) or _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        return alone and not seen and is_large_product(x[:, :1], x.shape[2])
+
+    def attend_to_itself(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`F.multi_head_attention_forward` of ``(t, m, k)`` as m calls."""
+
+        def attend(part: Tensor) -> Tensor:
+            x = part.transpose(0, 1)
+            out: Tensor = F.multi_head_attention_forward(x, x, x, *args[3:], **kwargs)[0]
+            return out.transpose(0, 1)
+
+        done = apply_image_by_image(attend, self.images, args[0].transpose(0, 1))
+        return done.transpose(0, 1), None
 
     def fills_registers(self, x: Tensor) -> bool:
         """Whether a tensor fills vector registers to its end, here and in a block."""
@@ -128,6 +161,15 @@ def is_small_product(x: Tensor, weight: Tensor) -> bool:
     """
     single = weight.ndim == 4 and tuple(weight.shape[2:]) == (1, 1)
     return single and weight.shape[0] % 8 != 0 and x.device.type == "cpu"
+
+
+def is_large_product(x: Tensor, outputs: int) -> bool:
+    """Whether the product of one image's rows ``(…, k)`` is large enough to be called by itself.
+
+    MKL takes half as long again for a batch of such products, as in a ViT-B/16, as for one after
+    the other.
+    """
+    return x.device.type == "cpu" and x.numel() * outputs >= LARGE_PRODUCT
 
 
 class Aligned(autograd.Function):

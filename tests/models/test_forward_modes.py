@@ -1,10 +1,13 @@
 """Networks that torch runs are run: other float types, in-place layers, recomputed activations."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robusteval.models import forward_modes
 from robusteval.models.classifier import Classifier
 from robusteval.models.forward_modes import find_float_type
 
@@ -143,3 +146,51 @@ def test_a_convolution_that_gives_few_classes_does_not_depend_on_the_place(class
     x = torch.randn(4, 64, 3, 3, generator=generator)
 
     assert torch.equal(model(x.roll(1, 0)), model(x).roll(1, 0))
+
+
+class Attentive(nn.Module):
+    """Pixels as tokens, attention of torch's own, a layer on each token and their mean."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.rise = nn.Linear(3, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.rise(x.flatten(2).transpose(1, 2))  # (n, t, 8)
+        if not self.batch_first:
+            tokens = tokens.transpose(0, 1)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        logits: Tensor = self.head(tokens).mean(1 if self.batch_first else 0)
+        return logits
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_large_products_are_called_image_by_image_and_say_the_same(
+    images: Tensor, batch_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one call of the network does, with the same bits for an image alone and in a batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Attentive(batch_first).eval()
+    z = images.clone().requires_grad_()
+    plain = network((z - 0.4) / 0.5)
+    expected = plain.detach(), torch.autograd.grad(plain[:, 0].sum(), z)[0]
+    split, seen = forward_modes.apply_image_by_image, []
+
+    def note(function: Callable[..., Tensor], n: int, *given: Tensor) -> Tensor:
+        seen.append((function.__name__, n))
+        return split(function, n, *given)
+
+    monkeypatch.setattr(forward_modes, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(forward_modes, "apply_image_by_image", note)
+    found, alone = answer(network, images), answer(network, images[6:7])
+
+    # attention once and layers in every call of four images
+    assert seen.count(("attend", 4)) == 4
+    assert ("multiply", 4) in seen
+    for one, whole, single in zip(expected, found, alone, strict=True):
+        torch.testing.assert_close(whole, one)
+        assert torch.equal(whole[6:7], single)
