@@ -59,6 +59,7 @@ def fit_detector(
     samples: int | None = 600,
     seed: int = 0,
     start: nn.Module | None = None,
+    tune: bool = False,
     done: WorkCache | None = None,
     progress: Progress | None = None,
 ) -> FittedDetector:
@@ -90,6 +91,8 @@ def fit_detector(
         Decides everything that is drawn.
     start : Module, optional
         VGG-16 with weights, for `vgg16`.
+    tune : bool
+        Choose depth, rate and columns of the trees by grouped cross-validation.
     done : WorkCache, optional
         Keeps attacked images, maps and fits, so that the same call after a stop goes on from there.
     progress : Progress, optional
@@ -124,11 +127,17 @@ def fit_detector(
         parts = split_groups(sources, seed)
         variants = list(VariantMaker(study, sources, parts).make_variants())
         with RowMaker(study, sources, variants).make_rows() as rows:
-            return fit_rows(study, sources, parts, rows, start)
+            return fit_rows(study, sources, parts, rows, start, tune=tune)
 
 
 def fit_rows(
-    study: Study, sources: Sources, parts: Parts, rows: Rows, start: nn.Module | None
+    study: Study,
+    sources: Sources,
+    parts: Parts,
+    rows: Rows,
+    start: nn.Module | None,
+    *,
+    tune: bool = False,
 ) -> FittedDetector:
     """Fit the detector of a study to its rows, and judge it."""
     fitter = Fitter(
@@ -143,7 +152,7 @@ def fit_rows(
     )
     attacks = tuple(str(attack.spec) for attack in study.attacks)
     tasks = TaskMaker(rows, parts, study.view)
-    judgement = DetectorReport(tasks, fitter, attacks, sources.ids, study.seed)
+    judgement = DetectorReport(tasks, fitter, attacks, sources.ids, study.seed, tune)
     study.progress.begin("Fitting, and looking for leaks", EPOCHS * judgement.fits)
     main, thresholds, figures = judgement.judge_detector()
     study.progress.end()
@@ -218,6 +227,7 @@ def describe_study(
         cost=DetectorCost(detector.fit.forwards, measure_slowdown(study, detector, sources)),
         headline=figures.headline,
         rounds=figures.rounds,
+        trees=figures.trees,
         per_attack=figures.per_attack,
         negatives=figures.negatives,
         baselines=figures.baselines,

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from robusteval.evaluation.work_cache import Arrays, WorkCache
 from robusteval.models.classifier import Classifier, absorb
 
-from .boosting import Trees, describe_xgboost, fit_trees
+from .boosting import (
+    DEFAULT,
+    GRID,
+    Trees,
+    TreeSettings,
+    cross_validate_trees,
+    describe_xgboost,
+    fit_trees,
+)
 from .map_features import Examples, Extractor, build_extractor, train_extractor, wrap_extractor
 from .map_rows import Rows
 from .transforms import Array
@@ -104,6 +112,7 @@ def fit_task(
     start: nn.Module | None = None,
     epochs: int = EPOCHS,
     advance: Callable[[int], object] = lambda _: None,
+    settings: TreeSettings = DEFAULT,
 ) -> TreeFit:
     """Fit extractor and trees to a task."""
     planes = list(task.planes)
@@ -128,6 +137,7 @@ def fit_task(
         here[: len(task.train)],
         here[len(task.train) :],
         seed,
+        settings,
     )
     trees = Trees.parse_booster(booster, len(center))
     return TreeFit(task, extractor, center, spread, booster, trees, rounds)
@@ -174,6 +184,8 @@ class Fitter:
         JSON-able: all that the rows depend on.
     done : WorkCache
         Keeps fits.
+    settings : TreeSettings
+        How trees grow.
     """
 
     rows: Rows
@@ -184,6 +196,7 @@ class Fitter:
     advance: Callable[[int], object] = lambda _: None
     facts: list[Any] = field(default_factory=list)
     done: WorkCache = field(default_factory=WorkCache)
+    settings: TreeSettings = DEFAULT
 
     def fit_once(self, task: Task) -> TreeFit:
         """Fit to a task, or take what was fitted to it before a stop."""
@@ -202,13 +215,40 @@ class Fitter:
                 self.device,
                 start=self.start,
                 advance=advance,
+                settings=self.settings,
             ).encode()
 
         given = (task.label, task.weight, task.train, task.validation, self.content)
         facts = [*self.facts, describe_xgboost(), self.kind, task.planes, task.columns]
+        facts.append(list(self.settings))
         arrays = self.done.compute(facts, given, work)
         self.advance(EPOCHS - sum(told))
         return TreeFit.decode(task, self.kind, self.device, arrays)
+
+    def choose_settings(self, task: Task) -> list[float]:
+        """Choose how trees grow, for this and all further fits, by grouped cross-validation.
+
+        Within the images to fit on and to stop by, on features of an extractor that has seen the
+        former. Returns the AUCs of `GRID` in its order.
+        """
+        fit = self.fit_once(task)
+        known = np.concatenate([task.train, task.validation])
+
+        def work() -> Arrays:
+            x = fit.standardise_features(self.rows, known).cpu().numpy()
+            given = (x, task.label[known], task.weight[known], self.rows.group[known], self.seed)
+            found = []
+            for settings in GRID:
+                found.append(cross_validate_trees(*given, settings))
+                self.advance(EPOCHS)
+            return (np.array(found),)
+
+        facts = [*self.facts, describe_xgboost(), self.kind, "grid", [list(each) for each in GRID]]
+        arrays = (task.label, task.weight, task.train, task.validation, self.content)
+        (areas,) = self.done.compute(facts, arrays, work)
+        best = int(np.argmax(np.nan_to_num(areas, nan=-1.0)))
+        self.settings = GRID[best]
+        return [float(area) for area in areas]
 
     @cached_property
     def content(self) -> Array:

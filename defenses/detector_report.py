@@ -18,9 +18,11 @@ from robusteval.runs.detector_record import (
     SimplerRule,
     TransferFigures,
     TransferRow,
+    TreeChoice,
+    TriedTrees,
 )
 
-from .boosting import FPRS, ColumnRule, Logistic, choose_threshold
+from .boosting import FPRS, GRID, ColumnRule, Logistic, choose_threshold
 from .detector_fitting import Fitter, TreeFit
 from .detector_metrics import (
     Resampling,
@@ -46,6 +48,7 @@ class DetectorFigures:
 
     headline: Headline
     rounds: int
+    trees: TreeChoice
     per_attack: tuple[AttackFigures, ...]
     negatives: tuple[FalseAlarms, ...]
     baselines: tuple[SimplerRule, ...]
@@ -63,6 +66,7 @@ class DetectorReport:
     attacks: tuple[str, ...]
     ids: Ids  # of the source images
     seed: int
+    tune: bool = False  # choose how trees grow
 
     def __post_init__(self) -> None:
         self.rows, self.parts, self.view = self.tasks.rows, self.tasks.parts, self.tasks.view
@@ -72,11 +76,15 @@ class DetectorReport:
     def fits(self) -> int:
         """How often something is fitted."""
         matrix = len(self.attacks) if len(self.attacks) > 1 else 0
-        return 1 + matrix + 2 * len(self.parts.folds) + 1 + len(list_simpler_views(self.view))
+        grid = 1 + len(GRID) if self.tune else 0
+        leaks = 2 * len(self.parts.folds) + 1
+        return 1 + grid + matrix + leaks + len(list_simpler_views(self.view))
 
     def judge_detector(self) -> tuple[TreeFit, dict[str, float], DetectorFigures]:
         """Fit the detector, choose its thresholds, and judge what it is worth."""
-        main = self.fitter.fit_once(self.tasks.make_attack_task(self.attacks))
+        task = self.tasks.make_attack_task(self.attacks)
+        tried = self.fitter.choose_settings(task) if self.tune else []
+        main = self.fitter.fit_once(task)
         by = self.make_scorer(main)
         thresholds = self.choose_thresholds(by)
         test = self.score_test_images(by, self.attacks)
@@ -84,6 +92,10 @@ class DetectorReport:
         figures = DetectorFigures(
             headline=Headline(*judgement, *measure_calibration(test)),
             rounds=main.rounds,
+            trees=TreeChoice(
+                *self.fitter.settings,
+                tuple(TriedTrees(*each, area) for each, area in zip(GRID, tried, strict=False)),
+            ),
             per_attack=tuple(self.judge_attack(name, by, thresholds) for name in self.attacks),
             negatives=tuple(self.count_alarms(by, thresholds)),
             baselines=tuple(self.judge_baselines(test)),

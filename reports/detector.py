@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from robusteval.runs.detector_record import (
     Proportion,
     SimplerRule,
     TransferFigures,
+    TreeChoice,
 )
 from robusteval.runs.plain import to_plain
 from robusteval.runs.types import spell_json
@@ -163,7 +165,20 @@ def describe_detector_fit(record: DetectorRecord) -> list[tuple[str, str]]:
             f" measured {cost.times:.3g} times its duration",
         ),
         ("features", f"{record.features}, {record.rounds} trees"),
+        ("trees", write_trees(record.trees)),
     ]
+
+
+def write_trees(trees: TreeChoice) -> str:
+    """How the trees grow, and what that was chosen from."""
+    said = f"depth {trees.depth}, rate {trees.rate:g}, {100 * trees.columns:.0f} % of the features"
+    areas = [each.auc for each in trees.tried if math.isfinite(each.auc)]
+    if not areas:
+        return f"{said} each"
+    return (
+        f"{said} each: best of {len(trees.tried)} by cross-validation in which images stay whole"
+        f" (AUC {min(areas):.3f} to {max(areas):.3f})"
+    )
 
 
 def print_section(

@@ -109,6 +109,13 @@ def split_interpreters(ctx: click.Context, param: click.Parameter, value: str) -
 )
 @option(
     "Detector",
+    "--tune",
+    is_flag=True,
+    help="Choose depth, rate and columns of the trees by cross-validation in which images stay"
+    " whole: sixty fits more.",
+)
+@option(
+    "Detector",
     "--confidence",
     is_flag=True,
     help="Let it look at how sure the classifier is as well, which is no explanation.",
@@ -132,6 +139,7 @@ def detector(
     channels: str | None,
     extractor: str,
     vgg_weights: Path | None,
+    tune: bool,
     confidence: bool,
     seed: int,
     out: Path,
@@ -176,6 +184,7 @@ def detector(
             channels=channels,  # type: ignore[arg-type]  # a choice
             extractor=extractor,  # type: ignore[arg-type]
             confidence=confidence,
+            tune=tune,
             samples=samples,
             seed=seed,
             start=load_vgg(vgg_weights, progress) if extractor == "vgg16" else None,

@@ -91,6 +91,26 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class TriedTrees:
+    """One way for trees to grow, and the AUC of a cross-validation in which images stay whole."""
+
+    depth: int
+    rate: float
+    columns: float  # share of the features that a tree may look at
+    auc: float
+
+
+@dataclass(frozen=True)
+class TreeChoice:
+    """How the trees grow, and what it was chosen from; nothing where it was not."""
+
+    depth: int
+    rate: float
+    columns: float
+    tried: tuple[TriedTrees, ...]
+
+
+@dataclass(frozen=True)
 class AttackFigures:
     """How well the results of one attack are found."""
 
@@ -204,6 +224,7 @@ class DetectorRecord:
     cost: DetectorCost
     headline: Headline
     rounds: int  # trees
+    trees: TreeChoice
     per_attack: tuple[AttackFigures, ...]
     negatives: tuple[FalseAlarms, ...]
     baselines: tuple[SimplerRule, ...]

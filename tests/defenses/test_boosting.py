@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from robusteval.defenses.boosting import (
+    DEFAULT,
+    GRID,
     ColumnRule,
     Logistic,
     Trees,
+    TreeSettings,
     check_both_labels,
     choose_threshold,
+    cross_validate_trees,
     fit_trees,
 )
 from robusteval.errors import UsageError
@@ -187,3 +191,32 @@ def test_too_few_of_one_kind_are_refused() -> None:
     check_both_labels(y, np.arange(4), "the fit", 1)
     with pytest.raises(UsageError, match="only 1 attacked images of 4 for the fit"):
         check_both_labels(y, np.arange(4), "the fit", 2)
+
+
+def test_a_grid_begins_with_the_default_and_has_each_setting_once() -> None:
+    assert GRID[0] == DEFAULT
+    assert len(set(GRID)) == len(GRID) == 12
+
+
+def test_trees_grow_as_they_are_told() -> None:
+    x, y = noisy(300, 4, 1)
+    rows = np.arange(300)
+    for depth in (1, 3):
+        settings = TreeSettings(depth=depth, rate=0.3, columns=1.0)
+        text, _ = fit_trees(x, y, np.ones(300), rows[:200], rows[200:], 0, settings)
+        assert Trees.parse_booster(text, 4).depth == depth
+
+
+def test_rows_of_one_group_are_never_parted() -> None:
+    """Features that name the group tell nothing of others; those that name the label tell all."""
+    draws = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 4)
+    of_group = draws.normal(size=(60, 3)).astype(np.float32)[groups]
+    label = draws.integers(0, 2, 60)[groups]
+    told = np.concatenate([of_group, label[:, None].astype(np.float32)], 1)
+    weights, fast = np.ones(240), TreeSettings(rate=0.5, columns=1.0)
+
+    blind = cross_validate_trees(of_group, label, weights, groups, 0, fast)
+
+    assert blind == pytest.approx(0.5, abs=0.2)
+    assert cross_validate_trees(told, label, weights, groups, 0, fast) == 1.0

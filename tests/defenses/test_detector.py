@@ -20,12 +20,13 @@ from robusteval.datasets.dataset import Data
 from robusteval.defenses import (
     boosting,
     detector_fitting,
+    detector_report,
     image_variants,
     map_features,
     map_rows,
     splits,
 )
-from robusteval.defenses.boosting import choose_threshold
+from robusteval.defenses.boosting import TreeSettings, choose_threshold
 from robusteval.defenses.detection import FittedDetector, fit_detector
 from robusteval.defenses.detector import (
     BOOSTER,
@@ -231,6 +232,24 @@ def file(found: FittedDetector, tmp_path: Path) -> Path:
     path = tmp_path / "detector.safetensors"
     found.detector.save(path)
     return path
+
+
+def test_trees_are_chosen_by_what_does_best_where_images_stay_whole(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all other fits grow alike."""
+    worst, best = TreeSettings(1, 0.01, 0.1), TreeSettings(2, 0.3, 1.0)
+    monkeypatch.setattr(detector_fitting, "GRID", (worst, best))
+    monkeypatch.setattr(detector_report, "GRID", (worst, best))
+    areas = {worst: 0.6, best: 0.7}
+    monkeypatch.setattr(detector_fitting, "cross_validate_trees", lambda *given: areas[given[-1]])
+
+    chosen = fit(model, images(60, seed=2), tune=True)
+
+    trees = chosen.report.trees
+    assert (trees.depth, trees.rate, trees.columns) == best
+    assert [each.auc for each in trees.tried] == [0.6, 0.7]
+    assert chosen.detector.trees.depth <= 2
 
 
 def test_parts_share_no_source_image(kept: tuple[FittedDetector, Kept]) -> None:

@@ -27,6 +27,8 @@ from robusteval.runs.detector_record import (
     SimplerRule,
     TransferFigures,
     TransferRow,
+    TreeChoice,
+    TriedTrees,
 )
 from robusteval.runs.plain import from_plain
 
@@ -50,6 +52,7 @@ def record(attacks: int, precision: float | None = 0.1) -> DetectorRecord:
         cost=DetectorCost(5.0, 12.5),
         headline=Headline(AREA, 0.8, at, 0.75, 0.2),
         rounds=142,
+        trees=TreeChoice(4, 0.05, 0.3, (TriedTrees(4, 0.05, 0.3, 0.9), TriedTrees(6, 0.1, 1, 0.8))),
         per_attack=tuple(AttackFigures(name, AREA, 0.8, at, HALF, HALF) for name in names),
         negatives=(FalseAlarms("clean", {"0.05": HALF, "0.01": HALF}),),
         baselines=(SimplerRule("logistic regression", AREA, 0.8, at, GAIN),),
@@ -101,3 +104,10 @@ def test_one_attack_has_no_matrix_and_a_precision_may_be_unknown() -> None:
 
     assert "judged on another" not in text
     assert "not known without a false alarm among 20 images" in text
+
+
+def test_how_trees_grow_is_said_with_what_it_was_chosen_from() -> None:
+    text = " ".join(printed(record(1)).split())
+
+    assert "depth 4, rate 0.05, 30 % of the features each: best of 2" in text
+    assert "(AUC 0.800 to 0.900)" in text
