@@ -22,7 +22,8 @@ NAMED = 5  # groups or pairs in a sentence
 MEASURES = {"ssim": "1 - SSIM", "l0": "values", "l0_pixels": "pixels"}  # which are no distance
 NOTE = (
     "Images that are right and stay so, with the Wilson 95 % interval; * marks what is below all"
-    " other images, and not by chance (Fisher's exact test, corrected by Holm over the rows)."
+    " other images, and not by chance (Fisher's exact test, corrected by Holm over the rows; of"
+    " distances at the median of all)."
 )
 
 
@@ -122,16 +123,16 @@ def title_case(record: RunRecord, group: GroupsRecord) -> str:
 
 def is_measured(group: GroupsRecord) -> bool:
     """Whether a threat has no radius, so that what tells groups apart is how near attacks got."""
-    return group.threat.eps is None and any(row.distance is not None for row in group.rows)
+    return any(row.beyond is not None for row in group.rows)
 
 
 def write_case(group: GroupsRecord, row: GroupRow) -> str:
-    """What is left of a group; without a radius also how near attacks got."""
-    text = formatting.format_rate(row.robust_accuracy) + (" *" if is_below(row) else "")
+    """What is left of a group; without a radius how near attacks got."""
+    held, mark = row.robust_accuracy, " *" if is_below(row) else ""
     if not is_measured(group):
-        return text
-    near = formatting.format_quantity(row.distance)
-    return f"{near}; {text} hold" if row.robust_accuracy.k else near
+        return formatting.format_rate(held) + mark
+    near = formatting.format_quantity(row.distance) + mark
+    return f"{near}; {formatting.format_percent(held)} hold" if held.k else near
 
 
 def write_worst(record: RunRecord, group: GroupsRecord) -> Iterator[str]:
@@ -148,32 +149,33 @@ def write_worst(record: RunRecord, group: GroupsRecord) -> Iterator[str]:
             yield f"At {place} no image of any of the {count:,} {plural} holds."
         return
     row = group.rows[group.worst]
-    shown = (
-        f"{name_group(group, row)}, {formatting.format_rate(row.robust_accuracy)} of"
-        f" {formatting.format_count(row.robust_accuracy.n, 'image')}; of the others"
-        f" {formatting.format_percent(group.rest)}"
-    )
+    shown = f"{describe_row(row)}; of the others {formatting.format_percent(group.rest)}"
+    test = f"{show_p(row.p_holm or 0.0)}, Holm over {count:,} {plural}"
     below = [other.name for other in group.rows if is_below(other) and other is not row]
-    if not is_below(row):
-        yield (
-            f"Lowest {noun} at {place}: {shown}, which chance explains:"
-            f" {show_p(row.p_holm or 0.0)}, Holm over {count:,} {plural}."
-        )
+    if is_below(row):
+        others = f" Also below: {list_few(below)}." if below else ""
+        yield f"Worst {noun} at {place}: {shown}, and not by chance: {test}.{others}"
         return
-    others = ""
-    if below:
-        named = ", ".join(below[:NAMED])
-        more = f" and {len(below) - NAMED:,} more" if len(below) > NAMED else ""
-        others = f" Also below: {named}{more}."
-    yield (
-        f"Worst {noun} at {place}: {shown}, and not by chance:"
-        f" {show_p(row.p_holm or 0.0)}, Holm over {count:,} {plural}.{others}"
-    )
+    alike = [each for each in group.rows if each.compared.n and each is not row]
+    ties = sum(each.compared.value == row.compared.value for each in alike)
+    also = f" ({ties:,} more {'is' if ties == 1 else 'are'} as low)" if ties else ""
+    yield f"Lowest {noun} at {place}{also}: {shown}, which chance explains: {test}."
 
 
-def name_group(group: GroupsRecord, row: GroupRow) -> str:
-    """A class, or a value with its column."""
-    return row.name if group.kind == "class" else f"{group.by} {row.name}"
+def describe_row(row: GroupRow) -> str:
+    """A group with the share it is judged by."""
+    rate = row.compared
+    share = f"{formatting.format_rate(rate)} of {formatting.format_count(rate.n, 'image')}"
+    if row.beyond is None:
+        return f"{row.name}, {share}"
+    near = formatting.format_quantity(row.distance)
+    return f"{row.name}, median {near}, with {share} beyond the median of all"
+
+
+def list_few(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def find_commonest(record: RunRecord, group: GroupsRecord) -> dict[int, str]:

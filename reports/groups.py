@@ -49,11 +49,21 @@ class GroupRow:
     clean: Annotated[RateRecord, "right before the attack"]
     robust_accuracy: RateRecord
     distance: Annotated[float | None, "median of the nearest successes, in the norm of the threat"]
+    beyond: Annotated[
+        RateRecord | None,
+        "of a threat without a radius: of the images that were right those not fooled within the"
+        " median distance of all; null: there is a radius",
+    ]
     p_holm: Annotated[
         Share | None,
-        "Fisher's exact test that it is not below the other images, corrected over the groups;"
-        " null: nothing to compare",
+        "Fisher's exact test that it is not below the other images, in `beyond` where that is"
+        " known, corrected over the groups; null: nothing to compare",
     ]
+
+    @property
+    def compared(self) -> RateRecord:
+        """The share in which groups are held against each other."""
+        return self.robust_accuracy if self.beyond is None else self.beyond
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,10 @@ class GroupsRecord:
     rows: tuple[GroupRow, ...]
     worst: Annotated[
         Place | None,
-        "row of the lowest robust accuracy, among those that are below the others if some are;"
-        " null: there is one group alone, or all are alike",
+        "row of the lowest robust accuracy, or `beyond`, among those that are below the others if"
+        " some are; null: there is one group alone, or all are alike",
     ]
-    rest: Annotated[RateRecord | None, "robust accuracy of all other images than those of worst"]
+    rest: Annotated[RateRecord | None, "the same of all other images than those of worst"]
 
 
 @dataclass(frozen=True)
@@ -159,32 +169,46 @@ def build_group(
     held = attacked & ~broken.any(0)
     far = metrics.find_nearest(outcomes)
     robust = count_groups(split, held)
-    everything = Rate(sum(rate.k for rate in robust), sum(rate.n for rate in robust))
-    several = sum(rate.n > 0 for rate in robust) > 1
-    tested = [i for i, rate in enumerate(robust) if rate.n and several]
-    p = [
-        statistics.fewer_test(
-            robust[i].k, robust[i].n, everything.k - robust[i].k, everything.n - robust[i].n
-        )
-        for i in tested
-    ]
-    corrected = dict(zip(tested, statistics.holm(p), strict=True))
+    compared = robust
+    beyond: list[Rate | None] = [None] * len(robust)
+    if threat.eps is None and np.isfinite(far).any():
+        # Mood's median test, one-sided; what is not fooled is farther than any success
+        far = np.where(np.isnan(far), np.inf, far)
+        right = Split(split.kind, split.by, split.names, split.labels, split.codes[attacked])
+        middle = min(statistics.median(far[attacked]), far[np.isfinite(far)].max())
+        compared = count_groups(right, far[attacked] > middle)
+        beyond = list(compared)
+    p = compare_groups(compared)
     rows = tuple(
         GroupRow(
             name=split.names[i],
             label=split.labels[i],
             clean=build_rate(clean),
-            robust_accuracy=build_rate(rate),
+            robust_accuracy=build_rate(robust[i]),
             distance=drop_not_finite(statistics.median(far[(split.codes == i) & np.isfinite(far)])),
-            p_holm=corrected.get(i),
+            beyond=None if past is None else build_rate(past),
+            p_holm=p.get(i),
         )
-        for i, (rate, clean) in enumerate(zip(robust, count_groups(split, attacked), strict=True))
+        for i, (clean, past) in enumerate(zip(count_groups(split, attacked), beyond, strict=True))
     )
     worst = find_worst(rows)
-    rest = None
-    if worst is not None:
-        rest = build_rate(Rate(everything.k - robust[worst].k, everything.n - robust[worst].n))
+    rest = None if worst is None else build_rate(sum_others(compared, worst))
     return GroupsRecord(split.kind, split.by, build_threat(threat), defense, rows, worst, rest)
+
+
+def compare_groups(rates: Sequence[Rate]) -> dict[int, float]:
+    """For each group with images the corrected p-value of being below all others; none of one."""
+    tested = [i for i, rate in enumerate(rates) if rate.n]
+    if len(tested) < 2:
+        return {}
+    p = [statistics.fewer_test(*rates[i], *sum_others(rates, i)) for i in tested]
+    return dict(zip(tested, statistics.holm(p), strict=True))
+
+
+def sum_others(rates: Sequence[Rate], place: int) -> Rate:
+    """What the groups but one are together."""
+    k, n = (sum(side) for side in zip(*rates, strict=True))
+    return Rate(k - rates[place].k, n - rates[place].n)
 
 
 def count_groups(split: Split, held: Values) -> list[Rate]:
@@ -196,18 +220,18 @@ def count_groups(split: Split, held: Values) -> list[Rate]:
 
 
 def find_worst(rows: Sequence[GroupRow]) -> int | None:
-    """The row of the lowest robust accuracy, the one with more images first.
+    """The row with the lowest share, the one with more images first.
 
     Among those that are below the others by more than chance, if there are some; None where all
     rows with images have the same share, or there is only one.
     """
-    known = [i for i, row in enumerate(rows) if row.robust_accuracy.n]
-    if len({rows[i].robust_accuracy.value for i in known}) < 2:
+    known = [i for i, row in enumerate(rows) if row.compared.n]
+    if len({rows[i].compared.value for i in known}) < 2:
         return None
     below = [i for i in known if is_below(rows[i])]
 
     def order(i: int) -> tuple[float, int, int]:
-        rate = rows[i].robust_accuracy
+        rate = rows[i].compared
         return rate.value or 0.0, -rate.n, i
 
     return min(below or known, key=order)

@@ -95,6 +95,26 @@ def test_chance_is_called_chance(make_outcome: MakeOutcome, make_run: MakeRun) -
     assert "which chance explains" in line
 
 
+def test_without_a_radius_distances_are_held_against_each_other(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """All fall; those of class 0 within the median of all, of the others four in nine do."""
+    rows = np.arange(100)
+    far = np.where(rows % 10 == 0, 0.1, 0.2 + rows / 1000)
+    outcome = make_outcome([True] * 100, threat=Threat("l2", None, False), l2=far)
+    record = record_of(make_run(outcome))
+    (group,) = record.groups
+
+    assert group.worst == 0
+    assert sum(row.beyond.k for row in group.rows if row.beyond) == 50
+    assert group.rows[0].p_holm == pytest.approx(10 * fewer_test(0, 10, 50, 90))
+    (line,) = write_worst(record, group)
+    assert line.startswith(
+        "Worst class at l2 minimum norm: class 0, median 0.1, with 0 % (0–28) of 10 images beyond"
+        " the median of all; of the others 56 %, and not by chance: p = 0.00"
+    )
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_where_all_are_alike_none_is_the_worst(
     held: bool, make_outcome: MakeOutcome, make_run: MakeRun
