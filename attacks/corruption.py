@@ -39,6 +39,13 @@ CORRUPTIONS: dict[Kind, Corrupt] = {
     "spatter": weather.add_spatter,
     "saturate": distortions.saturate,
 }
+# nothing in them is drawn, so that a generator need not be made for each image
+STILL: frozenset[Kind] = frozenset(
+    (
+        *("defocus_blur", "zoom_blur", "gaussian_blur", "brightness", "contrast", "saturate"),
+        *("pixelate", "jpeg_compression"),
+    )
+)
 
 
 @ATTACKS.add("corruption", norms=("corruption",), knowledge="none", radius="severity")
@@ -97,13 +104,16 @@ def corruption(
         return x.clone()
     constants = find_constants(kind, severity, min(x.shape[2:]))
     drawn = [0] * len(x) if seeds is None else seeds.tolist()
-    levels = torch.empty(x.shape, dtype=torch.uint8)
+    corrupted = torch.empty(x.shape)
+    rng = np.random.default_rng()
     images = x.detach().cpu().float().contiguous().numpy()
-    for i, (image, seed, row) in enumerate(zip(images, drawn, levels.numpy(), strict=True)):
-        rng = np.random.default_rng((seed, KINDS.index(kind)))
-        row[...] = distortions.round_to_levels(CORRUPTIONS[kind](image, constants, rng))
+    for i, (image, seed, row) in enumerate(zip(images, drawn, corrupted.numpy(), strict=True)):
+        if kind not in STILL:
+            rng = np.random.default_rng((seed, KINDS.index(kind)))
+        found = distortions.round_to_levels(CORRUPTIONS[kind](image, constants, rng))
+        np.divide(found, np.float32(255), out=row)
         tell_step(i + 1, len(x))
-    corrupted = (levels.to(x.device) / 255).to(x.dtype)
+    corrupted = corrupted.to(x)
     return corrupted if mask is None else torch.where(mask.to(x.device) != 0, corrupted, x)
 
 

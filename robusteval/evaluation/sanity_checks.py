@@ -81,7 +81,7 @@ def check_clean(clean: Columns, num_classes: int) -> list[Finding]:
                 "guessing",
                 True,
                 f"Clean accuracy {right.mean():.1%} is no better than guessing among"
-                f" {num_classes} classes: check architecture, normalisation and labels.",
+                f" {num_classes} classes: check architecture, normalisation, size and labels.",
             )
         )
     if not unsteady:

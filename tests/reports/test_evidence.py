@@ -81,7 +81,7 @@ def test_each_figure_stands_in_the_report_where_it_points(run: Run, record: RunR
     }
     for figure in figures:
         found = resolve(whole, figure.pointer)
-        assert (found["k"], found["n"]) == (figure.rate.k, figure.rate.n)
+        assert (found["value"], found["n"]) == (figure.rate.value, figure.rate.n)
         assert (found["low"], found["high"]) == (figure.rate.low, figure.rate.high)
 
 
