@@ -116,7 +116,11 @@ def test_several_runs_are_valid_together(
     validator.validate(whole)
     models = whole.pop("models")
     assert len(models["models"]) == 2
-    assert whole == {"schema": 1, "runs": [as_dict(runs[0]), as_dict(runs[1], check())]}
+    assert whole == {
+        "schema": 1,
+        "transfer": None,
+        "runs": [as_dict(runs[0]), as_dict(runs[1], check())],
+    }
     assert json.loads(json_of(runs[:1])) == as_dict(runs[0])
 
 
