@@ -40,7 +40,8 @@ def asked(name: str, **wanted: Any) -> dict[str, Any]:
     """
     known = ATTACKS.entries[name].parameters
     wanted = {"queries": 5 * wanted.get("steps", 30), "angles": 3, "places": 3, **wanted}
-    if str(wanted.get("norm")).startswith("l0"):
+    norm = wanted.get("norm") or (known["norm"].default if "norm" in known else None)
+    if str(norm).startswith("l0"):
         wanted["eps"] = 20 if wanted.get("eps", 1) else 0
     has_radius = "eps" in known and known["eps"].default is not None
     return {

@@ -62,9 +62,10 @@ def count_expected(attack: Attack) -> int | None:
         return STAGED[attack.spec.name]
     if "queries" in given:
         return int(given["queries"])
-    if attack.foreign or given.get("steps") is None or "interpreter" in given:
+    if attack.foreign or given.get("steps") is None or given.keys() & {"interpreter", "guide"}:
         return None
     runs = given.get("restarts", 1) * max(given.get("targets", 0), 1)
+    runs *= given["rounds"] if attack.spec.name == "strattack" else 1
     return int((2 * given["steps"] + 1) * runs)
 
 
