@@ -60,8 +60,8 @@ def list_parts(rule: Rule, scene: Scene) -> Iterator[Part]:
 
 def find_places(split: Split, value: str | None) -> list[int]:
     """The groups that a gate names: all, one by its name, or a class by its number."""
-    if value in split.names:
-        return [split.names.index(str(value))]
+    if named := [i for i, name in enumerate(split.names) if name == value]:
+        return named
     if value in (None, EVERY):
         return list(range(len(split.names)))
     return [i for i, label in enumerate(split.labels) if label is not None and str(label) == value]
