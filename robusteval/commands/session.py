@@ -201,7 +201,7 @@ def open_images(
         value_range=value_range,
         slices=slices,
     )
-    numbered = classes is not None and not list_classes(data)
+    numbered = classes is not None and not list_classes(data) and bool(data.class_names)
     if numbered and len(data.class_names or ()) != classifier.num_classes:
         raise UsageError(
             f"{classes} has {len(data.class_names or ())} names, the network"

@@ -6,10 +6,10 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
                 f"{data.name} has labels up to {data.labels.max()}, {origin} are {len(names)}: name"
                 " every class"
             )
-        return replace(data, source=replace(source, class_names=tuple(names)))
+        return name_numbers(data, names)
     places = _place_names(names, origin)
     labels = [_find_place(places, folder) for folder in source.folders]
     for folder, label in zip(source.folders, labels, strict=True):
@@ -109,13 +109,25 @@ def match_by_names(data: Data, names: Sequence[str], origin: str) -> Data:
     return replace(data, source=matched)
 
 
+def name_numbers(data: Data, names: Sequence[str]) -> Data:
+    """The same images, whose labels are numbers and get these names."""
+    source: Any = data.source
+    if not is_dataclass(source) or "class_names" not in {each.name for each in fields(source)}:
+        return data  # of another package, which names classes itself or not at all
+    named: Any = replace(cast("Any", source), class_names=tuple(names))
+    return replace(data, source=named)
+
+
 def match_classes(data: Data, k: int, names: Sequence[str] | None) -> Data:
     """The images with labels as a network of `k` outputs counts them, where names say how.
 
     The `names` that the network came with are taken, then those that ImageNet's classes have; data
-    that was matched before, or that has no class folders, is left as it is.
+    that was matched before is left as it is. Labels that are numbers get the network's names where
+    the data has none.
     """
     source: Any = data.source
+    if not list_classes(data) and not data.class_names and names and len(names) == k:
+        return name_numbers(data, names)
     if not list_classes(data) or source.matching:
         return data
     if names and len(names) == k:

@@ -77,13 +77,6 @@ class Recording:
         self.store.save_record(run.to_record(), keys)
         return run
 
-    def _list_class_names(self) -> list[str] | None:
-        """What the data calls its classes, else the checkpoint its outputs, if either does."""
-        model = self.plan.classifier
-        theirs = model.class_names or ()
-        names = self.plan.data.class_names or (theirs if len(theirs) == model.num_classes else ())
-        return list(names) or None
-
     def _describe_data(self) -> dict[str, Any]:
         """What a report says of the images; the range of pixels once they were looked at."""
         data, clean = self.plan.data, self.targets[0].clean
@@ -96,7 +89,7 @@ class Recording:
             "shape": list(data.shape),
             "transform": data.transform,
             "range": seen,
-            "class_names": self._list_class_names(),
+            "class_names": list(data.class_names) if data.class_names else None,
             **({"turned": turned} if (turned := data.count_turned(self.plan.index)) else {}),
             **(
                 {"labels": matching} if (matching := getattr(data.source, "matching", None)) else {}

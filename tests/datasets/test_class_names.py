@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 
 from robusteval.cli import cli
+from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.class_names import match_classes, read_class_names
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
@@ -185,6 +186,15 @@ def test_list_of_another_length_than_the_outputs_is_refused(tmp_path: Path) -> N
 def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'zebra' twice"):
         open_data(str(draw_folders(tmp_path, NAMES)), channels=1, classes=[*NAMES, "zebra"])
+
+
+def test_labels_that_are_numbers_get_the_names_of_the_checkpoint() -> None:
+    data = from_arrays(np.full((10, 4, 4), 200, np.uint8), np.arange(10))
+    digits = open_data("digits")
+
+    assert match_classes(data, 10, NAMES).class_names == tuple(NAMES)
+    assert match_classes(data, 10, NAMES[:9]) is match_classes(data, 10, None) is data
+    assert match_classes(digits, 10, NAMES) is digits
 
 
 def test_labels_that_are_numbers_get_the_names() -> None:
