@@ -219,9 +219,9 @@ class Data:
 
         positions = np.array(index, dtype=np.int64)
         x = np.empty((len(positions), *self.shape), dtype=np.float32)
+        ids = np.empty(len(positions), dtype=np.uint64)
         for row, position in enumerate(positions.tolist()):
-            x[row] = self._image(position)
-        ids = np.array([image_id(image) for image in x], dtype=np.uint64)
+            x[row], ids[row] = self.read(position)
         y = torch.from_numpy(self.labels[positions])
         return Batch(torch.from_numpy(x), y, ids, positions)
 
@@ -251,6 +251,11 @@ class Data:
             if progress is not None:
                 progress(1)
         return digest.hexdigest()
+
+    def read(self, position: int) -> tuple[np.ndarray, int]:
+        """One image `(c, h, w)`, float32 in [0, 1], and its id; UsageError as `batch`."""
+        image = np.ascontiguousarray(self._image(position), dtype=np.float32)
+        return image, image_id(image)
 
     def _image(self, position: int) -> np.ndarray:
         if self.fit is None:

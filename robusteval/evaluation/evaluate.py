@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from robusteval.datasets.dataset import Data
+from robusteval.datasets.keeping import keep_decoded
 from robusteval.errors import (
     Interrupted,
     RobustevalError,
@@ -169,6 +170,7 @@ def execute(
     """
     if batch_size is not None:
         check_whole("batch-size", batch_size, 1)
+    plan = replace(plan, data=keep_decoded(plan.data))
     models = [plan.classifier, *(each.model for each in (*plan.defenses, *plan.receivers))]
     blocks = [model.block for model in models]
     try:
