@@ -108,7 +108,8 @@ def select_verdicts(side: Baseline, rows: Flags) -> Baseline:
 def choose_worst(rows: Sequence[GateRow], parts: Sequence[str], on: str, noun: str) -> GateRow:
     """Of one gate on several groups the row that decides, with what became of the others."""
     worst = min(rows, key=order_gate)
-    counted = [f"{sum(row.outcome == o for row in rows)} {o}" for o in SEVERITY]
+    counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in SEVERITY}
+    counted = [f"{count:,} {outcome}" for outcome, count in counts.items() if count]
     named = [
         part
         for row, part in zip(rows, parts, strict=True)

@@ -6,6 +6,7 @@ Everything here is plain text and may hold names from outside; each format escap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from . import formatting
@@ -16,6 +17,7 @@ from .record import RunRecord
 from .sentences import explain_missing_number, shorten_defense
 
 BRIEF, MANY = 12, 40  # rows of a table in a terminal, and on a page
+BRIEF_CASES = 3  # threats and defenses, of which 80 columns have room for as many
 MATRIX = 20  # classes of which each is held against each
 SHOWN_PAIRS = 20
 NAMED = 5  # groups or pairs in a sentence
@@ -51,48 +53,60 @@ class TurnedTable(NamedTuple):
     overall: bool  # of the nearest success of all attacks, or of the only one
 
 
-def build_group_tables(record: RunRecord, most: int = MANY) -> Iterator[GroupTable]:
-    """A table for the classes, then one for each slice; the lowest of the first threat first."""
+def build_group_tables(record: RunRecord, *, brief: bool = False) -> Iterator[GroupTable]:
+    """A table for the classes, then one for each slice; the lowest of the first threat first.
+
+    A brief one has fewer rows, threats and sentences, for a terminal.
+    """
     if explain_missing_number(record):
         return
     splits = dict.fromkeys((group.kind, group.by) for group in record.groups)
     for kind, by in splits:
         cases = [group for group in record.groups if (group.kind, group.by) == (kind, by)]
-        yield build_group_table(record, cases, most)
+        yield build_group_table(record, cases, brief)
 
 
-def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], most: int) -> GroupTable:
+def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: bool) -> GroupTable:
     """The groups of one split, a column for each threat and defense."""
-    first = cases[0]
+    first, told = cases[0], list(cases)
+    if brief:
+        cases = cases[:BRIEF_CASES]
     kind, by = first.kind, first.by
     known = [i for i, row in enumerate(first.rows) if row.robust_accuracy.n]
     order = sorted(known, key=lambda i: order_row(first.rows[i]))
     order += [i for i in range(len(first.rows)) if i not in set(known)]
-    shown = order[:most]
+    shown = order[: BRIEF if brief else MANY]
     columns = ["images", "clean", *(title_case(record, group) for group in cases)]
     becomes = find_commonest(record, first) if kind == "class" else {}
     if becomes:
-        columns.append("mostly taken for")
+        columns.insert(3, "mostly taken for")  # behind the threat that it is about
     rows = []
     for i in shown:
         row = first.rows[i]
         cells = [f"{row.clean.n:,}", formatting.format_percent(row.clean)]
         cells += [write_case(group, group.rows[i]) for group in cases]
         if becomes:
-            cells.append(becomes.get(row.label or 0, formatting.MISSING))
+            cells.insert(3, becomes.get(row.label or 0, formatting.MISSING))
         rows.append((row.name, cells))
     plural = "classes" if kind == "class" else f"values of {by}"
-    left = len(order) - len(shown)
-    rest = f"The {len(shown)} lowest of {len(order):,} {plural}; CSV and JSON have all."
+    parts = []
+    if len(order) > len(shown):
+        parts.append(f"The {len(shown)} lowest of {len(order):,} {plural}; CSV and JSON have all.")
+    if len(told) > len(cases):
+        parts.append(f"{len(cases)} of {len(told)} threats and defenses; HTML has all.")
     return GroupTable(
         kind=kind,
         title="Classes" if kind == "class" else f"Slices by {by}",
-        lines=[line for group in cases for line in write_worst(record, group)],
+        lines=list(
+            write_brief(record, told)
+            if brief
+            else (line for group in told for line in write_worst(record, group))
+        ),
         first=by,
         columns=columns,
         rows=rows,
         bars=[first.rows[i].robust_accuracy for i in shown],
-        left=rest if left else "",
+        left=" ".join(parts),
     )
 
 
@@ -162,6 +176,27 @@ def write_worst(record: RunRecord, group: GroupsRecord) -> Iterator[str]:
     yield f"Lowest {noun} at {place}{also}: {shown}, which chance explains: {test}."
 
 
+def write_brief(record: RunRecord, groups: Sequence[GroupsRecord]) -> Iterator[str]:
+    """The worst class or slice where one is below the others; the rest for all threats at once."""
+    plural = "classes" if groups[0].kind == "class" else f"values of {groups[0].by}"
+    fallen, alike = [], []
+    for group in groups:
+        if group.worst is not None and is_below(group.rows[group.worst]):
+            yield from write_worst(record, group)
+        elif group.worst is not None:
+            alike.append(name_case(record, group))
+        elif list(write_worst(record, group)):
+            fallen.append(name_case(record, group))
+    count = f"{count_known(groups[0]):,} {plural}"
+    if fallen:
+        yield f"No image of any of the {count} holds at {'; '.join(fallen)}."
+    if alike:
+        yield (
+            f"None of the {count} is below the others by more than chance explains (Holm) at"
+            f" {'; '.join(alike)}."
+        )
+
+
 def describe_row(row: GroupRow) -> str:
     """A group with the share it is judged by."""
     rate = row.compared
@@ -190,8 +225,8 @@ def find_commonest(record: RunRecord, group: GroupsRecord) -> dict[int, str]:
 
 
 def write_turns(record: RunRecord) -> Iterator[str]:
-    """What classes become most often under each threat, in a sentence."""
-    for turned in list_overall(record):
+    """What classes become most often under the first threat, in a sentence."""
+    for turned in islice(list_overall(record), 1):
         if not turned.pairs:
             continue
         right = count_by_class(record.groups, turned)

@@ -194,7 +194,7 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
 
 def print_groups(console: Console, record: RunRecord) -> None:
     """Classes and slices: which is the worst, the lowest of them, and what classes become."""
-    for table in group_tables.build_group_tables(record, group_tables.BRIEF):
+    for table in group_tables.build_group_tables(record, brief=True):
         print_heading(console, table.title)
         for line in table.lines:
             print_paragraph(console, line)
