@@ -22,6 +22,7 @@ from . import formatting
 from .baseline import (
     Baseline,
     BaselineCell,
+    build_baseline,
     collect_verdicts,
     find_robust,
     has_same_images,
@@ -78,10 +79,9 @@ def read_history(places: Sequence[Path]) -> list[Moment]:
 
 
 def read_moment(place: Path) -> Moment:
-    """One baseline or run."""
+    """One baseline or run; an error if the run is not finished, or not to be used."""
     if place.is_dir():
-        run = load_run(place)
-        return Moment(place.resolve().name, collect_verdicts(run))
+        return Moment(place.resolve().name, build_baseline(load_run(place)))
     return Moment(place.name, read_baseline(place))
 
 
