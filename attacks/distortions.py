@@ -237,15 +237,15 @@ def compress(x: Pixels, c: Constants, rng: np.random.Generator) -> Levels:
 
 def pixelate(x: Pixels, c: Constants, rng: np.random.Generator) -> Levels:
     """Averaged over fewer, larger pixels."""
-    fewer = tuple(max(int(size * c["share"]), 1) for size in x.shape[1:])
+    high, wide = (max(int(size * c["share"]), 1) for size in x.shape[1:])
     box = Image.Resampling.BOX
-    small = change_as_picture(x, lambda image: image.resize(fewer[::-1], box))
+    small = change_as_picture(x, lambda image: image.resize((wide, high), box))
     # back by the same weights, of which one is 1 and the others 0
     rows, columns = (
         ((np.arange(size) + 0.5) * (few / size)).astype(int)
-        for size, few in zip(x.shape[1:], fewer, strict=True)
+        for size, few in zip(x.shape[1:], (high, wide), strict=True)
     )
-    return small.take(columns, 2).take(rows, 1)
+    return np.asarray(small.take(columns, 2).take(rows, 1))
 
 
 def change_as_picture(x: Pixels, change: Change) -> Levels:
