@@ -102,7 +102,11 @@ def render_console(print_it: Callable[[Console], None], *, page: bool) -> str:
     """What is printed on a console; as a `page` without the width and colours of this one."""
     from rich.console import Console
 
-    console = Console(width=100, no_color=True, force_terminal=False) if page else Console()
+    console = (
+        Console(width=100, no_color=True, force_terminal=False, force_jupyter=False)
+        if page
+        else Console()
+    )
     with console.capture() as text:
         print_it(console)
     return text.get()

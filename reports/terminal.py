@@ -40,7 +40,7 @@ from .trend import build_trend_table
 @REPORT_FORMATS.add("table", suffix=".txt")
 def render_table(records: Sequence[RunRecord]) -> str:
     """The reports as they stand in a terminal of 100 columns, without colour."""
-    console = Console(width=100, no_color=True, force_terminal=False)
+    console = Console(width=100, no_color=True, force_terminal=False, force_jupyter=False)
     with console.capture() as page:
         print_reports(records, console)
     return page.get()

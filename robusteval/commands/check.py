@@ -122,6 +122,11 @@ def check(
     read = [load_run(run) for run in runs]
     checks = judge_runs(read, settings, before)
     print_report(read, form, checks, out=out)
+    if out is not None:
+        from robusteval.reports.gate_words import summarise_gates
+
+        for run, found in zip(read, checks, strict=True):
+            tell(f"{run.folder}: {summarise_gates(found.to_gates())}")
     exit_by_verdicts(checks)
 
 

@@ -280,6 +280,7 @@ def test_a_run_that_lost_much_fails(desk: Desk) -> None:
 
     assert (result.exit_code, filed.exit_code) == (1, 1)
     assert "FAILED" in result.stdout
+    assert "FAILED" in filed.stderr
     failures = ET.parse("gates.xml").getroot().findall(".//failure")
     assert len(failures) == 1
 

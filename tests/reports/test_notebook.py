@@ -46,7 +46,7 @@ def test_the_example_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monke
     run, table, rates, figure, images, picture, _ = shown[1:]
     assert "Robust accuracy" in run._repr_html_()
     assert "<table>" in table._repr_html_()
-    assert [low <= rate <= high for _, rate, low, high in rates] == [True] * 3
+    assert [low <= rate <= high for _, rate, low, high in rates] == [True] * 2
     assert "<svg" in figure[0]
     assert images._repr_html_().count("data:image/png") == 9
     assert picture[1] == pytest.approx(4, abs=0.01)
@@ -92,6 +92,7 @@ def test_a_table_is_rows_in_full_precision_and_text(plain: Run) -> None:
     assert table[1]["accuracy"] == plain.attacks[0].attacked.mean() - 300 / 500
     assert table[:1] == (table[0],)
     assert "robust" in repr(table)
+    assert "\x1b" not in repr(table)
 
 
 def test_doubt_stands_beside_the_table(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
