@@ -49,7 +49,7 @@ CALLED_HERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("newtonfool",), ("art:NewtonFool",)),
     **dict.fromkeys(("spatial", "rotation"), ("art:SpatialTransformation",)),
     **dict.fromkeys(("uap", "universal"), ("art:UniversalPerturbation",)),
-    **dict.fromkeys(("sparsefool", "sparsers", "l0"), ("sigma_zero", "sparse")),
+    **dict.fromkeys(("sparsers", "l0"), ("sigma_zero", "sparse")),
     **dict.fromkeys(("spgd", "sparsepgd", "pgd0", "pgdl0"), ("sparse_pgd",)),
     **dict.fromkeys(("sigmazero",), ("sigma_zero",)),
     **dict.fromkeys(("structuredattack", "structured", "groupsparse"), ("strattack",)),

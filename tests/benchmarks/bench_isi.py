@@ -73,13 +73,14 @@ def print_sparsity(model: Classifier, x: Tensor, y: Tensor, steps: int) -> None:
     usual = model.block
     for name, attack in SPARSE.items():
         settings = {} if "sigma" in name or "jsma" in name else {"steps": steps}
-        sizes = []
+        sizes, forwards, backwards, taken = [], 0.0, 0.0, 0.0
         for block in BLOCKS:
             model.block = block
             started = time.perf_counter()
             with count_passes(model, len(x), x.device) as passes:
                 x_adv = attack(model, x, y, **settings)
             taken = time.perf_counter() - started
+            forwards, backwards = (float(n.mean()) for n in (passes.forwards, passes.backwards))
             with torch.no_grad():
                 fooled = predict_classes(model(x_adv)) != y
             size = measure_distances(x_adv, x)["l0_pixels" if name == "pixels" else "l0"]
@@ -90,7 +91,7 @@ def print_sparsity(model: Classifier, x: Tensor, y: Tensor, steps: int) -> None:
         differ = int((counts != counts[0]).any(0).sum())
         click.echo(
             f"{name:30}{size.isfinite().double().mean():8.3f}{size[size.isfinite()].mean():7.2f}"
-            f"{size.median():8g}{passes.forwards.mean():8.1f}{passes.backwards.mean():8.1f}"
+            f"{size.median():8g}{forwards:8.1f}{backwards:8.1f}"
             f"{taken:9.2f}{differ:8}"
         )
 

@@ -35,6 +35,9 @@ SPECS = (
     "sparse",
     "sparse:variant=paper",
     "sparse:variant=paper,polish=30",
+    "jsma",
+    "sparsefool",
+    "sparsefool:polish=0",
 )
 
 Attack = Callable[[], Tensor]
