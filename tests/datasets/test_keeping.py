@@ -75,8 +75,8 @@ def test_images_for_which_there_is_no_room_are_read_again(
     data = open_data(str(photos))
     kept = keep_decoded(data)
     decoded.clear()
-    for _ in range(2):
-        found = kept.batch(range(6))
+    kept.batch(range(6))
+    found = kept.batch(range(6))
 
     assert decoded == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2, 5: 2}
     assert found.ids.tolist() == data.batch(range(6)).ids.tolist()

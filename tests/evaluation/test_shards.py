@@ -6,26 +6,30 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
-from toys import Bands
+from toys import Bands, trained
 
 from robusteval.cli import cli
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
+from robusteval.evaluation.columns import AttackedColumns
+from robusteval.evaluation.defense import ReadyDefense
 from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.merging import merge, spell_completion
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.shares import Share, find_owners
 from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import load_pictures, load_run
-from robusteval.runs.types import Run
+from robusteval.runs.types import Run, Spec
 
 ATTACKS = ["pgd:eps=12/255,steps=20", "fgsm:target=1", "art:SquareAttack:eps=12/255,max_iter=3"]
+PGD = "pgd:eps=12/255,steps=3"
 SAMPLES = 24
 
 
@@ -47,8 +51,10 @@ def compute(
 ) -> Run:
     """A run, or one part of it."""
     attacks = options.pop("attacks", ATTACKS)
+    names = ("probes", "interpreters", "defenses", "receivers")
+    asked = {name: options.pop(name) for name in names if name in options}
     part = None if share is None else Share.parse(share)
-    plan = prepare_plan(classifier, data, attacks, samples=SAMPLES, share=part)
+    plan = prepare_plan(classifier, data, attacks, samples=SAMPLES, share=part, **asked)
     return execute(plan, out, **options)
 
 
@@ -58,6 +64,11 @@ def divide(classifier: Classifier, data: Data, out: Path, n: int, **options: Any
     for part, folder in enumerate(folders, 1):
         compute(classifier, data, folder, f"{part}/{n}", **options)
     return folders
+
+
+def refuse_work(*_: object) -> NoReturn:
+    """In the place of what attacks a batch."""
+    raise AssertionError("something was attacked")
 
 
 def assert_same(one: Run, other: Run) -> None:
@@ -119,6 +130,54 @@ def test_joined_parts_are_the_run_of_one_process(
     assert_same(whole, load_run(tmp_path / "run"))
     assert not list((tmp_path / "run").glob("samples/*.parts"))
     assert_same(whole, merge(parts, tmp_path / "run"))  # again, into the same folder
+
+
+def test_eight_parts_are_the_run_of_one_process(
+    classifier: Classifier, data: Data, tmp_path: Path
+) -> None:
+    """Also where most have three images and what is foreign has one batch for all of them."""
+    given: dict[str, Any] = {"attacks": [PGD, ATTACKS[2]], "probes": False}
+    folders = divide(classifier, data, tmp_path / "parts", 8, **given)
+
+    run = merge(folders, tmp_path / "run")
+
+    assert run.status == "complete"
+    assert_same(compute(classifier, data, tmp_path / "whole", **given), run)
+
+
+def test_defenses_maps_and_targets_are_joined_and_what_is_left_attacks_nothing(
+    classifier: Classifier, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joining says by which command the run is completed; that has nothing left to attack."""
+    other = trained()
+    with torch.no_grad():
+        other.conv1.weight[0] = 0
+    model = Classifier(
+        other, mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "other"}
+    ).eval()
+    given: dict[str, Any] = {
+        "attacks": [PGD],
+        "probes": False,
+        "interpreters": ["grad"],
+        "defenses": [ReadyDefense(Spec("shield", {}), model, {"is": "shield"})],
+        "receivers": {"target": model},
+    }
+    whole = compute(classifier, data, tmp_path / "whole", **given)
+    folders = divide(classifier, data, tmp_path / "parts", 2, **given)
+
+    with pytest.raises(RunError, match=r"the columns are joined; .* without --shard"):
+        merge(folders, tmp_path / "run")
+
+    monkeypatch.setattr(AttackedColumns, "measure", refuse_work)
+    run = compute(classifier, data, tmp_path / "run", **given)
+    assert run.status == "complete"
+    assert (len(run.defenses), len(run.receivers), len(run.transfers)) == (1, 1, 1)
+    assert_same(whole, run)
+    for one, same in zip(
+        whole.defenses + whole.receivers, run.defenses + run.receivers, strict=True
+    ):
+        for name in one.clean:
+            np.testing.assert_array_equal(one.clean[name], same.clean[name], err_msg=name)
 
 
 def test_a_part_shows_that_it_is_one(parts: list[Path]) -> None:

@@ -151,3 +151,24 @@ def test_a_named_layer_of_convolutions_needs_no_survey(monkeypatch: pytest.Monke
     assert not surveyed
     gradcam(seeded(ByToken), X, Y, layer="before")
     assert surveyed
+
+
+def test_maps_of_oblong_images_are_of_the_places_they_show() -> None:
+    """Of tokens as of convolutions: each place of a map is the place of its patch."""
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    options = {"patch_size": 8, "depth": 1, "embed_dim": 12, "num_heads": 2, "num_classes": 3}
+    network = seeded(
+        lambda: timm.create_model("vit_base_patch16_reg4_gap_256", img_size=(16, 32), **options)
+    )
+    x = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1])
+    seen: list[Tensor] = []
+    norm = network.get_submodule("norm")
+    handle = norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    logits = network(x)
+    handle.remove()
+    slope = autograd.grad(logits.gather(1, y[:, None]).sum(), seen[0])[0]
+    expected = F.relu((slope * seen[0]).sum(2)[:, 4:].reshape(2, 1, 2, 4))  # behind four registers
+
+    torch.testing.assert_close(hirescam(network, x, y, layer="norm"), expected)
+    torch.testing.assert_close(hirescam(network, x, y), expected)
