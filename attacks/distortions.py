@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -241,11 +242,14 @@ def pixelate(x: Pixels, c: Constants, rng: np.random.Generator) -> Levels:
     box = Image.Resampling.BOX
     small = change_as_picture(x, lambda image: image.resize((wide, high), box))
     # back by the same weights, of which one is 1 and the others 0
-    rows, columns = (
-        ((np.arange(size) + 0.5) * (few / size)).astype(int)
-        for size, few in zip(x.shape[1:], (high, wide), strict=True)
-    )
-    return np.asarray(small.take(columns, 2).take(rows, 1))
+    back = small.take(repeat_places(wide, x.shape[2]), 2).take(repeat_places(high, x.shape[1]), 1)
+    return np.asarray(back)
+
+
+@lru_cache(maxsize=16)
+def repeat_places(few: int, size: int) -> np.ndarray[Any, Any]:
+    """For each of more pixels ``(size,)`` the one of a few that it lies in."""
+    return np.asarray(((np.arange(size) + 0.5) * (few / size)).astype(int))
 
 
 def change_as_picture(x: Pixels, change: Change) -> Levels:
