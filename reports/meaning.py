@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .formatting import choose_decimals, format_percent, format_quantity, format_threat
+from .groups import is_below
 from .measures import ThreatRecord
 from .record import RunRecord, WorstCaseRow
 
@@ -67,6 +68,28 @@ def write_attack_meaning(record: RunRecord, case: WorstCaseRow, behind: str) -> 
         f"{describe_attacker(record, case)} {goal}{behind} on {fooled.k:,} of the {fooled.n:,}"
         f" images it had right ({format_percent(fooled)}); after rounding to 8 bit on {rounded:,}."
     )
+
+
+def write_weakest_groups(record: RunRecord) -> Iterator[str]:
+    """The class, and the slice of each column, that falls more easily than the other images.
+
+    Of each the first threat within a radius, without a defense, where that is not by chance.
+    """
+    told = set()
+    for group in record.groups:
+        within = group.threat.eps is not None and group.defense is None
+        if not within or (group.kind, group.by) in told or group.worst is None:
+            continue
+        row, rest = group.rows[group.worst], group.rest
+        if rest is None or not is_below(row):
+            continue
+        told.add((group.kind, group.by))
+        noun = "class" if group.kind == "class" else group.by
+        yield (
+            f"Not all alike: of the {noun} {row.name} {format_percent(row.robust_accuracy)} hold,"
+            f" of the other images {format_percent(rest)}, at {format_threat(group.threat)}; more"
+            " below."
+        )
 
 
 def write_claim(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[str]:

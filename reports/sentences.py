@@ -27,7 +27,13 @@ from .formatting import (
     name_attack,
     name_file,
 )
-from .meaning import find_shift, write_advice, write_attack_meaning, write_claim
+from .meaning import (
+    find_shift,
+    write_advice,
+    write_attack_meaning,
+    write_claim,
+    write_weakest_groups,
+)
 from .measures import CORRUPTION
 from .neighbours import write_neighbours
 from .record import (
@@ -178,6 +184,7 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     for case in cases:
         behind = f" behind {shorten_defense(record, case.defense)}" if case.defense else ""
         yield write_attack_meaning(record, case, behind)
+    yield from write_weakest_groups(record)
     yield from write_png_notes(record)
     yield from (
         line for defense in record.defenses for line in write_defense_notes(record, defense)

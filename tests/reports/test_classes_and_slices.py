@@ -15,6 +15,7 @@ from rich.console import Console
 from robusteval.reports.group_tables import build_group_tables, build_turned_tables, write_worst
 from robusteval.reports.groups import find_worst, list_splits
 from robusteval.reports.rendering import render_runs
+from robusteval.reports.sentences import write_meaning
 from robusteval.runs.slices import SLICE, encode_slices
 from robusteval.runs.statistics import fewer_test, holm
 from robusteval.runs.types import Outcome, Run, Spec, Threat
@@ -81,6 +82,15 @@ def test_the_worst_class_is_named_and_tested(weak: Run) -> None:
     (line,) = write_worst(record, group)
     assert line.startswith("Worst class at linf eps 8/255 (0.0314): c3, 0 % (0–7) of 50 images;")
     assert "and not by chance: p < 0.0001, Holm over 10 classes." in line
+
+
+def test_the_first_screen_names_a_class_that_falls_more_easily(weak: Run) -> None:
+    said = [line for line in write_meaning(record_of(weak)) if line.startswith("Not all alike")]
+
+    assert said == [
+        "Not all alike: of the class c3 0 % hold, of the other images 50.0 %, at linf eps 8/255"
+        " (0.0314); more below."
+    ]
 
 
 def test_chance_is_called_chance(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
