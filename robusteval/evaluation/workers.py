@@ -51,6 +51,22 @@ def start_worker(folder: str, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that are started inside never hear Ctrl-C, not even while they import.
+
+    Here one that comes inside is heard at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def follow_parent() -> None:
     """End this process as soon as the one that started it has ended, whatever ended that."""
     parent = parent_process()
@@ -137,7 +153,9 @@ class ProcessPool:
                     try:
                         while waiting and len(under_way) < AHEAD * self.size:
                             rows = waiting[-1]
-                            under_way[self.executor.submit(self.work, task, str(path), rows)] = rows
+                            with deaf():  # the first call starts the processes
+                                given = self.executor.submit(self.work, task, str(path), rows)
+                            under_way[given] = rows
                             waiting.pop()
                         for found in self._collect(under_way):
                             deaths = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,7 @@ from robusteval.evaluation.bench import Bench
 from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.pieces import Computed, Seen, Task, split_finely
 from robusteval.evaluation.plan import prepare_plan
-from robusteval.evaluation.workers import open_processes
+from robusteval.evaluation.workers import deaf, open_processes
 from robusteval.models.classifier import Classifier
 from robusteval.runs.folder import load_pictures
 from robusteval.runs.types import Run
@@ -253,3 +256,21 @@ def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ended.exit_code == 2
     assert "pip install 'robusteval[ray]'" in ended.stderr
+
+
+def test_ctrl_c_while_workers_start_is_heard_by_their_parent_alone() -> None:
+    """It comes while they import, before they could have said what is to become of it."""
+    asks = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        with deaf():
+            signal.raise_signal(signal.SIGINT)
+            child = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
+            assert not heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert child.stdout == "True\n"
+    assert heard == [signal.SIGINT]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
