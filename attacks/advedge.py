@@ -121,7 +121,8 @@ def advedge(
         weight of the class in C&W, the last image of some pairs as their result, and of C&W on
         CAM the nearest image that misses the class, so that it never succeeds; ADV2 by PGD as its
         own authors' code. `paper`: equal budgets for all variants, edges in every step, smoothing
-        that sums to one. `fast`: a tenth of the steps, edges in the warm-up.
+        that sums to one. `fast`: a tenth of the steps, edges in the warm-up. Maps of Grad are
+        pooled as published, of `fast` on images of 112 pixels and more.
     eps : float
         Radius of the ball of `search=pgd`, in units of the [0, 1] pixel range; no other search
         has one.

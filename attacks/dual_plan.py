@@ -156,7 +156,8 @@ def choose_map_settings(
 ) -> dict[str, Any]:
     """Parameters of an interpreter in a preset, for images of `side` pixels."""
     if settings == "fast":
-        return {}
+        # in full resolution the map of a large image hardly follows an attack of few steps
+        return {"pool": 4} if interpreter == "grad" and side >= 112 else {}
     if interpreter == "grad":
         pool = 4 if side >= 112 else 2 if side >= 24 else 1
         relu = "adv2" if settings == "released" else "smooth"

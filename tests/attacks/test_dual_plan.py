@@ -77,6 +77,16 @@ def test_adv2_by_pgd_is_that_of_its_own_authors() -> None:
     assert smoothing == ["fixed", "published", "published"]
 
 
+def test_large_maps_of_grad_are_pooled_in_every_setting() -> None:
+    """By four, as published; `fast` leaves small ones as they are."""
+    for settings, small in (("fast", None), ("paper", 2), ("released", 2)):
+        pools = []
+        for side in (224, 32):
+            plan = DualPlan.from_preset(["grad"], settings, "pgd", "adv2", "preset", side)  # type: ignore[arg-type]
+            pools.append(plan.explainers[0].spec.parameters.get("pool"))
+        assert pools == [4, small]
+
+
 def test_pgd_on_rts_halves_a_step_and_has_more_edges() -> None:
     recipes = [choose_recipe("rts", "released", "pgd", variant) for variant in VARIANTS]
     assert [recipe.pace for recipe in recipes] == [1, 0.5, 1]
