@@ -11,12 +11,14 @@ from toys import draw_uniform, synthetic, trained
 
 from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
-from robusteval.defenses import boosting
+from robusteval.defenses import boosting, detector_fitting
 from robusteval.defenses.detector_metrics import Resampling, Scored
 from robusteval.defenses.detector_tables import WideView, combine, measure_combinations
 from robusteval.defenses.detector_view import choose_view
+from robusteval.defenses.image_variants import VariantMaker
 from robusteval.errors import UsageError
 from robusteval.evaluation.plan import prepare_attack
+from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier
 from robusteval.runs.detector_record import Combination
 
@@ -79,8 +81,7 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def found(quick: None) -> tuple[list[Combination], dict[str, str]]:
+def measure(done: WorkCache) -> tuple[list[Combination], dict[str, str]]:
     """One attack that all fall for and one that never succeeds; a map that cannot be had."""
     model = Classifier(
         trained(), mean=(0.5,), std=(0.25,), num_classes=3, identity={"sha256": "bands"}
@@ -93,7 +94,31 @@ def found(quick: None) -> tuple[list[Combination], dict[str, str]]:
     }
     names = ["grad+gradcam", "gradcam+hirescam", "grad+cam"]
     interpreters = ["grad", "gradcam", "hirescam", "cam"]
-    return measure_combinations(model, data, names, interpreters, attacks, samples=60)
+    return measure_combinations(model, data, names, interpreters, attacks, samples=60, done=done)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> WorkCache:
+    return WorkCache(tmp_path_factory.mktemp("detectors"))
+
+
+@pytest.fixture(scope="module")
+def found(quick: None, cache: WorkCache) -> tuple[list[Combination], dict[str, str]]:
+    return measure(cache)
+
+
+def test_a_call_after_a_stop_attacks_and_fits_nothing_again(
+    found: tuple[list[Combination], dict[str, str]],
+    cache: WorkCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        pytest.fail("it is done already")
+
+    monkeypatch.setattr(VariantMaker, "perturb_rows", fail)
+    monkeypatch.setattr(detector_fitting, "fit_task", fail)
+
+    assert measure(cache) == found
 
 
 def test_each_combination_has_figures_or_a_reason(

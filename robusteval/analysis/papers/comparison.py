@@ -203,6 +203,7 @@ def compare_paper(
     *,
     remarks: tuple[str, ...] = (),
     explained: ExplanationComparison | None = None,
+    more_seconds: float = 0.0,
 ) -> Reproduction:
     """Fill the tables of a paper and test its claims.
 
@@ -218,6 +219,8 @@ def compare_paper(
         What else a reader must know, before what is known of the publication.
     explained : ExplanationComparison, optional
         The attacks that were explained, side by side.
+    more_seconds : float
+        What was spent beside the run: on explanations and detectors.
     """
     run = results.run.keep_different()
     results = replace(results, run=run)
@@ -248,7 +251,7 @@ def compare_paper(
         ),
         claims=tuple(check_claim(claim, results) for claim in paper.claims),
         remarks=(*grave, *remarks, *paper.remarks),
-        seconds=run.seconds,
+        seconds=run.seconds + more_seconds,
         command=str(run.config.get("command", "")),
         explained=explained,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def reproduce(
         if stopping():
             raise Interrupted
         (text,) = attacks[name]
-        cache = WorkCache(folder / "explained" / name, (progress or Silent()).say)
+        cache = open_cache(folder / "explained" / name, fresh, progress)
         try:
             explanations[name] = explain(
                 classifier,
@@ -133,9 +134,10 @@ def reproduce(
             missing[f"explain {name}"] = str(error)
     detectors: dict[str, Combination] = {}
     wanted = paper.choose_size(size).detectors
+    began = time.monotonic()
     if wanted is not None and detect is not None:
         wanted = wanted if samples is None else replace(wanted, samples=samples)
-        cache = WorkCache(folder / "detectors", (progress or Silent()).say)
+        cache = open_cache(folder / "detectors", fresh, progress)
         try:
             fitted, reasons = detect(wanted, paper.detectors, seed, cache)
             detectors = {each.name: each for each in fitted}
@@ -151,7 +153,18 @@ def reproduce(
         Results(run, called, missing, explanations, detectors),
         remarks=() if compared is None else compared.remarks,
         explained=compared,
+        more_seconds=time.monotonic()
+        - began
+        + sum(each.provenance.seconds for each in explanations.values()),
     )
+
+
+def open_cache(folder: Path, fresh: bool, progress: Progress | None) -> WorkCache:
+    """What an earlier call has finished in a folder, unless it is to begin anew."""
+    cache = WorkCache(folder, (progress or Silent()).say)
+    if fresh:
+        cache.clear()
+    return cache
 
 
 def compare_briefly(records: Sequence[ExplanationRecord]) -> ExplanationComparison | None:
