@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, autograd, nn
+from torch.nn.functional import softplus
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.evaluation.defense import WithDetector
@@ -29,7 +31,7 @@ from .dual_objective import (
     explain_images,
 )
 
-Along = Literal["maps", "features", "both"]
+Along = Literal["maps", "features", "both", "score"]
 Choice = Literal["distance", "score"]
 
 # of the first search, the second, …; then from the beginning
@@ -96,9 +98,10 @@ def evade(
         which the detector is asked in earnest.
     mask : Tensor, optional
         Broadcastable to `x`; zero where a pixel may not change.
-    along : {"maps", "features", "both"}
+    along : {"maps", "features", "both", "score"}
         What is kept near the original's: the maps of all interpreters, or what the detector makes
-        of them and of the logits, which decides its score.
+        of them and of the logits, which decides its score. `score` lowers a smooth stand-in of the
+        score itself, for a detector that has one.
     choice : {"distance", "score"}
         Which image that reaches the class is the result: that of the least distance of what is
         kept, or that of the detector's lowest score; an image below its threshold is finished.
@@ -139,6 +142,8 @@ def evade(
         has no derivative, or a target is no class.
     """
     watched = find_detector(model)
+    if along == "score":
+        find_stand_in(watched)
     if min(steps, restarts, every) < 1 or warmup < 0:
         raise ValueError(
             "steps, restarts and every must be at least 1 and warmup at least 0,"
@@ -211,6 +216,14 @@ def find_detector(model: nn.Module) -> WithDetector:
     return found[0]
 
 
+def find_stand_in(model: WithDetector) -> Callable[[Tensor], Tensor]:
+    """What gives log odds ``(n,)`` of features ``(n, d)`` on the graph; ValueError if nothing."""
+    smooth: Callable[[Tensor], Tensor] | None = getattr(model.detector, "smooth_odds", None)
+    if smooth is None:
+        raise ValueError("the detector has no smooth stand-in of its score: take along=both")
+    return smooth
+
+
 class Suspicion:
     """How far the maps of a batch, and what a detector makes of them, are from what they were.
 
@@ -226,7 +239,7 @@ class Suspicion:
         Classes ``(n,)`` of the maps of `x`.
     seeds : Tensor, optional
         One seed per image ``(n,)`` for interpreters that draw; zeros if not given.
-    along : {"maps", "features", "both"}
+    along : {"maps", "features", "both", "score"}
         What is measured.
     choice : {"distance", "score"}
         What judges an image.
@@ -295,12 +308,15 @@ class Suspicion:
     def measure_terms(self, maps: list[Tensor], logits: Tensor, left: Tensor) -> list[Tensor]:
         """Squared distances ``(m,)`` of maps and features of rows `left` that are minded."""
         found = []
-        if self.along != "features":
+        if self.along in ("maps", "both"):
             for explainer, some, benign in zip(self.explainers, maps, self.benign, strict=True):
                 found.append(measure_squared_distance(explainer.spec.name, some, benign[left]))
         if self.along != "maps":
             features = self.model.detector.features(self.model, maps, logits)
-            found.append((features - self.features[left]).square().mean(1))
+            if self.along == "score":
+                found.append(softplus(find_stand_in(self.model)(features)))  # -log(1 - score)
+            else:
+                found.append((features - self.features[left]).square().mean(1))
         scales = self.scales or [torch.ones_like(self.goal)] * len(found)
         return [d / scale[left] for d, scale in zip(found, scales, strict=True)]
 

@@ -9,6 +9,8 @@ from itertools import product, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from robusteval.errors import UsageError
 from robusteval.runs.statistics import roc_auc
@@ -119,6 +121,31 @@ class Trees(NamedTuple):
         # one sum per image, as the order of a sum depends on the shape
         odds = [self.base + math.fsum(row) for row in self.value[trees, node]]
         return np.array([1 / (1 + math.exp(-min(max(o, -700.0), 700.0))) for o in odds])
+
+
+def smooth_odds(trees: Trees, x: Tensor, width: float) -> Tensor:
+    """Log odds ``(n,)`` of features ``(n, d)`` on the graph, every split blurred.
+
+    A split sends a row left by the share sigmoid((threshold - value) / width), so that there is a
+    derivative; as the width goes to zero these are the odds of the trees themselves, but at the
+    thresholds.
+    """
+    n, (count, nodes) = len(x), trees.left.shape
+    left, right, feature = (torch.from_numpy(each).to(x.device) for each in trees[:3])
+    threshold, value = (torch.from_numpy(each).to(x) for each in (trees.threshold, trees.value))
+    reach = x.new_zeros(n, count, nodes)
+    reach[:, :, 0] = 1  # share of a row at each node
+    odds = x.new_full((n,), trees.base)
+    for node in range(nodes):  # children come after their parents
+        here = reach[:, :, node]
+        leaf = left[:, node] == node
+        odds = odds + (here * value[:, node] * leaf).sum(1)
+        goes = torch.sigmoid((threshold[:, node] - x[:, feature[:, node]]) / width)  # (n, trees)
+        inner = here * (left[:, node] > node)
+        for child, share in ((left, goes), (right, 1 - goes)):
+            index = child[:, node].expand(n, -1).unsqueeze(2)
+            reach = reach.scatter_add(2, index, (inner * share).unsqueeze(2))
+    return odds
 
 
 class Tree(NamedTuple):

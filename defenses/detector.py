@@ -36,7 +36,7 @@ from robusteval.runs.reading import WEIGHTS, check_regular, read_bytes
 from robusteval.runs.writing import write_atomically
 from robusteval.search.balls import quantise
 
-from .boosting import FPRS, Trees
+from .boosting import FPRS, Trees, smooth_odds
 from .detector_view import View, hash_mask_network, parse_view
 from .map_features import (
     build_extractor,
@@ -46,6 +46,7 @@ from .map_features import (
 NOTES = "detector"  # in the header of the file: settings as JSON
 BOOSTER = "booster"  # and the trees as XGBoost writes them
 FORMAT = 1
+WIDTH = 0.25  # over which the splits of the stand-in are blurred, in deviations of a feature
 
 
 @DEFENSES.add("detector")
@@ -166,6 +167,10 @@ class MapDetector:
         del model
         stack, found = self.view.measure_maps(maps, logits)
         return (torch.cat([self.extractor(stack), found], 1) - self.center) / self.spread
+
+    def smooth_odds(self, features: Tensor) -> Tensor:
+        """A stand-in of the score with a derivative: log odds ``(n,)`` of features ``(n, d)``."""
+        return smooth_odds(self.trees, features, WIDTH)
 
     def score(self, model: Classifier, x: Tensor, seeds: Tensor) -> Tensor:
         """Score how likely images ``(n, c, h, w)`` are attacked, ``(n,)`` float64 in [0, 1]."""

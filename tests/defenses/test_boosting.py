@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from robusteval.defenses.boosting import (
     DEFAULT,
@@ -20,6 +21,7 @@ from robusteval.defenses.boosting import (
     choose_threshold,
     cross_validate_trees,
     fit_trees,
+    smooth_odds,
 )
 from robusteval.errors import UsageError
 
@@ -220,3 +222,23 @@ def test_rows_of_one_group_are_never_parted() -> None:
 
     assert blind == pytest.approx(0.5, abs=0.2)
     assert cross_validate_trees(told, label, weights, groups, 0, fast) == 1.0
+
+
+def test_a_smooth_stand_in_nears_the_trees_and_has_a_derivative(
+    fitted: tuple[str, Array],
+) -> None:
+    """With a narrow blur the same odds away from thresholds; with a wide one a slope that helps."""
+    text, x = fitted
+    trees = Trees.parse_booster(text, 8)
+    scores = trees.predict_scores(x[:50])
+    odds = smooth_odds(trees, torch.from_numpy(x[:50]), 1e-6)
+    np.testing.assert_allclose(torch.sigmoid(odds).numpy(), scores, atol=1e-4)
+
+    z = torch.from_numpy(x[:50]).requires_grad_()
+    (slope,) = torch.autograd.grad(smooth_odds(trees, z, 0.25).sum(), z)
+
+    moved = (z - 0.3 * slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-9)).detach()
+    assert trees.predict_scores(moved.numpy()).mean() < scores.mean() - 0.005
+    stump = Trees.parse_booster(text, 8)._replace(base=0.0)
+    known = smooth_odds(stump, torch.from_numpy(x[:50]), 1e9)  # half of each way
+    assert float(known.std()) < 1e-4
