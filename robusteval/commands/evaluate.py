@@ -42,7 +42,7 @@ from .working import worker_options
 
 @click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
 @click.argument("checkpoint", required=False)
-@click.argument("others", nargs=-1, metavar="[FILE[,OPTION=VALUE...]]...")
+@click.argument("others", nargs=-1, metavar="[OTHER]...")
 @model_options
 @precision_options
 @data_options
@@ -220,7 +220,7 @@ def evaluate(
     config.json as transformers and timm publish networks; or `demo`: a small network that is
     trained on handwritten digits in a few seconds.
 
-    More networks may follow, each with options of its own where they differ from those given:
+    OTHER networks may follow, each with options of its own where they differ from those given:
     other.pth,arch=net.py:Net,mean=.5,std=.25. All are attacked alike, each into a run of its own,
     and one report compares them image by image.
 

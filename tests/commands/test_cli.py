@@ -1010,7 +1010,7 @@ def test_the_help_of_evaluate_has_headings_and_examples() -> None:
 
     for heading in ("Examples", "Model", "Data", "Attacks", "Run"):
         assert f"\n{heading}:\n" in shown or f"\n  {heading}:\n" in shown
-    assert shown.count("    robusteval evaluate ") == 2
+    assert shown.count("    robusteval evaluate ") == 3
 
 
 @pytest.mark.parametrize("word", sorted({*COMMANDS, *options()}))
