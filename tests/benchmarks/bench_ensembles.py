@@ -92,9 +92,15 @@ def list_crossed(model: Classifier, norm: Norm, eps: float) -> dict[str, Attack]
         return found
 
     def original(x: Tensor, y: Tensor, seeds: Tensor) -> Tensor:
-        build = import_module("torchattacks").AutoAttack
-        name = "Linf" if norm == "linf" else "L2"
-        found: Tensor = build(model, norm=name, eps=eps, seed=0)(x, y)
+        library, classes = import_module("torchattacks"), model.num_classes
+        given = {"norm": "Linf" if norm == "linf" else "L2", "eps": eps, "seed": 0}
+        stages = [  # its own AutoAttack takes 10 steps
+            library.APGD(model, steps=100, loss="ce", **given),
+            library.APGDT(model, steps=100, n_classes=classes, **given),
+            library.FAB(model, steps=100, multi_targeted=True, n_classes=classes, **given),
+            library.Square(model, n_queries=5000, **given),
+        ]
+        found: Tensor = library.MultiAttack(stages)(x, y)
         return found
 
     crossed: dict[str, Attack] = {"standard": ours("standard"), "autoattack": ours("autoattack")}
