@@ -88,7 +88,8 @@ def test_names_that_are_none_are_told_those_that_are(plain: Run) -> None:
 def test_a_table_is_rows_in_full_precision_and_text(plain: Run) -> None:
     table = plain.table()
 
-    assert [row["kind"] for row in table] == ["clean", "attack", "worst case"]
+    kinds = [row["kind"] for row in table]
+    assert kinds == ["clean", "attack", "worst case", *["class"] * 10]
     assert table[1]["accuracy"] == plain.attacks[0].attacked.mean() - 300 / 500
     assert table[:1] == (table[0],)
     assert "robust" in repr(table)

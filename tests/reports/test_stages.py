@@ -13,6 +13,7 @@ def build_outcome(**more: object) -> Outcome:
     columns = {
         "attacked": np.array([True, True, True, False]),
         "label": np.zeros(4, np.int64),
+        "target": np.full(4, -1),
         "pred_adv": np.array([1, 1, 0, 1]),
         **{name: np.array(values) for name, values in more.items()},
     }
