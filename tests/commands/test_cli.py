@@ -927,7 +927,8 @@ def test_list_shows_everything_there_is() -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     headings = [line for line in result.stdout.splitlines() if line and line[0] != " "]
-    assert headings == ["attacks", "defenses", "interpreters", "data", "formats", "presets"]
+    kinds = ["attacks", "defenses", "interpreters", "data", "formats", "presets", "terms"]
+    assert headings == kinds
     assert "…" not in result.stdout
     assert "interpreter=cam,settings=fast,edges=inverse,eps=8/255\n" in result.stdout
 
