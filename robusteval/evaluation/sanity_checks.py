@@ -307,7 +307,8 @@ def could_be_luck(outcome: Outcome, probe: Outcome) -> Flags:
     if SURVIVAL not in outcome.columns or SURVIVAL not in probe.columns:
         return np.zeros(n, bool)
     mine = outcome.columns[SURVIVAL][np.flatnonzero(outcome.attacked)[:n]]
-    return np.abs(probe.columns[SURVIVAL] - mine) < LUCK
+    close: Flags = np.abs(probe.columns[SURVIVAL] - mine) < LUCK
+    return close
 
 
 def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Finding]:

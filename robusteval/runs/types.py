@@ -154,7 +154,8 @@ class Outcome:
         c = self.columns
         made = np.where(c[pred] == -2, c["pred_adv"], c[pred])
         reached = made != c["label"]  # also where that is the class to reach: it was left alone
-        reached &= (made == c["target"]) | (not self.threat.targeted)
+        if self.threat.targeted:
+            reached &= made == c["target"]
         success: Flags = self.attacked & (reached | (made == -1))
         return success & ~c["flagged"] if "flagged" in c else success
 
