@@ -94,9 +94,10 @@ def jsma(
     goals = y.unsqueeze(1) if targeted else others[:, :targets]  # (n, classes)
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
     number = goals.shape[1]
+    passes = number * (steps + 1) + polish
 
     for turn in range(number):
-        with part(turn, turn + 1, number):
+        with part(turn * (steps + 1), (turn + 1) * (steps + 1), passes):
             left = right.nonzero().flatten()
             z, open_ = x[left].clone(), free[left].clone()
             for i in range(steps + 1):
@@ -129,7 +130,8 @@ def jsma(
 
     x_adv = torch.where(best.is_adv.view(-1, 1, 1, 1), best.x_adv, x)
     if polish:
-        return prune(model, x, x_adv, y, targeted=targeted, rounds=polish)
+        with part(passes - polish, passes, passes):
+            return prune(model, x, x_adv, y, targeted=targeted, rounds=polish)
     return x_adv
 
 

@@ -101,7 +101,7 @@ def refine(
     if norm != "none":
         Ball.around(x, norm, eps, mask)  # for its checks
     masked = {} if mask is None else {"mask": mask}
-    with part(0, 1, 2):
+    with part(0, 3, 4):  # the attack takes most of the passes
         x_adv = perturb(model, x, y, targeted=targeted, seeds=seeds, **masked)
     if len(x) == 0:
         if explainer is not None:
@@ -128,7 +128,7 @@ def refine(
                 if where in ("both", name)
             ]
             importance = torch.stack(ranks).amax(0)
-    with part(1, 2, 2), book_rows(hit):
+    with part(3, 4, 4), book_rows(hit):
         found = keep_where_it_matters(
             model, some, some_adv, y[hit], importance, targeted=targeted, steps=steps
         )

@@ -9,7 +9,7 @@ from torch import Tensor, autograd, nn
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import predict_classes
-from robusteval.models.steps import book_rows, tell_step
+from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Found, keep_best, prune, round_changes
 from robusteval.search.hyperplane import project_to_hyperplane
@@ -114,8 +114,9 @@ def sparsefool(
         return slope[every, nearest], gaps.detach()[every, nearest]
 
     left, z = torch.arange(len(x), device=x.device), x
+    passes = steps + 1 + polish
     for i in range(steps + 1):
-        tell_step(i, steps + 1)
+        tell_step(i, passes)
         with torch.no_grad():
             _, is_adv = measure_gaps(z, left)
         count = (z != x[left]).flatten(1).sum(1).to(x)
@@ -145,7 +146,8 @@ def sparsefool(
 
     x_adv = torch.where(best.is_adv.view(-1, 1, 1, 1), best.x_adv, x)
     if polish:
-        return prune(model, x, x_adv, y, targeted=targeted, rounds=polish)
+        with part(steps + 1, passes, passes):
+            return prune(model, x, x_adv, y, targeted=targeted, rounds=polish)
     return x_adv
 
 

@@ -101,9 +101,10 @@ def test_every_attack_tells_its_steps(bands: Classifier, name: str) -> None:
     model = attackable(name, bands)
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     settings = {"steps": 12, "warmup": 4, "queries": 20, "restarts": 2, "tries": 5, "polish": 3}
-    given: dict[str, Any] = asked(name, eps=1e-3, eps2=1e-3, norm="linf", **settings)
-    if given.get("norm") not in ATTACKS.entries[name].norms:
-        given.pop("norm", None)
+    norm = {"norm": "linf"} if "linf" in ATTACKS.entries[name].norms else {}
+    given: dict[str, Any] = asked(name, eps=1e-3, eps2=1e-3, **norm, **settings)
+    if ATTACKS.entries[name].norms[:1] == ("l0_pixels",):
+        given["eps"] = 1  # as little as it can be
     with torch.no_grad():
         y = model(x).argmax(1)
     attack = ATTACKS.load(name)
