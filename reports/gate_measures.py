@@ -65,8 +65,17 @@ def is_held_to_floors(threat: Threat) -> bool:
     return threat.eps is not None and threat.norm != CORRUPTION
 
 
+def is_bounded(threat: Threat) -> bool:
+    """Whether attacks may leave something: they have a radius, or are corruptions."""
+    return threat.eps is not None or threat.norm == CORRUPTION
+
+
 def measure_drops(rule: Rule, margin: float, scene: Scene) -> Found:
-    """Verdicts against those of the baseline."""
+    """Verdicts against those of the baseline.
+
+    Of worst cases without a radius only those that the gate names, where there are others: they
+    leave nothing that could be lost.
+    """
     here, then = scene.here, scene.then
     assert then is not None, "was asked for before"
     if rule.on == CLEAN:
@@ -75,7 +84,10 @@ def measure_drops(rule: Rule, margin: float, scene: Scene) -> Found:
         yield on, compare_with_baseline(rule, margin, scene, before, after)
         return
     there, found = group_cells(rule, then), group_cells(rule, here)
-    for on in {**there, **found}:
+    known = {on: cells[0].threat for on, cells in {**there, **found}.items()}
+    if rule.on == WORST and rule.threat is None:
+        known = {on: each for on, each in known.items() if is_bounded(each)} or known
+    for on in known:
         yield (
             describe_subject(rule, on),
             compare_cells(rule, margin, scene, there.get(on), found.get(on)),

@@ -15,6 +15,9 @@ from .formatting import format_count, format_rate
 from .measures import build_rate
 from .record import GateOutcome
 
+# where what held before is too little for its loss to be told
+NO_GUARD = "the gate guards nothing; a smaller radius, or more images, give it something to lose"
+
 
 class Level(NamedTuple):
     """The level of all tests together, and the strictest that one of them may have to meet."""
@@ -125,11 +128,16 @@ class ChangeEvidence(NamedTuple):
         noise = 2 * min(lost, gained) / n
         return statistics.detectable_drop(n, noise, alpha=level.least, margin=self.margin)
 
+    def is_guarding(self, level: Level) -> bool:
+        """Whether the loss of every image that could be lost would have failed."""
+        everything = Pairs(self.held, 0, self.pairs.n)
+        return statistics.drop_test(everything, self.margin) < level.least
+
     def conclude(self, p: float | None, level: Level) -> Conclusion:
         """What follows, given the corrected p-value."""
         pairs, shows = self.pairs, math.inf
-        outcome: GateOutcome = "passed"
-        reason = "No image held before, so that none could be lost"
+        outcome: GateOutcome = "inconclusive"
+        reason = f"No image held before, so that none could be lost: {NO_GUARD}"
         if p is not None:
             shows = self.find_detectable(level)
             outcome, reason = self.choose_outcome(p, level, shows)
@@ -166,6 +174,11 @@ class ChangeEvidence(NamedTuple):
             return "inconclusive", (
                 f"{seen}, but {able}, and drops from {show_points(self.detectable)} up must be"
                 " visible: evaluate more images, or raise `detectable`"
+            )
+        if not self.is_guarding(level):
+            held = format_count(self.held, "image")
+            return "inconclusive", (
+                f"{seen}, but {held} held before, and the loss of all would not fail: {NO_GUARD}"
             )
         return "passed", f"{seen}, {allowed}; {able}"
 

@@ -245,13 +245,40 @@ def test_a_handful_of_images_shows_nothing_at_all(make_pair: MakePair) -> None:
     assert "cannot show any drop" in made.gates[0].reason
 
 
-def test_where_nothing_held_nothing_can_be_lost(make_pair: MakePair) -> None:
-    run, baseline = make_pair(first(1000), first(1000))
+@pytest.mark.parametrize(
+    ("held", "outcome", "said"),
+    [
+        (0, "inconclusive", "No image held before, so that none could be lost: the gate guards"),
+        (8, "inconclusive", "8 images held before, and the loss of all would not fail"),
+        (40, "passed", "no drop, 1 point allowed"),
+    ],
+)
+def test_where_hardly_an_image_held_no_gate_is_green(
+    held: int, outcome: str, said: str, make_pair: MakePair
+) -> None:
+    """A gate that could not fail, whatever became of the images, guards nothing."""
+    run, baseline = make_pair(first(1000 - held), first(1000 - held))
 
     gate = gated(run, Rule(max_drop=0.01), baseline)
 
-    assert (gate.outcome, gate.p, gate.detectable) == ("passed", None, None)
-    assert "none could be lost" in gate.reason
+    assert gate.outcome == outcome
+    assert said in gate.reason
+
+
+def test_attacks_without_a_radius_are_held_to_drops_where_asked_for_or_alone(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """They leave nothing that could be lost, so that their gates would always be open."""
+    nearest = make_outcome(first(1000), spec=FAB, threat=Threat("l2", None, False))
+    both, alone = make_run(make_outcome(first(100)), nearest), make_run(nearest)
+    named = Rule(max_drop=0.01, threat=read_threat("l2 minimum"))
+
+    (drop, *others) = check(both, rules(Rule(max_drop=0.01)), build_baseline(both)).gates
+
+    assert (drop.on, drop.outcome) == ("worst case at linf eps 8/255", "passed")
+    assert [gate.kind for gate in others] == ["findings"]
+    assert gated(alone, Rule(max_drop=0.01), build_baseline(alone)).outcome == "inconclusive"
+    assert gated(both, named, build_baseline(both)).outcome == "inconclusive"
 
 
 def test_an_improvement_passes(make_pair: MakePair) -> None:

@@ -120,6 +120,22 @@ def test_an_empty_slice_has_lost_nothing_and_is_not_green(
     assert row.outcome == "inconclusive"
 
 
+def test_a_class_that_held_nothing_before_is_not_green(run: Run) -> None:
+    rule = {"max_drop": 0.05, "detectable": 0.5}
+
+    (alone,) = gates_of(run, build_baseline(run), label="c3", **rule)
+    (worst,) = gates_of(run, build_baseline(run), label="*", **rule)
+    (other,) = gates_of(run, build_baseline(run), label="c4", **rule)
+
+    assert [row.outcome for row in (alone, worst, other)] == [
+        "inconclusive",
+        "inconclusive",
+        "passed",
+    ]
+    assert worst.on.endswith("worst class: c3")
+    assert worst.reason.endswith("Of 10 classes 1 inconclusive, 9 passed.")
+
+
 def test_another_sample_is_not_compared_slice_by_slice(
     make_outcome: MakeOutcome, make_run: MakeRun, run: Run
 ) -> None:
