@@ -19,6 +19,7 @@ from robusteval.evaluation.active_test import (
     PLANTED,
     Planter,
     ReadOut,
+    check_active_tests,
     draw_border,
     draw_inner,
     fit_read_out,
@@ -211,18 +212,22 @@ def planted(run: Run) -> list[str]:
 def test_it_runs_with_the_trust_checks_and_stands_in_the_report(
     bands: Classifier, data: Data, tmp_path: Path
 ) -> None:
-    """Weak evaluations are named; a strong attack of the same threat is enough."""
+    """Evaluations that are too weak for what they leave are named; one strong attack is enough."""
     weak, strong = f"pgd:eps={EPS},steps=5", f"pgd:eps={EPS},steps=40,restarts=3"
 
     run = evaluate(bands, data, [weak], out=tmp_path / "weak")
     both = evaluate(bands, data, [weak, strong])
     none = evaluate(bands, data, [weak], probes=False)
 
-    named = [finding for finding in run.findings if finding.code == "attack-too-weak"]
-    assert len(named) == 1
-    assert named[0].grave
-    assert "100 random points" in named[0].message
-    assert "attack-too-weak" not in [finding.code for finding in both.findings]
+    assert not check_active_tests(run.outcomes)  # nothing is left that a better attack could find
+    for outcome in (*run.outcomes, *both.outcomes):
+        if outcome.role == "attack":
+            outcome.columns["pred_8bit"][0] = outcome.columns["label"][0]  # now something is
+    (named,) = check_active_tests(run.outcomes)
+    assert named.code == "attack-too-weak"
+    assert named.grave
+    assert "100 random points" in named.message
+    assert not check_active_tests(both.outcomes)
     assert len(planted(run)) == 2
     assert planted(none) == []
     lines = list(write_probes(build_record(load_run(tmp_path / "weak"))))
