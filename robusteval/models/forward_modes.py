@@ -46,10 +46,10 @@ class ImageByImage(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and len(args) >= 2 and len(args[0]) == self.images:
+        if func is F.linear and len(args) >= 2 and self.is_batch(*args[:2]):
             return self.linear(*args, **kwargs)
         if func is F.conv2d and len(args) >= 2 and is_small_product(*args[:2]):
-            if len(args[0]) == self.images:
+            if args[0].ndim == 4 and len(args[0]) == self.images:
                 parts = args[0].split(1)
                 return torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts])
         if func is F.scaled_dot_product_attention and is_twice_differentiable():
@@ -66,6 +66,10 @@ class ImageByImage(TorchFunctionMode):
             in_place = name.endswith("_") or kwargs.get("inplace", False)
             return self.pointwise(func, args, kwargs, in_place)
         return func(*args, **kwargs)
+
+    def is_batch(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a linear layer is given a row or more of each image, not a vector of its own."""
+        return x.ndim > 1 and weight.ndim == 2 and len(x) == self.images
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""

@@ -68,9 +68,14 @@ def refuse_rounded(network: nn.Module) -> None:
 
 
 class Scales:
-    """Powers of two ``(n,)`` that the derivatives of n images are multiplied by on their way."""
+    """Powers of two ``(n,)`` that the derivatives of n images are multiplied by on their way.
+
+    None of them for good once derivatives were put on a graph: derivatives of these reach the
+    images without passing the logits, so that nobody has multiplied them.
+    """
 
     value: Tensor | None = None
+    is_off = False
 
 
 class Scaled(autograd.Function):
@@ -90,6 +95,9 @@ class Scaled(autograd.Function):
     def backward(ctx: Any, *upper: Any) -> Any:
         """The derivatives in their new size."""
         (grad,) = upper
+        if ctx.scales.is_off or torch.is_grad_enabled():
+            ctx.scales.is_off, ctx.scales.value = True, None
+            return grad, None
         largest = grad.detach().abs().amax(1)
         _, exponent = torch.frexp(largest)  # largest = mantissa * 2 ** exponent, from .5 up
         usable = (largest > 0) & largest.isfinite()

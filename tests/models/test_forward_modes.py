@@ -194,3 +194,25 @@ def test_large_products_are_called_image_by_image_and_say_the_same(
     for one, whole, single in zip(expected, found, alone, strict=True):
         torch.testing.assert_close(whole, one)
         assert torch.equal(whole[6:7], single)
+
+
+class Conditioned(nn.Module):
+    """A layer on a vector that the network has learned, beside one on the image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.learned = nn.Parameter(torch.ones(width))
+        self.shift = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = x.mean((2, 3)) + self.shift(self.learned)
+        return logits
+
+
+def test_a_vector_as_long_as_a_block_is_no_batch() -> None:
+    """In a block of as many images as it has values, too."""
+    x = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for width in range(1, 66):
+        network = Conditioned(width).eval()
+        model = Classifier(network, num_classes=3, block=width).eval()
+        torch.testing.assert_close(model(x), network(x))

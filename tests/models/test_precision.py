@@ -52,6 +52,23 @@ def test_half_precision_loses_no_derivative_of_a_sure_answer(height: float) -> N
     torch.testing.assert_close(grad, expected.expand_as(grad), rtol=2e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("share", [0.0, 1e-3, 1.0])
+def test_derivatives_of_derivatives_are_no_multiples(share: float) -> None:
+    """An attack on class and map follows the sum of both, and scales neither by the other."""
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.SiLU(), nn.Linear(8, 2))
+        x = draw_uniform(3, 3, 2, 2).requires_grad_()
+        logits = Classifier(network.half().to(dtype), num_classes=2).eval()(x)
+        surprise = -logits.log_softmax(1)[:, 0].sum()
+        (shown,) = torch.autograd.grad(0.1 * surprise, x, create_graph=True)
+        found.append(torch.autograd.grad(shown.square().sum() + share * surprise, x)[0])
+
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=2e-3 * float(found[0].norm()))
+
+
 def test_what_is_looked_at_inside_of_half_precision_has_its_own_size() -> None:
     """A hook sees the derivative of what was asked for, not a multiple of it."""
     linear = nn.Linear(4, 2)
