@@ -164,7 +164,11 @@ def test_maps_of_oblong_images_are_of_the_places_they_show() -> None:
     y = torch.tensor([0, 1])
     seen: list[Tensor] = []
     norm = network.get_submodule("norm")
-    handle = norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
+
+    def keep(_module: nn.Module, _given: object, output: Tensor) -> None:
+        seen.append(output)
+
+    handle = norm.register_forward_hook(keep)
     logits = network(x)
     handle.remove()
     slope = autograd.grad(logits.gather(1, y[:, None]).sum(), seen[0])[0]
