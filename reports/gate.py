@@ -74,8 +74,9 @@ def check(run: Run, settings: Settings, baseline: Baseline | None = None) -> Che
 
     A drop has failed if `drop_test` at its margin, corrected by Holm's method for all tests
     of the check, is below alpha; it is inconclusive if the drop seen exceeds the margin all the
-    same, or if the smallest drop that this sample would have shown with 80 % power is larger than
-    the gate's `detectable`. A floor (likewise `min_tpr`) has passed if the lower end of the Wilson
+    same, if the smallest drop that this sample would have shown with 80 % power is larger than
+    the gate's `detectable`, or if so little held before that the loss of all would not have failed.
+    A floor (likewise `min_tpr`) has passed if the lower end of the Wilson
     95 % interval is not below it, has failed if the exact one-sided test of "at least the floor",
     corrected, is below alpha, and is inconclusive otherwise.
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from robusteval.errors import UsageError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.runs import metrics, statistics
 from robusteval.runs.folder import load_run
 from robusteval.runs.reading import check_amount
@@ -55,8 +55,11 @@ class TrendTable(NamedTuple):
     lines: list[str]
 
 
-def read_history(places: Sequence[Path]) -> list[Moment]:
-    """The baselines and runs in these files and folders; UsageError if one is neither."""
+def read_history(places: Sequence[Path], here: Path | None = None) -> list[Moment]:
+    """The baselines and runs in these files and folders but `here`, the folder of the run itself.
+
+    An error if one is neither, or cannot be used; its message begins with the name.
+    """
     found: list[Moment] = []
     for place in places:
         if place.is_dir() and not (place / "run.json").exists():
@@ -64,10 +67,11 @@ def read_history(places: Sequence[Path]) -> list[Moment]:
                 each
                 for each in place.iterdir()
                 if each.suffix == ".json" or (each / "run.json").exists()
+                if not is_place(each, here)
             )
             if not inner:
                 raise UsageError(
-                    f"{place} holds neither baselines nor runs: give files that `robusteval"
+                    f"{place} holds neither baselines nor other runs: give files that `robusteval"
                     " baseline update` wrote, run folders, or a folder of them"
                 )
             check_amount(str(place), len(inner), MOST, "baselines and runs")
@@ -78,11 +82,20 @@ def read_history(places: Sequence[Path]) -> list[Moment]:
     return found
 
 
+def is_place(place: Path, here: Path | None) -> bool:
+    """Whether both are the same folder; a folder of runs may hold the one that is reported."""
+    return here is not None and place.resolve() == here.resolve()
+
+
 def read_moment(place: Path) -> Moment:
     """One baseline or run; an error if the run is not finished, or not to be used."""
-    if place.is_dir():
-        return Moment(place.resolve().name, build_baseline(load_run(place)))
-    return Moment(place.name, read_baseline(place))
+    if not place.is_dir():
+        return Moment(place.name, read_baseline(place))
+    run = load_run(place)
+    try:
+        return Moment(place.resolve().name, build_baseline(run))
+    except RobustevalError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def build_trend(run: Run, history: Sequence[Moment]) -> TrendRecord | None:

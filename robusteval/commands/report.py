@@ -257,18 +257,18 @@ def report(
     if history and len(runs) > 1:
         raise UsageError("--history is what one network held before: give one RUN")
     read = [load_run(run) for run in runs]
-    print_report(read, form, out=out, trend=read_trend(read[0], history))
+    print_report(read, form, out=out, trend=read_trend(read[0], history, runs[0]))
     for error in log_runs(read, logs):
         raise error
 
 
-def read_trend(run: Run, history: Sequence[Path]) -> TrendRecord | None:
-    """A run beside what was before it; None where no history is given."""
+def read_trend(run: Run, history: Sequence[Path], place: Path) -> TrendRecord | None:
+    """The run in this folder beside what was before it; None where no history is given."""
     if not history:
         return None
     from robusteval.reports.trend import build_trend, read_history
 
-    return build_trend(run.keep_different(), read_history(history))
+    return build_trend(run.keep_different(), read_history(history, place))
 
 
 @click.command(short_help="Compare two runs image by image.")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.errors import UsageError
+from robusteval.errors import RunError, UsageError
+from robusteval.reports import trend
 from robusteval.reports.baseline import build_baseline
 from robusteval.reports.baseline_file import render_baseline
 from robusteval.reports.rendering import render_runs
@@ -103,10 +104,29 @@ def test_a_folder_of_nothing_and_a_damaged_file_are_refused(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.json").write_text("{}")
 
-    with pytest.raises(UsageError, match="neither baselines nor runs"):
+    with pytest.raises(UsageError, match="neither baselines nor other runs"):
         read_history([tmp_path / "empty"])
     with pytest.raises(UsageError, match="is not a baseline"):
         read_history([tmp_path / "a.json"])
+
+
+def test_a_folder_of_runs_may_hold_the_run_itself(
+    make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is no moment before itself; a run that cannot be used is named."""
+    runs = {"old": make(1, 40), "here": make(2, 60), "part": replace(make(3, 60), status="running")}
+    monkeypatch.setattr(trend, "load_run", lambda place: runs[place.name])
+    for name in ("old", "here"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+
+    (moment,) = read_history([tmp_path], tmp_path / "here")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "run.json").write_text("{}")
+
+    assert moment.name == "old"
+    with pytest.raises(RunError, match=r"part: the run is not complete"):
+        read_history([tmp_path], tmp_path / "here")
 
 
 def test_without_a_history_there_is_no_trend(make: Callable[..., Run]) -> None:
