@@ -119,7 +119,7 @@ def train(
     trained, held_out = hold_out_images(data, settings.held_out, settings.seed)
     check_trainable(classifier, data, trained, settings)
     if extra is not None:
-        check_extra(extra, data)
+        check_extra(extra, data, held_out)
         check_trainable(classifier, extra, np.arange(len(extra)), settings)
     with join_processes(classifier.device), files.lock(), exact_arithmetic():
         loop = TrainingLoop(classifier, data, trained, settings, classifier.device, extra)

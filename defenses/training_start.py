@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,8 +119,12 @@ def check_trainable(
                 ) from None
 
 
-def check_extra(extra: Data, data: Data) -> None:
-    """Raise UsageError if more images to train on are of another form or other classes."""
+def check_extra(extra: Data, data: Data, held_out: np.ndarray) -> None:
+    """Raise UsageError if more images to train on are of another form or other classes.
+
+    Nor may they be among those of `data` at positions `held_out`, on which epochs are judged, as
+    far as what is stored of them tells.
+    """
     if extra.shape != data.shape:
         one, other = ("x".join(map(str, each.shape)) for each in (extra, data))
         raise UsageError(
@@ -131,6 +136,19 @@ def check_extra(extra: Data, data: Data) -> None:
             f"--extra-data {extra.name} has other classes, or counts them in another order, than"
             f" {data.name}: a label would mean something else"
         )
+    judged = {hash_image(data, position) for position in held_out.tolist()}
+    found = [i for i in range(len(extra)) if hash_image(extra, i) in judged]
+    if found:
+        raise UsageError(
+            f"--extra-data {extra.name} has {len(found)} of the images that are held out of"
+            f" {data.name} to judge the network on, such as {extra.source.where(found[0])}: it"
+            " would have seen them; give images that are not in --data"
+        )
+
+
+def hash_image(data: Data, position: int) -> bytes:
+    """Hash what is stored of an image, without its label."""
+    return hashlib.sha256(data.source.raw(position)).digest()
 
 
 def replace_head(
@@ -167,8 +185,20 @@ def replace_head(
         device=classifier.device,
     )
     old, new = classifier.network.state_dict(), made.network.state_dict()
-    kept = {name: v for name, v in old.items() if name in new and new[name].shape == v.shape}
+    # the head is what depends on the number of classes, which may be the same as before
+    other = build_network(str(identity["arch"]), made.num_classes + 1, {}).network.state_dict()
+    head = {name for name, v in new.items() if name not in other or other[name].shape != v.shape}
+    kept = {
+        name: old[name]
+        for name, v in new.items()
+        if name not in head and name in old and old[name].shape == v.shape
+    }
     drawn = {name.rpartition(".")[0] for name in new if name not in kept}
+    if not head:
+        raise UsageError(
+            f"{identity['arch']} has no last layer that follows the number of classes, so that it"
+            " cannot have a new head"
+        )
     if len(drawn) > 1 or len(kept) < len(old) - 2:
         raise UsageError(
             f"{identity['arch']} cannot have a new head for {made.num_classes} classes: other"

@@ -424,10 +424,12 @@ def test_more_images_are_trained_on_and_none_of_them_is_held_out(tmp_path: Path)
     small = from_arrays(x_small[:, :, :10], y_small, name="small")
     with pytest.raises(UsageError, match="--extra-data small has images of"):
         train(pooled(), data, tmp_path / "other.safetensors", QUICK, extra=small)
+    with pytest.raises(UsageError, match="has 8 of the images that are held out of"):
+        train(pooled(), data, tmp_path / "other.safetensors", QUICK, extra=data)
 
 
 def test_a_new_head_keeps_everything_before_it(tmp_path: Path) -> None:
-    """Three classes after ten, with the old normalisation."""
+    """Three classes after ten, with the old normalisation; ten after ten is another ten."""
     settings = replace(QUICK, objective="standard", epochs=1)
     ten = build_untrained("robusteval:digits_cnn", bands(), settings, num_classes=10)
     ten.identity["sha256"] = "ten"
@@ -439,6 +441,8 @@ def test_a_new_head_keeps_everything_before_it(tmp_path: Path) -> None:
     assert {name.rpartition(".")[0] for name in changed} == {changed[0].rpartition(".")[0]}
     assert all(torch.equal(new[name], old[name]) for name in new if name not in changed)
     assert (three.num_classes, three.mean.tolist()) == (3, ten.mean.tolist())
+    other = replace_head(ten, bands(), replace(settings, seed=5), 10).network.state_dict()
+    assert changed == [name for name in other if not torch.equal(other[name], old[name])]
     found = train(three, bands(), tmp_path / "net.safetensors", settings)
     assert checkpoint.load(found.path).num_classes == 3
 
