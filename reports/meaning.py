@@ -56,7 +56,7 @@ def describe_reach(threat: ThreatRecord, shift: float | None = None) -> str:
         far = "" if shift is None else f" of up to {format_quantity(100 * shift)} % of the side"
         return f"the view, by turns of up to {size} degrees and by shifts{far},"
     if threat.norm in ("l1", "l2"):
-        return f"an image by up to {size} in {threat.norm} (1 is a pixel from black to white)"
+        return f"an image by up to {size} in {threat.norm} (1 is a value from none to full)"
     return f"an image by up to {size} in {threat.norm}"
 
 

@@ -139,8 +139,10 @@ def build_reach(record: RunRecord, stored: Mapping[int, list[Picture]]) -> Sampl
         sample = build_sample(record.run, outcome, picture._replace(maps={}))
         clean, changed, change = sample.pictures
         if not made:
-            changed = replace(changed, title="changed at random", caption=["as far as is allowed"])
-            change = replace(change, caption=[])
+            what, far = "changed at random", "as far as is allowed"
+            number = sample.title.partition(": ")[2]
+            changed = replace(changed, title=what, caption=[far], alt=f"{number}, {what}, {far}")
+            change = replace(change, caption=[], alt=f"{number}, {change.title}, at random")
         factor = change.title.removeprefix("change ")
         return Sample(
             f"{sample.title.partition(': ')[2]} at {formatting.format_threat(case.threat)}",

@@ -15,8 +15,8 @@ TERMS = {
     "worst case": "of each image the best attack of the same kind counts",
     "linf": "no value of a pixel changes by more than the radius: 8/255 is 8 of 255 grey levels,"
     " which most people do not see",
-    "l2": "the root of the sum of all squared changes; 1 is one pixel from black to white",
-    "l1": "the sum of all changes; 1 is one pixel from black to white",
+    "l2": "the root of the sum of all squared changes; 1 is one value of a pixel from none to full",
+    "l1": "the sum of all changes; 1 is one value of a pixel from none to full",
     "l0": "the number of values of an image that change, each as much as it likes",
     "l0_pixels": "the number of pixels that change, each as much as it likes",
     "ssim": "structural similarity of two images, 1 for the same; near 1 people see no difference",

@@ -254,10 +254,11 @@ def report(
     form = choose_format(form, out)
     refuse_existing(out, force)
     require_trackers(logs)
-    if history and len(runs) > 1:
+    first, *others = runs
+    if history and others:
         raise UsageError("--history is what one network held before: give one RUN")
     read = [load_run(run) for run in runs]
-    print_report(read, form, out=out, trend=read_trend(read[0], history, runs[0]))
+    print_report(read, form, out=out, trend=read_trend(read[0], history, first))
     for error in log_runs(read, logs):
         raise error
 

@@ -403,6 +403,12 @@ def test_the_first_screen_shows_what_the_radius_is_on_an_image(
         assert "magnified ×" in figure.text
         first, second, _ = (opened(image.attrs["src"]).astype(int) for image in figure.all("img"))
         assert np.abs(second - first).max() == (8 if said == "at random" else 0)
+        # what is read out is what is shown: no class of an attack beside random signs
+        alts = [image.attrs["alt"] for image in figure.all("img")]
+        assert [said == "at random" and said in alt for alt in alts] == [
+            False,
+            *[said == "at random"] * 2,
+        ]
 
 
 def test_words_of_the_field_are_explained_where_they_stand(page: Element) -> None:

@@ -27,7 +27,7 @@ QUICK, STANDARD = Spec("quick", {"eps": 8 / 255}), Spec("standard", {"eps": 8 / 
         ("linf", 8 / 255, "every pixel by up to 8 of 255 grey levels"),
         ("l0", 24.0, "up to 24 of an image's values at will"),
         ("l0_pixels", 20.0, "up to 20 pixels at will"),
-        ("l2", 0.5, "an image by up to 0.5 in l2 (1 is a pixel from black to white)"),
+        ("l2", 0.5, "an image by up to 0.5 in l2 (1 is a value from none to full)"),
         ("ssim", 0.01, "an image by up to 0.01 in ssim"),
         ("l2", None, "as much as it takes"),
     ],
