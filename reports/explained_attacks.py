@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import resources
 from typing import NamedTuple
 
 from rich.console import Console
@@ -154,26 +153,20 @@ def render_attacks_html(comparison: ExplanationComparison, folders: Sequence[str
 
     `folders` are those of the single attacks, beside the document.
     """
-    from jinja2 import Environment, StrictUndefined
+    from .html import encode_svg, open_templates
 
-    from .html import encode_svg, spell_out_invisible
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=spell_out_invisible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    source = resources.files("robusteval.reports").joinpath("explained_attacks.html.jinja")
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
-        verdict=write_attacks_verdict(comparison),
-        attacks=list(zip(comparison.attacks, folders, strict=True)),
-        tables=build_compared_tables(comparison),
-        charts=[
-            (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))
-            for _, chart in draw_comparison(comparison)
-        ],
-        remarks=comparison.remarks,
-        facts=list(describe_comparison(comparison)),
+    return (
+        open_templates()
+        .get_template("explained_attacks.html.jinja")
+        .render(
+            verdict=write_attacks_verdict(comparison),
+            attacks=list(zip(comparison.attacks, folders, strict=True)),
+            tables=build_compared_tables(comparison),
+            charts=[
+                (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))
+                for _, chart in draw_comparison(comparison)
+            ],
+            remarks=comparison.remarks,
+            facts=list(describe_comparison(comparison)),
+        )
     )

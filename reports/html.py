@@ -40,7 +40,7 @@ from .transfer_matrix import build_matrix, build_matrix_tables, write_matrix_not
 from .trend import build_trend_table, name_line
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 LIMIT = 2_900_000  # bytes of the file: 3 MB, less what is said of pictures that do not fit
 PLACES = (
@@ -122,11 +122,11 @@ def keep_percents(page: str) -> str:
     return re.sub(r"(?<=\d) %(?=[^<>]*<)", NO_BREAK, page)
 
 
-def compile_template() -> Template:
-    """The template; whatever is put into it is escaped."""
+def open_templates() -> Environment:
+    """The templates of the package; whatever is put into one is escaped."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FunctionLoader(read_template),
         autoescape=True,
         undefined=StrictUndefined,
@@ -134,6 +134,11 @@ def compile_template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def compile_template() -> Template:
+    """The template of the report of runs."""
+    environment = open_templates()
     environment.globals.update(
         attack_tables=attack_tables,
         build_stage_tables=build_stage_tables,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from importlib import resources
 from itertools import groupby
 from typing import NamedTuple
 
@@ -219,28 +218,22 @@ def list_paper_markdown(found: Reproduction) -> Iterator[str]:
 
 def render_paper_html(found: Reproduction) -> str:
     """The reproduction as one HTML document without scripts; text cannot become markup."""
-    from jinja2 import Environment, StrictUndefined
-
     from .explanation_charts import draw_comparison
-    from .html import encode_svg, spell_out_invisible
+    from .html import encode_svg, open_templates
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=spell_out_invisible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    source = resources.files("robusteval.reports").joinpath("paper.html.jinja")
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
-        found=found,
-        list_titles=list_titles,
-        summary=summarize_paper(found),
-        list_lines=list_paper_lines,
-        list_reasons=list_reasons,
-        facts=list(list_paper_facts(found)),
-        charts=[
-            (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))
-            for _, chart in (draw_comparison(found.explained) if found.explained else ())
-        ],
+    return (
+        open_templates()
+        .get_template("paper.html.jinja")
+        .render(
+            found=found,
+            list_titles=list_titles,
+            summary=summarize_paper(found),
+            list_lines=list_paper_lines,
+            list_reasons=list_reasons,
+            facts=list(list_paper_facts(found)),
+            charts=[
+                (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))
+                for _, chart in (draw_comparison(found.explained) if found.explained else ())
+            ],
+        )
     )
