@@ -323,3 +323,7 @@ def check_settings(settings: TrainingSettings) -> None:
         if getattr(settings, name) not in get_args(kind):
             known = ", ".join(get_args(kind))
             raise UsageError(f"--{name} must be one of {known}, not {getattr(settings, name)!r}")
+    if settings.search == "nfgsm" and not OBJECTIVES[settings.objective][1]:
+        raise UsageError(
+            f"--search does nothing with --objective {settings.objective}, which attacks no images"
+        )

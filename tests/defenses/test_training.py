@@ -789,6 +789,7 @@ def test_two_processes_do_not_train_one_file(tmp_path: Path) -> None:
         ({"schedule": "linear"}, "--schedule"),
         ({"augment": "cutout"}, "--augment"),
         ({"search": "cw"}, "--search must be one of pgd, nfgsm"),
+        ({"search": "nfgsm", "objective": "standard"}, "--search does nothing with --objective"),
         ({"average": 1.0}, "--average must be from 0 to below 1"),
         ({"awp": -0.1}, "--awp must be from 0"),
     ],
