@@ -33,7 +33,7 @@ class ListedImage(NamedTuple):
     cells: list[str]
     label: str
     position: int
-    distance: float
+    distance: tuple[bool, str, float]  # none, its norm, its size: norms have no common measure
 
 
 class ImageList(NamedTuple):
@@ -199,5 +199,5 @@ def list_images(run: Run, attacks: Sequence[Outcome], rows: Values) -> Iterator[
             ],
             label,
             int(clean["index"][i]),
-            float(far[i]),
+            (not np.isfinite(far[i]), str(norms[i]), float(far[i])),
         )

@@ -55,6 +55,23 @@ def test_the_table_has_a_row_for_each_image(run: Run) -> None:
     assert [row["right"] for row in rows] == ["true"] * 3 + ["false"]
 
 
+def test_distances_are_ordered_norm_by_norm(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """What is nearest in l2 does not stand between those in linf."""
+    size = np.array([0.03, 0.01, 0.02, 0.0])
+    linf = make_outcome([True, True, False, False], linf=size)
+    l2 = make_outcome([False, False, True, False], spec=Spec("fmn", {}), threat=L2, l2=size)
+    listed = build_image_list(record_of(make_run(linf, l2)))
+
+    assert listed is not None
+    rows = dict(listed.orders)["distance"]
+    assert [row.distance for row in rows][:3] == [
+        (False, "l2", 0.02),
+        (False, "linf", 0.01),
+        (False, "linf", 0.03),
+    ]
+    assert rows[3].distance[0]
+
+
 def test_several_runs_share_one_table(run: Run, make_run: MakeRun) -> None:
     rows = read(render_images([record_of(run), record_of(make_run(n=2))]))
 
