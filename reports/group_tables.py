@@ -9,6 +9,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+
+from robusteval.runs.slices import SLICE
+from robusteval.runs.types import Run
+
 from . import formatting
 from .gate_tests import show_p
 from .groups import GroupRow, GroupsRecord, TurnedRecord, count_by_class, is_below
@@ -39,7 +44,7 @@ class GroupTable(NamedTuple):
     columns: list[str]
     rows: list[tuple[str, list[str]]]
     bars: list[RateRecord]  # of each row, of the first threat
-    left: str  # what is not shown, in a sentence; empty if all is
+    left: str  # what is not shown, or not counted, in sentences; empty if all is
 
 
 class TurnedTable(NamedTuple):
@@ -94,6 +99,9 @@ def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: b
         parts.append(f"The {len(shown)} lowest of {len(order):,} {plural}; CSV and JSON have all.")
     if len(told) > len(cases):
         parts.append(f"{len(cases)} of {len(told)} threats and defenses; HTML has all.")
+    if kind == "slice" and (shared := count_shared(record.run, by)):
+        what = formatting.format_count(shared, "image")
+        parts.append(f"{what} with several values of {by} counted under the first alone.")
     return GroupTable(
         kind=kind,
         title="Classes" if kind == "class" else f"Slices by {by}",
@@ -108,6 +116,15 @@ def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: b
         bars=[first.rows[i].robust_accuracy for i in shown],
         left=" ".join(parts),
     )
+
+
+def count_shared(run: Run, by: str) -> int:
+    """The different images that are in the data under several values of a slice."""
+    ids, codes = run.clean["id"], run.clean[f"{SLICE}{by}"]
+    order = np.lexsort((codes, ids))
+    ids, codes = ids[order], codes[order]
+    again = (ids[1:] == ids[:-1]) & (codes[1:] != codes[:-1])
+    return len(np.unique(ids[1:][again]))
 
 
 def order_row(row: GroupRow) -> tuple[float, float, int]:

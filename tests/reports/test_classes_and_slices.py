@@ -189,6 +189,23 @@ def test_images_that_are_there_twice_are_in_a_slice_once(weak: Run) -> None:
     assert len(by_class.codes) == len(by_camera.codes) == 250
 
 
+@pytest.mark.parametrize(("camera", "said"), [("rear", "1 image with several"), ("front", "")])
+def test_an_image_under_two_values_of_a_slice_is_said(weak: Run, camera: str, said: str) -> None:
+    """It counts once, so that the second value has an image less."""
+    run = sliced(weak, camera=["front", camera, *["side"] * 498])
+    ids = run.clean["id"].copy()
+    ids[1] = ids[0]
+    (outcome,) = run.outcomes
+    outcome = replace(outcome, columns={**outcome.columns, "id": ids})
+    run = replace(run, clean={**run.clean, "id": ids}, outcomes=(outcome,))
+
+    table = list(build_group_tables(record_of(run)))[-1]
+
+    assert table.title == "Slices by camera"
+    assert table.left.startswith(said)
+    assert bool(table.left) == bool(said)
+
+
 def test_of_rows_below_the_others_the_lowest_is_the_worst(weak: Run) -> None:
     """A single image that falls is lower, and shows nothing."""
     (group,) = record_of(weak).groups
