@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from robusteval.errors import UsageError
@@ -327,3 +327,10 @@ def check_settings(settings: TrainingSettings) -> None:
         raise UsageError(
             f"--search does nothing with --objective {settings.objective}, which attacks no images"
         )
+    plain = {"gamma": 1.0, "beta": 1.0}
+    weighed = weigh_terms(settings.objective, **plain)
+    for each in fields(settings):
+        if each.name not in plain or getattr(settings, each.name) == each.default:
+            continue
+        if weigh_terms(settings.objective, **{**plain, each.name: 2.0}) == weighed:
+            raise UsageError(f"--{each.name} does nothing with --objective {settings.objective}")

@@ -733,8 +733,8 @@ def test_unfinished_training_of_another_kind_is_not_continued(tmp_path: Path) ->
     with pytest.raises(Interrupted):
         run(out, QUICK, stopping=lambda: True)
 
-    with pytest.raises(UsageError, match=r"settings.gamma: 0.5 there, 0.25 here"):
-        run(out, replace(QUICK, gamma=0.25))
+    with pytest.raises(UsageError, match=r"settings.rate: 0.01 there, 0.25 here"):
+        run(out, replace(QUICK, rate=0.25))
     state = tmp_path / "net.state.safetensors"
     raw = state.read_bytes()
     for place in (30, len(raw) // 2, len(raw) - 1):  # in the notes and in the weights
@@ -790,6 +790,8 @@ def test_two_processes_do_not_train_one_file(tmp_path: Path) -> None:
         ({"augment": "cutout"}, "--augment"),
         ({"search": "cw"}, "--search must be one of pgd, nfgsm"),
         ({"search": "nfgsm", "objective": "standard"}, "--search does nothing with --objective"),
+        ({"beta": 3.0, "objective": "adv"}, "--beta does nothing with --objective adv"),
+        ({"gamma": 0.1, "objective": "trades"}, "--gamma does nothing with --objective trades"),
         ({"average": 1.0}, "--average must be from 0 to below 1"),
         ({"awp": -0.1}, "--awp must be from 0"),
     ],
