@@ -164,7 +164,8 @@ def test_a_network_is_fine_tuned_to_other_classes_with_more_images() -> None:
     x, y = (np.load("parts.npz")[name] for name in ("x_train", "y_train"))
     small = np.stack([image[2:10, 2:10] for image in x])
     np.savez("small.npz", x=small, y=y)
-    words = ("--data", "small.npz", "--extra-data", "small.npz", "--from", "demo", "--new-head")
+    np.savez("more.npz", x=small[:, ::-1], y=y)  # none of those that are held out
+    words = ("--data", "small.npz", "--extra-data", "more.npz", "--from", "demo", "--new-head")
     quick = ("--average", ".9", "--awp", ".005", "--search", "nfgsm", "--objective", "mart")
 
     result = ran(*words, "--out", "tuned.safetensors", *QUICK, *quick)
