@@ -286,7 +286,8 @@ def write_probes(record: RunRecord) -> Iterator[str]:
         facts = {"threat": format_short_place(record, probe), "norm": probe.threat.norm}
         fooled = probe.success_rate.float
         if probe.probe == "probe:planted":
-            yield write_planted(probe)
+            if fooled.n:  # or a finding says that none could be planted
+                yield write_planted(probe)
             continue
         what = form.format(spec=name_attack(probe.spec, probe.defense), **facts)
         if probe.defense and "{norm}" in form:

@@ -366,13 +366,13 @@ def measure_planted(
     """Let an attack look for what is planted around the images at some positions ``(n,)``.
 
     Columns of `robusteval.runs.types.Outcome`, where another class than the label stands for an
-    example that was found, and the label for none. What could not be planted counts as none.
+    example that was found, and the label for none. A margin of nan says that none could be planted.
     """
     batch = plan.data.batch(plan.index[positions])
     x, y = batch.x.to(target.model.device), batch.y.to(target.model.device)
     seeds = sample_seeds(plan.seed, batch.ids)
     started = time.perf_counter()
-    x_adv, found, value, _ = look_for_planted(planter, attack, x, seeds)
+    x_adv, found, value, ready = look_for_planted(planter, attack, x, seeds)
     seconds = time.perf_counter() - started
     n = len(x)
     wrong = (y + 1) % target.model.num_classes
@@ -383,7 +383,7 @@ def measure_planted(
         **columns,
         "ssim": ssim(x_adv, x).double().cpu().numpy(),
         "psnr": psnr(x_adv, x).cpu().numpy(),
-        "margin_adv": -value.double().cpu().numpy(),
+        "margin_adv": np.where(ready.cpu(), -value.double().nan_to_num().cpu().numpy(), np.nan),
         "target": np.where(attack.threat.targeted, wrong.cpu().numpy(), -1),
         "seconds": np.full(n, seconds / n),
     }
@@ -429,22 +429,20 @@ def check_active_tests(outcomes: Sequence[Outcome]) -> list[Finding]:
         chance = [test for test in tests if test.threat == drawn and test.knowledge == "none"]
         best = max(mine, key=lambda test: int(test.success().sum()))
         rate = Rate(int(best.success().sum()), len(best.attacked))
-        if rate.n == 0 or rate.interval.high >= ENOUGH:
-            continue
         made = [each for each in outcomes if each.role == "attack" and each.threat == threat]
         if not any(worst_case(made, pred).k for pred in ("pred_adv", "pred_8bit")):
             continue
-        share = f"{chance[0].success().mean():.0%}" if chance else ""
-        random = f" ({DRAWS} random points: {share})" if share else ""
-        found.append(
-            Finding(
-                "attack-too-weak",
-                True,
-                f"{best.attack} finds {rate.k} of {rate.n} adversarial examples that were planted"
-                f" on this network{random}, and should find {ENOUGH:.0%}: the evaluation is too"
-                " weak, by too few steps or by gradients that mislead; add steps, restarts or"
-                " --preset standard.",
-                str(best.attack),
+        if rate.n == 0:
+            text = f"Nothing could be planted at {threat.norm} eps {threat.eps:.3g}: the network's"
+            text += " last features do not tell the border of the ball from its inside."
+            found.append(Finding("nothing-planted", False, text))
+        elif rate.interval.high < ENOUGH:
+            random = f" ({DRAWS} random points: {chance[0].success().mean():.0%})" if chance else ""
+            text = f"{best.attack} finds {rate.k} of {rate.n} adversarial examples that were"
+            text += (
+                f" planted on this network{random}, and should find {ENOUGH:.0%}: the evaluation"
             )
-        )
+            text += " is too weak, by too few steps or by gradients that mislead; add steps,"
+            text += " restarts or --preset standard."
+            found.append(Finding("attack-too-weak", True, text, str(best.attack)))
     return found

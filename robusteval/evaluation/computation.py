@@ -21,7 +21,7 @@ from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.pieces import HandingOut, Task
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
-from robusteval.evaluation.planting import Planting
+from robusteval.evaluation.planting import Planting, keep_planted
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
@@ -212,17 +212,12 @@ class Computation:
         return outcomes, pictures
 
     def run_active_test(self, key: str, attack: Attack, target: Target) -> Outcome:
-        """What an attack finds of what is planted around the first images that are right.
-
-        UsageError if nothing can be planted on this network.
-        """
+        """What an attack finds of what is planted on the network; UsageError if nothing can be."""
         rows = self.division.own(self.planting.choose_rows(target))
-        found = self.batches.map(
-            f"Planted examples, {attack.spec}{target.suffix}",
-            key,
-            self.division.split(rows, self.sizes.usual),
-            partial(self.planting.measure, attack, target),
-        )
+        title = f"Planted examples, {attack.spec}{target.suffix}"
+        batches = self.division.split(rows, self.sizes.usual)
+        look = partial(self.planting.measure, attack, target)
+        rows, found = keep_planted(rows, self.batches.map(title, key, batches, look))
         return Outcome(
             attack=attack.spec,
             threat=attack.threat,

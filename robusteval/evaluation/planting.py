@@ -17,6 +17,14 @@ from robusteval.runs import metrics
 from robusteval.runs.types import Columns
 
 
+def keep_planted(rows: Positions, found: Columns) -> tuple[Positions, Columns]:
+    """Rows ``(m,)`` and what was found there, without those where nothing could be planted."""
+    if not found:
+        return rows, found
+    planted = ~np.isnan(found["margin_adv"])
+    return rows[planted], {name: column[planted] for name, column in found.items()}
+
+
 class Planting:
     """The planters of a run's targets, each made once.
 

@@ -28,6 +28,7 @@ from robusteval.evaluation.active_test import (
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.models.classifier import Classifier
+from robusteval.models.seeds import sample_seeds
 from robusteval.models.steps import book_rows
 from robusteval.reports.build import build_record
 from robusteval.reports.sentences import write_probes
@@ -203,6 +204,43 @@ def test_a_convolution_that_gives_the_logits_is_a_linear_layer(x: Tensor) -> Non
         torch.testing.assert_close(features, network[:2](x[:4]).mean((2, 3)))
         assert ready.all()
         assert (read_out(x[:4]).argmax(1) == 0).all()
+
+
+class Steps(nn.Module):
+    """Features that no change inside a small ball moves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 0.002).round()
+
+
+@pytest.mark.parametrize("kind", ["narrow", "still"])
+def test_where_nothing_could_be_planted_nothing_was_missed(
+    data: Data, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of features in ten directions alone read-outs tell few border points from all others."""
+    monkeypatch.setattr(active_test, "SEARCH", 2)
+    monkeypatch.setattr(active_test, "DRAWS", 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inner = (
+            [nn.Linear(432, 10), nn.Linear(10, 32)] if kind == "narrow" else [nn.Linear(432, 32)]
+        )
+        hidden = nn.ReLU() if kind == "narrow" else Steps()
+        network = nn.Sequential(nn.Flatten(), *inner, hidden, nn.Linear(32, 3)).eval()
+    model = Classifier(network, num_classes=3, identity={"sha256": kind}).eval()
+    x, _, ids, _ = data.batch(np.arange(8))
+    with torch.no_grad():
+        right = from_arrays(x.numpy(), model(x).argmax(1).numpy())
+    _, ready = Planter(model, x[:2]).plant(x, sample_seeds(0, ids), Threat("linf", 0.01, False))
+
+    run = evaluate(model, right, ["pgd:eps=0.01,steps=2"])
+
+    tests = [outcome for outcome in run.outcomes if outcome.role == PLANTED]
+    codes = [finding.code for finding in run.findings]
+    assert 0 < ready.sum() < 8 if kind == "narrow" else not ready.any()
+    assert {len(outcome.attacked) for outcome in tests} == {int(ready.sum())}
+    assert ("nothing-planted" in codes) == (kind == "still")
+    assert any("finds planted" in line for line in write_probes(build_record(run))) == ready.any()
 
 
 def planted(run: Run) -> list[str]:
