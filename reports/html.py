@@ -32,7 +32,7 @@ from . import (
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
-from .models import build_models, build_models_table
+from .models import build_models, build_models_table, name_models
 from .record import CurveRecord, DetectedAttackRow, RunRecord
 from .stages import build_stage_tables
 from .transfer import build_transfer_table
@@ -82,6 +82,7 @@ class Page(NamedTuple):
     """What the template lays out of one run."""
 
     record: RunRecord
+    title: str
     curves: Sequence[Drawing]
     rocs: Sequence[Drawing]
     reach: Sequence[pictures.GalleryCell]  # what may be changed, on one image: one cell or none
@@ -106,11 +107,12 @@ def to_html(records: Sequence[RunRecord]) -> str:
     RunError
         If a picture is missing or was changed.
     """
-    pages = [build_page(record) for record in records]
+    runs, several = [record.run for record in records], len(records) > 1
+    names = name_models(runs) if several else [""]
+    pages = list(map(build_page, records, names))
     template = compile_template()
-    several = len(records) > 1
-    models = build_models_table(build_models([r.run for r in records])) if several else None
-    matrix = build_matrix([r.run for r in records])
+    models = build_models_table(build_models(runs)) if several else None
+    matrix = build_matrix(runs)
     known = {"models": models, "matrix": matrix}
     room = LIMIT - len(keep_percents(template.render(pages=pages, **known)).encode())
     shown = list(add_pictures(pages, room))
@@ -157,7 +159,6 @@ def compile_template() -> Template:
         places=PLACES,
         sentences=sentences,
         terms=terms,
-        title_run=title_run,
     )
     environment.filters["sha256"] = lambda text: encode_base64(
         hashlib.sha256(text.encode()).digest()
@@ -182,8 +183,8 @@ def encode_base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def build_page(record: RunRecord) -> Page:
-    """Everything of a run but the bytes of its pictures."""
+def build_page(record: RunRecord, name: str) -> Page:
+    """Everything of a run but the bytes of its pictures; `name` tells it from others beside it."""
     stored = read_pictures(record.run)
     gallery = [
         pictures.build_cell(record, row, stored[row.outcome])
@@ -194,6 +195,7 @@ def build_page(record: RunRecord) -> Page:
     reach = pictures.build_reach(record, stored)
     return Page(
         record,
+        title_run(record, name),
         list(build_curve_drawings(record)),
         list(build_roc_drawings(record)),
         [pictures.GalleryCell("", "", [reach])] if reach else [],
@@ -223,14 +225,11 @@ def add_pictures(pages: Sequence[Page], room: int) -> Iterator[Page]:
         yield each._replace(reach=reach, gallery=gallery, fit=fit)
 
 
-def title_run(record: RunRecord) -> str:
-    """What a run is about."""
+def title_run(record: RunRecord, name: str = "") -> str:
+    """What a run is about: the file of its model, or the name that it has beside others."""
     source = record.provenance
-    model, data = (
-        formatting.name_file(source.model.get("file")),
-        formatting.name_file(source.data.get("name")),
-    )
-    return f"Robustness of {model or 'a model'} on {data or 'its data'}"
+    model = name or formatting.name_file(source.model.get("file")) or "a model"
+    return f"Robustness of {model} on {formatting.name_file(source.data.get('name')) or 'its data'}"
 
 
 def is_doubtful(record: RunRecord) -> bool:

@@ -257,6 +257,8 @@ def test_links_lead_somewhere(everything: Run) -> None:
     assert len(names) == len(set(names))
     assert targets <= set(names)
     assert {"run-1", "run-2", "run-2-gallery"} <= targets
+    chapters = [link.text for link in page.all("a") if link.attrs["href"] in ("#run-1", "#run-2")]
+    assert len(set(chapters)) == 2  # by name, not by place alone
 
 
 def test_numbers_of_the_matrix_are_those_of_the_columns(everything: Run, page: Element) -> None:
