@@ -11,7 +11,7 @@ from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Found, keep_best, prune
+from robusteval.search.descent import Found, count_changes, keep_best, prune
 
 Direction = Literal["both", "up", "down"]
 CANDIDATES = 64  # among which pairs are looked for, half of them for either slope
@@ -110,7 +110,7 @@ def jsma(
                     logits = model(z)
                 pred = predict_classes(logits.detach())
                 is_adv = pred == goal if targeted else pred != y[left]
-                count = (z.detach() != x[left]).flatten(1).sum(1).to(x)
+                count = count_changes(z.detach(), x[left], "l0").to(x)
                 keep_best(best, left, Found(z.detach(), count, is_adv, is_adv))
                 if last:
                     break

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robusteval.art.to_art import ArtAttack
 from robusteval.errors import UsageError
 from robusteval.interpreters.explainer import Interpreter
+from robusteval.interpreters.scaling import resize
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, part
 from robusteval.registry import ATTACKS
@@ -120,10 +120,10 @@ def refine(
             importance = (some_adv - some).abs().sum(1, keepdim=True)
         else:
             drawn = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
-            mine = drawn[hit.to(drawn.device)]
+            mine, (h, w) = drawn[hit.to(drawn.device)], x.shape[2:]
             views = {"label": (some, before[hit]), "reached": (some_adv, after[hit])}
             ranks = [
-                rank_pixels(spread(explainer.trace_maps(model, *view, mine)[0], some))
+                rank_pixels(resize(explainer.trace_maps(model, *view, mine)[0], (h, w)))
                 for name, view in views.items()
                 if where in ("both", name)
             ]
@@ -170,13 +170,6 @@ def build_attack(text: str, norm: str, eps: float) -> Callable[..., Tensor]:
     if threat.eps is None and norm != "none":
         raise ValueError(f"{name} has no radius: give norm=none")
     return partial(ATTACKS.load(name), **checked.parameters)
-
-
-def spread(maps: Tensor, x: Tensor) -> Tensor:
-    """Maps ``(n, 1, h', w')`` at the size of images, ``(n, 1, h, w)``."""
-    if maps.shape[2:] == x.shape[2:]:
-        return maps
-    return F.interpolate(maps, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Refine(ArtAttack):

@@ -11,7 +11,7 @@ from robusteval.art.to_art import ArtAttack
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
-from robusteval.search.descent import Found, keep_best, prune, round_changes
+from robusteval.search.descent import Found, count_changes, keep_best, prune, round_changes
 from robusteval.search.hyperplane import project_to_hyperplane
 
 OVERSHOOT = 0.02  # of DeepFool, beyond its own plane
@@ -119,7 +119,7 @@ def sparsefool(
         tell_step(i, passes)
         with torch.no_grad():
             _, is_adv = measure_gaps(z, left)
-        count = (z != x[left]).flatten(1).sum(1).to(x)
+        count = count_changes(z, x[left], "l0").to(x)
         keep_best(best, left, Found(z, count, is_adv, is_adv))
         left, z = left[~is_adv], z[~is_adv]
         if i == steps or len(left) == 0:

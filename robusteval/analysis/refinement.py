@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from robusteval.analysis.case import Case
-from robusteval.analysis.regions import (
-    Effects,
-    spread_over_pixels,
-)
+from robusteval.analysis.regions import Effects, spread_over_pixels
 from robusteval.analysis.summaries import take_median
 from robusteval.evaluation.plan import Attack
 from robusteval.models.classifier import Classifier, predict_classes

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, tell_step
+from robusteval.search.descent import count_changes
 
 HALVINGS = 10  # of the share that is kept: one pass each, and one before
 
@@ -75,13 +76,13 @@ def refine(
     low = torch.zeros(len(x), device=x.device)  # a rank from which on it is known to fool
     high = torch.ones(len(x), device=x.device)
     best = x_adv.clone()
-    whole = (x_adv != x).flatten(1).sum(1)
+    whole = count_changes(x_adv, x, "l0")
     fewest = whole.clone()
     for i in range(steps):
         tell_step(i, steps)
         middle = (low + high) / 2
         z = torch.where(rank >= middle.view(-1, 1, 1, 1), x_adv, x)
-        still, left = fools(z), (z != x).flatten(1).sum(1)
+        still, left = fools(z), count_changes(z, x, "l0")
         better = fooled & still & (left < fewest)
         best[better], fewest[better] = z[better], left[better]
         low, high = torch.where(still, middle, low), torch.where(still, high, middle)
