@@ -142,7 +142,7 @@ def build_image_list(record: RunRecord) -> ImageList | None:
         for kind, rows, mask in zip(KINDS, kept, of_kind, strict=True)
         if len(rows)
     )
-    shown = list(list_images(run, attacks, np.concatenate(kept)))
+    shown = list(list_images(run, attacks, times, np.concatenate(kept)))
     folder = shlex.quote(run.folder) if run.folder else "RUN"
     return ImageList(
         note=f"{said}, those first that fall most easily. All images, with every attack:",
@@ -165,10 +165,12 @@ def count_successes(attacks: Sequence[Outcome]) -> Values:
     return np.asarray(np.stack([outcome.success() for outcome in attacks]).sum(0))
 
 
-def list_images(run: Run, attacks: Sequence[Outcome], rows: Values) -> Iterator[ListedImage]:
-    """What became of the images in these rows under these attacks."""
+def list_images(
+    run: Run, attacks: Sequence[Outcome], times: Values, rows: Values
+) -> Iterator[ListedImage]:
+    """What became of the images in these rows; `times` ``(n,)`` is how many attacks fool each."""
     clean, right = run.clean, metrics.find_right(run.clean)
-    n, times = len(right), count_successes(attacks)
+    n = len(right)
     becomes, far = clean["pred_clean"].copy(), np.full(n, np.inf)
     sure, norms = clean["confidence_clean"].astype(float), np.full(n, "", dtype=object)
     left = np.ones(n, np.bool_)  # no success under an earlier threat

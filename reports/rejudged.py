@@ -48,7 +48,7 @@ class RejudgedRecord:
 def build_rejudged(run: Run) -> Iterator[RejudgedRecord]:
     """What receivers of the same weights say of a run of different images."""
     for receiver in run.receivers:
-        if not is_same(run.model, receiver.facts):
+        if not has_same_weights(run.model, receiver.facts):
             continue
         moved = run.clean["pred_clean"] != receiver.clean["pred_clean"]
         yield RejudgedRecord(
@@ -88,7 +88,7 @@ def identify(outcome: Outcome) -> str:
     return digest([str(outcome.attack), outcome.resolved])
 
 
-def is_same(model: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def has_same_weights(model: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two networks are the same but for the type that they compute in."""
     same = all(model.get(name) == other.get(name) for name in SAME)
     return bool(model.get("sha256")) and same and name_type(model) != name_type(other)

@@ -37,7 +37,7 @@ from .trend_record import TrendChange, TrendLine, TrendPoint, TrendRecord
 
 MOST = 200  # points of a line
 HERE = "this run"
-LEVEL = 0.05
+LEVEL = 0.05  # of a corrected p-value, below which a change is not by chance
 
 
 class Moment(NamedTuple):
@@ -129,7 +129,7 @@ def build_line(
     points, held = [], []
     for moment in moments:
         verdicts = find_verdicts(threat, defense, moment.verdicts, here.verdicts)
-        same = is_same(moment.verdicts, here.verdicts)
+        same = is_of_same_data(moment.verdicts, here.verdicts)
         points.append(
             TrendPoint(
                 moment.name,
@@ -150,7 +150,7 @@ def build_line(
     return TrendLine(shown, defense, tuple(points), change)
 
 
-def is_same(there: Baseline, here: Baseline) -> bool:
+def is_of_same_data(there: Baseline, here: Baseline) -> bool:
     """Whether both are of the same images with the same labels."""
     return has_same_images(there, here) and there.data.sha256 == here.data.sha256
 
