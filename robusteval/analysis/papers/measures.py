@@ -93,6 +93,12 @@ def read_column(name: str) -> Callable[[Outcome], Values]:
     return read
 
 
+def fooled_within(most: int) -> Callable[[Outcome], Values]:
+    """Whether an image is fooled by so many changed values at most."""
+    changed = read_column("l0")
+    return lambda outcome: outcome.success() & (changed(outcome) <= most)
+
+
 def count_passes(outcome: Outcome) -> Values:
     """Forward and backward passes of each image."""
     return np.asarray(outcome.columns["forwards"] + outcome.columns["backwards"], dtype=np.float64)
@@ -172,7 +178,10 @@ OF_PLACES = {
 
 def find_measure(name: str) -> Measure:
     """A measure by name; ValueError if there is none."""
-    kind, _, _ = name.partition(":")
+    kind, _, rest = name.partition(":")
+    if kind == "fooled_within":
+        title = f"images fooled by {int(rest)} changed values at most"
+        return Measure(title, "share", fooled_within(int(rest)), all_attacked)
     if kind in OF_MAPS:
         return Measure(OF_MAPS[kind], "mean", read_column(name), successes)
     if kind in OF_PLACES:

@@ -190,6 +190,8 @@ def test_measures_count_the_images_they_name(make_outcome: MakeOutcome) -> None:
     assert (fooled.value, fooled.n) == (2 / 3, 3)
     assert (robust.value, robust.n) == (0.25, 4)
     assert (l0.value, l0.n) == (3.0, 2)
+    few = find_measure("fooled_within:3").summarize(outcome)
+    assert (few.value, few.n) == (1 / 3, 3)
     with pytest.raises(ValueError, match="no measure is called l3"):
         find_measure("l3")
 

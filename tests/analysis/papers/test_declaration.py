@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from robusteval.analysis.papers.declaration import (
     SIZES,
@@ -20,6 +22,9 @@ from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import find_measure
 from robusteval.art.field_names import check_attack
 from robusteval.errors import UsageError
+from robusteval.evaluation.plan import prepare_attack
+from robusteval.models.classifier import Classifier
+from robusteval.models.steps import count_passes
 from robusteval.registry import INTERPRETERS, parse
 
 SMALLEST: Mapping[str, Any] = {
@@ -61,6 +66,36 @@ def test_what_a_paper_asks_for_exists(name: str) -> None:
         for row in table.rows:
             has_figures = any(value is not None for value in row.published)
             assert has_figures or row.needs or table.needs or table.unpublished or table.measure
+
+
+class Certain(nn.Module):
+    """Always the first class, and hardly less so where the image changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        away: torch.Tensor = 1e-3 * self.linear(x.flatten(1))
+        return away + x.new_tensor([1e3, 0, 0])
+
+
+def test_attacks_at_equal_passes_cost_no_more_than_the_paper_says() -> None:
+    """On images that never fall, where each attack spends all that it may."""
+    paper = read_paper("isi")
+    (table,) = [each for each in paper.tables if each.name == "At equal passes"]
+    model = Classifier(Certain().eval(), num_classes=3)
+    x = torch.full((2, 1, 8, 8), 0.4)
+
+    spent = {}
+    for name in table.columns:
+        attack = prepare_attack(paper.attacks[name][0], model, (1, 8, 8))
+        with count_passes(model, 2, x.device) as passes:
+            attack.perturb(model, x, torch.zeros(2, dtype=torch.int64), seeds=torch.arange(2))
+        spent[name] = float((passes.forwards + passes.backwards).max())
+
+    assert table.title == "What 61 passes are worth"
+    assert all(58 <= most <= 61 for most in spent.values()), spent
 
 
 def test_every_paper_is_there() -> None:
