@@ -35,6 +35,10 @@ class NetworkOutput(NamedTuple):
     logits: Tensor  # (n, k)
     maps: Tensor | None  # (n, k, h', w'), where the terms ask for them
 
+    def select(self, rows: Tensor) -> NetworkOutput:
+        """Of some of the images."""
+        return NetworkOutput(self.logits[rows], None if self.maps is None else self.maps[rows])
+
 
 def run_network(model: nn.Module, x: Tensor, terms: Iterable[Term]) -> NetworkOutput:
     """Run the network once; ValueError if maps are asked for and the network has none."""
@@ -238,9 +242,9 @@ def find_worst_images(
 
         def objective(x_adv: Tensor, index: Tensor) -> Score:
             found = run_network(model, x_adv, weights)
-            value = compute_losses(weights, clean, found, y, weighting, search=True)
-            # nothing is finished before the last step: `index` is always the whole batch
-            return Score(-value, torch.zeros_like(y, dtype=torch.bool))
+            before = None if clean is None else clean.select(index)
+            value = compute_losses(weights, before, found, y[index], weighting, search=True)
+            return Score(-value, torch.zeros_like(index, dtype=torch.bool))
 
         found = descend_from_starts(
             objective,

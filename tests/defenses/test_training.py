@@ -318,6 +318,21 @@ def test_search_raises_its_terms_inside_the_ball_and_leaves_the_model(objective:
     assert (compute_losses(raised, clean, after, y, "softmax") > low).all()
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_searches_for_large_images_go_a_few_at_a_time(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More images than are differentiated together end where they end in one go."""
+    model = pooled()
+    x, y, seeds = batch()
+    _, raised = weigh_terms(objective, gamma=0.5, beta=6.0)
+    whole = find_worst_images(model, x, y, seeds, raised, eps=0.05, steps=4, step=0.03)
+
+    monkeypatch.setattr("robusteval.search.descent.choose_batch_size", lambda *_: 5)
+    parts = find_worst_images(model, x, y, seeds, raised, eps=0.05, steps=4, step=0.03)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("objective", "changed", "same"),
     [
