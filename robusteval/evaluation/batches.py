@@ -96,11 +96,12 @@ class ResumableMap:
 
         See `map` and, for the options, `stream`.
         """
-        pieces = list(self.stream(title, keys, batches, work, **options))
         order = np.sort(np.concatenate([*batches, np.zeros(0, np.int64)]))
-        return [
-            sort_rows([(rows, cells[i]) for rows, cells in pieces], order) for i in range(len(keys))
-        ]
+        found = [Assembly(order) for _ in keys]
+        for rows, cells in self.stream(title, keys, batches, work, **options):
+            for each, columns in zip(found, cells, strict=True):
+                each.place(rows, columns)
+        return [each.join() for each in found]
 
     def stream(
         self,
@@ -191,6 +192,56 @@ class ResumableMap:
         for i, key in enumerate(keys):
             columns = sort_rows([(some, cells[i]) for some, cells in pieces], rows)
             self.parts.save_part(key, {**columns, "row": rows})
+
+
+class Assembly:
+    """Columns of many rows that come in pieces, each put in its place at once.
+
+    Held one by one until all are there, small arrays would lie scattered between those of the
+    networks, whose memory could not be used again: more of it with every batch.
+
+    Parameters
+    ----------
+    rows : ndarray
+        Those that come ``(n,)``, in order, none twice.
+    """
+
+    def __init__(self, rows: Positions) -> None:
+        self.rows = rows
+        self.there = np.zeros(len(rows), np.bool_)
+        self.columns: Columns = {}
+
+    def place(self, rows: Positions, columns: Columns) -> None:
+        """Put some rows ``(m,)`` in their places.
+
+        KeyError or ValueError if their columns are not those of the first, or they are none of
+        these.
+        """
+        if not len(rows):
+            return
+        if not self.columns:
+            self.columns = {
+                name: np.empty((len(self.rows), *values.shape[1:]), values.dtype)
+                for name, values in columns.items()
+            }
+        places = np.searchsorted(self.rows, rows)
+        if places.max() >= len(self.rows) or not np.array_equal(self.rows[places], rows):
+            raise KeyError("rows that nobody asked for")
+        for name, column in self.columns.items():
+            values = columns[name]
+            if values.shape != (len(rows), *column.shape[1:]):
+                raise ValueError(f"the column {name} has two shapes")
+            kind = np.result_type(column, values)
+            if kind != column.dtype:
+                self.columns[name] = column = column.astype(kind)
+            column[places] = values
+        self.there[places] = True
+
+    def join(self) -> Columns:
+        """All columns; empty if there were no rows. KeyError if some did not come."""
+        if self.columns and not self.there.all():
+            raise KeyError("rows that no part has")
+        return self.columns
 
 
 def run_in_halves(

@@ -13,6 +13,7 @@ from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.evaluation import batches
 from robusteval.evaluation.batches import (
+    Assembly,
     ResumableMap,
     batch_by_id,
     run_in_halves,
@@ -127,6 +128,32 @@ def test_cells_have_columns_of_their_own(parts: PartFolder) -> None:
     assert {**one, **other}.keys() == {"x", "y"}
     np.testing.assert_array_equal(one["x"], [1, 2, 3])
     np.testing.assert_array_equal(other["x"], [2, 3, 4])
+
+
+def test_columns_come_together_as_they_are_concatenated() -> None:
+    """Whatever the order of the pieces, and of the kinds of numbers in them."""
+    assembly = Assembly(np.array([1, 4, 6, 9]))
+
+    assembly.place(np.array([9, 4]), {"a": np.array([90, 40]), "b": np.array([[9, 0], [4, 0]])})
+    assembly.place(np.array([1, 6]), {"a": np.array([0.5, 6.5]), "b": np.array([[1, 0], [6, 0]])})
+    found = assembly.join()
+
+    np.testing.assert_array_equal(found["a"], [0.5, 40, 6.5, 90])
+    np.testing.assert_array_equal(found["b"][:, 0], [1, 4, 6, 9])
+
+
+def test_pieces_that_do_not_fit_together_are_refused() -> None:
+    assembly = Assembly(np.array([1, 4]))
+    assembly.place(np.array([4]), {"a": np.zeros(1)})
+
+    with pytest.raises(KeyError):
+        assembly.join()
+    with pytest.raises(KeyError):
+        assembly.place(np.array([5]), {"a": np.zeros(1)})
+    with pytest.raises(KeyError):
+        assembly.place(np.array([1]), {"b": np.zeros(1)})
+    with pytest.raises(ValueError, match="shapes"):
+        assembly.place(np.array([1]), {"a": np.zeros((1, 1))})
 
 
 def test_rows_stream_once(parts: PartFolder) -> None:
