@@ -24,7 +24,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.observing import draw_noise, get_network, get_unmasked
 from robusteval.models.classifier import frozen
-from robusteval.models.forward_modes import apply_image_by_image
 from robusteval.models.layouts import SOFTMAX, list_tensors
 from robusteval.models.masked import Masked
 from robusteval.models.places import (
@@ -36,6 +35,7 @@ from robusteval.models.places import (
     survey_network,
 )
 from robusteval.models.precision import refuse_rounded
+from robusteval.models.products import apply_image_by_image
 from robusteval.models.scripted import refuse_scripted
 from robusteval.registry import INTERPRETERS
 

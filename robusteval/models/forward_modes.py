@@ -10,15 +10,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, autograd, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-# multiplications, beside which two copies are nothing; a ConvNeXt-T, of smaller ones, loses by them
-LARGE_PRODUCT = 2**27
+from robusteval.models.products import (
+    ALIGNMENT,
+    apply_image_by_image,
+    apply_layer,
+    is_large_product,
+)
 
 
 class ImageByImage(TorchFunctionMode):
@@ -55,7 +59,7 @@ class ImageByImage(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and is_twice_differentiable():
             return self.attention(*args, **kwargs)
         if func is F.multi_head_attention_forward and self.is_large_attention(args, kwargs):
-            return self.attend_to_itself(args, kwargs)
+            return self.attend_to_itself(args)
         name = getattr(func, "__name__", "")
         if (
             name.rstrip("_") in SMOOTH
@@ -74,11 +78,7 @@ class ImageByImage(TorchFunctionMode):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""
         if is_large_product(x[:1], weight.shape[0]):
-
-            def multiply(part: Tensor) -> Tensor:
-                return F.linear(part.flatten(0, -2), weight, bias).view(*part.shape[:-1], -1)
-
-            return apply_image_by_image(multiply, len(x), x)
+            return apply_layer(x, weight, bias)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
         out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
         out = out.reshape(*x.shape[:-1], -1)
@@ -114,21 +114,22 @@ class ImageByImage(TorchFunctionMode):
             return False
         masks = [kwargs.get("key_padding_mask"), kwargs.get("attn_mask")]
         alone = args[1] is x and args[2] is x and masks == [None, None]
+        added = args[5] is None or args[7] is not None or args[8] is not None or args[9]
+        changed = kwargs.get("training", True) or kwargs.get("is_causal")
         seen = kwargs.get("need_weights", True) or _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        return alone and not seen and is_large_product(x[:, :1], 3 * x.shape[2])
+        is_plain = alone and not added and not changed and not seen
+        return is_plain and is_large_product(x[:, :1], 3 * x.shape[2])
 
-    def attend_to_itself(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """`F.multi_head_attention_forward` of ``(t, m, k)`` as m calls."""
-
-        def attend(part: Tensor) -> Tensor:
-            x = part.transpose(0, 1)
-            out: Tensor = F.multi_head_attention_forward(x, x, x, *args[3:], **kwargs)[0]
-            return out.transpose(0, 1)
-
-        done = apply_image_by_image(attend, self.images, args[0].transpose(0, 1))
-        return done.transpose(0, 1), None
+    def attend_to_itself(self, args: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+        """`F.multi_head_attention_forward` of ``(t, m, k)``, its products as of linear layers."""
+        x, heads = args[0].transpose(0, 1), args[4]  # (m, t, k)
+        mixed = self.linear(x, *args[5:7]).view(*x.shape[:2], 3, heads, -1)  # (m, t, 3, heads, d)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4)  # (m, heads, t, d)
+        # image by image where each would begin at another place in memory
+        apart = is_twice_differentiable() or mixed[0].nbytes % ALIGNMENT
+        attend = self.attention if apart else F.scaled_dot_product_attention
+        done = attend(query, key, value).transpose(1, 2).flatten(2)  # (m, t, k)
+        return self.linear(done, *args[11:13]).transpose(0, 1), None
 
     def fills_registers(self, x: Tensor) -> bool:
         """Whether a tensor fills vector registers to its end, here and in a block."""
@@ -166,40 +167,6 @@ def is_small_product(x: Tensor, weight: Tensor) -> bool:
     """
     single = weight.ndim == 4 and tuple(weight.shape[2:]) == (1, 1)
     return single and weight.shape[0] % 8 != 0 and x.device.type == "cpu"
-
-
-def is_large_product(x: Tensor, outputs: int) -> bool:
-    """Whether the product of one image's rows ``(…, k)`` is large enough to be called by itself.
-
-    MKL takes half as long again for a batch of such products, as in a ViT-B/16, as for one after
-    the other.
-    """
-    return x.device.type == "cpu" and x.numel() * outputs >= LARGE_PRODUCT
-
-
-class Aligned(autograd.Function):
-    """A copy at the start of memory of its own, whose derivative is such a copy, too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """The copy."""
-        return x.clone(memory_format=torch.contiguous_format)
-
-    @staticmethod
-    def backward(ctx: Any, *upper: Any) -> Any:
-        """A copy of the derivative, differentiable itself."""
-        return upper[0].clone(memory_format=torch.contiguous_format)
-
-
-def apply_image_by_image(function: Callable[..., Tensor], images: int, *tensors: Tensor) -> Tensor:
-    """A function of tensors ``(images * k, …)``, of each k rows by itself; so its derivatives.
-
-    The order of the sums in a product of matrices depends on where in memory these begin.
-    """
-    size = len(tensors[0]) // images
-    parts = [[each[i * size : (i + 1) * size] for each in tensors] for i in range(images)]
-    done = [Aligned.apply(function(*(Aligned.apply(each) for each in part))) for part in parts]
-    return torch.cat(done)
 
 
 # activations whose vectorised and scalar implementations round differently

@@ -1,13 +1,11 @@
 """Networks that torch runs are run: other float types, in-place layers, recomputed activations."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robusteval.models import forward_modes
+from robusteval.models import forward_modes, products
 from robusteval.models.classifier import Classifier
 from robusteval.models.forward_modes import find_float_type
 
@@ -178,19 +176,19 @@ def test_large_products_are_called_image_by_image_and_say_the_same(
     z = images.clone().requires_grad_()
     plain = network((z - 0.4) / 0.5)
     expected = plain.detach(), torch.autograd.grad(plain[:, 0].sum(), z)[0]
-    split, seen = forward_modes.apply_image_by_image, []
+    apply_layer, seen = products.apply_layer, []
 
-    def note(function: Callable[..., Tensor], n: int, *given: Tensor) -> Tensor:
-        seen.append((function.__name__, n))
-        return split(function, n, *given)
+    def note(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.append((len(x), len(weight)))
+        return apply_layer(x, weight, bias)
 
-    monkeypatch.setattr(forward_modes, "LARGE_PRODUCT", 1)
-    monkeypatch.setattr(forward_modes, "apply_image_by_image", note)
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(forward_modes, "apply_layer", note)
     found, alone = answer(network, images), answer(network, images[6:7])
 
-    # attention once and layers in every call of four images
-    assert seen.count(("attend", 4)) == 4
-    assert ("multiply", 4) in seen
+    # attention once in every call of four images, and layers
+    assert seen.count((4, 24)) == 4
+    assert (4, 8) in seen
     for one, whole, single in zip(expected, found, alone, strict=True):
         torch.testing.assert_close(whole, one)
         assert torch.equal(whole[6:7], single)
