@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import measure_squared_distance
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, tell_step
-from robusteval.registry import ATTACKS, INTERPRETERS
+from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Found, Stop
 from robusteval.search.losses import attacker_loss, cross_entropy
@@ -31,9 +31,11 @@ from .dual_objective import (
     explain_images,
 )
 
-Along = Literal["maps", "features", "both", "score"]
+Along = Literal["maps", "features", "both", "score", "imitation"]
 Choice = Literal["distance", "score"]
 
+# by what is followed, what of a detector gives log odds of its features on the graph
+STAND_INS: Mapping[str, str] = {"score": "smooth_odds", "imitation": "imitate_odds"}
 # of the first search, the second, …; then from the beginning
 WEIGHTS = (1.0, 0.1, 10.0, 0.01, 100.0)
 
@@ -43,6 +45,7 @@ WEIGHTS = (1.0, 0.1, 10.0, 0.01, 100.0)
     norms=("linf",),
     knowledge="white-box",
     detector=True,
+    files=("made_on",),
     needs={
         "target": {"targeted": (False,)},
         "choice": {"stop": ("8bit", "float")},
@@ -69,6 +72,7 @@ def evade(
     target: Target = "runner_up",
     every: int = 2,
     stop: Stop = "8bit",
+    made_on: str = "",
 ) -> Tensor:
     """Reach a class and leave the detector that watches the explanations nothing to see.
 
@@ -98,10 +102,11 @@ def evade(
         which the detector is asked in earnest.
     mask : Tensor, optional
         Broadcastable to `x`; zero where a pixel may not change.
-    along : {"maps", "features", "both", "score"}
+    along : {"maps", "features", "both", "score", "imitation"}
         What is kept near the original's: the maps of all interpreters, or what the detector makes
-        of them and of the logits, which decides its score. `score` lowers a smooth stand-in of the
-        score itself, for a detector that has one.
+        of them and of the logits, which decides its score. Two lower a stand-in of the score
+        itself, for a detector that has one: `score` its trees with every split blurred,
+        `imitation` a network that was fitted to imitate them.
     choice : {"distance", "score"}
         Which image that reaches the class is the result: that of the least distance of what is
         kept, or that of the detector's lowest score; an image below its threshold is finished.
@@ -128,6 +133,9 @@ def evade(
     stop : {"8bit", "float", "never"}
         What is chosen from: images rounded to 8 bits inside the ball, or as they are; `never`
         returns the last image of all steps.
+    made_on : str
+        File of another detector of the same classifier, such as an attacker can fit to images of
+        his own: it is attacked in the place of the one that watches, of which nothing is asked.
 
     Returns
     -------
@@ -140,10 +148,14 @@ def evade(
     ValueError
         If a parameter is out of range, the model has no detector or one with an interpreter that
         has no derivative, or a target is no class.
+    UsageError
+        If the file of another detector is none, or is of another classifier.
     """
     watched = find_detector(model)
-    if along == "score":
-        find_stand_in(watched)
+    if made_on:
+        watched = find_detector(DEFENSES.load("detector")(watched.undefended, file=made_on))
+    if along in STAND_INS:
+        find_stand_in(watched, along)
     if min(steps, restarts, every) < 1 or warmup < 0:
         raise ValueError(
             "steps, restarts and every must be at least 1 and warmup at least 0,"
@@ -216,12 +228,12 @@ def find_detector(model: nn.Module) -> WithDetector:
     return found[0]
 
 
-def find_stand_in(model: WithDetector) -> Callable[[Tensor], Tensor]:
+def find_stand_in(model: WithDetector, along: str) -> Callable[[Tensor], Tensor]:
     """What gives log odds ``(n,)`` of features ``(n, d)`` on the graph; ValueError if nothing."""
-    smooth: Callable[[Tensor], Tensor] | None = getattr(model.detector, "smooth_odds", None)
-    if smooth is None:
-        raise ValueError("the detector has no smooth stand-in of its score: take along=both")
-    return smooth
+    found: Callable[[Tensor], Tensor] | None = getattr(model.detector, STAND_INS[along], None)
+    if found is None:
+        raise ValueError(f"the detector has no stand-in of its score for {along}: take along=both")
+    return found
 
 
 class Suspicion:
@@ -239,7 +251,7 @@ class Suspicion:
         Classes ``(n,)`` of the maps of `x`.
     seeds : Tensor, optional
         One seed per image ``(n,)`` for interpreters that draw; zeros if not given.
-    along : {"maps", "features", "both", "score"}
+    along : {"maps", "features", "both", "score", "imitation"}
         What is measured.
     choice : {"distance", "score"}
         What judges an image.
@@ -313,8 +325,9 @@ class Suspicion:
                 found.append(measure_squared_distance(explainer.spec.name, some, benign[left]))
         if self.along != "maps":
             features = self.model.detector.features(self.model, maps, logits)
-            if self.along == "score":
-                found.append(softplus(find_stand_in(self.model)(features)))  # -log(1 - score)
+            if self.along in STAND_INS:
+                odds = find_stand_in(self.model, self.along)(features)
+                found.append(softplus(odds))  # -log(1 - score)
             else:
                 found.append((features - self.features[left]).square().mean(1))
         scales = self.scales or [torch.ones_like(self.goal)] * len(found)

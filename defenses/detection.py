@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from .detector_report import DetectorFigures, DetectorReport
 from .detector_tasks import TaskMaker
 from .detector_view import choose_view, count_forwards, hash_mask_network
 from .image_variants import VariantMaker
+from .imitation import Imitator, fit_imitator, measure_fidelity
 from .map_features import Channels, Extractor
 from .map_rows import RowMaker, Rows
 from .splits import Parts, Sources, read_sources, split_groups
@@ -156,9 +158,25 @@ def fit_rows(
     study.progress.begin("Fitting, and looking for leaks", EPOCHS * judgement.fits)
     main, thresholds, figures = judgement.judge_detector()
     study.progress.end()
-    detector = assemble_fit(study, sources, parts, main, thresholds)
-    report = describe_study(study, detector, sources, parts, rows, figures)
+    imitator, fidelity = imitate_fit(main, rows, parts, study.seed)
+    detector = replace(
+        assemble_fit(study, sources, parts, main, thresholds),
+        imitator=imitator.to(study.model.device),
+    )
+    report = describe_study(study, detector, sources, parts, rows, figures, fidelity)
     return FittedDetector(detector, replace(report, remarks=tuple(write_remarks(report))))
+
+
+def imitate_fit(main: TreeFit, rows: Rows, parts: Parts, seed: int) -> tuple[Imitator, float]:
+    """Fit a network to the scores of a detector, and measure how well it orders unseen images."""
+    known = [np.flatnonzero(np.isin(rows.group, part)) for part in parts[:3]]
+    everything = np.concatenate(known)
+    x = main.standardise_features(rows, everything).cpu().numpy()
+    scores = main.trees.predict_scores(x)
+    ends = np.cumsum([len(part) for part in known])
+    train, validation, test = np.split(np.arange(len(everything)), ends[:2])
+    imitator = fit_imitator(x, scores, train, validation, seed)
+    return imitator, measure_fidelity(imitator, x[test], scores[test])
 
 
 def assemble_fit(
@@ -196,6 +214,7 @@ def describe_study(
     parts: Parts,
     rows: Rows,
     figures: DetectorFigures,
+    fidelity: float,
 ) -> DetectorRecord:
     """Describe model, images, attacks and figures of a fit: the report before any remark."""
     facts = detector.facts
@@ -234,6 +253,7 @@ def describe_study(
         matrix=figures.matrix,
         simpler=figures.simpler,
         leaks=figures.leaks,
+        imitation=fidelity if math.isfinite(fidelity) else None,
         remarks=(),
         command=None,
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from robusteval.search.balls import quantise
 
 from .boosting import FPRS, Trees, smooth_odds
 from .detector_view import View, hash_mask_network, parse_view
+from .imitation import Imitator
 from .map_features import (
     build_extractor,
     wrap_extractor,
@@ -119,6 +120,7 @@ class MapDetector:
     seen: Ids  # content of all images that had a say
     fpr: float = FPRS[0]
     sha256: str = ""  # of its file
+    imitator: Imitator | None = None  # of its trees, for those who attack it
 
     @property
     def explainers(self) -> tuple[Interpreter, ...]:
@@ -172,6 +174,11 @@ class MapDetector:
         """A stand-in of the score with a derivative: log odds ``(n,)`` of features ``(n, d)``."""
         return smooth_odds(self.trees, features, WIDTH)
 
+    @property
+    def imitate_odds(self) -> Callable[[Tensor], Tensor] | None:
+        """Another stand-in, a network that was fitted to the score; None if there is none."""
+        return None if self.imitator is None else self.imitator.imitate_odds
+
     def score(self, model: Classifier, x: Tensor, seeds: Tensor) -> Tensor:
         """Score how likely images ``(n, c, h, w)`` are attacked, ``(n,)`` float64 in [0, 1]."""
         if len(x) == 0:
@@ -184,6 +191,8 @@ class MapDetector:
     def to(self, device: torch.device) -> MapDetector:
         """Move the detector to a device."""
         self.extractor.to(device)
+        if self.imitator is not None:
+            self.imitator.to(device)
         return replace(self, center=self.center.to(device), spread=self.spread.to(device))
 
     def check_model(self, model: Classifier, name: str) -> None:
@@ -206,6 +215,8 @@ class MapDetector:
         state = self.extractor.state_dict()
         tensors = {f"extractor.{name}": value for name, value in state.items()}
         tensors |= {"center": self.center, "spread": self.spread}
+        if self.imitator is not None:
+            tensors |= {f"imitator.{n}": value for n, value in self.imitator.state_dict().items()}
         tensors["seen"] = torch.from_numpy(self.seen.view(np.int64))
         settings = {"format": FORMAT, "view": asdict(self.view), "fit": asdict(self.fit)}
         notes = {
@@ -254,16 +265,19 @@ def assemble_detector(
     """Assemble a detector from the parts of a file; any exception if they do not fit."""
     view = parse_view(settings["view"])
     fit = parse_fit(settings["fit"])
-    state = {
-        name.removeprefix("extractor."): value
-        for name, value in tensors.items()
-        if name.startswith("extractor.")
-    }
+    state, imitated = (
+        {n.removeprefix(part): value for n, value in tensors.items() if n.startswith(part)}
+        for part in ("extractor.", "imitator.")
+    )
     mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
     extractor = wrap_extractor(
         build_extractor(view.extractor, view.planes), view.extractor, mean, std
     )
     extractor.load_state_dict(state)
+    imitator = None
+    if imitated:  # files from before have none
+        imitator = Imitator(view.feature_count).requires_grad_(False).eval()
+        imitator.load_state_dict(imitated)
     found = MapDetector(
         view,
         fit,
@@ -272,8 +286,9 @@ def assemble_detector(
         tensors["spread"],
         notes[BOOSTER],
         tensors["seen"].numpy().view(np.uint64),
+        imitator=imitator,
     )
-    every = [*state.values(), found.center, found.spread]
+    every = [*state.values(), *imitated.values(), found.center, found.spread]
     sound = (
         len(mean) == view.planes
         and found.center.shape == found.spread.shape == (view.feature_count,)

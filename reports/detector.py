@@ -166,7 +166,18 @@ def describe_detector_fit(record: DetectorRecord) -> list[tuple[str, str]]:
         ),
         ("features", f"{record.features}, {record.rounds} trees"),
         ("trees", write_trees(record.trees)),
+        ("imitation", write_imitation(record.imitation)),
     ]
+
+
+def write_imitation(fidelity: float | None) -> str:
+    """How near a network comes to the score that attacks can differentiate in its place."""
+    if fidelity is None:
+        return "a network fitted to the score, or the score itself, is the same for all images"
+    return (
+        "a network fitted to the score orders images that had no say like it: rank correlation"
+        f" {fidelity:.2f}"
+    )
 
 
 def write_trees(trees: TreeChoice) -> str:

@@ -95,6 +95,20 @@ class WithDetector(Classifier):
         """Identity of the classifier that is watched."""
         return self._answers
 
+    @property
+    def undefended(self) -> Classifier:
+        """The classifier that is watched, without its detector."""
+        classifier = Classifier(
+            self.network,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            identity=self._answers,
+            block=self.block,
+        )
+        return classifier.to(self.device).train(self.training)
+
 
 @runtime_checkable
 class Defense(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,6 +29,7 @@ from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
+from robusteval.runs.reading import WEIGHTS, read_bytes
 from robusteval.runs.slices import encode_slices
 from robusteval.runs.storage import digest
 from robusteval.runs.types import Finding, Spec, Threat, name_cell
@@ -373,18 +376,28 @@ def prepare_attack(
     entry = ATTACKS.entry(spec.name)
     given = {key: value for key, value in bare.parameters.items() if key != "targeted"}
     perturb = partial(ATTACKS.load(spec.name), **given)
-    threat, resolved = entry.threat(bare), entry.resolve(bare) | chosen
-    attack = Attack(spec, threat, entry.knowledge, resolved, perturb, role=role, goals=goals)
+    threat = entry.threat(bare)
+    targeted = threat.targeted
     nothing = torch.empty(0, *shape, device=classifier.device)
     no_class = torch.empty(0, dtype=torch.int64, device=classifier.device)
     # parameters are checked before there is anything to do
     with raise_as_usage_error(spec.name):
-        perturb(classifier, nothing, no_class, targeted=attack.threat.targeted)
+        perturb(classifier, nothing, no_class, targeted=targeted)
+    resolved = hash_files(entry.resolve(bare), entry.files) | chosen
+    attack = Attack(spec, threat, entry.knowledge, resolved, perturb, role=role, goals=goals)
     if role == "attack":  # the radius of a probe may be no limit
         check_radius(spec.name, threat, shape)
-    if attack.threat.targeted and classifier.num_classes < 2:
+    if targeted and classifier.num_classes < 2:
         raise UsageError("a targeted attack needs at least two classes")
     return attack
+
+
+def hash_files(resolved: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Parameters with the content of the files that some of them name in the place of the paths."""
+    named = {name: resolved[name] for name in names if resolved[name]}
+    contents = {name: read_bytes(Path(path), WEIGHTS) for name, path in named.items()}
+    hashed = {name: f"sha256:{hashlib.sha256(raw).hexdigest()}" for name, raw in contents.items()}
+    return resolved | hashed
 
 
 def check_radius(name: str, threat: Threat, shape: tuple[int, int, int]) -> None:

@@ -44,6 +44,7 @@ class Facts(TypedDict, total=False):
     radius: str
     needs: Needs
     detector: bool
+    files: tuple[str, ...]
     differentiable: bool
     seeded: bool
     cost: str
@@ -70,6 +71,7 @@ class Entry:
     unbounded: dict[str, dict[str, str]] = field(default_factory=dict)
     radius: str = "eps"  # the parameter that is the radius of its threat
     detector: bool = False  # it attacks a detector, and needs one
+    files: tuple[str, ...] = ()  # parameters that name a file, which counts by its content
     # of an interpreter
     differentiable: bool = False  # its maps stay on the graph
     seeded: bool = False  # another seed gives another map

@@ -231,5 +231,8 @@ class DetectorRecord:
     matrix: tuple[TransferRow, ...]
     simpler: tuple[FewerChannels, ...]
     leaks: LeakChecks
+    # rank correlation of the score and the network that imitates it, which `evade:along=imitation`
+    # follows, on images that had no say; None where either is constant
+    imitation: float | None
     remarks: tuple[DetectorRemark, ...]
     command: str | None  # that fitted it

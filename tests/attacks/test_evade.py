@@ -354,21 +354,24 @@ def test_what_is_done_to_images_before_the_detector_is_refused(watched: WithDete
     assert module.Evade.perturb is module.evade
 
 
+@pytest.mark.parametrize(
+    ("along", "stand_in"), [("score", "smooth_odds"), ("imitation", "imitate_odds")]
+)
 def test_the_score_itself_is_lowered_where_a_detector_has_a_stand_in(
-    watched: WithDetector, monkeypatch: pytest.MonkeyPatch
+    watched: WithDetector, monkeypatch: pytest.MonkeyPatch, along: Any, stand_in: str
 ) -> None:
     """The linear score of the watcher is its own; a detector without one is refused."""
     x = photos(8, seed=9)
     y = classes_of(watched, x)
     given: dict[str, Any] = {"eps": EPS, "steps": 30, "warmup": 10, "choice": "distance"}
-    with pytest.raises(ValueError, match="has no smooth stand-in"):
-        evade(watched, x, y, seeds=SEEDS[:8], along="score", **given)
+    with pytest.raises(ValueError, match=f"has no stand-in of its score for {along}"):
+        evade(watched, x, y, seeds=SEEDS[:8], along=along, **given)
 
     detector = watched.detector
     assert isinstance(detector, Watcher)
     slope = detector.slope
-    monkeypatch.setattr(Watcher, "smooth_odds", lambda self, f: f @ slope, raising=False)
-    found = evade(watched, x, y, seeds=SEEDS[:8], along="score", **given)
+    monkeypatch.setattr(Watcher, stand_in, lambda self, f: f @ slope, raising=False)
+    found = evade(watched, x, y, seeds=SEEDS[:8], along=along, **given)
 
     plain_scores = scores(watched, plain(watched, x))
     assert bool((classes_of(watched, found) != y).all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -393,6 +395,7 @@ def test_report_is_json_and_complete(found: FittedDetector) -> None:
     assert len(report["baselines"]) == 3
     assert [each["name"] for each in report["simpler"]] == ["grad", "gradcam"]
     assert report["cost"]["forwards"] >= 4
+    assert 0.5 < report["imitation"] <= 1
     assert sum(report["images"][name] for name in ("train", "validation", "test")) == 150
 
 
@@ -443,6 +446,10 @@ def test_file_holds_all_that_the_detector_knows(found: FittedDetector, file: Pat
     assert loaded.booster == found.detector.booster
     np.testing.assert_array_equal(loaded.seen, found.detector.seen)
     assert loaded.seen.dtype == np.uint64
+    assert loaded.imitator is not None
+    assert found.detector.imitator is not None
+    mine = found.detector.imitator.state_dict()
+    assert all(torch.equal(mine[name], v) for name, v in loaded.imitator.state_dict().items())
     assert len(loaded.seen) == round(145 * 0.8)
     assert loaded.facts["fpr"] == 0.05
     assert json.loads(json.dumps(loaded.facts)) == loaded.facts
@@ -579,6 +586,46 @@ def test_file_is_a_defense(file: Path, model: Classifier) -> None:
     assert made.facts["threshold"] <= strict.facts["threshold"]
     assert strict.facts["fpr"] == 0.01
     assert len(made.facts["sha256"]) == 64
+
+
+def test_files_without_an_imitator_are_read_and_have_none_to_follow(
+    found: FittedDetector, model: Classifier, tmp_path: Path
+) -> None:
+    """As those are that were written before there was one."""
+    old = tmp_path / "old.safetensors"
+    replace(found.detector, imitator=None).save(old)
+    guarded = attach_detector(model, file=str(old))
+
+    assert MapDetector.load_file(old).imitate_odds is None
+    with pytest.raises(UsageError, match="no stand-in of its score for imitation"):
+        prepare_attack("evade:along=imitation", guarded, (3, 12, 12))
+
+
+def test_an_attack_made_on_another_detector_is_the_attack_on_that_one(
+    found: FittedDetector, file: Path, model: Classifier, tmp_path: Path
+) -> None:
+    """To the bit, and of the one that watches nothing is asked; what counts is the content."""
+    other = tmp_path / "other.safetensors"
+    contrary = deepcopy(found.detector.imitator)
+    assert contrary is not None
+    contrary.last.weight.neg_()
+    replace(found.detector, imitator=contrary).save(other)
+    watching, followed = (attach_detector(model, file=str(each)) for each in (file, other))
+    batch = images(30, seed=3).batch(range(6))
+    seeds = sample_seeds(0, batch.ids)
+
+    def make(text: str, target: Classifier) -> tuple[torch.Tensor, dict[str, Any]]:
+        steps = "eps=24/255,warmup=4,steps=6,along=imitation"
+        attack = prepare_attack(f"evade:{steps}{text}", target, (3, 12, 12))
+        return attack.perturb(target, batch.x, batch.y, seeds=seeds), attack.resolved
+
+    made, resolved = make(f",made_on={other}", watching)
+
+    assert torch.equal(made, make("", followed)[0])
+    assert not torch.equal(made, make("", watching)[0])
+    assert resolved["made_on"] == f"sha256:{hashlib.sha256(other.read_bytes()).hexdigest()}"
+    with pytest.raises(UsageError, match="there is no file"):
+        make(f",made_on={tmp_path / 'none.safetensors'}", watching)
 
 
 def test_detector_does_not_share_the_identity_of_its_model(file: Path, model: Classifier) -> None:

@@ -59,6 +59,7 @@ def record(attacks: int, precision: float | None = 0.1) -> DetectorRecord:
         matrix=tuple(TransferRow(name, cells) for name in (*names, None)),
         simpler=(FewerChannels("grad", AREA, GAIN),),
         leaks=LeakChecks(AREA, AREA, AREA),
+        imitation=0.8,
         remarks=(DetectorRemark(True, "It leaks."), DetectorRemark(False, "Few images.")),
         command=None,
     )
