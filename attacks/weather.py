@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
-from .distortions import GREY, Constants, Pixels, drag, magnify, smooth
+from .distortions import GREY, Constants, Pixels, drag, draw_normal, magnify, smooth
 
 Layer = np.ndarray[Any, Any]  # (h, w)
 WATER = (175, 238, 238)
@@ -32,8 +32,8 @@ BARBS = 12  # on each side of a feather
 
 def add_snow(x: Pixels, c: Constants, rng: np.random.Generator) -> Pixels:
     """A paler image, and flakes that fall within 45 degrees of straight down, twice."""
-    drawn = c["mean"] + c["scale"] * rng.standard_normal(x.shape[1:], np.float32)
-    layer = magnify(drawn[None].astype(np.float32), max(c["flake"], 1.0))
+    drawn = np.float32(c["mean"]) + np.float32(c["scale"]) * draw_normal(x.shape[1:], rng)
+    layer = magnify(drawn[None], max(c["flake"], 1.0))
     layer = np.where(layer < c["least"], np.float32(0), np.clip(layer, 0, 1))
     layer = np.floor(layer * 255) / np.float32(255)
     layer = drag(layer, c["radius"], c["sigma"], rng.uniform(-135, -45))
@@ -95,43 +95,26 @@ def draw_cloud(side: int, decay: float, rng: np.random.Generator) -> Layer:
 
 def add_spatter(x: Pixels, c: Constants, rng: np.random.Generator) -> Pixels:
     """Drops of water (severities 1 to 3), or of mud."""
-    drawn = (c["mean"] + c["scale"] * rng.standard_normal(x.shape[1:], np.float32)).astype(
-        np.float32
-    )
+    drawn = np.float32(c["mean"]) + np.float32(c["scale"]) * draw_normal(x.shape[1:], rng)
     liquid = smooth(drawn[None], c["smooth"])[0]
-    wet = liquid >= np.float32(c["least"])
+    wet = np.where(liquid >= np.float32(c["least"]), liquid, np.float32(0))
     if c["spread"] > 0:
-        mud = smooth((liquid > np.float32(c["least"])).astype(np.float32)[None], c["spread"])
+        mud = smooth((wet > 0).astype(np.float32)[None], c["spread"])
         mud = np.where(mud < 0.8, np.float32(0), mud)
         return np.asarray(x * (1 - mud) + paint(MUD, len(x)) * mud)
-    shine = np.floor(np.where(wet, liquid, 0) * 255) * shade_drops(wet)
-    shine = shine / max(shine.max(), 1e-12) * c["strength"]
-    return np.asarray(x + paint(WATER, len(x)) * shine.astype(np.float32))
+    drops = (wet * 255).astype(np.uint8)
+    shine: Layer = drops * shade_drops(drops)
+    shine = shine * np.float32(c["strength"] / max(shine.max(), 1e-12))
+    return np.asarray(x + paint(WATER, len(x)) * shine)
 
 
-def shade_drops(wet: Layer) -> Layer:
-    """How light falls on drops: by the distance from their rims, as if lit from one corner.
-
-    In place of the rims that the authors' program finds by Canny's method stand the outermost
-    pixels of the drops.
-    """
-    rim = wet & (np.asarray(ndimage.binary_erosion(wet, border_value=1)) == 0)
-    if not rim.any():
-        return np.zeros(wet.shape)
-    depth = np.minimum(np.asarray(ndimage.distance_transform_edt(rim == 0)), 20)
-    levels = np.floor(average(depth)).astype(np.uint8)
-    # levels made equally frequent, the least of them 0
-    counts = np.bincount(levels.ravel(), minlength=256).cumsum()
-    first = counts[levels.min()]
-    even = np.rint((counts - first) * (255 / max(counts[-1] - first, 1)))[levels]
-    light = np.array(((-2, -1, 0), (-1, 1, 1), (0, 1, 2)))
-    lit = np.clip(ndimage.correlate(even, light, mode="mirror"), 0, 255)
-    return np.rint(average(lit))
-
-
-def average(layer: Layer) -> Layer:
-    """Means over three by three pixels, mirrored at the border."""
-    return np.asarray(ndimage.uniform_filter(layer.astype(np.float64), 3, mode="mirror"))
+def shade_drops(drops: Layer) -> Layer:
+    """How light falls on drops: by the distance from their rims, as if lit from one corner."""
+    inside = 255 - cv2.Canny(drops, 50, 150)
+    depth = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 5), 20)
+    even = cv2.equalizeHist(cv2.blur(depth, (3, 3)).astype(np.uint8))
+    light = np.array(((-2, -1, 0), (-1, 1, 1), (0, 1, 2)), np.float32)
+    return np.asarray(cv2.blur(cv2.filter2D(even, cv2.CV_8U, light), (3, 3)), np.float32)
 
 
 def add_frost(x: Pixels, c: Constants, rng: np.random.Generator) -> Pixels:

@@ -10,6 +10,11 @@ import torch
 from robusteval import __version__
 from robusteval.errors import UsageError
 
+OPENCV = (
+    *("opencv-python", "opencv-python-headless"),
+    *("opencv-contrib-python", "opencv-contrib-python-headless"),
+)
+
 
 def list_versions() -> dict[str, str]:
     """The libraries that numbers depend on."""
@@ -18,10 +23,21 @@ def list_versions() -> dict[str, str]:
         "torchvision": "torchvision",
         "art": "adversarial-robustness-toolbox",
         "numpy": "numpy",
+        "scipy": "scipy",
         "pillow": "pillow",
     }
     found = {name: metadata.version(package) for name, package in names.items()}
-    return {"robusteval": __version__, **found}
+    return {"robusteval": __version__, **found, "opencv": find_opencv_version()}
+
+
+def find_opencv_version() -> str:
+    """The version of OpenCV, which is published under four names."""
+    for package in OPENCV:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

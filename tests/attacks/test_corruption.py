@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 from toys import draw_uniform
 
-from robusteval.attacks import distortions
+from robusteval.attacks import distortions, weather
 from robusteval.attacks.corruption import CORRUPTIONS, corruption
 from robusteval.attacks.severities import KINDS, PUBLISHED, Kind, find_constants
 from robusteval.attacks.weather import draw_cloud
@@ -124,6 +126,43 @@ def test_blurs_keep_what_is_even() -> None:
     for kind in ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform"):
         found = corrupt(grey, kind=kind, severity=5)
         assert float((found - grey).abs().max()) <= 1 / 255 + 1e-6, kind
+
+
+def test_a_blur_is_the_gaussian_filter() -> None:
+    """SciPy's in float64, cut off at four standard deviations, the border repeated."""
+    x = draw_scene(40)[0].numpy()
+    for sigma in (0.05, 0.7, 3.0, 20.0):
+        expected = ndimage.gaussian_filter(x.astype(np.float64), (0, sigma, sigma), mode="nearest")
+
+        np.testing.assert_allclose(distortions.smooth(x, sigma), expected, atol=1e-6)
+
+
+def test_compression_is_that_of_pillow() -> None:
+    """Of colours and of grey, to one level, as decoders differ in rounding."""
+    x, rng = draw_scene(40)[0].numpy(), np.random.default_rng(0)
+    levels = distortions.round_to_levels(x)
+    for part in (levels, levels[:1]):
+        file = io.BytesIO()
+        picture = np.ascontiguousarray(part.transpose(1, 2, 0)) if len(part) == 3 else part[0]
+        Image.fromarray(picture).save(file, "JPEG", quality=15)
+        expected = np.atleast_3d(np.asarray(Image.open(file))).transpose(2, 0, 1).astype(int)
+
+        found = distortions.compress(part / np.float32(255), {"quality": 15}, rng)
+
+        assert np.abs(found - expected).max() <= 1
+
+
+def test_drops_are_drawn_once_and_shine_as_strongly_as_is_said() -> None:
+    """Water adds its colour, strongest where drops are brightest; a dry image stays."""
+    x = np.zeros((3, 64, 64), np.float32)
+    wet = {**find_constants("spatter", 1, 224), "smooth": 2.0}
+
+    found = weather.add_spatter(x, wet, np.random.default_rng(0))
+    dry = weather.add_spatter(x, {**wet, "least": 9.0}, np.random.default_rng(0))
+
+    water = np.array(weather.WATER) / 255 * wet["strength"]
+    np.testing.assert_allclose(found.max((1, 2)), water, rtol=1e-5)
+    np.testing.assert_array_equal(dry, x)
 
 
 def test_a_disk_by_transform_is_the_disk_by_sums() -> None:
