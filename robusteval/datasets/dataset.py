@@ -44,6 +44,8 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """What a kind of data must offer.
 
+    One whose images can be read by several threads at once says so by `in_threads = True`.
+
     Attributes
     ----------
     name : str
@@ -116,6 +118,11 @@ class ArraySource:
     def positions(self) -> np.ndarray:
         """Of each image the position of its class in `folders`, `(n,)`, int64."""
         return self.labels
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether several threads may read images at once."""
+        return bool(getattr(self.images, "in_threads", False))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -224,6 +231,9 @@ class Data:
             x[row], ids[row] = self.read(position)
         y = torch.from_numpy(self.labels[positions])
         return Batch(torch.from_numpy(x), y, ids, positions)
+
+    def expect(self, index: Sequence[int] | np.ndarray) -> None:
+        """These images are asked for next: a hint, for which nothing need be done."""
 
     def fingerprint(
         self,

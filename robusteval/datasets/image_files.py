@@ -55,6 +55,7 @@ class FileSource:
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by column, of each image
     orientations: dict[int, int] = field(default_factory=dict)  # by position, of those looked at
     noun = "class folders"  # what `folders` are
+    in_threads = True
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):

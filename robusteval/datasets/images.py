@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
@@ -117,6 +118,29 @@ def decode_bytes(content: bytes, channels: int) -> np.ndarray:
         return turn_upright(read_pixels(file, channels), find_orientation(file))
 
 
+_aside: ContextVar[bool] = ContextVar("aside", default=False)  # of threads that read ahead
+
+
+def begin_reading_aside() -> None:
+    """Let this thread never change what is one for all threads: filters of warnings, a limit.
+
+    What it then cannot decode may be decoded elsewhere; so the error it meets says nothing.
+    """
+    _aside.set(True)
+
+
+@contextmanager
+def ignore_remarks() -> Iterator[None]:
+    """Ignore what Pillow thinks of metadata and palettes, which does not concern the pixels."""
+    if _aside.get():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """An image file of one of `FORMATS`, with its size checked and its pixels not yet decoded.
@@ -130,14 +154,13 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 @contextmanager
 def open_stream(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     """An image in an open file, as by `open_image`."""
-    most = raise_limit(PIXELS)
     usual = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        # What Pillow thinks of metadata and palettes does not concern the pixels.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    most = raise_limit(PIXELS)
+    raised = bool(usual) and most > PIXELS and not _aside.get()
+    with ignore_remarks():
         try:
-            Image.MAX_IMAGE_PIXELS = most if usual and most > PIXELS else usual
+            if raised:
+                Image.MAX_IMAGE_PIXELS = most
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError(f"cannot identify image file as one of {', '.join(FORMATS)}") from None
@@ -147,7 +170,8 @@ def open_stream(file: BinaryIO, name: str) -> Iterator[Image.Image]:
                 f"{error} If that is meant, set {VARIABLE}={factor} in the environment"
             ) from None
         finally:
-            Image.MAX_IMAGE_PIXELS = usual
+            if raised:
+                Image.MAX_IMAGE_PIXELS = usual
         with image:
             check_amount(name, image.width * image.height, PIXELS, "pixels")
             yield image
@@ -166,8 +190,7 @@ def read_orientation(content: bytes) -> int:
     """How a camera was held, by the bytes of a file, of which no pixel is decoded."""
     if content.startswith(b"\x89PNG") and not any(mark in content for mark in EXIF_IN_PNG):
         return 1  # Pillow would decode it all to find that there is none
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignore_remarks():
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 few = image.width * image.height <= raise_limit(PIXELS)

@@ -1,17 +1,25 @@
-"""Images that a run has decoded, kept for the next attack as far as there is room."""
+"""Images that a run has decoded, kept for the next attack as far as there is room.
+
+Those that are not kept yet are decoded ahead by threads, where a source allows it.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from robusteval.datasets.dataset import ArraySource, Data
 from robusteval.datasets.images import scale_levels
+from robusteval.datasets.reading_ahead import ReadAhead
 
 MOST = 2**30  # bytes of images that are kept: 7,000 of 224x224 pixels
+MOST_AHEAD = 2**27  # bytes of images that are decoded and not asked for yet: 200 such photos
 SHARE = 4  # of the memory that is free, the part that they may take
 
 
@@ -60,12 +68,23 @@ class KeptData(Data):
 
     # not of the arguments: data that are brought to another shape are other images
     shelf: Shelf = field(init=False, default_factory=lambda: Shelf(find_room()))
+    ahead: ReadAhead = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = 4 * int(np.prod(self.shape))
+        ahead = ReadAhead(partial(Data.read, self), max(MOST_AHEAD // size, 1))
+        object.__setattr__(self, "ahead", ahead)
+
+    def expect(self, index: Sequence[int] | np.ndarray) -> None:
+        """Let threads decode these, as far as they are not kept; see `read_ahead`."""
+        positions = np.array(index, dtype=np.int64).tolist()
+        self.ahead.expect([each for each in positions if each not in self.shelf.images])
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
         """One image `(c, h, w)`, float32 in [0, 1], and its id."""
         found = self.shelf.take(position)
         if found is None:
-            found = super().read(position)
+            found = self.ahead.take(position) or super().read(position)
             self.shelf.put(position, *found)
         return found
 
@@ -77,6 +96,16 @@ def keep_decoded(data: Data) -> Data:
     if type(data) is not Data or (at_hand and data.fit is None):
         return data
     return KeptData(data.source, data.shape, data.fit)
+
+
+@contextmanager
+def read_ahead(data: Data) -> Iterator[None]:
+    """Decode the images that data expect by threads, inside; where these could not, do nothing."""
+    if isinstance(data, KeptData) and getattr(data.source, "in_threads", False):
+        with data.ahead.start_threads():
+            yield
+    else:
+        yield
 
 
 def find_room() -> int:

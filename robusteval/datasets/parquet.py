@@ -30,6 +30,8 @@ PIECE = 256 * 10**6  # bytes that are unpacked at a time
 class EncodedImages:
     """Images of a table, each decoded when it is asked for, as ``(c, h, w)``."""
 
+    in_threads = True
+
     def __init__(self, name: str, contents: Sequence[bytes], channels: int) -> None:
         self.name, self.contents, self.channels = name, contents, channels
 

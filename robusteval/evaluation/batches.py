@@ -43,6 +43,8 @@ class ResumableMap:
         batch that is stopped in its middle is done again by the next call.
     shrink : callable
         Told how many images are left in half a batch when memory ran out, before it is tried again.
+    expect : callable
+        Told which rows are worked on next, in their order.
     seconds : float
         Spent so far on work, in all calls of this object.
     """
@@ -51,6 +53,7 @@ class ResumableMap:
     progress: Progress = field(default_factory=Silent)
     stopping: Callable[[], bool] = lambda: False
     shrink: Callable[[int], object] = lambda half: None
+    expect: Callable[[Positions], object] = lambda rows: None
     seconds: float = 0.0
 
     def map(
@@ -165,6 +168,8 @@ class ResumableMap:
         self, work: Callable[[Positions], Sequence[Columns]], batches: Sequence[Positions]
     ) -> Iterator[Sequence[Piece]]:
         """Do the work batch by batch."""
+        if batches:
+            self.expect(np.concatenate(batches))
         for batch in batches:
             with listen(self.progress, len(batch), self.stopping):
                 pieces = run_in_halves(work, batch, self.shrink)

@@ -126,6 +126,7 @@ class Computation:
         values = int(np.prod(plan.data.shape))
         self.shrinking = Shrinking([target.model for target in targets], values)
         batches.shrink = self.shrinking.shrink_blocks
+        batches.expect = lambda rows: plan.data.expect(plan.index[rows])
         natural = choose_batch_size(values, plan.classifier.device)
         self.sizes = BatchSizes(natural, batch_size)
         self.planting = Planting(plan, self.answers, self.shrinking.models.append)

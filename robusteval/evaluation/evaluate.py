@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from robusteval.datasets.dataset import Data
-from robusteval.datasets.keeping import keep_decoded
+from robusteval.datasets.keeping import keep_decoded, read_ahead
 from robusteval.errors import (
     Interrupted,
     RobustevalError,
@@ -182,6 +182,8 @@ def execute(
             for model in models:
                 stack.enter_context(frozen(model))
             stack.enter_context(exact_arithmetic())
+            if pool is None:  # or others read
+                stack.enter_context(read_ahead(plan.data))
             evaluation = Evaluation(
                 plan,
                 store,
