@@ -14,12 +14,11 @@ from robusteval.search.nearest import (
     Nearest,
     Radius,
     Searched,
-    build_near_objective,
     drop_blocked,
     fall,
     scale_to_unit,
-    share_round,
 )
+from robusteval.search.rounds import NearObjective, Rounds
 
 
 @ATTACKS.add("ddn", norms=("l2",), knowledge="white-box")
@@ -44,8 +43,9 @@ def ddn(
     a change of the radius that becomes finer where it crosses the boundary and coarser where it
     does not, image by image; and in lowering a soft margin that becomes the margin near the
     boundary, where cross-entropy would not end at the nearest point. Many steps are spent in rounds
-    of about a hundred, each on from the nearest success. Images are rounded to 8 bits where they
-    are looked at, but the search goes on from what was rounded.
+    of about a hundred, by turns on from the nearest success and from the image anew, at one of the
+    likeliest classes. Images are rounded to 8 bits where they are looked at, but the search goes on
+    from what was rounded.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ def ddn(
         If a parameter is out of range.
     """
     searched = Searched.begin(x, mask, "l2", steps=steps, gamma=gamma)
-    objective = build_near_objective(model, y, targeted=targeted)
-    kept = Nearest(x, "l2", images)
+    objective = NearObjective(model, y, targeted=targeted)
+    kept, rounds = Nearest(x, "l2", images), Rounds(steps, gamma)
     radius = None
 
     for i in range(steps + 1):
@@ -91,10 +91,10 @@ def ddn(
             break
         tell_step(i, steps + 1)
         last = i == steps
-        share = share_round(i, steps)
-        if i > 0 and share == 0 and not last:  # on from the nearest
-            delta = kept.go_back(left, origin + delta) - origin
-        point = origin + delta
+        share, point = rounds.share(i), origin + delta
+        if radius is not None and share == 0 and not last:
+            point, radius = rounds.begin(i, objective, kept, left, point, radius)
+            delta = point - origin
         loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
             break

@@ -19,13 +19,12 @@ from robusteval.search.nearest import (
     Nearest,
     Radius,
     Searched,
-    build_near_objective,
     drop_blocked,
     fall,
     measure_norm,
     scale_to_unit,
-    share_round,
 )
+from robusteval.search.rounds import NearObjective, Rounds
 
 Shortest = Literal["linf", "l2", "l1", "l0"]
 WIDTH = 0.2  # share of the values that the first step moves in l1
@@ -59,8 +58,9 @@ def fmn(
     projection that knows the pixel range, and in last steps of one value each from the nearest
     success. In all norms values at the end of their range take no part in a step that would push
     them further, and what is lowered is a soft margin that becomes the margin near the boundary.
-    Many steps are spent in rounds of about a hundred, each on from the nearest success. Images are
-    rounded to 8 bits where they are looked at, but the search goes on from what was rounded.
+    Many steps are spent in rounds of about a hundred, by turns on from the nearest success and from
+    the image anew, at one of the likeliest classes. Images are rounded to 8 bits where they are
+    looked at, but the search goes on from what was rounded.
 
     Parameters
     ----------
@@ -99,8 +99,8 @@ def fmn(
         If a parameter is out of range.
     """
     searched = Searched.begin(x, mask, norm, steps=steps, gamma=gamma)
-    objective = build_near_objective(model, y, targeted=targeted)
-    kept = Nearest(x, norm, images)
+    objective = NearObjective(model, y, targeted=targeted)
+    kept, rounds = Nearest(x, norm, images), Rounds(steps, gamma)
     ball = Ball.around(x, "l1", 0.0, searched.free)  # for its bounds alone
     radius = None
 
@@ -110,12 +110,12 @@ def fmn(
             break
         tell_step(i, steps + 1)
         last = i == steps
-        before, share = share_round(max(i - 1, 0), steps), share_round(i, steps)
-        # on from the nearest at each round, and in l1 where values are moved one by one
-        turn = share < before or (norm == "l1" and before < FINAL <= share)
-        if turn and not last:
-            delta = kept.go_back(left, origin + delta) - origin
-        point = origin + delta
+        share, point = rounds.share(i), origin + delta
+        if radius is not None and share == 0 and not last:
+            point, radius = rounds.begin(i, objective, kept, left, point, radius)
+        elif norm == "l1" and rounds.enters(i, FINAL) and not last:  # one by one from here
+            point = kept.go_back(left, point)
+        delta = point - origin
         loss, is_adv, grad = kept.look(objective, left, point, last=last)
         if last:
             break

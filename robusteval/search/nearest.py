@@ -6,18 +6,14 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, autograd, nn
+from torch import Tensor, autograd
 
-from robusteval.models.classifier import predict_classes
-from robusteval.models.steps import book_rows
 from robusteval.search.descent import (
     Count,
     Objective,
-    Score,
     count_changes,
     round_changes,
 )
-from robusteval.search.losses import attacker_loss, soft_margin
 
 Images = Literal["8bit", "float"]
 Distance = Count | Literal["l1", "l2", "linf"]
@@ -27,9 +23,7 @@ DUALS: dict[str, Distance] = {"l1": "linf", "l2": "l2", "linf": "l1"}
 # the first radius at most: where gradients are faint they foretell far too much
 FAR = {"l1": 5.0, "l2": 1.0, "linf": 0.05}
 BEYOND = 2.0  # times the distance foretold, so that the boundary is crossed
-ROUND = 100  # steps
 END = 1e-6  # so near to an end of the pixel range a value stands at it: sums round
-SOFT = 0.1  # temperature of the loss, in units of the margin
 COARSER, FINER = 1.2, 0.5  # times the pace, when a step ends where the last one did, or beyond
 GLANCE = 10  # steps between two looks for images that are finished
 GREY = 1.001 / 255  # one grey level, with room for rounding
@@ -153,26 +147,6 @@ class Radius(NamedTuple):
         return Radius(self.size * torch.where(is_adv, 1 - pace, 1 + pace), pace, is_adv)
 
 
-def build_near_objective(model: nn.Module, y: Tensor, *, targeted: bool) -> Objective:
-    """The objective of another prediction than `y` ``(n,)``, or `targeted` of just that, softly.
-
-    A `soft_margin` whose temperature is a share of each image's own margin: far from a boundary it
-    follows all classes that are about as near, so that a search is less easily led astray, and at
-    a boundary that class alone, so that it ends at the nearest point. The scale of the logits does
-    not matter.
-    """
-
-    def objective(x_adv: Tensor, index: Tensor) -> Score:
-        with book_rows(index):
-            logits = model(x_adv)  # (m, k)
-        gap = attacker_loss(logits.detach(), y[index], targeted=targeted, loss="margin").abs()
-        value = soft_margin(logits.float(), y[index], (SOFT * gap).clamp_min(1e-30))
-        hit = predict_classes(logits.detach()) == y[index]
-        return Score(-value if targeted else value, hit if targeted else ~hit)
-
-    return objective
-
-
 def drop_blocked(grad: Tensor, point: Tensor) -> Tensor:
     """Gradients ``(m, c, h, w)`` without values that a step down could not move further.
 
@@ -201,15 +175,6 @@ def scale_to_unit(delta: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-12)
     unit: Tensor = delta / size.view(-1, 1, 1, 1)
     return unit
-
-
-def share_round(step: int, steps: int) -> float:
-    """How far a step is in its round: many steps are spent in several rounds of some `ROUND`.
-
-    A longer round alone would search far out for longer, and not end nearer.
-    """
-    length = math.ceil(steps / max(round(steps / ROUND), 1))
-    return step % length / length
 
 
 def fall(begin: float, end: float, share: float) -> float:

@@ -18,13 +18,12 @@ from robusteval.search.nearest import (
     Distance,
     Nearest,
     Radius,
-    build_near_objective,
     drop_blocked,
     fall,
     measure_norm,
     scale_to_unit,
-    share_round,
 )
+from robusteval.search.rounds import NearObjective, Rounds
 
 NAMES = ("ddn", "fmn", "fab")
 # how far beyond the optimum an attack may end: 1 % of those that feel their way, none of the other
@@ -101,6 +100,43 @@ def test_the_optimum_is_found_in_a_hundred_steps(
     assert bool((size <= reached * (1 + slack)).all()), (size / reached - 1).max()
     enough = 8 if name == "fab" or k == 2 else 6
     assert int((size <= nearest * (1 + slack)).sum()) >= enough
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize(("name", "norm", "slack"), [case for case in CASES if case[0] != "fab"])
+def test_many_steps_find_the_nearest_class(
+    name: str, norm: PlaneNorm, slack: float, box: bool
+) -> None:
+    """Every second round makes for one class alone, where one gradient settles for another."""
+    model, x = Planes(3), draw_images(box=box)
+    y = model(x).argmax(1)
+
+    x_adv = attack(name, model, x, y, norm=norm, images="float", steps=500)
+
+    assert bool(model(x_adv).argmax(1).ne(y).all())
+    size, nearest = measure_norm(x_adv - x, norm), list_optima(model, x, norm).amin(1)
+    assert bool((size <= nearest * (1 + slack)).all()), (size / nearest - 1).max()
+
+
+def test_rounds_begin_anew_at_one_class_after_the_other() -> None:
+    """But the first and the last, and none where only one class is left to aim at."""
+    x = draw_images(box=False)
+    for k, aims in ((2, [None] * 7), (3, [None, 0, None, 1, None, 0, None])):
+        model, seen = Planes(k), []
+        y = model(x).argmax(1)
+        objective, kept = NearObjective(model, y, targeted=False), Nearest(x, "l2", "float")
+        rounds, left = Rounds(700, 0.05), torch.arange(len(x))
+        radius = Radius(torch.ones(len(x)), torch.full((len(x),), 0.01), torch.zeros(len(x)).bool())
+        kept.look(objective, left, x, last=True)
+        kept.take(left, 1 - x, torch.ones(len(x)).bool())
+        for start in range(0, 700, 100):
+            if start:
+                point, size = rounds.begin(start, objective, kept, left, x + 0.1, radius)
+                anew = objective.rank is not None
+                assert torch.equal(point, x if anew else 1 - x)
+                assert torch.equal(size.size, kept.best_norm if anew else radius.size)
+            seen.append(objective.rank)
+        assert seen == aims
 
 
 def test_few_values_are_enough_in_l0() -> None:
@@ -279,11 +315,13 @@ def test_a_radius_comes_to_rest_at_the_boundary_and_comes_back_from_far() -> Non
 
 def test_many_steps_are_spent_in_rounds() -> None:
     """Of equal length, about a hundred steps each; up to 149 there is one."""
-    shares = [share_round(i, 300) for i in range(300)]
+    rounds = Rounds(300, 0.05)
+    shares = [rounds.share(i) for i in range(300)]
 
     assert [i for i, share in enumerate(shares) if share == 0] == [0, 100, 200]
-    assert share_round(140, 149) == pytest.approx(140 / 149)
-    assert share_round(5, 10) == 0.5
+    assert [i for i in range(1, 300) if rounds.enters(i, 0.8)] == [80, 180, 280]
+    assert Rounds(149, 0.05).share(140) == pytest.approx(140 / 149)
+    assert Rounds(10, 0.05).share(5) == 0.5
 
 
 @pytest.mark.parametrize(("name", "norm"), [("ddn", "l2"), ("fmn", "linf"), ("fmn", "l1")])
@@ -317,7 +355,7 @@ def test_the_soft_margin_is_the_margin_at_the_boundary(targeted: bool) -> None:
     images = torch.zeros(2, 1, 1, 1)
 
     (loss, is_adv), (ten, _) = (
-        build_near_objective(lambda _, s=s: s * logits, y, targeted=targeted)(  # type: ignore[arg-type]
+        NearObjective(lambda _, s=s: s * logits, y, targeted=targeted)(  # type: ignore[arg-type]
             images, torch.arange(2)
         )
         for s in (1.0, 10.0)
