@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from robusteval.datasets.checks import scale_to_span, spell_value
+from robusteval.datasets.checks import give_back_pages, scale_to_span, spell_value
 from robusteval.datasets.images import RESAMPLING, Fit, resize_image
 from robusteval.errors import NothingEvaluated, UsageError, check_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+READ_AT_ONCE = 1000  # images of a mapped file between two times that their memory is given back
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -131,6 +133,10 @@ class ArraySource:
         """Name the data set and the position."""
         return f"{self.name}, image {index}"
 
+    def let_go(self) -> None:
+        """Give back the memory of what was looked at of images that lie in a file."""
+        give_back_pages(self.images)
+
     def raw(self, index: int) -> bytes:
         """Give the stored values with their type, whatever the layout they were stored in."""
         stored = self.images[index]
@@ -229,6 +235,7 @@ class Data:
         ids = np.empty(len(positions), dtype=np.uint64)
         for row, position in enumerate(positions.tolist()):
             x[row], ids[row] = self.read(position)
+        self.let_go()
         y = torch.from_numpy(self.labels[positions])
         return Batch(torch.from_numpy(x), y, ids, positions)
 
@@ -254,13 +261,21 @@ class Data:
         """
         digest = hashlib.sha256(f"{self.transform} {self.shape}".encode())
         positions = np.array(index, dtype=np.int64).tolist()
-        for position in positions:
+        for done, position in enumerate(positions):
             raw = self.source.raw(position)
+            if done % READ_AT_ONCE == 0:
+                self.let_go()
             digest.update(struct.pack("<qq", len(raw), self.labels[position]))
             digest.update(raw)
             if progress is not None:
                 progress(1)
         return digest.hexdigest()
+
+    def let_go(self) -> None:
+        """Give back the memory of what was read, where the source can."""
+        give: Callable[[], object] | None = getattr(self.source, "let_go", None)
+        if give is not None:
+            give()
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
         """One image `(c, h, w)`, float32 in [0, 1], and its id; UsageError as `batch`."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -1035,6 +1036,32 @@ def test_bytes_posing_as_objects_are_not_mapped(
     monkeypatch.setattr(npz, "MAX_IN_MEMORY", 0)
 
     assert "it holds Python objects" in refusal(spec)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+def test_images_of_a_mapped_array_do_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    images = np.random.default_rng(0).integers(0, 256, (16_000, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", x=images, y=np.zeros(16_000, np.int64))
+
+    def measure() -> int:
+        """Bytes of files that count as memory of this process."""
+        found = re.search(r"RssFile:\s+([0-9]+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return 1024 * int(found[1])
+
+    before = measure()
+    data = open_data(str(tmp_path / "data.npz"))
+    data.fingerprint(range(16_000))
+    for start in range(0, 16_000, 500):
+        data.batch(range(start, start + 500))
+
+    assert data.batch([15_999]).x[0].numpy().tobytes() == (
+        (images[15_999].transpose(2, 0, 1) / np.float32(255)).astype(np.float32).tobytes()
+    )
+    assert measure() - before < images.nbytes // 3
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
