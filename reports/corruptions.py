@@ -7,7 +7,7 @@ number that nobody asks for. What is told is the mean, as in arXiv:1903.12261.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -94,13 +94,19 @@ def group_by(group: Sequence[Outcome], parameter: str) -> dict[Any, list[Outcome
 
 
 def average(group: Sequence[Outcome]) -> MeanRecord:
-    """The mean over images of the share of these cells that they are right under."""
+    """The mean over images of the share of these cells that they are right under.
+
+    Student's interval of shares near their limits may leave [0, 1] and is cut off there.
+    """
     shares = find_right_shares(group)
     n, held = len(shares), int(shares.sum())
     if n and np.ptp(shares) == 0 and shares[0] in (0, 1):  # where Student's interval has no width
         interval = statistics.wilson(held, n)
         return MeanRecord(held / n, interval.low, interval.high, n)
-    return build_mean(statistics.mean_interval(shares))
+    mean = build_mean(statistics.mean_interval(shares))
+    if mean.low is None or mean.high is None:
+        return mean
+    return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0))
 
 
 def find_right_shares(group: Sequence[Outcome]) -> RESULT:
@@ -132,9 +138,9 @@ def format_mean(mean: MeanRecord) -> str:
     if mean.value is None:
         return formatting.MISSING
     d = formatting.choose_decimals(mean.n)
-    ends = (max(mean.low or 0.0, 0.0), min(mean.high or 0.0, 1.0))
-    interval = f" ({100 * ends[0]:.{d}f}–{100 * ends[1]:.{d}f})" if mean.low is not None else ""
-    return f"{100 * mean.value:.{d}f} %{interval}"
+    if mean.low is None or mean.high is None:
+        return f"{100 * mean.value:.{d}f} %"
+    return f"{100 * mean.value:.{d}f} % ({100 * mean.low:.{d}f}–{100 * mean.high:.{d}f})"
 
 
 def write_corruption_notes(found: Sequence[CorruptionsRecord], attacked: bool) -> Iterator[str]:

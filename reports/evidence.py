@@ -91,21 +91,10 @@ def gather_means(found: CorruptionsRecord, at: str) -> Iterator[Figure]:
     """The mean over all corruptions behind one defense, and that of each severity of several."""
     about = describe_defense(found.defense)
     over = join_parts(format_count(found.cells, "corruption"), about)
-    yield Figure(CORRUPTED, over, bound(found.accuracy), f"{at}/accuracy")
+    yield Figure(CORRUPTED, over, found.accuracy, f"{at}/accuracy")
     for k, each in enumerate(found.severities if len(found.severities) > 1 else ()):
         said = join_parts(f"severity {each.severity:g}", about)
-        yield Figure(CORRUPTED, said, bound(each.accuracy), f"{at}/severities/{k}/accuracy")
-
-
-def bound(mean: MeanRecord) -> MeanRecord:
-    """A mean of shares with an interval that does not leave [0, 1], as Student's may."""
-    low, high = mean.low, mean.high
-    return MeanRecord(
-        mean.value,
-        None if low is None else max(low, 0.0),
-        None if high is None else min(high, 1.0),
-        mean.n,
-    )
+        yield Figure(CORRUPTED, said, each.accuracy, f"{at}/severities/{k}/accuracy")
 
 
 def describe_defense(spec: str | None) -> str:

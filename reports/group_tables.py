@@ -100,8 +100,13 @@ def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: b
     if len(told) > len(cases):
         parts.append(f"{len(cases)} of {len(told)} threats and defenses; HTML has all.")
     if kind == "slice" and (shared := count_shared(record.run, by)):
+        count = "It counts" if shared == 1 else "Each counts"
         what = formatting.format_count(shared, "image")
-        parts.append(f"{what} with several values of {by} counted under the first alone.")
+        stands = "stands" if shared == 1 else "stand"
+        parts.append(
+            f"{what} {stands} in the data under several values of {by}. {count} once, under the"
+            " value that comes first in the data."
+        )
     return GroupTable(
         kind=kind,
         title="Classes" if kind == "class" else f"Slices by {by}",

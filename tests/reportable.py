@@ -109,6 +109,18 @@ def check(name: str = "drop") -> Check:
     return Check(GatesRecord("failed", name, name, 0.05, gates))
 
 
+def corrupted(make: MakeOutcome, kind: str, severity: int, lost: int, n: int) -> Outcome:
+    """A corruption of `n` images under which the first are wrong."""
+    parameters = {"kind": kind, "severity": severity}
+    made = make(
+        np.arange(n) < lost,
+        spec=Spec("corruption", parameters),
+        threat=Threat("corruption", severity, False),
+        knowledge="none",
+    )
+    return replace(made, resolved=parameters)
+
+
 def as_dict(run: Run, checked: Check | None = None) -> dict[str, Any]:
     """The record of a run as JSON has it."""
     record: dict[str, Any] = to_json_types(record_of(run, checked))

@@ -29,6 +29,9 @@ SHIPPED = (
     *("table", "markdown", "json", "html", "junit", "sarif", "csv", "images", "badge"),
     *("cyclonedx", "spdx", "model-card"),
 )
+# a trend has a place in these; formats of other packages are given it in the record
+HAVE_HISTORY = ("table", "markdown", "json", "html")
+WITHOUT_HISTORY = tuple(name for name in SHIPPED if name not in HAVE_HISTORY)
 COMPARED = ("table", "markdown", "json")
 TRACKERS = ("mlflow", "wandb")
 RUN = click.Path(path_type=Path)
@@ -257,6 +260,11 @@ def report(
     first, *others = runs
     if history and others:
         raise UsageError("--history is what one network held before: give one RUN")
+    if history and form in WITHOUT_HISTORY:
+        raise UsageError(
+            f"the format {form} has no place for --history: choose"
+            f" {', '.join(HAVE_HISTORY[:-1])} or {HAVE_HISTORY[-1]}, or leave --history out"
+        )
     read = [load_run(run) for run in runs]
     print_report(read, form, out=out, trend=read_trend(read[0], history, first))
     for error in log_runs(read, logs):

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from robusteval import registry
 from robusteval.cli import cli
-from robusteval.commands.report import list_formats, report
+from robusteval.commands.report import SHIPPED, list_formats, report
 from robusteval.runs.types import Outcome, Run, Spec
 
 N = 400
@@ -144,6 +144,22 @@ def test_a_suffix_that_says_nothing_is_asked_about(desk: Desk) -> None:
     assert "add --format" in result.stderr
     assert not Path("a.pdf").exists()
     assert ran("compare", "run", "run", "--out", "a.html").exit_code == 2
+
+
+@pytest.mark.parametrize("form", SHIPPED)
+def test_a_history_is_told_or_refused(desk: Desk, form: str) -> None:
+    """In no form it is dropped without a word."""
+    desk("before", 50, created="2026-01-01T00:00:00+00:00")
+    desk("run", 100)
+
+    plain = ran("report", "run", "--format", form)
+    told = ran("report", "run", "--format", form, "--history", "before")
+
+    if told.exit_code == 2:
+        assert "has no place for --history: choose table, markdown, json or html" in told.stderr
+    else:
+        assert plain.stdout != told.stdout
+        assert "before" in told.stdout
 
 
 @pytest.mark.parametrize("form", list_formats())

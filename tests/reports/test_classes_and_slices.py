@@ -189,7 +189,7 @@ def test_images_that_are_there_twice_are_in_a_slice_once(weak: Run) -> None:
     assert len(by_class.codes) == len(by_camera.codes) == 250
 
 
-@pytest.mark.parametrize(("camera", "said"), [("rear", "1 image with several"), ("front", "")])
+@pytest.mark.parametrize(("camera", "said"), [("rear", "1 image stands"), ("front", "")])
 def test_an_image_under_two_values_of_a_slice_is_said(weak: Run, camera: str, said: str) -> None:
     """It counts once, so that the second value has an image less."""
     run = sliced(weak, camera=["front", camera, *["side"] * 498])

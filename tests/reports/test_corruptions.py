@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from reportable import record_of
+from reportable import corrupted, record_of
 
 from robusteval.evaluation.strength import check_strength
 from robusteval.reports.attack_tables import list_attack_lines
@@ -27,28 +26,16 @@ from robusteval.reports.models import build_models, build_models_table
 from robusteval.reports.pictures import describe_result
 from robusteval.reports.record import to_json
 from robusteval.reports.sentences import write_meaning
-from robusteval.runs.types import Outcome, Run, Spec, Threat
+from robusteval.runs.types import Outcome, Run
 
 MakeOutcome = Callable[..., Outcome]
 MakeRun = Callable[..., Run]
 N = 500
 
 
-def corrupted(make: MakeOutcome, kind: str, severity: int, lost: int) -> Outcome:
-    """A corruption under which the first images are wrong."""
-    parameters = {"kind": kind, "severity": severity}
-    made = make(
-        np.arange(N) < lost,
-        spec=Spec("corruption", parameters),
-        threat=Threat("corruption", severity, False),
-        knowledge="none",
-    )
-    return replace(made, resolved=parameters)
-
-
 def make_corrupted_run(make: MakeOutcome, build: MakeRun, factor: int = 1) -> Run:
     cells = (("fog", 1, 50), ("fog", 2, 100), ("snow", 1, 0), ("snow", 2, 200))
-    return build(*(corrupted(make, k, s, lost * factor) for k, s, lost in cells), folder=None)
+    return build(*(corrupted(make, k, s, lost * factor, N) for k, s, lost in cells), folder=None)
 
 
 def test_a_run_of_corruptions_alone_gives_their_mean(
@@ -121,7 +108,7 @@ def test_a_mean_without_spread_keeps_an_interval(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
     """Of images that are all right, as a rate has one."""
-    run = make_run(corrupted(make_outcome, "fog", 1, 0), folder=None)
+    run = make_run(corrupted(make_outcome, "fog", 1, 0, N), folder=None)
 
     accuracy = record_of(run).corruptions[0].accuracy
 
@@ -143,7 +130,7 @@ def test_two_runs_give_the_mean_corruption_error(
     )
     assert ": 200.0 % (" in said
     assert said in compare(reference, twice).remarks
-    other = make_run(corrupted(make_outcome, "fog", 1, 3), folder=None)
+    other = make_run(corrupted(make_outcome, "fog", 1, 3, N), folder=None)
     assert list(describe_corruption_errors(reference, other)) == []
 
 
@@ -156,7 +143,7 @@ def test_kinds_at_other_severities_have_no_hardest(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
     """Fog of severity 5 and noise of severity 1 do not say which is harder."""
-    cells = corrupted(make_outcome, "fog", 5, 400), corrupted(make_outcome, "snow", 1, 10)
+    cells = corrupted(make_outcome, "fog", 5, 400, N), corrupted(make_outcome, "snow", 1, 10, N)
     record = record_of(make_run(*cells, folder=None))
 
     assert not any("Hardest" in line for line in write_meaning(record))
@@ -188,7 +175,7 @@ def test_comparisons_have_means_and_no_worst_corruption(
 
 
 def test_a_corrupted_image_is_not_fooled(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
-    run = make_run(corrupted(make_outcome, "fog", 1, 1), folder=None)
+    run = make_run(corrupted(make_outcome, "fog", 1, 1, N), folder=None)
 
     said = [describe_result(run, run.outcomes[0], at) for at in (0, 1)]
 

@@ -30,10 +30,16 @@ SHA = "ab" * 32
 ALL = np.ones(40, bool)
 
 
-@pytest.fixture
-def run(make_outcome: MakeOutcome, make_run: MakeRun) -> Run:
-    """A run with defenses, a detector among them."""
+@pytest.fixture(params=["attacked", "corrupted", "both"])
+def run(make_outcome: MakeOutcome, make_run: MakeRun, request: pytest.FixtureRequest) -> Run:
+    """A run with defenses, a detector among them; of corruptions alone; with both."""
+    kinds = (("fog", 1, 3), ("fog", 2, 9), ("snow", 1, 0), ("snow", 2, 40))
+    corruptions = tuple(reportable.corrupted(make_outcome, *each, n=40) for each in kinds)
     made = reportable.defended(make_outcome, make_run, n=40)
+    if request.param == "corrupted":
+        made = make_run(*corruptions)
+    elif request.param == "both":
+        made = replace(made, outcomes=(*made.outcomes, *corruptions))
     return replace(made, model={**made.model, "file": "net.pth", "sha256": SHA})
 
 
@@ -74,11 +80,12 @@ def test_each_figure_stands_in_the_report_where_it_points(run: Run, record: RunR
 
     figures = list_figures(record)
 
-    assert {figure.metric for figure in figures} >= {
-        "accuracy on images as they are",
-        "robust accuracy",
-        "true positive rate of the detector",
-    }
+    wanted = {"accuracy on images as they are"}
+    if record.defenses:
+        wanted |= {"robust accuracy", "true positive rate of the detector"}
+    if record.corruptions:
+        wanted |= {"mean accuracy under corruptions"}
+    assert {figure.metric for figure in figures} >= wanted
     for figure in figures:
         found = resolve(whole, figure.pointer)
         assert (found["value"], found["n"]) == (figure.rate.value, figure.rate.n)
@@ -129,7 +136,8 @@ def test_the_hub_reads_the_results_of_a_model_card(record: RunRecord) -> None:
     for result, figure in zip(results, list_figures(record), strict=True):
         assert result.metric_value == figure.rate.value
         assert (result.metric_args or {})["low"] == figure.rate.low
-    assert "Article 15(5)" in card.text
+    assert ("Article 15(5)" in card.text) == bool(record.defenses)
+    assert ("Article 15(4)" in card.text) == bool(record.corruptions)
 
 
 def test_numbers_that_are_not_to_be_used_are_not_handed_on(run: Run) -> None:
