@@ -16,6 +16,7 @@ from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import Stop
 from robusteval.search.ensemble import Ensemble, Work
 from robusteval.search.stand_ins import (
+    JUMPS,
     Accompanied,
     Bypassed,
     Expected,
@@ -60,7 +61,8 @@ def unmask(
 
     Obfuscated Gradients Give a False Sense of Security, arXiv:1802.00420: what the network answers
     is always its own, its gradient that of the network with other layers. First the gradient of
-    the identity in the place of the layers' own (BPDA), then that of the network without them. A
+    the identity in the place of the layers' own (BPDA), then that of the network without them, and
+    where something is rounded that of the values alone that are near to the next level. A
     network that answers at random is followed in its mean over draws (EOT), and on beyond the
     first success, which fresh answers might undo.
 
@@ -124,10 +126,14 @@ def unmask(
     if other and known is not None:
         guides["transfer"] = Guided(answers, known)
     others = find_known_company()
+    near = Straight(answers, [], near=True)
+    guides["near"] = near
     if company and others is not None:
         guides = {name: Accompanied(guide, others[:company]) for name, guide in guides.items()}
     with book_rows(torch.zeros(1, dtype=torch.int64)):  # the first image's passes
         reasons = {name: explain_no_gradient(guide, x[:1]) for name, guide in guides.items()}
+    if JUMPS.keys().isdisjoint(near.met):  # nothing is rounded
+        del guides["near"]
     guides = {name: guide for name, guide in guides.items() if reasons[name] is None}
     if not guides:
         raise RunError(str(reasons["straight"]))

@@ -22,6 +22,8 @@ from robusteval.models.steps import book_rows
 
 # operations whose derivative is zero wherever there is one
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
+JUMPS = {"round": 0.5, "floor": 0.0, "ceil": 0.0, "trunc": 0.0, "fix": 0.0}  # beyond integers
+NEAR = 0.1  # units from a jump, up to which a value can be expected to cross it
 COMPARISONS = {"gt": 1.0, "ge": 1.0, "lt": -1.0, "le": -1.0}  # with the sign of their left side
 CASTS = frozenset({"float", "to", "type", "type_as", "double", "half", "bfloat16"})
 LIMITS = frozenset({"clamp", "clip"})
@@ -50,6 +52,14 @@ def pass_on(guide: Tensor, value: Tensor) -> Tensor:
     return found
 
 
+def hold_far(name: str, x: Tensor, decimals: int = 0) -> Tensor:
+    """Values that are rounded by the named operation, on the graph only near where it jumps."""
+    if name not in JUMPS:
+        return x
+    scaled = x.detach() * 10.0**decimals - JUMPS[name]
+    return torch.where((scaled - scaled.round()).abs() <= NEAR, x, x.detach())
+
+
 @cache
 def hides_ends() -> bool:
     """Whether in this version of torch a value at a limit of a clamp has no gradient."""
@@ -71,11 +81,14 @@ class StraightSteps(TorchFunctionMode):
     rows : int, optional
         How many rows of a batch are images, as others only fill it up and may be black, where it
         is asked whether a clamp has values at its limits.
+    near : bool
+        Of values that are rounded only those near a jump get a gradient: where a radius is too
+        small to move the others across, no step is spent on them.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
+    def __init__(self, rows: int | None = None, *, near: bool = False) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.near = rows, near
         self.met: set[str] = set()  # names of the operations that were given a gradient
         self._sides: dict[int, tuple[Tensor, Tensor]] = {}  # of comparisons, with their result
         self._trusted = False
@@ -114,10 +127,12 @@ class StraightSteps(TorchFunctionMode):
         x = args[0]
         if name in STEPS and isinstance(before, Tensor):
             self.met.add(name)
-            return x.copy_(pass_on(before, out))
+            guide = hold_far(name, before, kwargs.get("decimals", 0)) if self.near else before
+            return x.copy_(pass_on(guide, out))
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
-            return pass_on(x, out)
+            guide = hold_far(name, x, kwargs.get("decimals", 0)) if self.near else x
+            return pass_on(guide, out)
         limits = self._read_limits(args, kwargs) if name in LIMITS and hides_ends() else None
         if limits is not None and x.requires_grad and out is not x and x.is_floating_point():
             kept = out == x
@@ -197,16 +212,22 @@ class Straight(nn.Module):
         Maps images in [0, 1] to logits ``(n, k)``.
     layers : sequence of nn.Module
         Of the model.
+    near : bool
+        See `StraightSteps`.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module], *, near: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.layers = model, tuple(layers)
+        self.model, self.layers, self.near = model, tuple(layers), near
+        self.met: set[str] = set()  # names of the operations that were given a gradient
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, k)``, those of the model."""
-        with replace_layers(self.layers, pass_on), StraightSteps():
+        with replace_layers(self.layers, pass_on), StraightSteps(near=self.near) as steps:
             logits: Tensor = self.model(x)
+        self.met |= steps.met
         return logits
 
 
