@@ -33,6 +33,7 @@ from .running import (
     device_option,
     model_options,
     precision_options,
+    shortcut_options,
     spell_command,
 )
 from .session import Request, open_session
@@ -134,6 +135,7 @@ from .working import worker_options
     metavar="N",
     help="Decides which images are drawn, and all noise. [default: 0]",
 )
+@shortcut_options
 @option(
     "Attacks",
     "--no-probes",
@@ -206,6 +208,8 @@ def evaluate(
     fresh: bool,
     keep_images: bool,
     no_probes: bool,
+    amp: bool,
+    compiled: bool,
     also_float32: bool,
     checked: bool,
     baseline: Path | None,
@@ -285,6 +289,7 @@ def evaluate(
             "samples": samples,
             "seed": seed,
             "probes": not no_probes,
+            "shortcuts": [*(["amp"] if amp else []), *(["compile"] if compiled else [])],
             "interpreters": explained,
             "defenses": defended,
             "optional": optional,

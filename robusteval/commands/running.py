@@ -106,6 +106,28 @@ precision_options = combine_options(
 )
 
 
+shortcut_options = combine_options(
+    [
+        option(
+            "Attacks",
+            "--amp",
+            is_flag=True,
+            help="Attacks differentiate the network in half precision (torch's autocast), which is"
+            " faster where the device has it; verdicts stay in float32, and the report counts on"
+            " how many images the two differ.",
+        ),
+        option(
+            "Attacks",
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Attacks differentiate the network as torch.compile makes it, which takes a"
+            " compiler and a minute first; verdicts stay as they are.",
+        ),
+    ]
+)
+
+
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 classes_option = option(

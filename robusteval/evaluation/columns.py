@@ -22,6 +22,7 @@ from robusteval.evaluation.loss_curves import watch_losses
 from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.perturbing import Perturbed, choose_goals, perturb
 from robusteval.evaluation.plan import Attack, Plan
+from robusteval.evaluation.shortcut_checks import BY_SHORTCUTS
 from robusteval.evaluation.target import DefenseBroke, Target
 from robusteval.evaluation.votes import SURVIVAL, measure_survival
 from robusteval.models.classifier import Classifier, predict_classes
@@ -165,7 +166,10 @@ class AttackedColumns:
             part(0, 1, 1 if self.measurement is None else 2),
             watch_losses(target.model, x, goal, threat, whole=whole) as curves,
         ):
-            result = perturb(self.attack, target.model, x, y, seeds=seeds, goal=goal)
+            ways = plan.shortcuts
+            result = perturb(
+                self.attack, target.model, x, y, seeds=seeds, goal=goal, shortcuts=ways
+            )
         judged = judge(target.judge, result.x_adv, x, y)
         pred, targeted = judged["pred_adv"], threat.targeted
         is_adv = (pred == result.goal.cpu().numpy()) == targeted
@@ -188,7 +192,10 @@ class AttackedColumns:
                 for name, stage in result.passes.stages.items()
             },
         }
-        cells = [columns | target.score_images(result.x_adv, plan.seed, batch.ids)]
+        own: Columns = {}
+        if result.by_shortcuts is not None:
+            own[BY_SHORTCUTS] = result.by_shortcuts.cpu().numpy()
+        cells = [columns | own | target.score_images(result.x_adv, plan.seed, batch.ids)]
         cells += [self._judge_behind(each, columns, batch, x, y, result) for each in self.defended]
         maps: Columns = {}
         if self.measurement is not None:

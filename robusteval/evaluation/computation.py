@@ -22,6 +22,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.pieces import HandingOut, Task
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.planting import Planting, keep_planted
+from robusteval.evaluation.shortcut_checks import BY_SHORTCUTS, count_differences
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
@@ -284,6 +285,8 @@ def list_notes(
         if same:
             of = f"{same} of {len(rows)} images are"
             notes.append(f"{of} of the class to reach: left alone, they count as held")
+    if BY_SHORTCUTS in found and len(rows):
+        notes.append(count_differences(found))
     return tuple(notes)
 
 
@@ -325,7 +328,7 @@ def place_columns(
     columns |= {
         name: np.zeros(len(positions), values.dtype)
         for name, values in found.items()
-        if name.startswith((STAGE, MADE, *CURVES))
+        if name.startswith((STAGE, MADE, *CURVES, BY_SHORTCUTS))
     }
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before

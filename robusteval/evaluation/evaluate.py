@@ -69,6 +69,7 @@ def evaluate(
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
     targets: Mapping[str, nn.Module] | None = None,
+    shortcuts: Sequence[str] = (),
     progress: Progress | bool | None = None,
 ) -> Run:
     """Attack a classifier and judge the results.
@@ -105,6 +106,9 @@ def evaluate(
         and run against it where it does.
     targets : mapping of str to nn.Module
         Other networks by name, on which the adversarial images made on this one are judged.
+    shortcuts : sequence of {"amp", "compile"}
+        Passes that attacks differentiate are made under torch's autocast, or by the compiled
+        network. Verdicts never are; where the two differ is counted.
     progress : Progress or bool, optional
         Where to say how far it is; True for bars on stderr.
 
@@ -135,6 +139,7 @@ def evaluate(
             interpreters=interpreters,
             defenses=defenses,
             receivers=targets,
+            shortcuts=shortcuts,
             progress=shown,
         )
         if out is not None:

@@ -14,9 +14,11 @@ from robusteval.datasets.dataset import Positions
 from robusteval.errors import RunError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack
+from robusteval.evaluation.shortcut_checks import LOST, compare_verdicts, taking_shortcuts
 from robusteval.models.classifier import Classifier
 from robusteval.models.failures import explain_no_gradient, raise_as_run_error
 from robusteval.models.seeds import draw_targets
+from robusteval.models.shortcuts import Shortcuts
 from robusteval.models.steps import Passes, book_rows, count_passes
 
 
@@ -29,6 +31,7 @@ class Perturbed(NamedTuple):
     goal: Tensor  # (n,) classes to reach; of an untargeted attack the labels, which are to be left
     passes: Passes  # forward and backward passes of each image, and in which stages
     seconds: float  # the whole batch took
+    by_shortcuts: Tensor | None = None  # (n,) where verdicts differ by them, if any were taken
 
 
 def perturb(
@@ -39,6 +42,7 @@ def perturb(
     *,
     seeds: Tensor,
     goal: Tensor | None = None,
+    shortcuts: Shortcuts | None = None,
 ) -> Perturbed:
     """Attack a batch, but for images whose label is the class to reach: these stay as they are.
 
@@ -57,6 +61,9 @@ def perturb(
     goal : Tensor, optional
         Classes ``(n,)`` to reach, or to leave by an untargeted attack; those of `choose_goals` if
         not given.
+    shortcuts : Shortcuts, optional
+        That the attack takes. Images that fool the model through them alone are attacked again
+        without.
 
     Returns
     -------
@@ -70,33 +77,41 @@ def perturb(
     """
     goal = choose_goals(attack, y, seeds, model.num_classes) if goal is None else goal
     started = time.perf_counter()
+    targeted, by_shortcuts = attack.threat.targeted, None
+
+    def run(rows: Tensor) -> Tensor:
+        """What the attack returns for some rows ``(m,)``."""
+        if len(rows) == len(x):
+            return attack.perturb(model, x.clone(), goal.clone(), targeted=targeted, seeds=seeds)
+        some = seeds[rows.to(seeds.device)]
+        with book_rows(rows):
+            return attack.perturb(model, x[rows], goal[rows], targeted=targeted, seeds=some)
+
     with (
         count_passes(model, len(x), model.device) as passes,
         explain_failure(attack, model, x),
         raise_as_run_error("the attack broke"),
     ):
-        targeted = attack.threat.targeted
         rows = (goal != y).nonzero().flatten() if targeted else torch.arange(len(x))
-        if len(rows) == len(x):
-            returned = attack.perturb(
-                model, x.clone(), goal.clone(), targeted=targeted, seeds=seeds
-            )
-        else:
-            returned = x.clone()
-            with book_rows(rows):
+        with taking_shortcuts(model, shortcuts):
+            if len(rows) == len(x):
+                returned = run(rows)
+            else:
+                returned = x.clone()
                 if len(rows):
-                    returned[rows] = attack.perturb(
-                        model,
-                        x[rows],
-                        goal[rows],
-                        targeted=True,
-                        seeds=seeds[rows.to(seeds.device)],
-                    )
+                    returned[rows] = run(rows)
+        if shortcuts is not None:
+            made, _ = repair(returned, x, attack.threat)
+            by_shortcuts = compare_verdicts(model, shortcuts, made, goal, targeted=targeted)
+            again = (by_shortcuts == LOST).nonzero().flatten()
+            if len(again):
+                returned = returned.detach().clone()
+                returned[again] = run(again)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started
     x_adv, fault = repair(returned, x, attack.threat)
-    return Perturbed(returned, x_adv, fault, goal, passes, seconds)
+    return Perturbed(returned, x_adv, fault, goal, passes, seconds, by_shortcuts)
 
 
 @contextmanager

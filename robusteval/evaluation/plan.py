@@ -21,12 +21,16 @@ from robusteval.evaluation.goals import Goals, read_goals, spell_goal
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
 from robusteval.evaluation.shares import Share
+from robusteval.evaluation.shortcut_checks import (
+    try_shortcuts,
+)
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_data, check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier
 from robusteval.models.environment import list_versions
 from robusteval.models.failures import raise_as_usage_error
 from robusteval.models.identity import identify_model
+from robusteval.models.shortcuts import Shortcuts
 from robusteval.progress import Progress, Silent
 from robusteval.registry import ATTACKS, parse
 from robusteval.runs.reading import WEIGHTS, read_bytes
@@ -89,6 +93,7 @@ class Plan:
     adaptive: tuple[Attack, ...] = ()  # on detectors; a hardened model meets `attacks` itself
     receivers: tuple[Defense, ...] = ()  # networks that the images of attacks are judged on
     share: Share | None = None  # of the images that are attacked here; all if None
+    shortcuts: Shortcuts | None = None  # that attacks take
 
     def list_attacks_on(self, defense: Defense | None) -> tuple[Attack, ...]:
         """List the attacks that know a defense."""
@@ -141,6 +146,7 @@ def prepare_plan(
     defenses: Sequence[str | Spec | Defense] = (),
     optional: Sequence[Spec] = (),
     receivers: Mapping[str, nn.Module] | None = None,
+    shortcuts: Sequence[str] = (),
     share: Share | None = None,
     fingerprint: str | None = None,
     progress: Progress | None = None,
@@ -220,6 +226,14 @@ def prepare_plan(
     if receiving:
         config["receivers"] = [str(each.spec) for each in receiving]
         config["receiving"] = [each.identity for each in receiving]
+    attacked = [model, *(each.model for each in ready if each.detector is None)]
+    ways, told = None, list[Finding]()
+    if shortcuts:
+        progress.begin("Trying shortcuts", 0)
+        ways, told = try_shortcuts(shortcuts, attacked, data.batch(index[:4]).x)
+        progress.end()
+    if ways is not None:
+        config["shortcuts"] = ways.describe()
     if share is not None:
         config["shard"] = str(share)
     if data.slices:
@@ -237,11 +251,12 @@ def prepare_plan(
         probes,
         config,
         explained,
-        (*findings, *unmet),
+        (*findings, *unmet, *told),
         ready,
         adaptive,
         receiving,
         share,
+        ways,
     )
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]

@@ -21,6 +21,7 @@ from robusteval.models.forward_modes import (
     without_checkpointing,
 )
 from robusteval.models.precision import Scaled, Scales, Unscaled
+from robusteval.models.shortcuts import Shortcuts
 from robusteval.models.steps import Passes as Passes
 from robusteval.models.steps import book_rows as book_rows
 from robusteval.models.steps import count_passes as count_passes
@@ -76,6 +77,7 @@ class Classifier(nn.Module):
         self.identity = identity or {}
         self.block = block
         self.call_sizes = CallSizes()
+        self.shortcuts: Shortcuts | None = None  # that passes may take just now
         self.class_names: tuple[str, ...] | None = None  # of the outputs, where a file says them
         self.arch: str | None = None  # how `load` was told to build the network, with its folder
         self.register_buffer("mean", torch.tensor(tuple(mean or (0.0,))).view(-1, 1, 1))
@@ -134,21 +136,25 @@ class Classifier(nn.Module):
             return self._logits(x)
         x = x.contiguous()  # memory format picks kernels too, so it is fixed as well
         block = self.block or choose_block_size(x.shape[1:].numel(), x.device)
-        call = partial(self._logits, block=block)
+        ways = self.shortcuts if self.shortcuts and self.shortcuts.suit(x, self.network) else None
+        call = partial(self._logits, block=block, ways=ways)
         sizes = cut_into_blocks(len(x), block)
-        if self.block is None and len(x) > 0:
+        if self.block is None and len(x) > 0 and ways is None:
             sizes = self.call_sizes.cut(x, block, self.network, call)
         return call_in_parts(x, sizes, call)
 
-    def _logits(self, x: Tensor, block: int = 1) -> Tensor:
+    def _logits(self, x: Tensor, block: int = 1, ways: Shortcuts | None = None) -> Tensor:
         dtype, scales = find_float_type(self.network), Scales()
+        smallest = ways.autocast if ways and ways.autocast else dtype
         # whoever looks on inside sees derivatives in their own size
-        is_scaled = dtype == torch.float16 and x.requires_grad and not is_observed(self.network)
+        is_scaled = smallest == torch.float16 and x.requires_grad and not is_observed(self.network)
         if is_scaled:
             x = Unscaled.apply(x, scales)
         x = x.to(dtype)
         if self.training:
             logits = self.network(x)
+        elif ways is not None:
+            logits = ways.call(self.network, x, block)
         else:
             with ImageByImage(len(x), block), without_checkpointing():
                 logits = self.network(x)

@@ -93,6 +93,7 @@ CONFIG: dict[str, Test] = {
     "resolved": each(is_dict),
     "shields": each(lambda value: True),
     "maps": is_dict,
+    "shortcuts": is_dict,
     "slices": is_dict,
 }
 DEFENSE: dict[str, Test] = {

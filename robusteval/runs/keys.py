@@ -63,6 +63,7 @@ def hash_attack(
         "basis": select_basis(config),
         **name_defense(defense),
         **({"maps": config.get("maps")} if maps else {}),
+        **({"shortcuts": config["shortcuts"]} if config.get("shortcuts") else {}),
     }
     return digest(facts)
 

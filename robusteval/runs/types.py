@@ -120,6 +120,8 @@ class Outcome:
     confidence_adv : softmax probability of `pred_adv`
     forwards, backwards, seconds : the image's share of the cost
     fault : what had to be repaired before judging, bits 1 box, 2 ball, 4 not finite
+    by_shortcuts : of an attack that took shortcuts, 1 where its result fooled the network through
+        them alone, so that it was attacked again without, 2 where it did without alone, else 0
     passes:NAME : what the stage NAME of the attack cost, forwards and backwards, 0 where an image
         was not given to it
     made:NAME : whether the result is a success that this stage found
