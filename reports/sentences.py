@@ -344,6 +344,10 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "outputs", model["outputs"]
     if model.get("precision"):
         yield "computed in", model["precision"]
+    if ways := source.config.get("shortcuts"):
+        kinds = [f"in {ways['amp']} (autocast)"] if "amp" in ways else []
+        kinds += ["compiled"] if "compile" in ways else []
+        yield "differentiated", f"{' and '.join(kinds)}, by attacks; verdicts are made without"
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts

@@ -93,7 +93,7 @@ CONFIG: dict[str, Test] = {
     "resolved": each(is_dict),
     "shields": each(lambda value: True),
     "maps": is_dict,
-    "shortcuts": is_dict,
+    "shortcuts": lambda value: is_dict(value) and all(map(is_text, value.values())),
     "slices": is_dict,
 }
 DEFENSE: dict[str, Test] = {
