@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -111,58 +112,81 @@ def fit_detector(
         If there are too few images or classes, an attack that succeeds too seldom, or an
         interpreter that the network cannot have.
     """
-    progress = progress or Silent()
-    if not attacks:
+    view = choose_view(interpreters, channels, extractor, confidence, data.shape)
+    study = Study(model, data, view, attacks, seed, progress or Silent(), done or WorkCache())
+    with prepare_fit(study, samples, start, tune=tune) as (sources, judgement):
+        return judge_fit(study, sources, judgement)
+
+
+def fit_unjudged(
+    model: Classifier,
+    data: Data,
+    interpreters: Sequence[str],
+    attacks: Sequence[Attack],
+    *,
+    extractor: Extractor = "small_cnn",
+    seed: int = 0,
+    start: nn.Module | None = None,
+    progress: Progress | None = None,
+) -> MapDetector:
+    """Fit a detector to all images of some data as `fit_detector` does, and nothing else."""
+    view = choose_view(interpreters, None, extractor, False, data.shape)
+    study = Study(model, data, view, attacks, seed, progress or Silent())
+    with prepare_fit(study, None, start) as (sources, judgement):
+        study.progress.begin("Fitting a detector", EPOCHS)
+        main, thresholds, _ = judgement.fit_main()
+        study.progress.end()
+        imitator, _ = imitate_fit(main, judgement.rows, judgement.parts, seed)
+        return assemble_fit(study, sources, judgement.parts, main, thresholds, imitator)
+
+
+@contextmanager
+def prepare_fit(
+    study: Study, samples: int | None, start: nn.Module | None, *, tune: bool = False
+) -> Iterator[tuple[Sources, DetectorReport]]:
+    """Attack the images of a study and look at all of them: the images, and what fits and judges.
+
+    UsageError if that cannot be done.
+    """
+    if not study.attacks:
         raise UsageError("a detector needs at least one attack to learn from")
-    if (extractor == "vgg16") != (start is not None):
+    if (study.view.extractor == "vgg16") != (start is not None):
         raise UsageError(
             "the extractor vgg16, and no other, needs VGG-16 with weights to start from"
         )
-    names = [str(attack.spec) for attack in attacks]
+    names = tuple(str(attack.spec) for attack in study.attacks)
     if len(set(names)) < len(names):
         raise UsageError(f"the same attack is asked for twice: {', '.join(names)}")
-    view = choose_view(interpreters, channels, extractor, confidence, data.shape)
-    view.check_network(model)
-    study = Study(model, data, view, attacks, seed, progress, done or WorkCache())
-    with frozen(model), exact_arithmetic():
-        sources = read_sources(model, data, samples, seed, study.batch, progress)
-        parts = split_groups(sources, seed)
+    study.view.check_network(study.model)
+    with frozen(study.model), exact_arithmetic():
+        sources = read_sources(
+            study.model, study.data, samples, study.seed, study.batch, study.progress
+        )
+        parts = split_groups(sources, study.seed)
         variants = list(VariantMaker(study, sources, parts).make_variants())
         with RowMaker(study, sources, variants).make_rows() as rows:
-            return fit_rows(study, sources, parts, rows, start, tune=tune)
+            fitter = Fitter(
+                rows,
+                study.view.extractor,
+                study.seed,
+                study.model.device,
+                start,
+                study.progress.advance,
+                study.circumstances,
+                study.done,
+            )
+            tasks = TaskMaker(rows, parts, study.view)
+            yield sources, DetectorReport(tasks, fitter, names, sources.ids, study.seed, tune)
 
 
-def fit_rows(
-    study: Study,
-    sources: Sources,
-    parts: Parts,
-    rows: Rows,
-    start: nn.Module | None,
-    *,
-    tune: bool = False,
-) -> FittedDetector:
+def judge_fit(study: Study, sources: Sources, judgement: DetectorReport) -> FittedDetector:
     """Fit the detector of a study to its rows, and judge it."""
-    fitter = Fitter(
-        rows,
-        study.view.extractor,
-        study.seed,
-        study.model.device,
-        start,
-        study.progress.advance,
-        study.circumstances,
-        study.done,
-    )
-    attacks = tuple(str(attack.spec) for attack in study.attacks)
-    tasks = TaskMaker(rows, parts, study.view)
-    judgement = DetectorReport(tasks, fitter, attacks, sources.ids, study.seed, tune)
+    rows, parts = judgement.rows, judgement.parts
     study.progress.begin("Fitting, and looking for leaks", EPOCHS * judgement.fits)
     main, thresholds, figures = judgement.judge_detector()
     study.progress.end()
     imitator, fidelity = imitate_fit(main, rows, parts, study.seed)
-    detector = replace(
-        assemble_fit(study, sources, parts, main, thresholds),
-        imitator=imitator.to(study.model.device),
-    )
+    detector = assemble_fit(study, sources, parts, main, thresholds, imitator)
     report = describe_study(study, detector, sources, parts, rows, figures, fidelity)
     return FittedDetector(detector, replace(report, remarks=tuple(write_remarks(report))))
 
@@ -180,7 +204,12 @@ def imitate_fit(main: TreeFit, rows: Rows, parts: Parts, seed: int) -> tuple[Imi
 
 
 def assemble_fit(
-    study: Study, sources: Sources, parts: Parts, main: TreeFit, thresholds: dict[str, float]
+    study: Study,
+    sources: Sources,
+    parts: Parts,
+    main: TreeFit,
+    thresholds: dict[str, float],
+    imitator: Imitator,
 ) -> MapDetector:
     """Assemble the detector that goes into the file."""
     known = np.isin(sources.groups, np.concatenate(parts[:2]))
@@ -204,6 +233,7 @@ def assemble_fit(
         main.spread,
         main.booster,
         np.unique(sources.ids[known]),
+        imitator=imitator.to(study.model.device),
     )
 
 

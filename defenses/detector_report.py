@@ -80,13 +80,17 @@ class DetectorReport:
         leaks = 2 * len(self.parts.folds) + 1
         return 1 + grid + matrix + leaks + len(list_simpler_views(self.view))
 
-    def judge_detector(self) -> tuple[TreeFit, dict[str, float], DetectorFigures]:
-        """Fit the detector, choose its thresholds, and judge what it is worth."""
+    def fit_main(self) -> tuple[TreeFit, dict[str, float], list[float]]:
+        """Fit the detector and choose its thresholds; with the AUCs of the trees tried for it."""
         task = self.tasks.make_attack_task(self.attacks)
         tried = self.fitter.choose_settings(task) if self.tune else []
         main = self.fitter.fit_once(task)
+        return main, self.choose_thresholds(self.make_scorer(main)), tried
+
+    def judge_detector(self) -> tuple[TreeFit, dict[str, float], DetectorFigures]:
+        """Fit the detector, choose its thresholds, and judge what it is worth."""
+        main, thresholds, tried = self.fit_main()
         by = self.make_scorer(main)
-        thresholds = self.choose_thresholds(by)
         test = self.score_test_images(by, self.attacks)
         judgement = judge_scores(test, thresholds, self.resampling)
         figures = DetectorFigures(

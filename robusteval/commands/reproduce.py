@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
 
 if TYPE_CHECKING:
+    from robusteval.datasets.dataset import Data
+    from robusteval.evaluation.plan import Attack
     from robusteval.evaluation.work_cache import WorkCache
     from robusteval.runs.detector_record import Combination
 
@@ -169,6 +171,7 @@ def reproduce(
                     stopping=lambda: stop.asked > 0,
                     command=spell_command(),
                     detect=partial(fit_detectors, session, vgg_weights),
+                    write=partial(write_detector, session, vgg_weights),
                     targets=receivers,
                 )
             except RobustevalError as error:
@@ -194,19 +197,13 @@ def fit_detectors(
 ) -> tuple[list[Combination], dict[str, str]]:
     """Fit and judge the detectors of a paper; with figures, and why a detector has none."""
     from robusteval.defenses.detector_tables import measure_combinations
-    from robusteval.evaluation.plan import prepare_attack
 
-    classifier, images = session.classifier, session.images
-    attacks = {}
-    for name, text in wanted.attacks.items():
-        with suppress(UsageError):  # as by its maps, which the network cannot have: that is said
-            attacks[name] = prepare_attack(check_attack(parse(text)), classifier, images.shape)
     return measure_combinations(
-        classifier,
-        images,
+        session.classifier,
+        session.images,
         names,
         wanted.interpreters,
-        attacks,
+        prepare_attacks(session, wanted.attacks),
         extractor=wanted.extractor if weights is None else "vgg16",  # type: ignore[arg-type]
         samples=wanted.samples,
         seed=seed,
@@ -214,6 +211,38 @@ def fit_detectors(
         done=done,
         progress=session.progress,
     )
+
+
+def write_detector(
+    session: Session, weights: Path | None, wanted: Detectors, images: Data, seed: int, out: Path
+) -> None:
+    """Fit the detector that a paper has attacked to these images, and write its file."""
+    from robusteval.defenses.detection import fit_unjudged
+
+    chosen = [each for each in wanted.interpreters if parse(each).name in wanted.watching]
+    attacks = {name: text for name, text in wanted.attacks.items() if name in wanted.watching}
+    fit_unjudged(
+        session.classifier,
+        images,
+        chosen,
+        list(prepare_attacks(session, attacks).values()),
+        extractor=wanted.extractor if weights is None else "vgg16",  # type: ignore[arg-type]
+        seed=seed,
+        start=None if weights is None else load_vgg(weights, session.progress),
+        progress=session.progress,
+    ).save(out)
+
+
+def prepare_attacks(session: Session, texts: Mapping[str, str]) -> dict[str, Attack]:
+    """Attacks by name, but those that the network cannot have, as by its maps: that is said."""
+    from robusteval.evaluation.plan import prepare_attack
+
+    attacks = {}
+    for name, text in texts.items():
+        with suppress(UsageError):
+            spec = check_attack(parse(text))
+            attacks[name] = prepare_attack(spec, session.classifier, session.images.shape)
+    return attacks
 
 
 def describe_papers() -> list[str]:

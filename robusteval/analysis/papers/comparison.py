@@ -105,6 +105,8 @@ class Results:
         Of attacks by short name what they do region by region.
     detectors : mapping
         Detectors of several interpreters by name.
+    behind : mapping
+        Attacks on a detector by short name.
     """
 
     run: Run
@@ -112,6 +114,7 @@ class Results:
     missing: Mapping[str, str]
     explanations: Mapping[str, ExplanationRecord] = field(default_factory=dict)
     detectors: Mapping[str, Combination] = field(default_factory=dict)
+    behind: Mapping[str, Outcome] = field(default_factory=dict)
 
     def list_outcomes(self, name: str) -> list[Outcome]:
         """The results of an attack in all its settings; MissingError if there is none."""
@@ -129,6 +132,11 @@ class Results:
 
         MissingError if there is none.
         """
+        if reading.measure.startswith("behind_"):
+            if reading.attack not in self.behind:
+                reason = self.missing.get(f"behind {reading.attack}", "not run at this size")
+                raise MissingError(reason)
+            return self.behind[reading.attack]
         found = self.list_outcomes(reading.attack)
         for measure, least in reading.at.items():
             means = [find_measure(measure).summarize(outcome).value for outcome in found]

@@ -29,6 +29,11 @@ class Detectors:
     interpreters: tuple[str, ...]
     attacks: Mapping[str, str]  # by the name of the interpreter that an attack minds
     extractor: str = "raw"  # in the place of VGG-16, whose weights only a user has
+    # of the detector that is attacked by those who know it: its interpreters, the attacks by short
+    # name, where made_on=other stands for a detector of the attacker's own, and how many images
+    watching: tuple[str, ...] = ()
+    evasions: Mapping[str, str] = field(default_factory=dict)
+    evaded: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,11 @@ class Paper:
         theirs = self.choose_size(size).interpreters
         return self.interpreters if theirs is None else theirs
 
+    def list_evasions(self) -> list[str]:
+        """The short names of attacks on a detector, of either size."""
+        found = (self.choose_size(size).detectors for size in SIZES)
+        return list(dict.fromkeys(n for each in found if each is not None for n in each.evasions))
+
     def label(self, name: str) -> str:
         """What a column or an attack is called."""
         return self.labels.get(name, name)
@@ -163,8 +173,9 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     given["tables"] = tuple(build_table(name, each) for each in given.get("tables", ()))
     given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
     paper = build(Paper, {**given, "name": name}, name)
+    known = {*paper.attacks, *paper.detectors, *paper.list_evasions()}
     for reading in list_readings(paper):
-        if reading.attack not in (*paper.attacks, *paper.detectors):
+        if reading.attack not in known:
             raise ValueError(f"{name}: no attack is called {reading.attack}")
     return paper
 

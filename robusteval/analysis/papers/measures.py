@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from robusteval.runs.metrics import rate
+from robusteval.runs.metrics import find_fooled, rate
 from robusteval.runs.statistics import (
     count_pairs,
     mean_interval,
@@ -149,6 +149,15 @@ MEASURES: Mapping[str, Measure] = {
     "seconds": Measure(
         "seconds per image", "mean", read_column("seconds"), all_attacked, shared=True
     ),
+    # behind a detector, see `robusteval.analysis.papers.evading`
+    "behind_reached": Measure("images fooled, flagged or not", "share", find_fooled, all_attacked),
+    "behind_flagged": Measure(
+        "flagged, of the images fooled", "share", lambda o: o.columns["flagged"], find_fooled
+    ),
+    "behind_passed": Measure(
+        "images fooled and not flagged", "share", Outcome.success, all_attacked
+    ),
+    "behind_passes": Measure("passes per image", "mean", count_passes, all_attacked),
     "edge_energy": Measure(
         "share of the squared change on edges", "mean", read_column("edge_energy"), successes
     ),

@@ -11,6 +11,7 @@ from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
 from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper
 from robusteval.analysis.papers.declaration import Detectors, Paper
+from robusteval.analysis.papers.evading import Evasion, WriteDetector
 from robusteval.art.field_names import check_attack
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError
@@ -22,7 +23,7 @@ from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
-from robusteval.runs.types import Spec
+from robusteval.runs.types import Outcome, Spec
 
 # what is wanted, the names, seed and cache; figures, and by name why a detector has none
 Detect = Callable[
@@ -44,6 +45,7 @@ def reproduce(
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
     detect: Detect | None = None,
+    write: WriteDetector | None = None,
     targets: Mapping[str, Classifier] | None = None,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
@@ -74,6 +76,8 @@ def reproduce(
         What a user typed to ask for it.
     detect : callable, optional
         Fits and judges the detectors that a paper has.
+    write : callable, optional
+        Fits the detector that is attacked, and writes its file.
     targets : mapping of str to Classifier, optional
         Other networks that the images are shown to; tables of transfer are of the first.
 
@@ -146,11 +150,23 @@ def reproduce(
         except RobustevalError as error:
             reasons = dict.fromkeys(paper.detectors, str(error))
         missing |= {f"detect {name}": reason for name, reason in reasons.items()}
+    behind: dict[str, Outcome] = {}
+    if wanted is not None and wanted.evasions and write is not None:
+        evasion = Evasion(classifier, data, folder / "evaded", seed)
+        try:
+            behind, reasons = evasion.run_attacks(
+                wanted, write, fresh=fresh, progress=progress or Silent(), stopping=stopping
+            )
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            reasons = dict.fromkeys([*wanted.watching, *wanted.evasions], str(error))
+        missing |= {f"behind {name}": reason for name, reason in reasons.items()}
     compared = compare_briefly(list(explanations.values()))
     return compare_paper(
         paper,
         size,
-        Results(run, called, missing, explanations, detectors),
+        Results(run, called, missing, explanations, detectors, behind),
         remarks=() if compared is None else compared.remarks,
         explained=compared,
         more_seconds=time.monotonic()
