@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, Self, get_args
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.models.classifier import choose_batch_size, predict_classes
+from robusteval.models.classifier import choose_graph_size, predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.search.balls import Ball, quantise
 from robusteval.search.losses import Loss, aimed_loss, attacker_loss
@@ -80,7 +80,7 @@ def differentiate(
     A few blocks of images at a time, so that memory does not grow with the batch. No gradient after
     the `last` step.
     """
-    size = choose_batch_size(x.shape[1:].numel(), x.device)
+    size = choose_graph_size(x.shape[1:].numel(), x.device)
     scores, grads = [], []
     for start in range(0, max(len(x), 1), size):
         z = x[start : start + size].detach().requires_grad_(not last)

@@ -328,7 +328,7 @@ def test_searches_for_large_images_go_a_few_at_a_time(
     _, raised = weigh_terms(objective, gamma=0.5, beta=6.0)
     whole = find_worst_images(model, x, y, seeds, raised, eps=0.05, steps=4, step=0.03)
 
-    monkeypatch.setattr("robusteval.search.descent.choose_batch_size", lambda *_: 5)
+    monkeypatch.setattr("robusteval.search.descent.choose_graph_size", lambda *_: 5)
     parts = find_worst_images(model, x, y, seeds, raised, eps=0.05, steps=4, step=0.03)
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
 

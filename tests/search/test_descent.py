@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robusteval.attacks.apgd import apgd
 from robusteval.attacks.pgd import pgd
-from robusteval.models.classifier import Classifier, choose_batch_size
+from robusteval.models.classifier import Classifier, choose_graph_size
 
 
 class Seen(nn.Module):
@@ -34,7 +34,7 @@ def test_a_large_batch_gives_the_bits_of_small_ones(attack: Callable[..., Tensor
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-    few = choose_batch_size(36, torch.device("cpu"))
+    few = choose_graph_size(36, torch.device("cpu"))
     n = few + 40
     x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     model = Seen(Classifier(network.eval(), num_classes=3).eval().requires_grad_(False))
