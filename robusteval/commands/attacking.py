@@ -43,14 +43,17 @@ class Attacking:
         classifier, images, progress, stop = session
         session.say_if_fewer(self.chosen["samples"])
         asked = [*self.specs, *self.interpreters]
+        unusable: dict[str, str] = {}
         if needs_rts(asked):
             try:
                 ensure_masks(session, request, "train" if request.split == "test" else "test")
-            except RunError as error:
+            except (RunError, UsageError) as error:
                 if needs_rts([spec for spec in asked if spec not in self.optional]):
                     raise
                 progress.say(str(error))
-        chosen = {**self.chosen, "share": None if self.shard is None else Share.parse(self.shard)}
+                unusable = {str(spec): str(error) for spec in asked if needs_rts([spec])}
+        share = None if self.shard is None else Share.parse(self.shard)
+        chosen = {**self.chosen, "share": share, "unusable": unusable}
         receivers = load_networks(networks, progress, device=request.device)
         plan = prepare_plan(
             classifier, images, self.specs, **chosen, receivers=receivers, progress=progress
@@ -88,12 +91,22 @@ def specify(request: Request) -> NetworkSpec:
     return NetworkSpec(request.checkpoint, known)
 
 
-def list_in_float32(request: Request, asked: bool) -> list[NetworkSpec]:
-    """The network of a request in float32, where that was asked for and it computes otherwise."""
+def list_in_float32(
+    request: Request, asked: bool, others: Sequence[NetworkSpec]
+) -> list[NetworkSpec]:
+    """The network of a request in float32, where that was asked for and it computes otherwise.
+
+    Not where it is already among the others that judge.
+    """
     if not asked or request.dtype == "float32":
         return []
     known = specify(request)
-    return [known._replace(options={**known.options, "dtype": "float32"})]
+    wanted = known._replace(options={**known.options, "dtype": "float32"})
+    named = [
+        each._replace(options={**each.options, "dtype": each.options.get("dtype", "float32")})
+        for each in others
+    ]
+    return [] if wanted in named else [wanted]
 
 
 def name_run(request: Request) -> str:

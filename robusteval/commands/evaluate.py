@@ -299,7 +299,7 @@ def evaluate(
     names = name_runs(requests)
     runs = []
     for i, each in enumerate(requests):
-        mutual = [other for other in requests if transfer and other is not each]
+        judging = [*networks, *(specify(it) for it in requests if transfer and it is not each)]
         with open_session(each.open_both, fresh=fresh) as session:
             if len(requests) > 1:
                 session.progress.say(f"Network {i + 1} of {len(requests)}: {each.checkpoint}.")
@@ -308,7 +308,7 @@ def evaluate(
             found = attacking.run_on(
                 session,
                 each,
-                [*networks, *map(specify, mutual), *list_in_float32(each, also_float32)],
+                [*judging, *list_in_float32(each, also_float32, judging)],
                 name_out(out, names[i], len(requests)),
                 (workers, ray),
                 batch_size=batch_size,

@@ -145,6 +145,7 @@ def prepare_plan(
     interpreters: Sequence[str | Spec] = (),
     defenses: Sequence[str | Spec | Defense] = (),
     optional: Sequence[Spec] = (),
+    unusable: Mapping[str, str] | None = None,
     receivers: Mapping[str, nn.Module] | None = None,
     shortcuts: Sequence[str] = (),
     share: Share | None = None,
@@ -154,9 +155,9 @@ def prepare_plan(
     """Check everything that can be checked before the first attack; see `evaluate`.
 
     The attacks and interpreters that are also `optional` are left out, with a remark, where the
-    network cannot have them. With a `share` the plan is that of the whole run, of which only this
-    part of the images is attacked. The images are not read for their `fingerprint` where it is
-    known.
+    network cannot have them; of those that are known to be `unusable` the reason is given. With a
+    `share` the plan is that of the whole run, of which only this part of the images is attacked.
+    The images are not read for their `fingerprint` where it is known.
     """
     progress = progress or Silent()
     check_data(data)
@@ -175,6 +176,8 @@ def prepare_plan(
         found = []
         for spec in specs:
             try:
+                if unusable and str(spec) in unusable:
+                    raise UsageError(unusable[str(spec)])
                 found.append(make(spec, model, data.shape))
             except UsageError as error:
                 if spec not in optional:

@@ -27,6 +27,7 @@ from robusteval.interpreters.observing import (
     AVERAGES,
     ChosenLayer,
     choose_layer,
+    draw_noise,
     get_network,
     get_unmasked,
 )
@@ -81,11 +82,17 @@ def rts(
     Raises
     ------
     UsageError
-        If no mask network has been trained for this model.
+        If no mask network has been trained for this model, or none can be.
     ValueError
-        If the images are of another size than those it was trained on, or a class does not exist.
+        If the images are of another size than those it was trained on, a class does not exist, or
+        the network has no feature maps.
     """
-    return find_mask_network(model).draw_masks(model, x, y, confidence)[0]
+    try:
+        network = find_mask_network(model)
+    except UsageError:
+        collect_features(model, draw_noise(x))  # a network that can have none is no untrained one
+        raise
+    return network.draw_masks(model, x, y, confidence)[0]
 
 
 class FeatureScale(NamedTuple):

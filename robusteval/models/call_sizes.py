@@ -198,7 +198,7 @@ def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
     if size > kind.block:
         if is_same and ratio < GAIN:
             kind.best = size
-        else:
+        elif not is_same or ratio > 1 / GAIN:
             kind.largest = LARGEST * kind.block  # larger ones are not tried
 
 

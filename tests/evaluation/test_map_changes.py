@@ -782,7 +782,8 @@ def test_masks_that_miss_their_test_are_left_out_of_a_preset(
     assert "the masks are useless: 3 points apart" in adapted.stderr
     record = json.loads(adapted.stdout)
     assert [facts["spec"] for facts in record["interpreters"]["measured"]] == ["grad"]
-    assert "rts" in [finding["cell"] for finding in record["findings"]]
+    (finding,) = [each for each in record["findings"] if each["cell"] == "rts"]
+    assert "rts was left out: the masks are useless: 3 points apart." in finding["message"]
     assert asked.exit_code == 3
     assert asked.stderr.endswith("Error: the masks are useless: 3 points apart\n")
     assert len(trained) == 2

@@ -16,6 +16,7 @@ from toys import Bands
 from robusteval.datasets.dataset import Data
 from robusteval.errors import RunError, UsageError
 from robusteval.interpreters import rts_training
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.rts import (
     Acceptance,
     MaskNetwork,
@@ -377,6 +378,18 @@ def test_a_network_without_feature_maps_is_refused(empty: Path, data: Data) -> N
 
     with pytest.raises(UsageError, match="no feature maps"):
         train_rts(flat, data)
+
+
+def test_a_network_that_can_have_no_mask_network_is_not_told_to_train_one(empty: Path) -> None:
+    """It would be told the reason by the training."""
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(432, 3)), num_classes=3).eval()
+    rounded = Classifier(Bands().bfloat16(), num_classes=3).eval()
+
+    for model, reason in ((flat, "no feature maps"), (rounded, "computes in bfloat16")):
+        with pytest.raises(UsageError, match=reason):
+            Interpreter.build("rts", model, (3, 12, 12))
+    with pytest.raises(UsageError, match="no mask network has been trained"):
+        Interpreter.build("rts", classifier(Bands()), (3, 12, 12))
 
 
 def test_too_few_images_are_refused(empty: Path, network: Bands) -> None:

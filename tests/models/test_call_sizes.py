@@ -276,3 +276,24 @@ def test_larger_calls_are_made_where_they_are_faster(
 
     assert tried == [None] * 99 + [16, None]
     assert kind.cut(16) == [size] * (16 // size)
+
+
+@pytest.mark.parametrize(("ratio", "sizes"), [(0.99, [16, 32]), (1.1, [16])])
+def test_a_size_that_neither_gains_nor_loses_leads_on_to_larger_ones(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, sizes: list[int]
+) -> None:
+    """Each gains little over the one before, and the last much over the block."""
+    kind, x = Kind(8), torch.rand(32, 1)
+    monkeypatch.setattr(call_sizes, "PATIENCE", 0)
+    monkeypatch.setattr(
+        call_sizes, "compare_calls", lambda x, *_: (True, 0.9 if len(x) == 32 else ratio)
+    )
+    tried = []
+    for _ in range(4):
+        size = kind.choose_trial(32)
+        if size is not None:
+            tried.append(size)
+            call_sizes.try_size(kind, size, x, lambda x: x)
+
+    assert tried == sizes
+    assert kind.best == (32 if 32 in sizes else 8)

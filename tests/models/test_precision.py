@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from toys import Bands, draw_uniform
 
 from robusteval import from_arrays, load
 from robusteval.cli import cli
+from robusteval.commands.attacking import list_in_float32
 from robusteval.commands.networks import name_networks, parse_network
+from robusteval.commands.session import Request
 from robusteval.errors import UsageError
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.interpreters.attention import rollout
@@ -207,3 +211,33 @@ def test_the_command_judges_again_in_float32_only_what_was_not(tmp_path: Path) -
     assert result.exit_code == 2
     assert "--also-float32 judges again what --dtype bfloat16" in result.stderr
     assert name_networks([parse_network("demo,dtype=float32")]) == ["demo in float32"]
+
+
+def test_a_network_that_judges_in_float32_anyway_does_so_once(tmp_path: Path) -> None:
+    """Beside --also-float32, as a target or as one of several networks."""
+    words = ["evaluate", "demo", "--dtype", "bfloat16", "--samples", "3", "--attack", "fgsm"]
+    words += ["--no-probes", "--also-float32", "--target", "demo,dtype=float32"]
+    result = CliRunner().invoke(cli, [*words, "--format", "json", "--out", str(tmp_path / "run")])
+
+    assert result.exit_code == 0, result.stderr
+    receivers = json.loads(result.stdout)["received"]["receivers"]
+    assert [each["name"] for each in receivers] == ["demo in float32"]
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        ([], ["demo in float32"]),
+        (["demo"], ["demo"]),
+        (["demo,dtype=float32"], ["demo in float32"]),
+        (["demo,dtype=float16"], ["demo in float16", "demo in float32"]),
+    ],
+)
+def test_float32_is_added_to_those_that_judge_where_it_is_not_among_them(
+    others: list[str], names: list[str]
+) -> None:
+    given = dict.fromkeys(each.name for each in dataclasses.fields(Request))
+    request = Request(**{**given, "checkpoint": "demo", "dtype": "bfloat16"})  # type: ignore[arg-type]
+    judging = [parse_network(each) for each in others]
+
+    assert name_networks([*judging, *list_in_float32(request, True, judging)]) == names
