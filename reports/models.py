@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Annotated, NamedTuple
 
 from robusteval.errors import NothingEvaluated, RunError, UsageError
@@ -21,6 +22,7 @@ from .compare import check_comparable, compute_p, group_outcomes, identify_quest
 from .formatting import format_threat
 from .measures import CORRUPTION, RateRecord, build_rate, build_threat
 
+LONGEST, TAIL = 24, 6  # characters of a model's name, and those behind an ellipsis
 LEVEL = 0.05  # of a corrected p-value, below which a difference is marked
 
 
@@ -108,11 +110,17 @@ def build_models(runs: Sequence[Run]) -> ModelsRecord:
 
 
 def name_models(runs: Sequence[Run]) -> list[str]:
-    """A name for each model, no two the same: its file, with the folder of its run if need be."""
-    files = [
+    """A name for each model, no two the same: its file, with the folder of its run if need be.
+
+    Columns are as wide as names, so long ones are shortened, unless two would look the same then.
+    """
+    whole = [
         formatting.name_file(run.model.get("file")) or str(run.model.get("arch") or "model")
         for run in runs
     ]
+    files = [shorten_name(name) for name in whole]
+    if len(set(files)) < len(set(whole)):
+        files = whole
     names: list[str] = []
     for run, file in zip(runs, files, strict=True):
         folder = formatting.name_file(run.folder)
@@ -120,6 +128,16 @@ def name_models(runs: Sequence[Run]) -> list[str]:
         again = sum(other == name or other.startswith(f"{name} #") for other in names)
         names.append(f"{name} #{again + 1}" if again else name)
     return names
+
+
+def shorten_name(name: str) -> str:
+    """A file's name that is long, without its suffix and what then is still too much inside."""
+    if len(name) <= LONGEST:
+        return name
+    stem = PurePath(name).stem
+    if len(stem) <= LONGEST:
+        return stem
+    return f"{stem[: LONGEST - TAIL - 1]}…{stem[-TAIL:]}"
 
 
 def list_questions(run: Run) -> dict[str, Question]:

@@ -93,6 +93,21 @@ def test_models_of_one_file_are_named_by_their_runs(runs: list[Run]) -> None:
     assert name_models([same[0], same[0]]) == ["a.pt (a)", "a.pt (a) #2"]
 
 
+def test_long_names_are_shortened_where_they_stay_apart(runs: list[Run]) -> None:
+    """As that of the demo network, which holds a hash."""
+
+    def name(*files: str) -> list[str]:
+        return name_models([replace(runs[0], model={"file": file}) for file in files])
+
+    assert name("digits_cnn-3ebd6d6e5b5b8425.safetensors", "b.pth") == [
+        "digits_cnn-3ebd6d…5b8425",
+        "b.pth",
+    ]
+    assert name("a-network-of-last-week.safetensors") == ["a-network-of-last-week"]
+    long = [f"digits_cnn-3ebd6d-{i}-6e5b5b8425.safetensors" for i in range(2)]
+    assert name(*long) == long
+
+
 def test_every_form_begins_with_the_table(runs: list[Run]) -> None:
     """One run has none."""
     records = [build_record(replace(run, folder=None)) for run in runs]
