@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from .corruptions import has_table
 from .formatting import (
     format_decibels,
     format_duration,
@@ -58,9 +59,19 @@ class MatrixRow(NamedTuple):
     cells: list[list[MatrixCell]]
 
 
+def list_told_cases(record: RunRecord) -> list[WorstCaseRow]:
+    """The threats of these tables: all but corruptions that have a table of their own."""
+    apart = {found.defense for found in record.corruptions if has_table(found)}
+    return [
+        case
+        for case in record.worst_cases
+        if case.threat.norm != CORRUPTION or case.defense not in apart
+    ]
+
+
 def list_attack_lines(record: RunRecord) -> Iterator[AttackLine]:
     """The rows of the table of attacks, threat by threat."""
-    for case in record.worst_cases:
+    for case in list_told_cases(record):
         yield AttackLine(format_short_place(record, case), "threat", None)
         for row in record.attacks:
             if (row.threat, row.defense) == (case.threat, case.defense):
@@ -86,7 +97,8 @@ def build_defense_matrix(record: RunRecord) -> tuple[list[str], list[MatrixRow]]
         ),
         MatrixRow("clean cost", "clean", [build_cost_cells(defenses.get(c)) for c in columns]),
     ]
-    for at in dict.fromkeys(case.threat for case in record.worst_cases):
+    told = list_told_cases(record)
+    for at in dict.fromkeys(case.threat for case in told):
         rows.append(MatrixRow(format_threat(at), "threat", []))
         here = [row for row in record.attacks if row.threat == at]
         for spec in dict.fromkeys(row.spec for row in here):
@@ -94,7 +106,7 @@ def build_defense_matrix(record: RunRecord) -> tuple[list[str], list[MatrixRow]]
             rows.append(
                 MatrixRow(spec, "attack", [build_accuracy_cells(record, same, c) for c in columns])
             )
-        worst = [case for case in record.worst_cases if case.threat == at]
+        worst = [case for case in told if case.threat == at]
         if any(len(case.attacks) > 1 for case in worst):
             rows.append(
                 MatrixRow(
@@ -143,7 +155,7 @@ def choose_strength_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
 
 def choose_cost_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
     """The columns that tell what attacks changed and took, as their threats measure it."""
-    norms = {case.threat.norm for case in record.worst_cases}
+    norms = {case.threat.norm for case in list_told_cases(record)}
     return (
         SUCCESS._replace(title="made wrong") if norms == {CORRUPTION} else SUCCESS,
         *(DISTANCE if norms - COUNTED - ALIKE else ()),

@@ -51,11 +51,11 @@ class CorruptionsRecord:
 
 
 class CorruptionTable(NamedTuple):
-    """Means as text: what each is over, and the accuracy."""
+    """Accuracy as text: a row for each kind, a column for each severity, and the means."""
 
     title: str
-    columns: tuple[str, str]
-    rows: list[tuple[str, str]]
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
 
 
 def is_corruption(outcome: Outcome) -> bool:
@@ -159,21 +159,67 @@ def write_corruption_notes(found: Sequence[CorruptionsRecord], attacked: bool) -
         )
 
 
-def build_corruption_tables(found: Sequence[CorruptionsRecord]) -> Iterator[CorruptionTable]:
-    """Means by severity and by kind, a table for each defense; none of a single corruption."""
-    for record in found:
-        if record.cells < 2:
-            continue
-        behind = f" behind {record.defense}" if record.defense else ""
-        rows = [
-            (f"severity {each.severity:g}", format_mean(each.accuracy))
-            for each in record.severities
+def has_table(found: CorruptionsRecord) -> bool:
+    """Whether corruptions behind a defense have a table of their own: of one there is no mean."""
+    return found.cells > 1
+
+
+def build_corruption_tables(
+    found: Sequence[CorruptionsRecord], run: Run
+) -> Iterator[CorruptionTable]:
+    """Accuracy by kind and severity with the means, a table for each defense."""
+    for record in filter(has_table, found):
+        group = [
+            outcome
+            for outcome in filter(is_corruption, run.attacks)
+            if (None if outcome.defense is None else str(outcome.defense)) == record.defense
         ]
-        rows += [(kind.kind, format_mean(kind.accuracy)) for kind in record.kinds]
-        rows.append(("all", format_mean(record.accuracy)))
+        behind = f" behind {record.defense}" if record.defense else ""
+        steps = [each.severity for each in record.severities]
+        cells = {
+            (outcome.resolved.get("kind"), outcome.resolved.get("severity")): average([outcome])
+            for outcome in group
+        }
+        rows = [
+            (
+                kind.kind,
+                *(write_share(cells.get((kind.kind, step))) for step in steps),
+                format_mean(kind.accuracy),
+            )
+            for kind in record.kinds
+        ]
+        together = group_by(group, "severity")
+        rows += [
+            (
+                "mean",
+                *(write_share(each.accuracy) for each in record.severities),
+                format_mean(record.accuracy),
+            ),
+            (
+                "right under all",
+                *(write_share(build_all(together[step])) for step in steps),
+                format_mean(build_all(group)),
+            ),
+        ]
         yield CorruptionTable(
-            f"Accuracy under corruptions{behind}", ("mean over", "accuracy"), rows
+            f"Accuracy under corruptions{behind}, by severity",
+            ("corruption", *(f"{step:g}" for step in steps), "mean"),
+            rows,
         )
+
+
+def build_all(group: Sequence[Outcome]) -> MeanRecord:
+    """The share of images that are right under all of these cells."""
+    held = find_right_shares(group) == 1
+    interval = statistics.wilson(int(held.sum()), len(held))
+    return MeanRecord(float(held.mean()), interval.low, interval.high, len(held))
+
+
+def write_share(mean: MeanRecord | None) -> str:
+    """A share without its interval; empty for what was not run."""
+    if mean is None:
+        return ""
+    return format_mean(replace(mean, low=None, high=None))
 
 
 def describe_corruption_means(before: Run, after: Run) -> Iterator[str]:

@@ -252,7 +252,7 @@ def list_sections(page: Page) -> list[str]:
         "Gallery": page.gallery,
         "Images": page.images,
         "Detectors": any(defense.detector for defense in record.defenses),
-        "Cost": record.attacks,
+        "Cost": next(attack_tables.list_attack_lines(record), None),
         "Trust": record.attacks or record.findings,
         "Without a result": record.failures or record.not_run,
         "Terms": record.attacks,

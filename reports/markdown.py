@@ -106,10 +106,10 @@ def list_lines(record: RunRecord) -> Iterator[str]:
         if record.defenses:
             yield from list_matrix(record)
         yield from list_attacks(record)
-    for means in build_corruption_tables(record.corruptions):
+    for means in build_corruption_tables(record.corruptions, record.run):
         yield from ("", f"### {escape_prose(means.title)}", "")
         yield render_markdown_row(list(means.columns))
-        yield render_markdown_row([LEFT, RIGHT])
+        yield render_markdown_row([LEFT, *(RIGHT for _ in means.columns[1:])])
         yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
     yield from list_groups(record)
     yield from list_trend(record)
@@ -180,13 +180,15 @@ def list_attacks(record: RunRecord) -> Iterator[str]:
         *attack_tables.choose_strength_columns(record),
         *attack_tables.choose_cost_columns(record),
     )
-    yield from ("", "### Attacks", "")
-    yield render_markdown_row(["attack", *(column.title for column in columns)])
-    yield render_markdown_row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
-    for line in attack_tables.list_attack_lines(record):
+    lines = list(attack_tables.list_attack_lines(record))
+    if lines:
+        yield from ("", "### Attacks", "")
+        yield render_markdown_row(["attack", *(column.title for column in columns)])
+        yield render_markdown_row([LEFT, *(LEFT if column.left else RIGHT for column in columns)])
+    for line in lines:
         cells = [escape_prose(c.write(line.numbers)) if line.numbers else "" for c in columns]
         yield render_markdown_row([render_row_title(line), *cells])
-    yield from ("", escape_prose(attack_tables.write_legend(record)))
+    yield from ("", escape_prose(attack_tables.write_legend(record))) if lines else ()
     for table in stages.build_stage_tables(record.attacks):
         yield from ("", f"### {escape_prose(table.title)}", "")
         yield render_markdown_row(["stage", *table.columns])

@@ -14,6 +14,7 @@ from robusteval.runs.types import Run, visible
 
 from . import attack_tables, formatting, pictures, sentences, spreadsheet
 from .build import build_record
+from .corruptions import build_corruption_tables
 from .html import (
     Drawing,
     build_curve_drawings,
@@ -157,19 +158,33 @@ def render_parts(run: Run) -> Iterator[str]:
         yield from render_matrix(record)
     elif record.attacks:
         yield from render_attacks(record)
+    yield from render_corruptions(record)
     yield "</div>"
 
 
 def render_attacks(record: RunRecord) -> Iterator[str]:
-    """A table of what each attack left of the model."""
+    """A table of what each attack left of the model; nothing where none was tried."""
+    lines = list(attack_tables.list_attack_lines(record))
+    if not lines:
+        return
     columns = attack_tables.choose_strength_columns(record)
     yield "<table><thead>"
     yield render_row(["attack", *(column.title for column in columns)], head=True)
     yield "</thead><tbody>"
-    for line in attack_tables.list_attack_lines(record):
+    for line in lines:
         cells = [column.write(line.numbers) for column in columns if line.numbers]
         yield render_row([line.title, *cells], style=WORST if line.kind == "worst" else "")
     yield "</tbody></table>"
+
+
+def render_corruptions(record: RunRecord) -> Iterator[str]:
+    """A table of kinds against severities, behind nothing and behind each defense."""
+    for means in build_corruption_tables(record.corruptions, record.run):
+        yield "<table><thead>"
+        yield render_row(list(means.columns), head=True)
+        yield "</thead><tbody>"
+        yield from (render_row(list(row)) for row in means.rows)
+        yield "</tbody></table>"
 
 
 def render_matrix(record: RunRecord) -> Iterator[str]:

@@ -180,10 +180,10 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     if explain_missing_number(record):
         return
     cases = list_attacked_cases(record)
-    yield from write_corruption_notes(record.corruptions, bool(cases))
     for case in cases:
         behind = f" behind {shorten_defense(record, case.defense)}" if case.defense else ""
         yield write_attack_meaning(record, case, behind)
+    yield from write_corruption_notes(record.corruptions, bool(cases))
     yield from write_weakest_groups(record)
     yield from write_png_notes(record)
     yield from (

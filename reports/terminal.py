@@ -173,13 +173,18 @@ def print_attack_tables(console: Console, record: RunRecord) -> None:
             console, "Detectors", [f"- {line}" for line in sentences.write_detectors(record)]
         )
     # the matrix has taken from the first side what set it apart
-    print_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
-    console.print()
-    print_paragraph(console, attack_tables.write_legend(record), "dim")
-    for means in build_corruption_tables(record.corruptions):
+    if lines:
+        print_tables(console, names, [strength + cost] if record.defenses else [strength, cost])
+        console.print()
+        print_paragraph(console, attack_tables.write_legend(record), "dim")
+    for means in build_corruption_tables(record.corruptions, record.run):
         print_heading(console, means.title)
-        columns = [TableColumn(means.columns[1], [cells[1] for cells in means.rows])]
-        print_tables(console, [(cells[0], "attack") for cells in means.rows], [columns], "over")
+        columns = [
+            TableColumn(title, [cells[i + 1] for cells in means.rows])
+            for i, title in enumerate(means.columns[1:])
+        ]
+        kinds = [(row[0], "worst" if row in means.rows[-2:] else "attack") for row in means.rows]
+        print_tables(console, kinds, [columns], means.columns[0])
     for table in stages.build_stage_tables(record.attacks):
         print_heading(console, table.title)
         columns = [

@@ -25,7 +25,9 @@ from robusteval.reports.model_card import render_model_card
 from robusteval.reports.models import build_models, build_models_table
 from robusteval.reports.pictures import describe_result
 from robusteval.reports.record import to_json
+from robusteval.reports.rendering import render_console
 from robusteval.reports.sentences import write_meaning
+from robusteval.reports.terminal import print_table
 from robusteval.runs.types import Outcome, Run
 
 MakeOutcome = Callable[..., Outcome]
@@ -55,9 +57,7 @@ def test_a_run_of_corruptions_alone_gives_their_mean(
     assert "Hardest corruption: snow" in said
     assert "No attacker was tried" in said
     assert "Next:" not in said
-    titles = [line.title for line in list_attack_lines(record)]
-    assert "right under all of them" in titles
-    assert "worst case" not in titles
+    assert list(list_attack_lines(record)) == []  # they have a table of their own
 
 
 def test_beside_attacks_corruptions_are_told_apart(
@@ -93,11 +93,19 @@ def test_every_form_has_the_means(make_outcome: MakeOutcome, make_run: MakeRun) 
     """By severity, by kind, and of all."""
     record = record_of(make_corrupted_run(make_outcome, make_run))
 
-    (table,) = build_corruption_tables(record.corruptions)
-    assert [row[0] for row in table.rows] == ["severity 1", "severity 2", "fog", "snow", "all"]
-    for text in (to_markdown(record), to_html([record])):
+    (table,) = build_corruption_tables(record.corruptions, record.run)
+    assert table.columns == ("corruption", "1", "2", "mean")
+    assert [row[:3] for row in table.rows] == [
+        ("fog", "90.0 %", "80.0 %"),
+        ("snow", "100.0 %", "60.0 %"),
+        ("mean", "95.0 %", "70.0 %"),
+        ("right under all", "90.0 %", "60.0 %"),
+    ]
+    assert table.rows[2][3].startswith("82.5 % (")
+    printed = render_console(lambda console: print_table(record, console), page=True)
+    for text in (to_markdown(record), to_html([record]), printed):
         assert "Accuracy under corruptions" in text
-        assert "corruption of severity 2" in text
+        assert "right under all" in text
         assert "obust accuracy" not in text
     badge = json.loads(build_badge(record))
     assert badge["label"] == "accuracy"
