@@ -222,8 +222,37 @@ def write_share(mean: MeanRecord | None) -> str:
     return format_mean(replace(mean, low=None, high=None))
 
 
+class MeanChange(NamedTuple):
+    """Mean accuracy under the corruptions that two runs have in common."""
+
+    behind: str  # " behind " and the defense, or nothing
+    cells: int
+    old: float
+    new: float
+    gap: statistics.Difference
+
+    @property
+    def text(self) -> str:
+        """By how many points it differs, with the interval."""
+        ends = f"{100 * self.gap.low:+.1f} to {100 * self.gap.high:+.1f}"
+        return f"{100 * self.gap.value:+.1f} points ({ends})"
+
+    @property
+    def name(self) -> str:
+        """What it is the mean of."""
+        count = formatting.format_count(self.cells, "corruption")
+        return f"Mean accuracy under {count}{self.behind}"
+
+
 def describe_corruption_means(before: Run, after: Run) -> Iterator[str]:
-    """By how much the mean accuracy under corruptions differs, in a sentence for each defense.
+    """By how much the mean accuracy under corruptions differs, in a sentence for each defense."""
+    for change in compare_corruption_means(before, after):
+        old, new = f"{100 * change.old:.1f} %", f"{100 * change.new:.1f} %"
+        yield f"{change.name}: {old} before, {new} after, {change.text}."
+
+
+def compare_corruption_means(before: Run, after: Run) -> Iterator[MeanChange]:
+    """By how much the mean accuracy under corruptions differs, behind nothing and each defense.
 
     Over the corruptions that both ran, of the same images; none where there are none.
     """
@@ -242,13 +271,8 @@ def describe_corruption_means(before: Run, after: Run) -> Iterator[str]:
             for group in groups
         )
         gap = statistics.paired_difference(new, old, np.ones(len(new), np.bool_))
-        ends = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
         where = f" behind {behind}" if behind else ""
-        yield (
-            f"Mean accuracy under {formatting.format_count(len(groups[0]), 'corruption')}{where}:"
-            f" {100 * old.mean():.1f} % before, {100 * new.mean():.1f} % after,"
-            f" {100 * gap.value:+.1f} points ({ends})."
-        )
+        yield MeanChange(where, len(groups[0]), float(old.mean()), float(new.mean()), gap)
 
 
 def describe_corruption_errors(reference: Run, run: Run) -> Iterator[str]:

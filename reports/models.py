@@ -19,10 +19,12 @@ from robusteval.runs.types import Flags, Run, name_cell
 
 from . import formatting
 from .compare import check_comparable, compute_p, group_outcomes, identify_question, order_images
+from .corruptions import compare_corruption_means
 from .formatting import format_threat
 from .measures import CORRUPTION, RateRecord, build_rate, build_threat
 
 LONGEST, TAIL = 24, 6  # characters of a model's name, and those behind an ellipsis
+SINGLE = " Single corruptions, to which Holm's method applies too, stand below and in JSON."
 LEVEL = 0.05  # of a corrected p-value, below which a difference is marked
 
 
@@ -49,7 +51,7 @@ class QuestionRow:
     """One attack, or none, on all models."""
 
     question: str
-    kind: Annotated[str, "clean, attack or worst case"]
+    kind: Annotated[str, "clean, attack, corruption (one of several) or worst case"]
     cells: tuple[ModelCell, ...]
 
 
@@ -59,6 +61,7 @@ class ModelsRecord:
 
     models: tuple[str, ...]
     rows: tuple[QuestionRow, ...]
+    corruptions: Annotated[tuple[str, ...], "mean accuracy under corruptions, beside the first"]
     unpaired: Annotated[tuple[str, ...], "why a model is not compared with the first"]
 
 
@@ -106,7 +109,15 @@ def build_models(runs: Sequence[Run]) -> ModelsRecord:
         for name, reason in zip(names, reasons, strict=True)
         if reason is not None
     )
-    return ModelsRecord(tuple(names), rows, unpaired)
+    means = tuple(
+        f"{change.name}: {names[0]} {100 * change.old:.1f} %, {name} {100 * change.new:.1f} %,"
+        f" {change.text}."
+        for name, run, reason in zip(names[1:], runs[1:], reasons[1:], strict=True)
+        if reason is None
+        for change in compare_corruption_means(runs[0], run)
+        if change.cells > 1
+    )
+    return ModelsRecord(tuple(names), rows, means, unpaired)
 
 
 def name_models(runs: Sequence[Run]) -> list[str]:
@@ -149,10 +160,11 @@ def list_questions(run: Run) -> dict[str, Question]:
     found = {"clean": Question("images as they are", "clean", right[order])}
     for (threat, defense), group in group_outcomes(run).items():
         keys = [identify_question(outcome) for outcome in group]
+        kind = "corruption" if threat.norm == CORRUPTION and len(group) > 1 else "attack"
         for key, outcome in zip(keys, group, strict=True):
             text = name_cell(outcome.attack, outcome.defense, outcome.adaptive)
             held = outcome.attacked & ~outcome.success()
-            found[key] = Question(text, "attack", held[order])
+            found[key] = Question(text, kind, held[order])
         if len(group) > 1:
             behind = "" if defense is None else f" behind {defense}"
             held = group[0].attacked & ~metrics.find_breaks(group).any(0)
@@ -186,18 +198,25 @@ def build_cell(first: Question | None, mine: Question | None, pairs: bool) -> Mo
 def build_models_table(record: ModelsRecord) -> ModelsTable:
     """Models against attacks as text."""
     first = record.models[0]
+    apart = any(row.kind == "corruption" for row in record.rows)
     return ModelsTable(
         title="Models against attacks, images that stay right",
         columns=record.models,
         rows=[
             (row.question, row.kind, [write_cell(cell) for cell in row.cells])
             for row in record.rows
+            if row.kind != "corruption"
         ],
         note=(
             "With the Wilson 95 % interval; below it by how many points it differs from"
             f" {first} on the same images (Tango's 95 % interval for pairs), marked * where"
             " McNemar's test, corrected by Holm over the table, is below 5 %."
-            + "".join(f" {reason}" for reason in record.unpaired)
+            + "".join(f" {sentence}" for sentence in (*record.corruptions, *record.unpaired))
+            + (
+                " Single corruptions, to which Holm's method applies too, stand below and in JSON."
+                if apart
+                else ""
+            )
         ),
     )
 

@@ -160,10 +160,19 @@ def test_kinds_at_other_severities_have_no_hardest(
 def test_models_beside_each_other_have_no_worst_corruption(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
-    runs = [make_corrupted_run(make_outcome, make_run), make_corrupted_run(make_outcome, make_run)]
-    table = build_models_table(build_models(runs))
+    """A row for each severity and the mean; of single corruptions JSON has rows."""
+    runs = [make_corrupted_run(make_outcome, make_run, factor) for factor in (1, 2)]
+    record = build_models(runs)
+    table = build_models_table(record)
 
-    assert "right under all of 2, corruption of severity 1" in [row[0] for row in table.rows]
+    assert [row[0] for row in table.rows] == [
+        "images as they are",
+        "right under all of 2, corruption of severity 1",
+        "right under all of 2, corruption of severity 2",
+    ]
+    assert [row.kind for row in record.rows].count("corruption") == 4
+    assert "82.5 %, " in table.note
+    assert " 65.0 %, -17.5 points (" in table.note
     assert not any("-0.0 (" in line for *_, cells in table.rows for cell in cells for line in cell)
 
 
