@@ -23,7 +23,7 @@ from robusteval.models.seeds import kept_random_states
 
 PATIENCE = 100  # images of a kind for each one that larger calls are tried with
 LARGEST = 8  # blocks in a call
-ROUNDS = 2  # in which a larger call is timed
+ROUNDS = 3  # in which a larger call is timed; products are joined in the first ones
 GAIN = 0.98  # of the time, which a larger call must stay below
 
 Call = Callable[[Tensor], Tensor]  # normalised images (n, c, h, w) -> logits (n, k)

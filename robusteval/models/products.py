@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 LARGE_PRODUCT = 2**24  # multiplications, beside which a call of its own is nothing
 LARGE_IN_OTHER_TYPES = 2**27  # where products are never joined, so that two copies must be nothing
-PATIENCE = 4  # products of a shape for the one that joining them is tried with
+PATIENCE = 2  # products of a shape for the one that joining them is tried with
 PATTERN = 61  # rows of noise: a prime, so that a row of noise comes to many places
 ALIGNMENT = 64  # bytes, at whose multiples torch places what it makes
 
@@ -125,8 +125,8 @@ class JoinedShapes:
     """Of which shapes one product of all rows gives the bits of a product for each image.
 
     Which kernel runs, and hence the order of sums, depends on shapes, threads and places in memory,
-    never on values: one trial with noise is enough. It is made when a shape has been met a few
-    times. What is found out decides about time alone.
+    never on values: one trial with noise is enough. It is made when a shape is met for the second
+    time. What is found out decides about time alone.
     """
 
     def __init__(self) -> None:

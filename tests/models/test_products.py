@@ -99,7 +99,7 @@ def test_products_that_sum_otherwise_together_stay_apart(
     assert [*known.joined.values()] == [False]
 
 
-def test_a_shape_is_tried_once_when_it_has_been_met_a_few_times(
+def test_a_shape_is_tried_once_when_it_has_been_met_before(
     known: JoinedShapes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights that begin elsewhere or have another order are another shape."""
