@@ -135,6 +135,8 @@ def reproduce(
         emit_lines(list(describe_papers()))
         return
     papers = [read_paper(name) for name in (list_papers() if paper == "all" else [paper])]
+    if vgg_weights is not None:
+        papers = [each.with_extractor("vgg16") for each in papers]
     request = Request(checkpoint, **given)
     request.require_data("say what to attack")
     networks = [parse_network(text) for text in targets]
@@ -204,7 +206,7 @@ def fit_detectors(
         names,
         wanted.interpreters,
         prepare_attacks(session, wanted.attacks),
-        extractor=wanted.extractor if weights is None else "vgg16",  # type: ignore[arg-type]
+        extractor=wanted.extractor,  # type: ignore[arg-type]  # its file says it
         samples=wanted.samples,
         seed=seed,
         start=None if weights is None else load_vgg(weights, session.progress),
@@ -226,7 +228,7 @@ def write_detector(
         images,
         chosen,
         list(prepare_attacks(session, attacks).values()),
-        extractor=wanted.extractor if weights is None else "vgg16",  # type: ignore[arg-type]
+        extractor=wanted.extractor,  # type: ignore[arg-type]
         seed=seed,
         start=None if weights is None else load_vgg(weights, session.progress),
         progress=session.progress,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import product
 from typing import Any, TypeVar
@@ -137,6 +137,16 @@ class Paper:
         """The short names of attacks on a detector, of either size."""
         found = (self.choose_size(size).detectors for size in SIZES)
         return list(dict.fromkeys(n for each in found if each is not None for n in each.evasions))
+
+    def with_extractor(self, extractor: str) -> Paper:
+        """The same with other features of maps in its detectors."""
+        small, paper = (
+            each
+            if each.detectors is None
+            else replace(each, detectors=replace(each.detectors, extractor=extractor))
+            for each in (self.small, self.paper)
+        )
+        return replace(self, small=small, paper=paper)
 
     def label(self, name: str) -> str:
         """What a column or an attack is called."""

@@ -152,7 +152,7 @@ def reproduce(
         missing |= {f"detect {name}": reason for name, reason in reasons.items()}
     behind: dict[str, Outcome] = {}
     if wanted is not None and wanted.evasions and write is not None:
-        evasion = Evasion(classifier, data, folder / "evaded", seed)
+        evasion = Evasion(classifier, data, folder / "evaded" / wanted.extractor, seed)
         try:
             behind, reasons = evasion.run_attacks(
                 wanted, write, fresh=fresh, progress=progress or Silent(), stopping=stopping

@@ -100,6 +100,14 @@ def test_attacks_at_equal_passes_cost_no_more_than_the_paper_says() -> None:
     assert all(58 <= most <= 61 for most in spent.values()), spent
 
 
+def test_features_of_maps_are_those_of_the_weights_that_are_given() -> None:
+    """At both sizes, and of a paper with detectors alone."""
+    paper = read_paper("detector").with_extractor("vgg16")
+    found = [paper.choose_size(size).detectors for size in SIZES]
+    assert [each.extractor for each in found if each is not None] == ["vgg16", "vgg16"]
+    assert read_paper("isi").with_extractor("vgg16") == read_paper("isi")
+
+
 def test_every_paper_is_there() -> None:
     assert list(list_papers()) == ["advedge", "detector", "int", "isi", "pgap", "pse", "wifgsm"]
 
