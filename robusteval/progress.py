@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from importlib import import_module
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich import progress as rich_progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -117,6 +117,121 @@ class Count(MofNCompleteColumn):
         return Text() if task.total is None else super().render(task)
 
 
+class Course:
+    """A job of several stages as a whole: how many are done, and about how long the rest takes.
+
+    The stage under way goes on at its own pace, those that come at that of all before them, in
+    seconds for a pass of an image.
+    """
+
+    def __init__(self) -> None:
+        self.coming: dict[str, float | None] = {}  # stages by name: passes of images, if known
+        self.done = 0  # stages
+        self.name = ""  # of the one under way; empty between two
+        self.cost: float | None = None  # of that one
+        self.began = 0.0
+        self.total, self.images, self.taken = 0, 0.0, 0  # of it; taken over from an earlier call
+        self.paces: list[tuple[float, float]] = []  # seconds and passes of those that are done
+
+    def foresee(self, stages: Mapping[str, float | None]) -> None:
+        """These come, in this order, with so many passes of images each, None where unknown.
+
+        0 of what is short, and no measure of what comes.
+        """
+        self.coming |= stages
+
+    def begin(self, name: str, total: int) -> None:
+        """A stage begins; those that should have come before it had nothing left to do."""
+        self.name, self.cost = name, None
+        if name in self.coming:
+            for earlier in list(self.coming):
+                cost = self.coming.pop(earlier)
+                if earlier == name:
+                    self.cost = cost
+                    break
+        self.began = time.monotonic()
+        self.total, self.images, self.taken = total, 0.0, 0
+
+    def end(self) -> None:
+        """The stage is over."""
+        spent, worked = self.measure_work()
+        if self.cost and worked > 0:
+            self.paces.append((spent, self.cost * worked / max(self.total, 1)))
+        self.done += bool(self.name)
+        self.name = ""
+
+    def measure_work(self) -> tuple[float, float]:
+        """Seconds that the stage under way has taken, and images that were worked on."""
+        return time.monotonic() - self.began, self.images - self.taken
+
+    def estimate_left(self) -> float | None:
+        """Seconds until all is done; None where nobody knows."""
+        spent, worked = self.measure_work()
+        if self.name and worked < 1:  # by estimate: too early
+            return None
+        left = spent / worked * (self.total - self.images) if self.name else 0.0
+        known = [cost for cost in self.coming.values() if cost is not None]
+        if len(known) < len(self.coming):
+            return None
+        coming = sum(known)
+        paces = list(self.paces)
+        if self.name and self.cost:
+            paces.append((spent, self.cost * worked / max(self.total, 1)))
+        passes = sum(passes for _, passes in paces)
+        if coming and not passes:
+            return None
+        return left + (sum(seconds for seconds, _ in paces) / passes * coming if coming else 0.0)
+
+    def describe(self) -> str:
+        """All that in a few words; empty of a job of one stage."""
+        stages = self.done + bool(self.name) + len(self.coming)
+        if stages < 2:
+            return ""
+        words = [f"{self.done} of {stages} parts done"]
+        spent, worked = self.measure_work()
+        if self.name and worked > 0 and spent >= 1:
+            pace = worked / spent  # also of images done by estimate
+            words.append(f"{pace:,.0f} images/s" if pace >= 10 else f"{pace:.2g} images/s")
+        left = self.estimate_left()
+        if left is not None and spent >= 1:
+            words.append(f"{write_estimate(left)} left")
+        return f"whole run: {', '.join(words)}"
+
+
+def write_estimate(seconds: float) -> str:
+    """A duration as people say it beforehand: ``about 12 minutes``."""
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"about {max(round(minutes), 1)} minute" + ("" if round(minutes) <= 1 else "s")
+    hours = minutes / 60
+    return f"about {hours:.0f} hours" if hours < 48 else f"about {hours / 24:.0f} days"
+
+
+def foresee(progress: Progress, stages: Mapping[str, float | None]) -> None:
+    """Say which stages come, as `Course.foresee`, to whom that can be said."""
+    hear = getattr(progress, "foresee", None)
+    if hear is not None:
+        hear(stages)
+
+
+def take_over(progress: Progress, n: int) -> None:
+    """So many images of a stage were done by an earlier call: they say nothing of the pace."""
+    hear = getattr(progress, "take_over", progress.advance)
+    hear(n)
+
+
+class Lines(rich_progress.Progress):
+    """Bars, and below them a line about the whole."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        if self.below:
+            yield Text(f"  {short(self.below, self.console.width - 2)}", no_wrap=True)
+
+
 class NotebookBar:
     """A bar below the cell of a notebook, changed in place.
 
@@ -165,14 +280,13 @@ class Bars:
             TimeElapsedColumn(table_column=fixed),
             *([TimeRemainingColumn(table_column=fixed)] if wide else []),
         ]
-        self.bars = rich_progress.Progress(
-            *columns, console=console, transient=True, speed_estimate_period=SLOWEST
-        )
+        self.bars = Lines(*columns, console=console, transient=True, speed_estimate_period=SLOWEST)
         self.task = self.bars.add_task("Loading", total=None)
         # between spinner, bar, count and times
         self.room = max(console.width - (52 if wide else 22), 10)
         self.what, self.where, self.total, self.done = "", "", 0, 0
         self.told = time.monotonic()
+        self.course = Course()
 
     def __enter__(self) -> Bars:
         if self.live:
@@ -193,12 +307,14 @@ class Bars:
     def begin(self, what: str, total: int) -> None:
         """A stage of `total` images starts."""
         self.what, self.where, self.total, self.done = what, "", total, 0
+        self.course.begin(what, total)
         self.show(short(spell_line(what), self.room), total or None)
 
     def show(self, description: str, total: int | None) -> None:
         """A new bar in place of the one there is."""
         self.bars.remove_task(self.task)
         self.task = self.bars.add_task(description, total=total)
+        self.bars.below = self.course.describe()
         if self.below:
             self.below.draw(description, 0, total or 0, now=True)
 
@@ -207,12 +323,24 @@ class Bars:
         self.done += n
         self.move(self.done, "")
 
+    def take_over(self, n: int) -> None:
+        """So many images were done by an earlier call."""
+        self.course.taken = n
+        self.advance(n)
+
+    def foresee(self, stages: Mapping[str, float | None]) -> None:
+        """These stages come, see `Course.foresee`."""
+        self.course.foresee(stages)
+
     def estimate(self, done: float, where: str) -> None:
         """Of the images under way about so many are done, in this part of the work (or "")."""
         self.move(self.done + done, where)
 
     def move(self, done: float, where: str) -> None:
         """Show how much of the stage is done."""
+        self.course.images = done
+        whole = self.course.describe()
+        self.bars.below = whole
         if where != self.where:
             self.where = where
             what = spell_line(self.what)
@@ -222,15 +350,18 @@ class Bars:
         self.bars.update(self.task, completed=done)
         if self.below:
             stage = f", {self.where}" if self.where else ""
-            self.below.draw(spell_line(self.what + stage), done, self.total, now=False)
+            title = spell_line(self.what + stage) + (f"; {whole};" if whole else "")
+            self.below.draw(title, done, self.total, now=False)
         elif not self.live and time.monotonic() - self.told > PLAIN_EVERY:
             stage = f", {self.where}" if self.where else ""
-            self.say(f"{self.what}: {int(done)} of {self.total}{stage}")
+            more = f"; {whole}" if whole else ""
+            self.say(f"{self.what}: {int(done)} of {self.total}{stage}{more}")
 
     def end(self) -> None:
         """The stage is over; what comes before the next one must not look like standstill."""
         if not (self.live or self.below) and self.done and self.done >= self.total:
             self.say(f"{self.what}: done")
+        self.course.end()
         self.show("Preparing", None)
 
     def say(self, text: str) -> None:

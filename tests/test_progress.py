@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from contextlib import redirect_stderr
 from types import SimpleNamespace
 
@@ -13,7 +14,16 @@ from rich.console import Console
 
 from robusteval import progress as module
 from robusteval.errors import UsageError
-from robusteval.progress import Bars, Silent, Stderr, open_progress, short
+from robusteval.progress import (
+    Bars,
+    Course,
+    Silent,
+    Stderr,
+    foresee,
+    open_progress,
+    short,
+    take_over,
+)
 
 
 def plain() -> tuple[Bars, io.StringIO]:
@@ -165,6 +175,99 @@ def test_a_stage_of_a_batch_is_named_in_a_file(monkeypatch: pytest.MonkeyPatch) 
         bars.estimate(3.5, "")
 
     assert file.getvalue() == "pgd: 2 of 60, stage 1 of 2: near\npgd: 3 of 60\n"
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_whole_job_is_told_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are done, images a second, and the time left of all stages by their costs."""
+    clock = Clock(monkeypatch)
+    bars, _ = terminal()
+    bars.foresee({"Clean accuracy": 0.0, "pgd": 60 * 10.0, "square": 60 * 50.0})
+    bars.begin("Clean accuracy", 60)
+    clock.wait(70)
+    bars.advance(30)
+    assert frame(bars)[1].strip() == "whole run: 0 of 3 parts done, 0.43 images/s"
+    bars.advance(30)
+    bars.end()
+    bars.begin("pgd", 60)
+    clock.wait(300)
+    bars.advance(30)
+
+    first, second = frame(bars)
+    assert "30/60" in first
+    # a pass took a second on the whole: half of pgd is left, and 3,000 passes of the other
+    assert second.strip() == "whole run: 1 of 3 parts done, 0.1 images/s, about 55 minutes left"
+
+
+def test_a_job_of_one_stage_has_no_second_line() -> None:
+    bars, _ = terminal()
+    bars.foresee({"pgd": 10.0})
+    bars.begin("pgd", 60)
+
+    assert len(frame(bars)) == 1
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_the_line_of_the_whole_job_is_one(width: int) -> None:
+    bars, _ = terminal(width)
+    bars.foresee({"pgd": 10.0, "square": None})
+    bars.begin("pgd", 60)
+
+    assert len(frame(bars)) == 2
+    assert all(len(line.rstrip()) <= width for line in frame(bars))
+
+
+def test_the_time_left_is_not_told_where_nobody_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stage of unknown cost it is known as soon as this one runs."""
+    clock = Clock(monkeypatch)
+    course = Course()
+    course.foresee({"pgd": 600.0, "art:Strange": None})
+    course.begin("pgd", 60)
+    clock.wait(60)
+    course.images = 30
+    assert course.estimate_left() is None
+    course.end()
+    course.begin("art:Strange", 60)
+    clock.wait(10)
+    course.images = 6
+
+    assert course.estimate_left() == pytest.approx(90)
+
+
+def test_what_an_earlier_call_has_done_is_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither images that are taken over, nor stages that have nothing left to do."""
+    clock = Clock(monkeypatch)
+    bars, file = plain()
+    monkeypatch.setattr(module, "PLAIN_EVERY", -1.0)
+    bars.foresee({"Clean accuracy": 60.0, "pgd": 600.0, "square": 600.0})
+    bars.begin("pgd", 60)
+    bars.take_over(40)
+    clock.wait(100)
+    bars.advance(10)
+
+    assert bars.course.estimate_left() == pytest.approx(100 + 600)
+    assert "whole run: 0 of 2 parts done, 0.1 images/s, about 12 minutes left" in file.getvalue()
+
+
+def test_objects_that_know_of_no_whole_are_told_stages_alone() -> None:
+    """Such as a user's own."""
+    told: list[int] = []
+    own = SimpleNamespace(advance=told.append)
+
+    foresee(own, {"pgd": 1.0})
+    take_over(own, 3)
+
+    assert told == [3]
 
 
 def test_nothing_of_the_bar_is_left_at_the_end() -> None:

@@ -18,7 +18,7 @@ from robusteval.datasets.dataset import Positions
 from robusteval.errors import Interrupted, RunError
 from robusteval.models.failures import is_out_of_memory, run_in_parts
 from robusteval.models.steps import STOPPED, listen
-from robusteval.progress import Progress, Silent
+from robusteval.progress import Progress, Silent, take_over
 from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
 
@@ -145,7 +145,7 @@ class ResumableMap:
                 have[places] = True
                 yield rows[keep], [take_rows(columns, keep) for columns in cells]
             if have.any():
-                self.progress.advance(int(have.sum()))
+                take_over(self.progress, int(have.sum()))
             todo = [batch[~have[np.searchsorted(wanted, batch)]] for batch in batches]
             rest = [batch for batch in todo if len(batch)]
             for pieces in self._run(work, rest) if run is None else run(rest):

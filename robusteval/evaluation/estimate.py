@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from robusteval.evaluation.columns import PROBED
 from robusteval.evaluation.plan import Attack, Plan
+from robusteval.evaluation.sanity_checks import ProbeAttack
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_block_size
 from robusteval.models.failures import raise_as_run_error
+from robusteval.progress import Progress, foresee, write_estimate
 from robusteval.runs.metrics import find_right
 
 ROUNDS = 3  # of which the shortest counts: another program may hold the processor
@@ -27,7 +30,86 @@ STAGED = {
     "sigma_zero": 630,
     "sparse": 430,
 }
+JUDGING = 4  # passes for an image: as returned, as 8 bit, as a PNG file, and what is measured
+UNLIMITED = 101  # passes of a probe without limits
 COUNTING = {"standard": STAGED["sigma_zero"] + STAGED["sparse"]}  # under l0
+
+
+def foresee_stages(
+    progress: Progress, plan: Plan, targets: Sequence[Target], receivers: Sequence[Target]
+) -> None:
+    """Say which parts of a run come, and what they cost as far as that is known.
+
+    Parameters
+    ----------
+    progress : Progress
+        Is told.
+    plan : Plan
+        What is run.
+    targets : sequence of Target
+        The classifier as it is, then behind each defense.
+    receivers : sequence of Target
+        Other networks that judge what is made on the first.
+    """
+    looks = {f"Clean accuracy{t.suffix}": 0.0 for t in (*targets, *receivers) if not t.clean}
+    stages: dict[str, float | None] = {**looks}
+    checks: dict[str, float | None] = {}
+    others = len(targets) - 1 + len(receivers)
+    for target in targets:
+        images = count_attacked(plan, target)
+        attacks = plan.list_attacks_on(target.defense)
+        judging = JUDGING * (1 if target.defense else 1 + others)
+        for attack in attacks:
+            passes = count_expected(attack)
+            stages[f"{attack.spec}{target.suffix}"] = (
+                None if passes is None else images * (passes + judging)
+            )
+        if plan.probes and attacks:
+            checks[name_checks(target)] = count_checking(plan, target)
+    foresee(progress, stages | checks)
+
+
+def say_forecast(
+    progress: Progress,
+    plan: Plan,
+    targets: Sequence[Target],
+    receivers: Sequence[Target],
+    most: int,
+) -> None:
+    """Say how long the attacks will take, where that is worth saying; see `write_forecast`."""
+    foresee_stages(progress, plan, targets, receivers)
+    if forecast := write_forecast(plan, targets[0], most):
+        progress.say(forecast)
+
+
+def foresee_checks(
+    progress: Progress, plan: Plan, target: Target, probes: Sequence[ProbeAttack]
+) -> Sequence[ProbeAttack]:
+    """Say which the trust checks of a target are; the same checks."""
+    cost = count_checking(plan, target) / max(len(probes), 1)
+    each = {f"Trust check {probe.spec}{target.suffix}": cost for probe in probes}
+    foresee(progress, {name_checks(target): 0.0, **each})
+    return probes
+
+
+def name_checks(target: Target) -> str:
+    """What the trust checks of a target are called until it is known which these are."""
+    return f"Trust checks{target.suffix}"
+
+
+def count_checking(plan: Plan, target: Target) -> float:
+    """Passes of images that trust checks take, roughly: each attack again, and one without limits,
+    on a few images; see `sanity_checks.list_probes`."""
+    attacks = plan.list_attacks_on(target.defense)
+    known = sum(count_expected(attack) or 0 for attack in attacks)
+    return min(count_attacked(plan, target), PROBED) * float(known + UNLIMITED * len(attacks))
+
+
+def count_attacked(plan: Plan, target: Target) -> int:
+    """Images that are attacked here: those that are right, all of them before that is known."""
+    known = "pred_clean" in target.clean
+    images = int(find_right(target.clean).sum()) if known else len(plan.index)
+    return images if plan.share is None else -(-images // plan.share.of)
 
 
 def write_forecast(plan: Plan, target: Target, most: int) -> str:
@@ -40,7 +122,7 @@ def write_forecast(plan: Plan, target: Target, most: int) -> str:
     if not len(some):
         return ""
     x = plan.data.batch(plan.index[some]).x.to(target.model.device)
-    images = len(rows) if plan.share is None else -(-len(rows) // plan.share.of)
+    images = count_attacked(plan, target)
     seconds = estimate_seconds(target.model, x, plan.attacks, images)
     if seconds is None or seconds <= WORTH_SAYING:
         return ""
@@ -101,12 +183,3 @@ def time_passes(model: Classifier, z: torch.Tensor) -> float:
 def choose_count(model: Classifier, shape: Sequence[int]) -> int:
     """How many images are measured: two blocks of the network."""
     return 2 * choose_block_size(int(torch.Size(shape).numel()), model.device)
-
-
-def write_estimate(seconds: float) -> str:
-    """A duration as people say it beforehand: ``about 12 minutes``."""
-    minutes = seconds / 60
-    if minutes < 90:
-        return f"about {max(round(minutes), 1)} minute" + ("" if round(minutes) <= 1 else "s")
-    hours = minutes / 60
-    return f"about {hours:.0f} hours" if hours < 48 else f"about {hours / 24:.0f} days"

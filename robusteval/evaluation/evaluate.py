@@ -236,6 +236,7 @@ class Evaluation:
         """Compute all cells, one after the other; the record is written after each."""
         undefended, *defended = self.targets
         self.write_record()
+        estimate.foresee_stages(self.progress, self.plan, self.targets, self.receivers)
         for target in self.targets:
             self.measure_clean(target)
         measure_receivers(self)
@@ -243,7 +244,8 @@ class Evaluation:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
             self.measure_quality(undefended.measurement)
-        self.say_forecast(undefended)
+        most = self.computation.sizes.usual
+        estimate.say_forecast(self.progress, self.plan, self.targets, self.receivers, most)
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
@@ -260,11 +262,6 @@ class Evaluation:
                 save_share(self.recording.store.folder, self.answers.known)
             return self.write_record()
         return self.write_record("incomplete" if self.recording.failures else "complete")
-
-    def say_forecast(self, target: Target) -> None:
-        """Say how long the attacks will take, where that is worth saying."""
-        if forecast := estimate.write_forecast(self.plan, target, self.computation.sizes.usual):
-            self.progress.say(forecast)
 
     def write_record(self, status: str = "incomplete") -> Run:
         """Write the record as far as it is."""
@@ -350,7 +347,8 @@ class Evaluation:
         mine = [o for o in recording.outcomes if o.defense == target.spec and o.adaptive]
         found: list[Finding] = []
         if self.plan.probes and not recording.failures and target.detector is None:
-            for probe in sanity_checks.list_probes(mine, moving=target.found.is_moving):
+            probes = sanity_checks.list_probes(mine, moving=target.found.is_moving)
+            for probe in estimate.foresee_checks(self.progress, self.plan, target, probes):
                 mine += self.run_extra(probe.spec, target, probe.role)
             mine += self.plant_examples(mine, target)
         if self.plan.share is None and (mine or target.defense is None):

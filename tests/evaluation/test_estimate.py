@@ -8,6 +8,7 @@ import torch
 from robusteval.evaluation import estimate
 from robusteval.evaluation.plan import prepare_attack
 from robusteval.models.classifier import Classifier
+from robusteval.progress import write_estimate
 from robusteval.registry import ATTACKS, parse
 
 
@@ -60,4 +61,4 @@ def test_seconds_are_those_of_passes(bands: Classifier, monkeypatch: pytest.Monk
 )
 def test_a_duration_is_said_as_people_say_it(seconds: float, words: str) -> None:
     """Not to the second."""
-    assert estimate.write_estimate(seconds) == words
+    assert write_estimate(seconds) == words
