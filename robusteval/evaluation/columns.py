@@ -43,7 +43,17 @@ JUDGED = ("pred_adv", "pred_8bit", "pred_png", "margin_adv", "confidence_adv", S
 def read_batch(plan: Plan, positions: Positions, model: Classifier) -> tuple[Batch, Tensor, Tensor]:
     """Read the images of a run at some positions ``(n,)``, and give images and labels a device."""
     batch = plan.data.batch(plan.index[positions])
-    return batch, batch.x.to(model.device), batch.y.to(model.device)
+    return batch, send_to(model.device, batch.x), send_to(model.device, batch.y)
+
+
+def send_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the processor on a device; to a GPU by a copy that nobody waits for.
+
+    Only memory that the system may not move can be copied so.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positions) -> Columns:

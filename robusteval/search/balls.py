@@ -122,7 +122,7 @@ class Ball(NamedTuple):
             # room for the norm's rounding, and for that of each value of x + delta
             room = self.eps * TOLERANCE + 3e-8 * math.sqrt(self.x.shape[1:].numel())
             z = self.x + delta * (max(self.eps - room, 0.0) / size).clamp_max(1)
-        return torch.minimum(torch.maximum(z, self.lower), self.upper)
+        return z.clamp(self.lower, self.upper)
 
     def quantise(self, z: Tensor) -> Tensor:
         """An 8-bit image near `z`, inside the ball if `x` is an 8-bit image itself.
@@ -149,7 +149,7 @@ class Ball(NamedTuple):
             return self.find_sparse_direction(grad, torch.ones(len(grad), device=grad.device))
         grad = grad.nan_to_num(0.0, 0.0, 0.0)
         if self.norm == "linf":
-            return grad.sign()
+            return grad.sign_()
         grad = grad * (self.upper > self.lower)
         # scaled by the largest entry first: squares of tiny gradients would underflow
         grad = grad / _column(grad.flatten(1).abs().amax(1).clamp_min(1e-38))

@@ -20,6 +20,7 @@ from robusteval.evaluation.batches import (
     split_evenly,
     split_rows,
 )
+from robusteval.evaluation.columns import send_to
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.runs.folder import Store
 from robusteval.runs.storage import PartFolder
@@ -223,3 +224,27 @@ def test_batches_follow_content() -> None:
 def test_even_batches() -> None:
     assert [len(batch) for batch in split_evenly(7, 3)] == [3, 2, 2]
     assert [len(batch) for batch in split_evenly(0, 3)] == [0]
+
+
+class Watched:
+    """Stands in for a tensor where there is no GPU: says how it is copied."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def pin_memory(self) -> Watched:
+        self.said.append("pinned")
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Watched:
+        self.said.append((device.type, non_blocking))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda:1", ["pinned", ("cuda", True)]), ("cpu", [("cpu", False)])]
+)
+def test_copies_to_a_gpu_are_waited_for_by_nobody(device: str, said: list[object]) -> None:
+    tensor: Any = Watched()
+
+    assert send_to(torch.device(device), tensor).said == said  # type: ignore[attr-defined]
