@@ -17,6 +17,7 @@ from robusteval.models.forward_modes import (
     find_float_type,
     is_observed,
     is_twice_differentiable,
+    list_modules,
 )
 from robusteval.models.layouts import list_tensors
 from robusteval.models.seeds import kept_random_states
@@ -149,10 +150,16 @@ class CallSizes:
 
 def describe_arithmetic(device: torch.device, network: nn.Module) -> tuple[Any, ...]:
     """What the kernels that run depend on besides the images: another value, another kernel."""
-    state = [describe_state(each) for each in (*network.parameters(), *network.buffers())]
+    modules = list_modules(network)
+    state = [
+        describe_state(each)
+        for module in modules
+        for each in (*module._parameters.values(), *module._buffers.values())
+        if each is not None
+    ]
     cudnn = torch.backends.cudnn
     return (
-        hash(tuple((id(each), type(each)) for each in network.modules())),
+        hash(tuple((id(each), type(each)) for each in modules)),
         hash(tuple(state)),
         device,
         torch.get_num_threads(),

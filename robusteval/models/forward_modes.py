@@ -198,8 +198,24 @@ def is_observed(network: nn.Module) -> bool:
         or module._backward_pre_hooks
         or isinstance(module, torch.jit.ScriptModule)
         or "_orig_mod" in module._modules
-        for module in network.modules()
+        for module in list_modules(network)
     )
+
+
+def list_modules(network: nn.Module) -> list[nn.Module]:
+    """All modules of a network, each once, in no order to rely on.
+
+    `nn.Module.modules` takes a generator for each level, and every call of a network asks several
+    times: where few images are left that would be felt.
+    """
+    found: dict[int, nn.Module] = {}
+    waiting = [network]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            waiting += [part for part in module._modules.values() if part is not None]
+    return list(found.values())
 
 
 @contextmanager
@@ -225,7 +241,12 @@ def is_twice_differentiable() -> bool:
 
 def find_float_type(network: nn.Module) -> torch.dtype:
     """The type of the images that a network takes: that of its parameters, if all have the same."""
-    kinds = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    kinds = {
+        parameter.dtype
+        for module in list_modules(network)
+        for parameter in module._parameters.values()
+        if parameter is not None and parameter.is_floating_point()
+    }
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
