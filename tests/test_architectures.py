@@ -20,6 +20,7 @@ from robusteval.attacks.advedge import advedge
 from robusteval.attacks.pgd import pgd
 from robusteval.interpreters.attention import rollout
 from robusteval.interpreters.cam import cam, gradcam
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.gradient import grad
 from robusteval.interpreters.observing import describe_layer
 from robusteval.models.classifier import Classifier, frozen
@@ -117,6 +118,11 @@ def test_an_architecture_works_or_says_the_way_on(name: str, classifier: Classif
     maps = check_batches(lambda x, y, _s: gradcam(classifier, x, y), row.side)
     assert min(maps.shape[2:]) > 1
     assert describe_layer(classifier, shape, None)
+
+    usable = {"gradcam": True, "cam": row.cam, "rollout": row.attention}
+    for spec, works in usable.items():  # as a command has it, before there are images
+        if works:
+            assert Interpreter.build(spec, classifier, shape).spec.name == spec
 
     explainers = [(cam, row.cam, "use gradcam"), (rollout, row.attention, "use gradcam")]
     for explain, works, words in explainers:

@@ -208,6 +208,8 @@ def compute_features_and_slopes(
     with torch.enable_grad():
         logits, calls = observe_calls(model, x if keep else x.detach(), layer)
         scores = select_scores(logits, y)
+        if len(x) == 0:  # what is read from a layer shows on the image of noise
+            scores = calls[0].logits.square().sum(1)
         parts = [call.features for call in calls if call.features is not None]
         if len(parts) < len(calls):
             raise ValueError(

@@ -100,6 +100,8 @@ def test_cam_of_a_class_token_is_refused_and_gradcam_explains_what_it_looked_at(
         named = interpreter(network, X, Y, layer="before")
         assert named.shape == (7, 1, 4, 4)
         assert torch.equal(interpreter(network, X, Y), named)
+        assert interpreter(network, X[:0], Y[:0]).shape == (0, 1, 4, 4)
+        assert interpreter(network, X[:0], Y[:0], layer="before").shape == (0, 1, 4, 4)
         for images in (X, X[:0]):  # also in the check before a run
             with pytest.raises(ValueError, match=r"nothing is read from the places .* 'after'"):
                 interpreter(network, images, Y[: len(images)], layer="after")
