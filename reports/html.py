@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 LIMIT = 2_900_000  # bytes of the file: 3 MB, less what is said of pictures that do not fit
 PLACES = (
-    "Of each attack the easiest, a median and the hardest image: by the margin that is left within"
-    " a radius, by distance without one. Changes are amplified around mid-grey. Maps, where"
-    " interpreters were asked for, are for the class predicted, bright where high."
+    "Of each attack, and of each kind of corruption at its middle severity, the easiest, a median"
+    " and the hardest image: by the margin left within a radius, by distance without one. Changes"
+    " are amplified around mid-grey. Maps, where interpreters were asked for, are for the class"
+    " predicted, bright where high."
 )
 
 
@@ -188,7 +189,7 @@ def build_page(record: RunRecord, name: str) -> Page:
     stored = read_pictures(record.run)
     gallery = [
         pictures.build_cell(record, row, stored[row.outcome])
-        for row in record.attacks
+        for row in pictures.choose_rows(record)
         if row.outcome in stored
     ]
     fit = pictures.GalleryFit(reduced=False, left_out=0)
@@ -222,7 +223,8 @@ def add_pictures(pages: Sequence[Page], room: int) -> Iterator[Page]:
         reach = [cell for cell in islice(rest, len(each.reach)) if cell.samples]
         gallery = list(islice(rest, len(each.gallery)))
         fit = pictures.describe_fit(each.gallery, gallery, edge)
-        yield each._replace(reach=reach, gallery=gallery, fit=fit)
+        shown = [cell for cell in gallery if cell.samples]
+        yield each._replace(reach=reach, gallery=shown, fit=fit)
 
 
 def title_run(record: RunRecord, name: str = "") -> str:

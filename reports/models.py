@@ -158,7 +158,8 @@ def list_questions(run: Run) -> dict[str, Question]:
     order = order_images(run.clean)
     right = metrics.find_right(run.clean)
     found = {"clean": Question("images as they are", "clean", right[order])}
-    for (threat, defense), group in group_outcomes(run).items():
+    groups = sorted(group_outcomes(run).items(), key=lambda each: each[0][0].norm == CORRUPTION)
+    for (threat, defense), group in groups:
         keys = [identify_question(outcome) for outcome in group]
         kind = "corruption" if threat.norm == CORRUPTION and len(group) > 1 else "attack"
         for key, outcome in zip(keys, group, strict=True):

@@ -76,6 +76,25 @@ class GalleryFit(NamedTuple):
     left_out: int  # samples
 
 
+def choose_rows(record: RunRecord) -> list[AttackRow]:
+    """The attacks of which images are shown: of each kind of corruption the middle severity.
+
+    Corruptions come last, as the report is about attackers first.
+    """
+    kinds: dict[tuple[str, str | None], list[AttackRow]] = {}
+    chosen: list[AttackRow] = []
+    for row in record.attacks:
+        if row.threat.norm == CORRUPTION:
+            kind = str(record.run.outcomes[row.outcome].resolved.get("kind"))
+            kinds.setdefault((kind, row.defense), []).append(row)
+        else:
+            chosen.append(row)
+    for rows in kinds.values():
+        rows.sort(key=lambda row: row.threat.eps or 0.0)
+        chosen.append(rows[len(rows) // 2])
+    return chosen
+
+
 def build_cell(record: RunRecord, row: AttackRow, kept: Sequence[Picture]) -> GalleryCell:
     """The samples of one attack, `row` being what the record says of it."""
     place = formatting.format_place(row.threat, row.defense)
@@ -95,6 +114,7 @@ def build_sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
     far = [describe_size(outcome.threat.norm, size)]
     factor = choose_amplification(kept.delta)
     change = f"change {format_factor(factor)}"
+    became = "corrupted" if outcome.threat.norm == CORRUPTION else "attacked"
     attacked, amplified = kept.clean / 255 + kept.delta, 0.5 + factor * kept.delta
     explained = [
         picture
@@ -106,7 +126,7 @@ def build_sample(run: Run, outcome: Outcome, kept: Picture) -> Sample:
         describe_result(run, outcome, at),
         (
             build_picture(number, "clean", before, kept.clean / 255),
-            build_picture(number, "attacked", after, attacked),
+            build_picture(number, became, after, attacked),
             replace(build_picture(number, change, far, amplified), change=True),
             *explained,
         ),

@@ -23,7 +23,7 @@ from robusteval.reports.meaning import describe_reach
 from robusteval.reports.measures import ThreatRecord
 from robusteval.reports.model_card import render_model_card
 from robusteval.reports.models import build_models, build_models_table
-from robusteval.reports.pictures import describe_result
+from robusteval.reports.pictures import choose_rows, describe_result
 from robusteval.reports.record import to_json
 from robusteval.reports.rendering import render_console
 from robusteval.reports.sentences import write_meaning
@@ -174,6 +174,20 @@ def test_models_beside_each_other_have_no_worst_corruption(
     assert "82.5 %, " in table.note
     assert " 65.0 %, -17.5 points (" in table.note
     assert not any("-0.0 (" in line for *_, cells in table.rows for cell in cells for line in cell)
+
+
+def test_pictures_are_of_attackers_first_and_of_middle_severities(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Five severities of fifteen kinds would fill the page."""
+    cells = [corrupted(make_outcome, k, s, 9, N) for k in ("fog", "snow") for s in (1, 2, 3)]
+    record = record_of(make_run(*cells, make_outcome(np.arange(N) < 300), folder=None))
+
+    assert [row.spec for row in choose_rows(record)] == [
+        "pgd:eps=8/255,steps=20",
+        "corruption:kind=fog,severity=2",
+        "corruption:kind=snow,severity=2",
+    ]
 
 
 def test_comparisons_have_means_and_no_worst_corruption(
