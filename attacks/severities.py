@@ -59,8 +59,9 @@ PUBLISHED: dict[Kind, dict[str, tuple[Five, Five]]] = {
     },
     "zoom_blur": {
         # the last of the factors, and how many there are from 1 on
-        "last": ((1.06, 1.1, 1.15, 1.2, 1.25), (1.11, 1.15, 1.2, 1.24, 1.3)),
-        "factors": ((7, 11, 16, 21, 26), (12, 16, 11, 13, 11)),
+        # as NumPy's arange gives them, whose end is at times among them
+        "last": ((1.06, 1.11, 1.15, 1.2, 1.25), (1.11, 1.15, 1.2, 1.24, 1.3)),
+        "factors": ((7, 12, 16, 21, 26), (12, 16, 11, 13, 11)),
     },
     "snow": {
         "mean": ((0.1, 0.1, 0.15, 0.25, 0.3), (0.1, 0.2, 0.55, 0.55, 0.55)),

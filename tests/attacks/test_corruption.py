@@ -89,6 +89,21 @@ def test_constants_are_those_published_at_both_sizes() -> None:
     assert middle == pytest.approx((0.04 * 0.08) ** 0.5, rel=0.01)
 
 
+def test_factors_of_zoom_blur_are_those_of_the_programs() -> None:
+    """Which are given there by an end and a step, rounded as NumPy does."""
+    ends = {
+        32: [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+        224: [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
+    }
+    for side, steps in ends.items():
+        for severity, (end, step) in enumerate(steps, 1):
+            published = np.arange(1, end, step)
+            found = find_constants("zoom_blur", severity, side)
+
+            assert found["factors"] == len(published)
+            assert found["last"] == pytest.approx(published[-1])
+
+
 def test_lengths_grow_with_the_image_and_strengths_do_not() -> None:
     """Beyond what was published a blur covers the same share of the image."""
     assert find_constants("gaussian_blur", 2, 448) == {"sigma": 4.0}
