@@ -67,9 +67,9 @@ def encode_for_stream(console: Console, shown: str) -> str:
 
 def keep_percents(text: Text) -> Text:
     """The text such that no line ends between a number and its percent sign."""
-    for found in re.finditer(r"(?<=\d) (?=%)", text.plain):
-        text = text[: found.start()] + Text(GLUE, text.style) + text[found.end() :]
-    return text
+    kept = text.copy()
+    kept.plain = re.sub(r"(?<=\d) (?=%)", GLUE, text.plain)  # as long, so styles stay in place
+    return kept
 
 
 def print_trimmed(console: Console, item: RenderableType) -> None:

@@ -6,7 +6,8 @@ import io
 import math
 import struct
 import zipfile
-from typing import IO, Any, BinaryIO, NamedTuple
+from functools import lru_cache
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,13 @@ def read_layout(archive: zipfile.ZipFile, key: str, usual: int) -> Layout:
     ValueError
         It is not packed as NumPy packs, no array of plain numbers, or not as long as it says.
     """
+    entry = _check_member(archive, key, usual)
+    with archive.open(entry) as packed:
+        return _read_checked_header(packed, key, entry)
+
+
+def _check_member(archive: zipfile.ZipFile, key: str, usual: int) -> zipfile.ZipInfo:
+    """An array's entry in the list of members; see `read_layout`."""
     entry = archive.getinfo(key + SUFFIX)
     check_amount(f"the array {key}", entry.file_size, usual, "bytes")
     if entry.file_size > LARGE:
@@ -90,8 +98,12 @@ def read_layout(archive: zipfile.ZipFile, key: str, usual: int) -> Layout:
         check_amount(f"the array {key}", ratio, RATIO, "times the bytes that it is packed in")
     if entry.compress_type not in PACKING or entry.flag_bits & 1:
         raise ValueError(f"the array {key} is not packed as numpy.savez does it")
-    with archive.open(entry) as packed:
-        layout = _read_header(packed, key)
+    return entry
+
+
+def _read_checked_header(packed: IO[bytes], key: str, entry: zipfile.ZipInfo) -> Layout:
+    """What an array is by its first bytes; see `read_layout`."""
+    layout = _read_header(packed, key)
     if layout.begin + math.prod(layout.shape) * layout.dtype.itemsize != entry.file_size:
         raise ValueError(f"the array {key} is not as long as its shape says")
     return layout
@@ -114,10 +126,7 @@ def _read_header(packed: IO[bytes], key: str) -> Layout:
     length = int.from_bytes(counted, "little")
     if length > HEADER:
         raise ValueError(f"the array {key} has a header of {length} bytes")
-    text = io.BytesIO(counted + packed.read(length))
-    shape, fortran, dtype = (
-        np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
-    )(text)
+    shape, fortran, dtype = _parse_header(counted + packed.read(length), width)
     if dtype.hasobject:
         raise ValueError(f"the array {key} is no plain one, it holds Python objects")
     if min(shape, default=0) < 0 or not dtype.itemsize:
@@ -125,12 +134,30 @@ def _read_header(packed: IO[bytes], key: str) -> Layout:
     return Layout(shape, fortran, dtype, 8 + width + length)
 
 
+@lru_cache(1000)  # of a run with thousands of cells all have the same few
+def _parse_header(header: bytes, width: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type; ValueError if it says none."""
+    parse = (
+        np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = parse(io.BytesIO(header))
+    return shape, fortran, dtype
+
+
 WIDTHS = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of a header's length, by version
 
 
 def read_array(archive: zipfile.ZipFile, key: str, usual: int) -> np.ndarray[Any, Any]:
     """An array of an archive, in memory; what `read_layout` raises."""
-    read_layout(archive, key, usual)
-    with archive.open(key + SUFFIX) as packed:
+    entry = _check_member(archive, key, usual)
+    with archive.open(entry) as packed:
+        layout = _read_checked_header(packed, key, entry)
+        if entry.file_size <= LARGE:
+            content = bytearray(packed.read())  # to its end, where the checksum is compared
+            if len(content) + layout.begin != entry.file_size:
+                raise ValueError(f"the array {key} is cut short")
+            order: Literal["F", "C"] = "F" if layout.fortran else "C"
+            return np.ndarray(layout.shape, layout.dtype, content, order=order)
+    with archive.open(entry) as packed:
         array: np.ndarray[Any, Any] = np.lib.format.read_array(packed, allow_pickle=False)
     return array
