@@ -260,11 +260,11 @@ class Evaluation:
         if self.plan.share is not None:
             if not self.recording.failures:
                 save_share(self.recording.store.folder, self.answers.known)
-            return self.write_record()
+            return self.write_record("incomplete")
         return self.write_record("incomplete" if self.recording.failures else "complete")
 
-    def write_record(self, status: str = "incomplete") -> Run:
-        """Write the record as far as it is."""
+    def write_record(self, status: str | None = None) -> Run:
+        """Write the record as far as it is, see `Recording.write`."""
         return self.recording.write(status, self.batches.seconds, self.cells.keys)
 
     def measure_clean(self, target: Target) -> None:

@@ -426,9 +426,9 @@ class JoinedEvaluation(Evaluation):
             return super().run()
         return self.write_record("incomplete")
 
-    def write_record(self, status: str = "incomplete") -> Run:
+    def write_record(self, status: str | None = None) -> Run:
         """Write the record as far as it is."""
-        return super().write_record(status if self.is_complete() else "incomplete")
+        return super().write_record((status if self.is_complete() else None) or "incomplete")
 
     def say_forecast(self, target: Target) -> None:
         """Say nothing: nothing takes long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,9 @@ from robusteval.models.environment import describe_environment
 from robusteval.runs.folder import Store
 from robusteval.runs.slices import decode_slices
 from robusteval.runs.types import Columns, Defended, Finding, Outcome, Run
+
+LONG = 0.1  # seconds that writing the record takes, from which on it is not always written
+RESTING = 20  # times that, before it is written again
 
 
 class Recording:
@@ -39,6 +43,7 @@ class Recording:
         self.failures: dict[str, str] = {}  # cell -> why it has no result
         self.findings: list[Finding] = list(plan.findings)
         self.quality: Columns = {}  # of the maps
+        self.put_off_until = 0.0  # by the clock of `time.monotonic`
         self.environment: dict[str, Any] = {}  # where it was computed; here if empty
 
     def build_run(self, status: str, seconds: float) -> Run:
@@ -71,10 +76,20 @@ class Recording:
         found = [each.defended for each in self.targets if each.receives == receives]
         return tuple(each for each in found if each is not None and each.clean)
 
-    def write(self, status: str, seconds: float, keys: list[str]) -> Run:
-        """Write ``run.json`` with the cells of these keys; the run as it is now."""
-        run = self.build_run(status, seconds)
-        self.store.save_record(run.to_record(), keys)
+    def write(self, status: str | None, seconds: float, keys: list[str]) -> Run:
+        """Write ``run.json`` with the cells of these keys; the run as it is now.
+
+        Without a status it may be put off, where the record is long: of thousands of cells writing
+        it after each would take longer than most attacks. What is finished of cells that it does
+        not name yet is kept as parts, so that a kill loses none of it.
+        """
+        run = self.build_run(status or "incomplete", seconds)
+        started = time.monotonic()
+        if status is not None or started >= self.put_off_until:
+            self.store.save_record(run.to_record(), keys)
+            ended = time.monotonic()
+            took = ended - started
+            self.put_off_until = ended + RESTING * took if took > LONG else 0.0
         return run
 
     def _describe_data(self) -> dict[str, Any]:
