@@ -17,7 +17,7 @@ from robusteval.runs.types import Run
 from . import formatting
 from .gate_tests import show_p
 from .groups import GroupRow, GroupsRecord, TurnedRecord, count_by_class, is_below
-from .measures import RateRecord
+from .measures import CORRUPTION, RateRecord
 from .record import RunRecord
 from .sentences import explain_missing_number, shorten_defense
 
@@ -143,10 +143,19 @@ def count_known(group: GroupsRecord) -> int:
     return sum(row.robust_accuracy.n > 0 for row in group.rows)
 
 
-def name_case(record: RunRecord, group: GroupsRecord) -> str:
-    """A threat, and the defense before the model as short as may be."""
-    defense = shorten_defense(record, group.defense) if group.defense else None
-    return formatting.format_place(group.threat, defense)
+def name_case(record: RunRecord, case: GroupsRecord | TurnedRecord) -> str:
+    """A threat, and the defense before the model as short as may be.
+
+    Several corruptions are said to be meant together: most images may well hold at each.
+    """
+    defense = shorten_defense(record, case.defense) if case.defense else None
+    place = formatting.format_place(case.threat, defense)
+    single = isinstance(case, TurnedRecord) and case.attack
+    if case.threat.norm != CORRUPTION or single:
+        return place
+    here = (case.threat, case.defense)
+    count = sum((row.threat, row.defense) == here for row in record.attacks)
+    return f"{place}, all {count} kinds together" if count > 1 else place
 
 
 def title_case(record: RunRecord, group: GroupsRecord) -> str:
@@ -182,7 +191,7 @@ def write_worst(record: RunRecord, group: GroupsRecord) -> Iterator[str]:
     if group.worst is None or group.rest is None:
         k = sum(row.robust_accuracy.k for row in group.rows)
         if not k and group.threat.eps is not None:
-            yield f"At {place} no image of any of the {count:,} {plural} holds."
+            yield f"No image of any of the {count:,} {plural} holds at {place}."
         return
     row = group.rows[group.worst]
     shown = f"{describe_row(row)}; of the others {formatting.format_percent(group.rest)}"
@@ -257,7 +266,7 @@ def write_turns(record: RunRecord) -> Iterator[str]:
             for pair in turned.pairs[:NAMED]
         ]
         more = len(turned.pairs) > NAMED or turned.left_out
-        place = name_turned(record, turned)
+        place = name_case(record, turned)
         yield f"Taken most often at {place}: {', '.join(named)}{', and others' if more else ''}."
 
 
@@ -270,12 +279,6 @@ def list_overall(record: RunRecord) -> Iterator[TurnedRecord]:
             yield turned
 
 
-def name_turned(record: RunRecord, turned: TurnedRecord) -> str:
-    """A threat and the defense before the model."""
-    defense = shorten_defense(record, turned.defense) if turned.defense else None
-    return formatting.format_place(turned.threat, defense)
-
-
 def build_turned_tables(record: RunRecord) -> Iterator[TurnedTable]:
     """What attacks turn classes into: as a matrix where classes are few, else the pairs."""
     if explain_missing_number(record) or not any(g.kind == "class" for g in record.groups):
@@ -284,7 +287,7 @@ def build_turned_tables(record: RunRecord) -> Iterator[TurnedTable]:
     for turned in record.turned:
         if not turned.pairs:
             continue
-        place = name_turned(record, turned)
+        place = name_case(record, turned)
         knows = "" if turned.adaptive or turned.defense is None else ", oblivious"
         what = f"{turned.attack}{knows}" if turned.attack else "nearest success of all attacks"
         title = f"{what}, {place}"

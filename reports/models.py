@@ -213,11 +213,7 @@ def build_models_table(record: ModelsRecord) -> ModelsTable:
             f" {first} on the same images (Tango's 95 % interval for pairs), marked * where"
             " McNemar's test, corrected by Holm over the table, is below 5 %."
             + "".join(f" {sentence}" for sentence in (*record.corruptions, *record.unpaired))
-            + (
-                " Single corruptions, to which Holm's method applies too, stand below and in JSON."
-                if apart
-                else ""
-            )
+            + (SINGLE if apart else "")
         ),
     )
 

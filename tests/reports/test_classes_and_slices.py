@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reportable import LINF, defended, html_of, json_of, markdown_of, print_run, record_of
+from reportable import (
+    LINF,
+    corrupted,
+    defended,
+    html_of,
+    json_of,
+    markdown_of,
+    print_run,
+    record_of,
+)
 from rich.console import Console
 
 from robusteval.reports.group_tables import build_group_tables, build_turned_tables, write_worst
@@ -274,6 +283,19 @@ def test_corruptions_beside_attacks_have_no_table(
 
     assert {group.threat.norm for group in with_attack.groups} == {"linf"}
     assert {group.threat.norm for group in alone.groups} == {"corruption"}
+
+
+def test_several_corruptions_are_said_to_be_meant_together(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """No image holds under both, though half of them hold under each."""
+    fog = corrupted(make_outcome, "fog", 2, 10, 20)
+    others = make_outcome(np.arange(20) >= 10)
+    snow = replace(corrupted(make_outcome, "snow", 2, 0, 20), columns=others.columns)
+    text = markdown_of(make_run(fog, snow, corrupted(make_outcome, "fog", 3, 20, 20)))
+
+    assert "holds at corruption of severity 2, all 2 kinds together." in text
+    assert "holds at corruption of severity 3." in text
 
 
 def test_values_come_back_from_the_settings() -> None:
