@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -153,7 +154,9 @@ def evade(
     """
     watched = find_detector(model)
     if made_on:
-        watched = find_detector(DEFENSES.load("detector")(watched.undefended, file=made_on))
+        other = find_detector(DEFENSES.load("detector")(watched.undefended, file=made_on))
+        watched = copy.copy(watched)  # the same network, so that its passes are counted
+        watched.detector = other.detector
     if along in STAND_INS:
         find_stand_in(watched, along)
     if min(steps, restarts, every) < 1 or warmup < 0:

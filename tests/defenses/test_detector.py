@@ -61,6 +61,7 @@ from robusteval.evaluation.work_cache import WorkCache
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.identity import hash_answers, hash_model
 from robusteval.models.seeds import sample_seeds
+from robusteval.models.steps import count_passes
 from robusteval.models.weights import CHECKSUM, compute_checksum, split_safetensors
 from robusteval.progress import Silent
 from robusteval.runs.detector_record import DetectorRecord, Estimate
@@ -611,17 +612,28 @@ def test_an_attack_made_on_another_detector_is_the_attack_on_that_one(
     contrary.last.weight.neg_()
     replace(found.detector, imitator=contrary).save(other)
     watching, followed = (attach_detector(model, file=str(each)) for each in (file, other))
+    assert isinstance(watching, WithDetector)
+    assert isinstance(followed, WithDetector)
     batch = images(30, seed=3).batch(range(6))
     seeds = sample_seeds(0, batch.ids)
+
+    spent = []
 
     def make(text: str, target: Classifier) -> tuple[torch.Tensor, dict[str, Any]]:
         steps = "eps=24/255,warmup=4,steps=6,along=imitation"
         attack = prepare_attack(f"evade:{steps}{text}", target, (3, 12, 12))
-        return attack.perturb(target, batch.x, batch.y, seeds=seeds), attack.resolved
+        with count_passes(target, 6, batch.x.device) as passes:
+            made = attack.perturb(target, batch.x, batch.y, seeds=seeds)
+        spent.append((passes.forwards.tolist(), passes.backwards.tolist()))
+        return made, attack.resolved
 
     made, resolved = make(f",made_on={other}", watching)
 
     assert torch.equal(made, make("", followed)[0])
+    assert watching.detector is not followed.detector
+    (forwards, backwards), plain = spent[0], spent[1]
+    assert backwards == plain[1]
+    assert forwards == [each + 1 for each in plain[0]]  # to see that nothing stands before
     assert not torch.equal(made, make("", watching)[0])
     assert resolved["made_on"] == f"sha256:{hashlib.sha256(other.read_bytes()).hexdigest()}"
     with pytest.raises(UsageError, match="there is no file"):
