@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, autograd, nn
@@ -105,8 +106,19 @@ def begin_graph(_layer: nn.Module, _args: object, output: Any) -> Any:
 
 @contextmanager
 def watch_layer(name: str, layer: nn.Module, look: Any) -> Iterator[None]:
-    """Call `look` with a layer's input, as it was before the layer, and with its output."""
+    """Call `look` with a layer's input, as it was before the layer, and with its output.
+
+    Without hooks that came during the pass, such as those of masks, which count runs.
+    """
     kept: list[Tensor] = []
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    known = {kind: {**getattr(layer, kind)} for kind in kinds}
+
+    def look_alone(output: Any) -> None:
+        with ExitStack() as stack:
+            for hooks, own in known.items():
+                stack.enter_context(patch.object(layer, hooks, own))
+            look(name, layer, kept.pop(), output)
 
     def before(_layer: nn.Module, args: tuple[Any, ...]) -> None:
         if len(args) == 1 and isinstance(args[0], Tensor):
@@ -114,7 +126,7 @@ def watch_layer(name: str, layer: nn.Module, look: Any) -> Iterator[None]:
 
     def after(_layer: nn.Module, _args: object, output: Any) -> None:
         if kept:
-            look(name, layer, kept.pop(), output)
+            look_alone(output)
 
     with ExitStack() as stack:
         stack.callback(layer.register_forward_pre_hook(before).remove)

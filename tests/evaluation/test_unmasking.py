@@ -34,6 +34,7 @@ from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.unmasking import Examination, examine, list_unmaskings
 from robusteval.evaluation.votes import SURVIVAL, VOTES, Voted
 from robusteval.models.classifier import Classifier
+from robusteval.models.masked import mask_units
 from robusteval.reports.build import build_record
 from robusteval.runs.metrics import worst_case
 from robusteval.runs.types import Run, Spec
@@ -230,6 +231,21 @@ def test_a_sound_network_pays_next_to_nothing(scaled: Scaled, sound: Run, x: Ten
     assert names(sound) == [ATTACK]
     assert passes <= 2 * 32  # two calls of a block
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_a_mask_on_an_activation_is_no_second_run_of_it(x: Tensor) -> None:
+    """Layers are tried without the hooks of the pass, which count how often these run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        ).eval()
+    masks = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    masked = mask_units(Classifier(network, num_classes=3).eval(), "1", masks)
+    before = masked(x)
+
+    assert find_false_gradients(masked, x) == Suspects((), ())
+    assert torch.equal(masked(x), before)
 
 
 @pytest.mark.parametrize(
