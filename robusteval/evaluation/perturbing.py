@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -102,7 +102,11 @@ def perturb(
                     returned[rows] = run(rows)
         if shortcuts is not None:
             made, _ = repair(returned, x, attack.threat)
-            by_shortcuts = compare_verdicts(model, shortcuts, made, goal, targeted=targeted)
+            by_shortcuts = torch.zeros_like(goal)
+            with book_rows(rows) if len(rows) < len(x) else nullcontext():
+                by_shortcuts[rows] = compare_verdicts(
+                    model, shortcuts, made[rows], goal[rows], targeted=targeted
+                )
             again = (by_shortcuts == LOST).nonzero().flatten()
             if len(again):
                 returned = returned.detach().clone()

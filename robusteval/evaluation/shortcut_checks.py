@@ -16,7 +16,7 @@ from robusteval.models.classifier import (
     frozen,
     predict_classes,
 )
-from robusteval.models.forward_modes import find_float_type
+from robusteval.models.forward_modes import find_float_type, is_observed
 from robusteval.models.shortcuts import SHORTCUTS, Shortcuts
 from robusteval.runs.types import Columns, Finding
 
@@ -70,8 +70,10 @@ def try_shortcuts(
     Raises
     ------
     UsageError
-        If there is no such shortcut, or not here.
+        If there is no such shortcut, or not here, or none of the networks can take it.
     """
+    if isinstance(names, str):
+        raise UsageError(f"shortcuts cannot be str: give a list such as [{names!r}]")
     for name in names:
         if name not in SHORTCUTS:
             raise UsageError(f"shortcuts are {' and '.join(SHORTCUTS)}, not {name!r}")
@@ -80,23 +82,47 @@ def try_shortcuts(
     autocast = None
     if "amp" in names:
         autocast = choose_autocast_type(models[0].device)
-        if any(find_float_type(each.network) != torch.float32 for each in models):
-            raise UsageError(
-                "--amp is for networks in float32, and this one computes in half precision as it"
-                " is: leave --amp or --dtype out"
-            )
+        for each in models:
+            if (dtype := find_float_type(each.network)) != torch.float32:
+                raise UsageError(
+                    "--amp is for networks in float32, and this one computes in"
+                    f" {str(dtype).removeprefix('torch.')}: leave --amp"
+                    f"{'' if dtype == torch.float64 else ' or --dtype'} out"
+                )
     shortcuts = Shortcuts(autocast, compiles="compile" in names)
+    able = [each for each in models if not is_observed(each.network)]
+    if not able:
+        options = " and ".join(f"--{name}" for name in dict.fromkeys(names))
+        raise UsageError(
+            "attacks can take no shortcuts through this network, as it has hooks (a mask, or"
+            " torch's older weight_norm and spectral_norm), is scripted, or was compiled before:"
+            f" leave {options} out"
+        )
+    depends = [try_network(each, shortcuts, x) for each in able]
+    told = [describe_dependence()] if any(depends) else []
+    return shortcuts, told + describe_unable(len(models) - len(able), len(models))
+
+
+def try_network(model: Classifier, shortcuts: Shortcuts, x: Tensor) -> bool:
+    """As `depends_on_place`; UsageError if the network cannot be called so."""
     try:
-        depends = [depends_on_place(each, shortcuts, x) for each in models]
+        return depends_on_place(model, shortcuts, x)
     except Exception as error:
+        try:  # or it breaks in any case, and not by them
+            differentiate_by(model, None, x)
+        except UsageError:
+            raise
+        except Exception:
+            raise UsageError(
+                f"attacks cannot differentiate this network ({name_error(error)}), and so take no"
+                " shortcuts: leave --amp and --compile out"
+            ) from error
         raise UsageError(explain_failure(shortcuts, error)) from error
-    return shortcuts, [describe_dependence()] if any(depends) else []
 
 
 def explain_failure(shortcuts: Shortcuts, error: Exception) -> str:
     """One sentence on a pass that broke."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    text = name_error(error)
     if shortcuts.compiles:
         return (
             f"the network could not be compiled ({text}): leave --compile out, or see that torch"
@@ -105,8 +131,16 @@ def explain_failure(shortcuts: Shortcuts, error: Exception) -> str:
     return f"the network cannot be called under autocast ({text}): leave --amp out"
 
 
-def differentiate_by(model: Classifier, shortcuts: Shortcuts, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``(n, k)`` and a derivative of theirs ``(n, c, h, w)``, by shortcuts."""
+def name_error(error: Exception) -> str:
+    """The type of an exception and the first line of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def differentiate_by(
+    model: Classifier, shortcuts: Shortcuts | None, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits ``(n, k)`` and a derivative of theirs ``(n, c, h, w)``, by shortcuts if any."""
     with frozen(model), taking_shortcuts(model, shortcuts), torch.enable_grad():
         z = x.to(model.device).detach().requires_grad_()
         logits = model(z)
@@ -136,6 +170,20 @@ def describe_dependence() -> Finding:
         " among others, so that numbers can change a little with --batch-size, --workers and"
         " --shard.",
     )
+
+
+def describe_unable(unable: int, of: int) -> list[Finding]:
+    """What a reader must know where some of the networks that are attacked take no shortcuts."""
+    if not unable:
+        return []
+    return [
+        Finding(
+            "no-shortcuts",
+            False,
+            f"Attacks on {unable} of the {of} networks take no shortcuts, as these have hooks (a"
+            " mask, say), are scripted, or were compiled before.",
+        )
+    ]
 
 
 def compare_verdicts(

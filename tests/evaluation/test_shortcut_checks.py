@@ -16,6 +16,8 @@ from robusteval import from_arrays
 from robusteval.cli import cli
 from robusteval.errors import UsageError
 from robusteval.evaluation.evaluate import evaluate
+from robusteval.evaluation.perturbing import perturb
+from robusteval.evaluation.plan import prepare_attack
 from robusteval.evaluation.shortcut_checks import (
     BY_SHORTCUTS,
     LOST,
@@ -97,6 +99,68 @@ def test_what_is_not_to_be_had_is_said_in_a_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda _: False)
     with pytest.raises(UsageError, match="no autocast on cpu: leave --amp out"):
         choose_autocast_type(torch.device("cpu"))
+
+
+class Rounded(nn.Module):
+    """Gives no derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, 2)``."""
+        bright = x.detach().flatten(1).mean(1)
+        return torch.stack([-bright, bright], 1)
+
+
+class Pair(nn.Module):
+    """Returns no logits, but a pair of them."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two times logits ``(n, 2)``."""
+        return x.flatten(1)[:, :2], x.flatten(1)[:, :2]
+
+
+def test_shortcuts_are_not_blamed_for_what_a_network_does_in_any_case() -> None:
+    x = torch.rand(2, 1, 2, 2)
+    cases: tuple[tuple[nn.Module, str], ...] = (
+        (Rounded(), r"attacks cannot differentiate this network \(RuntimeError: element 0"),
+        (Pair(), "^the model must return one tensor of logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2).double()), "in float64: leave --amp out"),
+    )
+    for network, words in cases:
+        with pytest.raises(UsageError, match=words):
+            try_shortcuts(["amp"], [Classifier(network, num_classes=2).eval()], x)
+    with pytest.raises(UsageError, match=r"give a list such as \['amp'\]"):
+        try_shortcuts("amp", [Classifier(Fickle(), num_classes=2).eval()], x)
+
+
+def test_networks_that_take_no_shortcuts_are_not_said_to() -> None:
+    """Where somebody looks on inside, passes are made as ever."""
+    x = torch.rand(2, 1, 32, 32)
+    plain, hooked = (Classifier(digits_cnn(), num_classes=10).eval() for _ in range(2))
+    next(hooked.network.children()).register_forward_hook(lambda *_: None)
+
+    with pytest.raises(UsageError, match=r"has hooks .*: leave --amp and --compile out"):
+        try_shortcuts(["amp", "compile"], [hooked], x)
+    ways, told = try_shortcuts(["amp"], [plain, hooked], x)
+
+    assert ways is not None
+    assert [finding.code for finding in told] == ["no-shortcuts"]
+    assert "on 1 of the 2 networks" in told[0].message
+
+
+def test_images_of_the_class_to_reach_are_counted_by_no_shortcut() -> None:
+    """They are left alone: through the shortcuts the middle one is not of its class at all."""
+    model = Classifier(Fickle(), num_classes=2).eval()
+    x = torch.tensor([0.1, 0.3, 0.9]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    labels = torch.tensor([0, 0, 1])
+    attack = prepare_attack("pgd:eps=0.01,steps=1,targeted=true", model, (1, 2, 2))
+    goal = torch.tensor([1, 0, 0])
+
+    found = perturb(attack, model, x, labels, seeds=torch.arange(3), goal=goal, shortcuts=AMP)
+
+    assert found.by_shortcuts is not None
+    assert found.by_shortcuts.tolist() == [0, 0, 0]
+    assert torch.equal(found.x_adv[1], x[1])
+    assert found.passes.forwards[1] == 0
 
 
 def test_numbers_depend_on_no_batch_and_say_what_was_taken(tmp_path: Path) -> None:
