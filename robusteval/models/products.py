@@ -46,10 +46,17 @@ def is_large_product(x: Tensor, outputs: int) -> bool:
     """Whether the product of one image's rows ``(…, k)`` is large enough to be called by itself.
 
     MKL takes half as long again for a batch of such products, as in a ViT-B/16, as for one after
-    the other.
+    the other. Never under a transform of `torch.func`, which knows nothing of the calls below.
     """
+    if is_transformed():
+        return False
     least = LARGE_PRODUCT if x.dtype == torch.float32 else LARGE_IN_OTHER_TYPES
     return x.device.type == "cpu" and x.numel() * outputs >= least
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work, in which tensors are not what they seem."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def apply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -96,6 +103,9 @@ class LargeProduct(autograd.Function):
     def backward(ctx: Any, *upper: Any) -> Any:
         """The derivative for the rows, differentiable itself."""
         (weight,) = ctx.saved_tensors
+        # asked for in a batch, as `torch.autograd.grad` does for many outputs at once
+        if is_transformed() or torch._C._functorch.is_legacy_batchedtensor(upper[0]):
+            return upper[0] @ weight, None, None
         return LargeProduct.apply(upper[0], weight.t(), None), None, None
 
 

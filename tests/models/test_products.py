@@ -163,3 +163,25 @@ def test_maps_of_large_layers_can_be_attacked(
         for _ in range(PATIENCE):
             torch.testing.assert_close(curve(model), curve(network))
     assert known.joined
+
+
+def test_transforms_of_functions_pass_through_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do the derivatives of several logits in one batch."""
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Flatten(2), nn.Linear(16, 12), nn.Sigmoid(), nn.Flatten(), nn.Linear(36, 3)
+        ).eval()
+    x = draw(2, 3, 4, 4).sigmoid()
+    with frozen(network):
+        model = Classifier(network, num_classes=3, block=2).eval()
+        for _ in range(PATIENCE):
+            model(x)
+        expected = torch.func.jacrev(network)(x)
+        z = x.clone().requires_grad_()
+        rows = torch.eye(6).view(6, 2, 3)
+        (batched,) = autograd.grad(model(z), z, rows, is_grads_batched=True)
+
+        torch.testing.assert_close(torch.func.jacrev(model)(x), expected)
+        torch.testing.assert_close(batched.view_as(expected), expected)

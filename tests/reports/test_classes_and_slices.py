@@ -144,7 +144,7 @@ def test_where_all_are_alike_none_is_the_worst(
 
     assert record.groups[0].worst is None
     assert said == (
-        [] if held else ["At linf eps 8/255 (0.0314) no image of any of the 10 classes holds."]
+        [] if held else ["No image of any of the 10 classes holds at linf eps 8/255 (0.0314)."]
     )
 
 
