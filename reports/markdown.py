@@ -44,6 +44,8 @@ def list_models(records: Sequence[RunRecord]) -> Iterator[str]:
     """Several runs as one table."""
     table = build_models_table(build_models([record.run for record in records]))
     yield from (f"### {escape_prose(table.title)}", "")
+    for sentence in table.lead:
+        yield from (escape_prose(sentence), "")
     yield render_markdown_row(["attack", *map(escape_prose, table.columns)])
     yield render_markdown_row([LEFT, *(LEFT for _ in table.columns)])
     for name, kind, cells in table.rows:

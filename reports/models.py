@@ -7,7 +7,7 @@ of McNemar's exact test, corrected by Holm's method over the whole table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Annotated, NamedTuple
@@ -77,6 +77,7 @@ class ModelsTable(NamedTuple):
     """The table as text: of each row its name, its kind, and a cell of lines for each model."""
 
     title: str
+    lead: list[str]
     columns: tuple[str, ...]
     rows: list[tuple[str, str, list[tuple[str, ...]]]]
     note: str
@@ -202,6 +203,7 @@ def build_models_table(record: ModelsRecord) -> ModelsTable:
     apart = any(row.kind == "corruption" for row in record.rows)
     return ModelsTable(
         title="Models against attacks, images that stay right",
+        lead=list(write_differences(record)),
         columns=record.models,
         rows=[
             (row.question, row.kind, [write_cell(cell) for cell in row.cells])
@@ -216,6 +218,34 @@ def build_models_table(record: ModelsRecord) -> ModelsTable:
             + (SINGLE if apart else "")
         ),
     )
+
+
+def write_differences(record: ModelsRecord) -> Iterator[str]:
+    """Of each other model where it keeps more, or fewer, images right than the first, in words."""
+    shown = [row for row in record.rows if row.kind != "corruption"]
+    for i, name in enumerate(record.models[1:], start=1):
+        known = [(row, cell) for row in shown if (cell := row.cells[i].paired) is not None]
+        if not known:
+            continue
+        sure = [(row, cell) for row, cell in known if cell.p_holm < LEVEL]
+        more = [each for each in sure if each[1].difference > 0]
+        fewer = [each for each in sure if each[1].difference < 0]
+        said = [
+            f"{word} in {len(rows)} of {len(known)} rows ({write_widest(rows)})"
+            for word, rows in (("more images right", more), ("fewer images right", fewer))
+            if rows
+        ]
+        if not said:
+            said = [f"as many images right in each of {len(known)} rows, as far as can be told"]
+        yield f"Beside {record.models[0]}, {name} keeps {', '.join(said)}."
+
+
+def write_widest(rows: Sequence[tuple[QuestionRow, PairedRecord]]) -> str:
+    """The row in which two models differ most."""
+    row, cell = max(rows, key=lambda each: abs(each[1].difference))
+    most = "most: " if len(rows) > 1 else ""
+    low, high = (f"{100 * end:+.1f}" for end in (cell.low, cell.high))
+    return f"{most}{row.question}, {100 * cell.difference:+.1f} points, {low} to {high}"
 
 
 def write_cell(cell: ModelCell) -> tuple[str, ...]:

@@ -64,6 +64,9 @@ def print_models(console: Console, record: ModelsRecord) -> None:
     """Several runs as one table."""
     table = build_models_table(record)
     print_paragraph(console, table.title, "bold")
+    for sentence in table.lead:
+        print_paragraph(console, sentence)
+    console.print()
     columns = [
         TableColumn(
             fold_name(render_cell(console, title), ROOM),

@@ -109,6 +109,28 @@ def test_long_names_are_shortened_where_they_stay_apart(runs: list[Run]) -> None
     assert name(*long) == long
 
 
+def test_what_differs_beyond_chance_is_said_in_words(runs: list[Run]) -> None:
+    """By the corrected test, with the widest difference; of others that nothing can be told."""
+    worse, same = build_models_table(build_models(runs)).lead
+    assert worse.startswith("Beside a.pt, b.pt keeps fewer images right in 1 of 2 rows (")
+    assert "-30.0 points" in worse
+    assert same.startswith("Beside a.pt, c.pt keeps as many images right in each of 2 rows")
+
+    (better, _) = build_models_table(build_models([runs[1], runs[0], runs[1]])).lead
+    assert "more images right in 1 of 2 rows" in better
+    assert "+30.0 points" in better
+
+
+def test_models_without_a_pair_are_not_spoken_of(
+    runs: list[Run], make_run: Make, make_outcome: Callable[..., Outcome]
+) -> None:
+    """Over other images there is no difference to tell."""
+    other = make_run(make_outcome(break_first(10, n=100)))
+    other = replace(other, model={**other.model, "file": "d.pt"})
+
+    assert build_models_table(build_models([runs[0], other])).lead == []
+
+
 def test_every_form_begins_with_the_table(runs: list[Run]) -> None:
     """One run has none."""
     records = [build_record(replace(run, folder=None)) for run in runs]
@@ -119,6 +141,7 @@ def test_every_form_begins_with_the_table(runs: list[Run]) -> None:
         assert title in page
         assert page.index(title) < page.index("An attacker")
         assert "-30.0 (" in page
+        assert "b.pt keeps fewer" in " ".join(page.split())
         assert title not in str(render(records[:1]))
     whole = json.loads(render_json(records))
     assert whole["models"]["models"] == ["a.pt", "b.pt", "c.pt"]
