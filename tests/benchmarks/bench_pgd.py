@@ -52,6 +52,20 @@ def correct_images(model: Classifier, spec: str, count: int) -> tuple[Tensor, Te
     return x, y
 
 
+def attack_by_art(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """ART's PGD with the settings of `plain_loop`."""
+    _, c, h, w = x.shape
+    attack = ProjectedGradientDescentPyTorch(
+        as_estimator(model, input_shape=(c, h, w)),
+        eps=EPS,
+        eps_step=STEP,
+        max_iter=STEPS,
+        batch_size=BATCH,
+        verbose=False,
+    )
+    return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+
 def in_batches(attack: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """The attack on `BATCH` images at a time."""
     starts = range(0, len(x), BATCH)
@@ -102,22 +116,13 @@ def main(
     path = str(demo()) if checkpoint == "demo" else checkpoint
     model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
-    _, c, h, w = x.shape
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
 
     def ours(eps: float, a: Tensor, b: Tensor) -> Tensor:
         return pgd(model, a, b, eps=eps, step=STEP, steps=STEPS, random_start=False)
 
     def art(a: Tensor, b: Tensor) -> Tensor:
-        attack = ProjectedGradientDescentPyTorch(
-            as_estimator(model, input_shape=(c, h, w)),
-            eps=EPS,
-            eps_step=STEP,
-            max_iter=STEPS,
-            batch_size=BATCH,
-            verbose=False,
-        )
-        return torch.from_numpy(attack.generate(a.numpy(), b.numpy()))
+        return attack_by_art(model, a, b)
 
     broken: dict[str, np.ndarray] = {}
     passes: dict[str, str] = {}

@@ -23,11 +23,19 @@ from importlib.util import find_spec
 
 import click
 import torch
-from art.attacks.evasion import ProjectedGradientDescentPyTorch
-from bench_pgd import BATCH, EPS, STEP, STEPS, Shift, correct_images, in_batches, plain_loop
+from bench_pgd import (
+    BATCH,
+    EPS,
+    STEP,
+    STEPS,
+    Shift,
+    attack_by_art,
+    correct_images,
+    in_batches,
+    plain_loop,
+)
 from torch import Tensor, nn
 
-from robusteval.art.to_art import as_estimator
 from robusteval.attacks.pgd import pgd
 from robusteval.attacks.sigma_zero import sigma_zero
 from robusteval.commands.shell import read_numbers
@@ -45,16 +53,7 @@ def list_rivals(model: Classifier, network: nn.Module) -> dict[str, Attack]:
     """The attacks of others that are installed, with the settings of `plain_loop`."""
 
     def call_art(x: Tensor, y: Tensor) -> Tensor:
-        _, c, h, w = x.shape
-        attack = ProjectedGradientDescentPyTorch(
-            as_estimator(model, input_shape=(c, h, w)),
-            eps=EPS,
-            eps_step=STEP,
-            max_iter=STEPS,
-            batch_size=BATCH,
-            verbose=False,
-        )
-        return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+        return attack_by_art(model, x, y)
 
     def call_torchattacks(x: Tensor, y: Tensor) -> Tensor:
         made = import_module("torchattacks").PGD(network, EPS, STEP, STEPS, random_start=False)
