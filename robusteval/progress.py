@@ -126,6 +126,7 @@ class Course:
 
     def __init__(self) -> None:
         self.coming: dict[str, float | None] = {}  # stages by name: passes of images, if known
+        self.is_foreseen = False  # or nobody has said what comes
         self.done = 0  # stages
         self.name = ""  # of the one under way; empty between two
         self.cost: float | None = None  # of that one
@@ -136,9 +137,18 @@ class Course:
     def foresee(self, stages: Mapping[str, float | None]) -> None:
         """These come, in this order, with so many passes of images each, None where unknown.
 
-        0 of what is short, and no measure of what comes.
+        0 of what is short, and no measure of what comes. If the first of them was foreseen, the
+        others come right after it.
         """
-        self.coming |= stages
+        first = next(iter(stages), None)
+        if first in self.coming:
+            names = list(self.coming)
+            names = [each for each in names[: names.index(first)] if each not in stages]
+            before = {each: self.coming[each] for each in names}
+            self.coming = before | dict(stages) | (self.coming | dict(stages))
+        else:
+            self.coming |= stages
+        self.is_foreseen |= bool(stages)
 
     def begin(self, name: str, total: int) -> None:
         """A stage begins; those that should have come before it had nothing left to do."""
@@ -183,9 +193,9 @@ class Course:
         return left + (sum(seconds for seconds, _ in paces) / passes * coming if coming else 0.0)
 
     def describe(self) -> str:
-        """All that in a few words; empty of a job of one stage."""
+        """All that in a few words; empty of a job of one stage, or of nobody knows how many."""
         stages = self.done + bool(self.name) + len(self.coming)
-        if stages < 2:
+        if stages < 2 or not self.is_foreseen:
             return ""
         words = [f"{self.done} of {stages} parts done"]
         spent, worked = self.measure_work()

@@ -217,6 +217,32 @@ def test_a_job_of_one_stage_has_no_second_line() -> None:
     assert len(frame(bars)) == 1
 
 
+def test_of_a_job_whose_stages_nobody_foresees_no_number_is_told() -> None:
+    """Two that were begun are not all that come."""
+    bars, file = plain()
+    bars.begin("Reading data", 60)
+    bars.advance(60)
+    bars.end()
+    bars.begin("Dissecting units", 60)
+
+    assert bars.course.describe() == ""
+    assert "whole run" not in file.getvalue()
+
+
+def test_stages_that_take_the_place_of_one_come_before_those_after_it() -> None:
+    """What is known of the first checks does not drop the second ones."""
+    course = Course()
+    course.foresee({"pgd": 10.0, "checks": 5.0, "checks, behind a mask": 5.0})
+    course.begin("pgd", 60)
+    course.end()
+    course.foresee({"checks": 0.0, "noise": 2.0, "twice": 3.0})
+    course.begin("noise", 60)
+
+    assert course.coming == {"twice": 3.0, "checks, behind a mask": 5.0}
+    assert list(course.coming) == ["twice", "checks, behind a mask"]
+    assert course.describe() == "whole run: 1 of 4 parts done"
+
+
 @pytest.mark.parametrize("width", [30, 80])
 def test_the_line_of_the_whole_job_is_one(width: int) -> None:
     bars, _ = terminal(width)
