@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +71,8 @@ class KeptData(Data):
 
     def __post_init__(self) -> None:
         size = 4 * int(np.prod(self.shape))
-        ahead = ReadAhead(partial(Data.read, self), max(MOST_AHEAD // size, 1))
+        plain = Data(self.source, self.shape, self.fit)  # and not itself, which it would keep alive
+        ahead = ReadAhead(plain.read, max(MOST_AHEAD // size, 1))
         object.__setattr__(self, "ahead", ahead)
 
     def expect(self, index: Sequence[int] | np.ndarray) -> None:

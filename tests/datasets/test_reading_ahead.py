@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,22 @@ def test_a_run_is_the_same_with_threads_and_without(
     for one, other in zip(found.outcomes, expected.outcomes, strict=True):
         for name in one.columns.keys() - {"seconds"}:
             np.testing.assert_array_equal(one.columns[name], other.columns[name])
+
+
+def test_kept_images_go_with_who_keeps_them(photos: Path) -> None:
+    """At once: up to a GiB for each run of a long session."""
+    kept = keep_decoded(open_data(str(photos)))
+    assert isinstance(kept, KeptData)
+    with read_ahead(kept):
+        kept.expect(range(N))
+        kept.batch(range(N))
+    shelf = weakref.ref(kept.shelf)
+    gc.disable()
+    try:
+        del kept
+        assert shelf() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_end_with_the_run(photos: Path, model: Classifier, tmp_path: Path) -> None:
