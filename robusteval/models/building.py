@@ -45,7 +45,7 @@ def build_with_weights(
     Raises
     ------
     UsageError
-        The weights do not fit, fit in two ways that differ, or are not finite.
+        The weights do not fit, fit in two ways that differ, are not finite, or quantised.
     """
     built, matches = _build_matching(arch, num_classes, state)
     asked = [match for match in matches if plain and not match.part]
@@ -53,6 +53,7 @@ def build_with_weights(
     network = built.network
     buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
     check_finite(match.state, buffers, file)
+    check_floating(network, match.state, file)
     check_tied(network, match.state, file)
     complete = network.state_dict()  # with the format versions that some modules look up
     complete.update(match.state)
@@ -111,3 +112,17 @@ def check_finite(weights: Mapping[str, Tensor], buffers: set[str], file: str) ->
                 f"tensor {escape(name)} in {file} contains NaN or infinity: the model would "
                 "answer nothing"
             )
+
+
+def check_floating(network: nn.Module, weights: Mapping[str, Tensor], file: str) -> None:
+    """Refuse whole numbers in the place of weights, whose scale is not known; UsageError."""
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        tensor = weights.get(name)
+        if tensor is None or not parameter.is_floating_point() or tensor.is_floating_point():
+            continue
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"tensor {escape(name)} in {file} is {kind} where the network has floating point:"
+            " it is quantised, and what its numbers stand for is not said; save the state_dict() of"
+            " the network in floating point"
+        )

@@ -23,7 +23,10 @@ LIBRARIES = {
     "conv_stem": "timm",
 }
 ADAPTERS = ("lora_A", "lora_B", "lora_down", "lora_up", "adapter")
-QUANTISED = ("_packed_params", "zero_point", "qweight", "qzeros", "weight_scale")
+QUANTISED = (
+    *("_packed_params", "zero_point", "qweight", "qzeros", "weight_scale", "scale_weight"),
+    *(".SCB", ".absmax", ".quant_map"),  # of bitsandbytes
+)
 
 
 @dataclass(frozen=True)

@@ -566,6 +566,26 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path, state: State, 
         load(tmp_path / "net.pt", arch=ARCH)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", ["0.weight", "13.bias"])
+def test_whole_numbers_are_no_weights(
+    tmp_path: Path, state: State, kind: torch.dtype, name: str
+) -> None:
+    """Cut off, or without their scale, they would give a number all the same."""
+    torch.save({**state, name: state[name].to(kind)}, tmp_path / "net.pt")
+
+    with pytest.raises(UsageError, match=rf"{name} .* quantised"):
+        load(tmp_path / "net.pt", arch=ARCH)
+
+
+def test_weights_with_scales_beside_them_are_called_quantised(tmp_path: Path, state: State) -> None:
+    """As bitsandbytes stores a layer."""
+    torch.save({**state, "0.SCB": torch.ones(16)}, tmp_path / "net.pt")
+
+    with pytest.raises(UsageError, match="quantised"):
+        load(tmp_path / "net.pt", arch=ARCH)
+
+
 def test_complex_weights_are_an_error(tmp_path: Path, state: State) -> None:
     safetensors.torch.save_file(
         {**state, "0.weight": torch.zeros(16, 1, 3, 3, dtype=torch.complex64)}, tmp_path / "net"
