@@ -268,3 +268,16 @@ def test_psnr_is_that_of_the_definition() -> None:
 def test_tolerance_is_far_below_a_grey_level() -> None:
     """What counts as inside must not be visible in an 8-bit image."""
     assert TOLERANCE < 0.001 / 255
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32), (3, 32, 32), (1, 9, 14)])
+def test_the_likeness_of_an_image_has_the_same_bits_in_any_batch(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(14, *shape, generator=generator)
+    y = (x + 0.01 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+    together = ssim(x, y)
+    for size in (1, 2, 3, 7):
+        starts = range(0, len(x), size)
+        parts = [ssim(x[at : at + size], y[at : at + size]) for at in starts]
+        assert torch.equal(torch.cat(parts), together), size
