@@ -249,6 +249,21 @@ def test_ssim_is_that_of_the_paper() -> None:
     assert expected == pytest.approx(ssim(x, y).tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [4, 28, 32])
+def test_ssim_of_an_image_has_the_same_bits_alone_and_among_others(
+    channels: int, size: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(9, channels, size, size, generator=generator)
+    y = (x + torch.randn(x.shape, generator=generator) / 9).clamp(0, 1)
+    together = ssim(x, y)
+
+    for n in (1, 2, 7):
+        pairs = zip(x.split(n), y.split(n), strict=True)  # type: ignore[no-untyped-call]
+        assert torch.equal(torch.cat([ssim(*pair) for pair in pairs]), together)
+
+
 def test_ssim_of_equal_images_is_one_at_any_size() -> None:
     """Images smaller than the window get a smaller window."""
     for size in (1, 2, 5, 11, 20):
