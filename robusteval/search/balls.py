@@ -312,8 +312,6 @@ def ssim_map(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
 
     `window` ``(k,)`` holds the weights along one edge, which sum to one.
     """
-    if len(x) == 1:  # convolved by another kernel than several images, so that bits would differ
-        return ssim_map(torch.cat([x, x]), torch.cat([y, y]), window)[:1]
     c = x.shape[1]
     column = window.view(1, 1, -1, 1).expand(c, 1, -1, 1)
     row = window.view(1, 1, 1, -1).expand(c, 1, 1, -1)
