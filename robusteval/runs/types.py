@@ -115,7 +115,7 @@ class Outcome:
     target : the class to reach, -1 if any other than the label will do
     pred_adv, pred_8bit, pred_png : predictions of the result as it is, rounded to 8 bit, and read
         back from a PNG file; -1 where logits were not finite, -2 where PNG cannot hold the image
-    l0, l0_pixels, l1, l2, linf, ssim, psnr : distances, measured in float64
+    l0, l0_pixels, l1, l2, linf, psnr, ssim : distances, measured in float64 but for `ssim`
     margin_clean, margin_adv : logit of the label minus the best other
     confidence_adv : softmax probability of `pred_adv`
     forwards, backwards, seconds : the image's share of the cost
