@@ -244,8 +244,7 @@ class Evaluation:
             self.progress.say(finding.message)
         if undefended.measurement is not None:
             self.measure_quality(undefended.measurement)
-        most = self.computation.sizes.usual
-        estimate.say_forecast(self.progress, self.plan, self.targets, self.receivers, most)
+        self.say_forecast()
         for attack in self.plan.attacks:
             self.run_attack(attack, undefended)
         for target in defended:
@@ -262,6 +261,11 @@ class Evaluation:
                 save_share(self.recording.store.folder, self.answers.known)
             return self.write_record("incomplete")
         return self.write_record("incomplete" if self.recording.failures else "complete")
+
+    def say_forecast(self) -> None:
+        """Say how long the attacks will take, where that is worth saying."""
+        most = self.computation.sizes.usual
+        estimate.say_forecast(self.progress, self.plan, self.targets, self.receivers, most)
 
     def write_record(self, status: str | None = None) -> Run:
         """Write the record as far as it is, see `Recording.write`."""

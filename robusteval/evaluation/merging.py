@@ -31,7 +31,6 @@ from robusteval.evaluation.evaluate import Evaluation
 from robusteval.evaluation.gallery import Gallery
 from robusteval.evaluation.plan import Plan, prepare_attack
 from robusteval.evaluation.shares import Share, find_owners
-from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
 from robusteval.registry import parse
@@ -430,7 +429,7 @@ class JoinedEvaluation(Evaluation):
         """Write the record as far as it is."""
         return super().write_record((status if self.is_complete() else None) or "incomplete")
 
-    def say_forecast(self, target: Target) -> None:
+    def say_forecast(self) -> None:
         """Say nothing: nothing takes long."""
 
 
