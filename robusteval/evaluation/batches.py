@@ -219,18 +219,16 @@ class Assembly:
     def place(self, rows: Positions, columns: Columns) -> None:
         """Put some rows ``(m,)`` in their places.
 
-        KeyError or ValueError if their columns are not those of the first, or they are none of
-        these.
+        KeyError or ValueError if their columns are not those of the first, even where no row is
+        left of a piece, or if they are none of these.
         """
-        if not len(rows):
-            return
         if not self.columns:
             self.columns = {
                 name: np.empty((len(self.rows), *values.shape[1:]), values.dtype)
                 for name, values in columns.items()
             }
         places = np.searchsorted(self.rows, rows)
-        if places.max() >= len(self.rows) or not np.array_equal(self.rows[places], rows):
+        if (places >= len(self.rows)).any() or not np.array_equal(self.rows[places], rows):
             raise KeyError("rows that nobody asked for")
         for name, column in self.columns.items():
             values = columns[name]

@@ -256,11 +256,10 @@ class Evaluation:
             for spec in list_unmaskings(target.found, attacks, name):
                 self.run_extra(spec, target)
             self.check_target(target)
-        if self.plan.share is not None:
-            if not self.recording.failures:
-                save_share(self.recording.store.folder, self.answers.known)
-            return self.write_record("incomplete")
-        return self.write_record("incomplete" if self.recording.failures else "complete")
+        is_part, failed = self.plan.share is not None, bool(self.recording.failures)
+        if is_part and not failed:
+            save_share(self.recording.store.folder, self.answers.known)
+        return self.write_record("incomplete" if is_part or failed else "complete")
 
     def say_forecast(self) -> None:
         """Say how long the attacks will take, where that is worth saying."""
@@ -371,9 +370,8 @@ class Evaluation:
             except Interrupted:
                 raise
             except RobustevalError as error:
-                self.progress.say(
-                    f"Whether {spec} would have found something is not known: {error}"
-                )
+                unknown = f"Whether {spec} would have found something is not known: {error}"
+                self.progress.say(unknown)
                 break
             self.recording.outcomes.append(found[-1])
             self.write_record()

@@ -349,6 +349,9 @@ class AbsentData:
         """How many of the images are turned upright."""
         return int(self.told.get("turned", 0))
 
+    def expect(self, index: object) -> None:
+        """Nothing can be read ahead."""
+
     def batch(self, index: object) -> Batch:
         """Raise `Absent`."""
         self.classifier.refuse("an image")
