@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import redirect_stderr
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ from robusteval.errors import UsageError
 from robusteval.progress import (
     Bars,
     Course,
+    Progress,
     Silent,
     Stderr,
     foresee,
@@ -288,7 +290,7 @@ def test_what_an_earlier_call_has_done_is_no_pace(monkeypatch: pytest.MonkeyPatc
 def test_objects_that_know_of_no_whole_are_told_stages_alone() -> None:
     """Such as a user's own."""
     told: list[int] = []
-    own = SimpleNamespace(advance=told.append)
+    own = cast(Progress, SimpleNamespace(advance=told.append))
 
     foresee(own, {"pgd": 1.0})
     take_over(own, 3)

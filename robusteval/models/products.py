@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, autograd
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn import functional as F
 
 LARGE_PRODUCT = 2**24  # multiplications, beside which a call of its own is nothing
@@ -104,7 +105,7 @@ class LargeProduct(autograd.Function):
         """The derivative for the rows, differentiable itself."""
         (weight,) = ctx.saved_tensors
         # asked for in a batch, as `torch.autograd.grad` does for many outputs at once
-        if is_transformed() or torch._C._functorch.is_legacy_batchedtensor(upper[0]):
+        if is_transformed() or is_legacy_batchedtensor(upper[0]):
             return upper[0] @ weight, None, None
         return LargeProduct.apply(upper[0], weight.t(), None), None, None
 

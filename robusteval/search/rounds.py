@@ -46,14 +46,15 @@ class NearObjective:
         with book_rows(index):
             logits = self.model(x_adv)  # (m, k)
         y, plain = self.y[index], logits.detach()
-        if self.others is None:
+        others = self.others
+        if others is None:
             some = plain.scatter(1, y.unsqueeze(1), -torch.inf)
-            self.others = some.argsort(dim=1, descending=True, stable=True)[:, :-1]
+            others = self.others = some.argsort(dim=1, descending=True, stable=True)[:, :-1]
         if self.rank is None:
             gap = attacker_loss(plain, y, targeted=self.targeted, loss="margin").abs()
             value = soft_margin(logits.float(), y, (SOFT * gap).clamp_min(1e-30))
         else:
-            value = aimed_loss(logits, y, self.others[index, self.rank], "margin")
+            value = aimed_loss(logits, y, others[index, self.rank], "margin")
         hit = predict_classes(plain) == y
         return Score(-value if self.targeted else value, hit if self.targeted else ~hit)
 
