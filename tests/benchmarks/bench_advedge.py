@@ -24,21 +24,19 @@ from typing import Any, get_args
 import click
 import torch
 from bench_pgd import correct_images
+from networks import network_options
 from torch import Tensor, autograd
 from torch.nn import functional as F
 
 from robusteval.attacks.advedge import advedge
 from robusteval.attacks.dual_plan import Settings, choose_map_settings, choose_recipe
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import read_numbers
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import Interpreter, measure_mean_distance
 from robusteval.interpreters.rectifiers import smooth_relu
 from robusteval.interpreters.rts import collect_features, find_mask_network
 from robusteval.interpreters.rts_training import prepare_rts
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.seeds import draw_targets
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import quantise, ssim
@@ -203,12 +201,8 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], ro
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
+@network_options
 @click.option("--train", default="digits", help="what the masks of rts are trained on")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
 @click.option("--images", default=50)
 @click.option("--rounds", default=3)
 @click.option("--search", default="pgd")
@@ -217,12 +211,9 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], ro
 @click.option("--eps", default=8.0, help="radius of pgd in grey levels")
 @click.option("--part", type=click.Choice(["figures", "time"]), multiple=True)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
     train: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     rounds: int,
     search: str,
@@ -232,8 +223,6 @@ def main(
     part: tuple[str, ...],
 ) -> None:
     """Print the tables."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     if "rts" in interpreter:
         prepare_rts(

@@ -18,15 +18,13 @@ import click
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent
 from bench_pgd import best_of, correct_images, in_batches
+from networks import network_options
 from torch import Tensor
 
 from robusteval.art.to_art import as_estimator
 from robusteval.attacks.apgd import apgd
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import read_numbers
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import Norm
 
@@ -34,29 +32,20 @@ SMALL: dict[Norm, float] = {"linf": 1e-5, "l2": 1e-4, "l1": 1e-3}  # nothing fal
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=128)
 @click.option("--steps", default=20)
 @click.option("--rounds", default=3, help="0: no times.")
 @click.option("--eps", type=float)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     steps: int,
     rounds: int,
     eps: float | None,
 ) -> None:
     """Print the ratios."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
 

@@ -20,12 +20,11 @@ from collections.abc import Callable
 import click
 import torch
 from bench_pgd import Shift, correct_images
+from networks import network_options
 from torch import Tensor, nn
 
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import read_numbers
 from robusteval.models import call_sizes
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen
 
 STEPS, EPS = 10, 1e-5  # so small a ball that nothing falls in it
@@ -107,20 +106,13 @@ def compare_network(name: str, images: int, rounds: int) -> str:
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--network", "networks", multiple=True)
 @click.option("--images", type=int)
 @click.option("--rounds", default=3)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     networks: tuple[str, ...],
     images: int | None,
     rounds: int,
@@ -131,7 +123,6 @@ def main(
         click.echo(compare_network(name, images or 16, rounds))
     if networks:
         return
-    model = load(checkpoint, arch=arch, mean=mean, std=std)
     for some in (images,) if images else HOLD:
         x, y = correct_images(model, data, 2 * some)
         with frozen(model):

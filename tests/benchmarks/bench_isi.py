@@ -22,15 +22,13 @@ from functools import partial
 import click
 import torch
 from bench_pgd import best_of, correct_images
+from networks import network_options
 from torch import Tensor
 
 from robusteval.attacks.isi import isi
 from robusteval.attacks.jsma import jsma
 from robusteval.attacks.sigma_zero import sigma_zero
-from robusteval.commands.shell import read_numbers
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import measure_distances
 from robusteval.search.losses import margin
@@ -120,28 +118,19 @@ def print_ratios(model: Classifier, x: Tensor, y: Tensor, rounds: int, steps: in
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=200)
 @click.option("--steps", default=100)
 @click.option("--rounds", default=3)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     steps: int,
     rounds: int,
 ) -> None:
     """Print both tables."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    with frozen(load(path, arch=arch, mean=mean, std=std)) as model:
-        assert isinstance(model, Classifier)
+    with frozen(model):
         x, y = correct_images(model, data, images)
         click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads\n")
         print_sparsity(model, x, y, steps)

@@ -23,11 +23,11 @@ from functools import partial
 import click
 import torch
 from bench_pgd import correct_images
+from networks import network_options
 from torch import Tensor
 
 from robusteval.attacks.pgap import fpgap, pgap
 from robusteval.attacks.pgd import fgsm, pgd
-from robusteval.commands.shell import read_numbers
 from robusteval.evaluation.localisation import (
     average_known,
     map_noise,
@@ -37,9 +37,7 @@ from robusteval.evaluation.localisation import (
 )
 from robusteval.interpreters.cam import gradcam_plus_plus
 from robusteval.interpreters.scaling import min_max, resize
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import psnr, quantise, ssim
 from robusteval.search.losses import margin
@@ -173,27 +171,18 @@ def print_time(model: Classifier, x: Tensor, y: Tensor, rounds: int) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=200)
 @click.option("--rounds", default=5)
 @click.option("--part", type=click.Choice(["sweep", "where", "time"]), multiple=True)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     rounds: int,
     part: tuple[str, ...],
 ) -> None:
     """Print the tables."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     with frozen(model):

@@ -21,16 +21,14 @@ import click
 import numpy as np
 import torch
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
+from networks import network_options
 from torch import Tensor, nn
 
 from robusteval.art.to_art import as_estimator
 from robusteval.attacks.pgd import pgd
-from robusteval.commands.shell import read_numbers
 from robusteval.datasets.dataset import draw
 from robusteval.datasets.sources import open_data
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.steps import count_passes
 
 EPS, STEP, STEPS, BATCH = 8 / 255, 2 / 255, 20, 128
@@ -96,25 +94,16 @@ def best_of(rounds: int, *jobs: Callable[[], object]) -> list[float]:
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=500)
 @click.option("--rounds", default=3)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     rounds: int,
 ) -> None:
     """Print the ratios."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
 

@@ -34,12 +34,11 @@ from bench_pgd import (
     in_batches,
     plain_loop,
 )
+from networks import network_options
 from torch import Tensor, nn
 
 from robusteval.attacks.pgd import pgd
 from robusteval.attacks.sigma_zero import sigma_zero
-from robusteval.commands.shell import read_numbers
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.steps import count_passes
 from robusteval.search.descent import Stop, count_changes
@@ -190,28 +189,20 @@ def compare_sparse(model: Classifier, x: Tensor, y: Tensor, steps: int, rounds: 
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=500)
 @click.option("--sparse", type=int, help="Compare sigma_zero on so many images.")
 @click.option("--steps", default=300, help="Of sigma_zero.")
 @click.option("--rounds", default=2)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     sparse: int | None,
     steps: int,
     rounds: int,
 ) -> None:
     """Print the ratios."""
-    model = load(checkpoint, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, sparse or images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     with frozen(model):

@@ -17,12 +17,10 @@ import click
 import numpy as np
 import torch
 from bench_pgd import best_of, correct_images
+from networks import network_options
 from torch import Tensor, autograd
 
-from robusteval.commands.shell import read_numbers
-from robusteval.models.checkpoint import load
 from robusteval.models.classifier import Classifier, predict_classes
-from robusteval.models.demo import demo
 from robusteval.models.steps import count_passes
 from robusteval.registry import ATTACKS, parse
 from robusteval.search.balls import quantise
@@ -65,27 +63,18 @@ def plain(model: Classifier, x: Tensor, calls: list[tuple[int, bool]]) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", default="demo")
-@click.option("--data", default="digits")
-@click.option("--arch")
-@click.option("--mean", callback=read_numbers)
-@click.option("--std", callback=read_numbers)
+@network_options
 @click.option("--images", default=100)
 @click.option("--rounds", default=1)
 @click.option("--attack", "specs", multiple=True, default=SPECS)
 def main(
-    checkpoint: str,
+    model: Classifier,
     data: str,
-    arch: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
     images: int,
     rounds: int,
     specs: tuple[str, ...],
 ) -> None:
     """Print one line per attack."""
-    path = str(demo()) if checkpoint == "demo" else checkpoint
-    model = load(path, arch=arch, mean=mean, std=std)
     x, y = correct_images(model, data, images)
     click.echo(f"{len(x)} correctly classified images, {torch.get_num_threads()} threads")
     for text in specs:
