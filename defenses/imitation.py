@@ -7,8 +7,10 @@ import copy
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor, autograd, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robusteval.models.fitting import lower_loss
 
 from .transforms import Array
 
@@ -68,8 +70,7 @@ def fit_imitator(x: Array, scores: Array, train: Array, validation: Array, seed:
         torch.default_generator.manual_seed(seed)
         network = Imitator(x.shape[1])
     draws = torch.Generator().manual_seed(seed)
-    parameters = list(network.parameters())
-    adam = torch.optim.Adam(parameters, RATE, weight_decay=1e-4)
+    adam = torch.optim.Adam(network.parameters(), RATE, weight_decay=1e-4)
     best, kept, waited = np.inf, copy.deepcopy(network.state_dict()), 0
     for _ in range(EPOCHS):
         order = train[torch.randperm(len(train), generator=draws).numpy()]
@@ -77,9 +78,7 @@ def fit_imitator(x: Array, scores: Array, train: Array, validation: Array, seed:
             seen = features[rows]
             noise = torch.randn(seen.shape, generator=draws)
             loss = F.smooth_l1_loss(network(seen + NOISE * noise), wanted[rows])
-            for parameter, grad in zip(parameters, autograd.grad(loss, parameters), strict=True):
-                parameter.grad = grad
-            adam.step()
+            lower_loss(loss, adam)
         with torch.no_grad():
             far = float(F.smooth_l1_loss(network(features[validation]), wanted[validation]))
         waited += 1

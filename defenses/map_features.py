@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, autograd, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.interpreters.resampling import build_enlargement, resample
 from robusteval.interpreters.scaling import highest_cells
 from robusteval.models.classifier import Classifier
+from robusteval.models.fitting import lower_loss
 from robusteval.runs.statistics import roc_auc
 
 Channels = Literal["pair", "pair_product", "triple"]
@@ -386,9 +387,9 @@ class Learner:
         self, network: nn.Module, examples: Examples, mean: Any, std: Any, seed: int
     ) -> None:
         self.network, self.examples = network, examples
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.adam = torch.optim.Adam(self.parameters, RATE)
-        self.device = self.parameters[0].device
+        free = [p for p in network.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(free, RATE)
+        self.device = free[0].device
         self.draws = torch.Generator().manual_seed(seed)
         self.mean, self.std = (torch.tensor(v).view(-1, 1, 1).to(self.device) for v in (mean, std))
 
@@ -409,11 +410,7 @@ class Learner:
             y = torch.from_numpy(self.examples.labels[rows].astype(np.int64)).to(self.device)
             w = torch.from_numpy(self.examples.weights[rows].astype(np.float32)).to(self.device)
             loss = (F.cross_entropy(self.network(x), y, reduction="none") * w).mean()
-            for parameter, grad in zip(
-                self.parameters, autograd.grad(loss, self.parameters), strict=True
-            ):
-                parameter.grad = grad
-            self.adam.step()
+            lower_loss(loss, self.adam)
 
     def measure_auc(self) -> float:
         """Measure the AUC on validation rows."""

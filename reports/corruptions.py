@@ -234,7 +234,7 @@ class MeanChange(NamedTuple):
     @property
     def text(self) -> str:
         """By how many points it differs, with the interval."""
-        ends = f"{100 * self.gap.low:+.1f} to {100 * self.gap.high:+.1f}"
+        ends = formatting.format_ends(self.gap.low, self.gap.high)
         return f"{100 * self.gap.value:+.1f} points ({ends})"
 
     @property

@@ -97,6 +97,11 @@ def format_points(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f} points"
 
 
+def format_ends(low: float, high: float) -> str:
+    """The ends of a difference of shares in points, ``-1.2 to +3.4``."""
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
 def format_duration(seconds: float | None) -> str:
     """A time to about two digits."""
     if seconds is None:

@@ -244,8 +244,8 @@ def write_widest(rows: Sequence[tuple[QuestionRow, PairedRecord]]) -> str:
     """The row in which two models differ most."""
     row, cell = max(rows, key=lambda each: abs(each[1].difference))
     most = "most: " if len(rows) > 1 else ""
-    low, high = (f"{100 * end:+.1f}" for end in (cell.low, cell.high))
-    return f"{most}{row.question}, {100 * cell.difference:+.1f} points, {low} to {high}"
+    ends = formatting.format_ends(cell.low, cell.high)
+    return f"{most}{row.question}, {100 * cell.difference:+.1f} points, {ends}"
 
 
 def write_cell(cell: ModelCell) -> tuple[str, ...]:
@@ -255,6 +255,6 @@ def write_cell(cell: ModelCell) -> tuple[str, ...]:
     rate, paired = formatting.format_rate(cell.accuracy), cell.paired
     if paired is None:
         return (rate,)
-    low, high = (f"{100 * end:+.1f}" for end in (paired.low, paired.high))
+    ends = formatting.format_ends(paired.low, paired.high)
     mark = " *" if paired.p_holm < LEVEL else ""
-    return (rate, f"{100 * paired.difference:+.1f} ({low} to {high}){mark}")
+    return (rate, f"{100 * paired.difference:+.1f} ({ends}){mark}")

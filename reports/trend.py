@@ -220,9 +220,9 @@ def write_change(line: TrendLine) -> str:
     moved = (
         f"{'rose' if change.difference > 0 else 'fell'} by {show_points(abs(change.difference))}"
     )
-    low, high = (f"{100 * end:+.1f}" for end in (change.low, change.high))
+    ends = formatting.format_ends(change.low, change.high)
     said = "not by chance" if change.p_holm < LEVEL else "which chance explains"
     return (
-        f"Since {change.since} {about} {moved} ({low} to {high}), {said}: {show_p(change.p_holm)},"
+        f"Since {change.since} {about} {moved} ({ends}), {said}: {show_p(change.p_holm)},"
         " McNemar's test on the same images."
     )

@@ -164,15 +164,20 @@ class Course:
 
     def end(self) -> None:
         """The stage is over."""
-        spent, worked = self.measure_work()
-        if self.cost and worked > 0:
-            self.paces.append((spent, self.cost * worked / max(self.total, 1)))
+        self.paces += self.measure_pace()
         self.done += bool(self.name)
         self.name = ""
 
     def measure_work(self) -> tuple[float, float]:
         """Seconds that the stage under way has taken, and images that were worked on."""
         return time.monotonic() - self.began, self.images - self.taken
+
+    def measure_pace(self) -> list[tuple[float, float]]:
+        """Seconds and passes of the stage under way; none where its cost is not known."""
+        spent, worked = self.measure_work()
+        if not self.name or not self.cost or worked <= 0:
+            return []
+        return [(spent, self.cost * worked / max(self.total, 1))]
 
     def estimate_left(self) -> float | None:
         """Seconds until all is done; None where nobody knows."""
@@ -184,9 +189,7 @@ class Course:
         if len(known) < len(self.coming):
             return None
         coming = sum(known)
-        paces = list(self.paces)
-        if self.name and self.cost:
-            paces.append((spent, self.cost * worked / max(self.total, 1)))
+        paces = self.paces + self.measure_pace()
         passes = sum(passes for _, passes in paces)
         if coming and not passes:
             return None

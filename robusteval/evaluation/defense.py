@@ -98,16 +98,7 @@ class WithDetector(Classifier):
     @property
     def undefended(self) -> Classifier:
         """The classifier that is watched, without its detector."""
-        classifier = Classifier(
-            self.network,
-            mean=self.mean.flatten().tolist(),
-            std=self.std.flatten().tolist(),
-            num_classes=self.num_classes,
-            input_shape=self.input_shape,
-            identity=self._answers,
-            block=self.block,
-        )
-        return classifier.to(self.device).train(self.training)
+        return self.rebuild(self.network, self._answers).train(self.training)
 
 
 @runtime_checkable

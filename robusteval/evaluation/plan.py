@@ -21,9 +21,7 @@ from robusteval.evaluation.goals import Goals, read_goals, spell_goal
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
 from robusteval.evaluation.shares import Share
-from robusteval.evaluation.shortcut_checks import (
-    try_shortcuts,
-)
+from robusteval.evaluation.shortcut_checks import try_shortcuts
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.models.admission import check_data, check_images, check_labels, wrap_module
 from robusteval.models.classifier import Classifier

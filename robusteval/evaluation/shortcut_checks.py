@@ -55,13 +55,13 @@ def choose_autocast_type(device: torch.device) -> torch.dtype:
 
 def try_shortcuts(
     names: Sequence[str], models: Sequence[Classifier], x: Tensor
-) -> tuple[Shortcuts | None, list[Finding]]:
-    """The shortcuts of these names, and what must be known of them; None for no name.
+) -> tuple[Shortcuts, list[Finding]]:
+    """The shortcuts of these names, and what must be known of them.
 
     Parameters
     ----------
     names : sequence of str
-        Of `SHORTCUTS`.
+        Of `SHORTCUTS`, one at least.
     models : sequence of Classifier
         What will be attacked; each is tried.
     x : Tensor
@@ -77,8 +77,6 @@ def try_shortcuts(
     for name in names:
         if name not in SHORTCUTS:
             raise UsageError(f"shortcuts are {' and '.join(SHORTCUTS)}, not {name!r}")
-    if not names:
-        return None, []
     autocast = None
     if "amp" in names:
         autocast = choose_autocast_type(models[0].device)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, autograd, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robusteval.datasets.dataset import Data, draw
@@ -27,6 +27,7 @@ from robusteval.interpreters.rts import (
 from robusteval.models.admission import check_labels, wrap_module
 from robusteval.models.classifier import Classifier, frozen, predict_classes
 from robusteval.models.failures import raise_as_usage_error
+from robusteval.models.fitting import lower_loss
 from robusteval.models.identity import hash_answers
 from robusteval.models.weights import serialise_safetensors
 from robusteval.progress import Progress, Silent
@@ -326,17 +327,13 @@ class Optimiser:
     """Adam on those parameters of a module that are free, its rate a cosine to zero."""
 
     def __init__(self, module: nn.Module, rate: float, steps: int) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.adam = torch.optim.Adam(self.parameters, rate, weight_decay=1e-4)
+        free = [p for p in module.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(free, rate, weight_decay=1e-4)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, steps)
 
     def lower(self, loss: Tensor) -> None:
         """Make one step down the loss."""
-        for parameter, grad in zip(
-            self.parameters, autograd.grad(loss, self.parameters), strict=True
-        ):
-            parameter.grad = grad
-        self.adam.step()
+        lower_loss(loss, self.adam)
         self.schedule.step()
 
 

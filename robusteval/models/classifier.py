@@ -111,13 +111,17 @@ class Classifier(nn.Module):
             JSON-able: what was done to it. They become part of its identity, of which the hash of
             this classifier does not.
         """
+        return self.rebuild(network, derive_identity(self, **facts))
+
+    def rebuild(self, network: nn.Module, identity: dict[str, Any]) -> Classifier:
+        """A classifier of another network, or identity, given images as this one's is."""
         made = Classifier(
             network,
             mean=self.mean.flatten().tolist(),
             std=self.std.flatten().tolist(),
             num_classes=self.num_classes,
             input_shape=self.input_shape,
-            identity=derive_identity(self, **facts),
+            identity=identity,
             block=self.block,
         )
         made.arch = self.arch

@@ -105,6 +105,10 @@ class StraightSteps(TorchFunctionMode):
             stack.callback(layer.register_forward_hook(switch(False)).remove)
             yield
 
+    def _guide(self, name: str, x: Tensor, kwargs: Any) -> Tensor:
+        """Whose derivative the named operation of `x` takes."""
+        return hold_far(name, x, kwargs.get("decimals", 0)) if self.near else x
+
     @staticmethod
     def _read_limits(args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any] | None:
         """The two limits of a clamp; None where it has one alone."""
@@ -127,12 +131,10 @@ class StraightSteps(TorchFunctionMode):
         x = args[0]
         if name in STEPS and isinstance(before, Tensor):
             self.met.add(name)
-            guide = hold_far(name, before, kwargs.get("decimals", 0)) if self.near else before
-            return x.copy_(pass_on(guide, out))
+            return x.copy_(pass_on(self._guide(name, before, kwargs), out))
         if name in STEPS and x.requires_grad and out is not x:
             self.met.add(name)
-            guide = hold_far(name, x, kwargs.get("decimals", 0)) if self.near else x
-            return pass_on(guide, out)
+            return pass_on(self._guide(name, x, kwargs), out)
         limits = self._read_limits(args, kwargs) if name in LIMITS and hides_ends() else None
         if limits is not None and x.requires_grad and out is not x and x.is_floating_point():
             kept = out == x

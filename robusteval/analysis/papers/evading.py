@@ -85,9 +85,10 @@ class Evasion:
         behind = [each for each in run.attacks if each.defense is not None]
         found, missing = {}, {}
         for name, spec in asked.items():
-            mine_ = [o for o in behind if o.attack == spec and o.adaptive == (name not in plain)]
-            if mine_:
-                found[name] = mine_[0]
+            is_adaptive = name not in plain
+            here = [o for o in behind if o.attack == spec and o.adaptive == is_adaptive]
+            if here:
+                found[name] = here[0]
             else:
                 cells = [cell for cell in run.failures if cell.startswith(str(spec))]
                 missing[name] = run.failures[cells[0]] if cells else "not finished"
