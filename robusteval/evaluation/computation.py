@@ -262,7 +262,7 @@ class Computation:
                 Task(
                     "attack",
                     self.targets.index(target),
-                    attack.spec,
+                    attack.asked or attack.spec,
                     attack.role,
                     tuple(self.targets.index(each) for each in defended),
                     maps=measurement is not None,

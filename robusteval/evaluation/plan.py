@@ -17,6 +17,7 @@ from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
+from robusteval.evaluation.defense_files import hide_folder
 from robusteval.evaluation.goals import Goals, read_goals, spell_goal
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
@@ -51,7 +52,7 @@ T = TypeVar("T")
 class Attack:
     """An attack that is ready to run on one classifier."""
 
-    spec: Spec
+    spec: Spec  # as records print it: of files the names alone
     threat: Threat
     knowledge: str
     resolved: dict[str, Any]
@@ -59,6 +60,7 @@ class Attack:
     foreign: bool = False  # draws from global state: its batches are part of its definition
     role: str = "attack"
     goals: Goals | None = None  # the classes to reach, where they were chosen
+    asked: Spec | None = None  # what it can be prepared from again, where that is another spec
 
 
 class PlannedCell(NamedTuple):
@@ -339,6 +341,12 @@ def prepare_evasions(
                 raise
             message = f"No attack could be made that knows {defense.spec}: {error}."
             return (), [Finding("no-adaptive-attack", True, message)]
+    names = [str(attack.spec) for attack in made]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two attacks go by the same name ({', '.join(names)}): name each once, and give files"
+            " of the same name in two folders other names"
+        )
     met = {attack.threat for attack in made}
     open_ = [str(threat) for threat in threats if threat not in met]
     if guarded and open_:
@@ -400,7 +408,10 @@ def prepare_attack(
     with raise_as_usage_error(spec.name):
         perturb(classifier, nothing, no_class, targeted=targeted)
     resolved = hash_files(entry.resolve(bare), entry.files) | chosen
-    attack = Attack(spec, threat, entry.knowledge, resolved, perturb, role=role, goals=goals)
+    shown = hide_folders(spec)
+    attack = Attack(
+        shown, threat, entry.knowledge, resolved, perturb, role=role, goals=goals, asked=spec
+    )
     if role == "attack":  # the radius of a probe may be no limit
         check_radius(spec.name, threat, shape)
     if targeted and classifier.num_classes < 2:
@@ -414,6 +425,13 @@ def hash_files(resolved: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     contents = {name: read_bytes(Path(path), WEIGHTS) for name, path in named.items()}
     hashed = {name: f"sha256:{hashlib.sha256(raw).hexdigest()}" for name, raw in contents.items()}
     return resolved | hashed
+
+
+def hide_folders(spec: Spec) -> Spec:
+    """The spec of an attack whose files are named without their folders, so that these may move."""
+    files = ATTACKS.entry(spec.name).files
+    shown = {k: hide_folder(v) if k in files else v for k, v in spec.parameters.items()}
+    return Spec(spec.name, shown)
 
 
 def check_radius(name: str, threat: Threat, shape: tuple[int, int, int]) -> None:

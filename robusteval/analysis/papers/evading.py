@@ -17,7 +17,7 @@ from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import UsageError
 from robusteval.evaluation.evaluate import execute
-from robusteval.evaluation.plan import prepare_plan
+from robusteval.evaluation.plan import hide_folders, prepare_plan
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress
 from robusteval.registry import parse
@@ -86,11 +86,12 @@ class Evasion:
         found, missing = {}, {}
         for name, spec in asked.items():
             is_adaptive = name not in plain
-            here = [o for o in behind if o.attack == spec and o.adaptive == is_adaptive]
+            shown = hide_folders(spec)
+            here = [o for o in behind if o.attack == shown and o.adaptive == is_adaptive]
             if here:
                 found[name] = here[0]
             else:
-                cells = [cell for cell in run.failures if cell.startswith(str(spec))]
+                cells = [cell for cell in run.failures if cell.startswith(str(shown))]
                 missing[name] = run.failures[cells[0]] if cells else "not finished"
         return found, missing
 

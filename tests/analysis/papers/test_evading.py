@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_the_detector_the_attackers_own_and_the_attacks_see_different_images(
         fit_unjudged(model, images, wanted.watching, [attack], extractor="raw", seed=seed).save(out)
         written.append((out, set(images.batch(range(len(images))).ids.tolist())))
 
-    evasion = Evasion(model, data, tmp_path, seed=0)
+    here = tmp_path / "here"
+    evasion = Evasion(model, data, here, seed=0)
 
     def run() -> tuple[dict[str, list[bool]], dict[str, str], set[int]]:
         found, missing = evasion.run_attacks(
@@ -70,6 +72,17 @@ def test_the_detector_the_attackers_own_and_the_attacks_see_different_images(
     )
     assert run()[0] == first
     assert len(written) == 2
+
+    # a folder may be moved: nothing in it says where it was
+    moved = tmp_path / "elsewhere"
+    here.rename(moved)
+    record = moved / "run" / "run.json"
+    cells = json.loads(record.read_text())["cells"]
+    evasion = Evasion(model, data, moved, seed=0)
+    assert run()[0] == first
+    assert len(written) == 2
+    assert json.loads(record.read_text())["cells"] == cells
+    assert str(tmp_path) not in record.read_text()
 
 
 def test_too_few_images_for_three_parts_are_said() -> None:
