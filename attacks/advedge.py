@@ -77,6 +77,7 @@ def advedge(
     confidence: float | None = None,
     every: int | None = None,
     rounds: int | None = None,
+    mask_iterations: int | None = None,
     stop: Stop = "8bit",
 ) -> Tensor:
     """Reach a class while the explanation stays as it was: ADV2, AdvEdge and AdvEdge+.
@@ -162,6 +163,9 @@ def advedge(
         Steps between one comparison of maps and the next.
     rounds : int, optional
         Searches of C&W, each from the start with another constant: 3 of `fast`, 9 of `paper`.
+    mask_iterations : int, optional
+        Iterations in which `interpreter=mask` makes a mask from the start, as it does of the
+        benign image, every 50 steps and of all that is compared: 300, or 500 of flavour `v1`.
     stop : {"8bit", "float", "never"}
         What is compared: images rounded to 8 bits inside the ball, or as they are; `never`
         returns the last image. All steps are taken in any case, as the map still improves.
@@ -180,7 +184,13 @@ def advedge(
     if step is not None and not 0 < step < math.inf:
         raise ValueError(f"step must be positive, not {step:g}")
     plan = DualPlan.from_preset(
-        interpreter.split("+"), settings, search, variant, smoothing, min(x.shape[2:])
+        interpreter.split("+"),
+        settings,
+        search,
+        variant,
+        smoothing,
+        min(x.shape[2:]),
+        mask_iterations,
     ).override(
         warmup=warmup,
         steps=steps,

@@ -209,10 +209,19 @@ class DualPlan(NamedTuple):
         variant: str,
         smoothing: Smoothing,
         side: int,
+        mask_iterations: int | None = None,
     ) -> DualPlan:
-        """The plan of a preset, for images of `side` pixels; ValueError for an impossible name."""
+        """The plan of a preset, for images of `side` pixels; ValueError for an impossible name.
+
+        Masks are searched in as many iterations as published, unless their number is given.
+        """
         if len(set(names)) < len(names):
             raise ValueError(f"interpreter must name each only once, not {'+'.join(names)}")
+        own: dict[str, dict[str, Any]] = {}
+        if mask_iterations is not None:
+            if "mask" not in names:
+                raise ValueError("mask_iterations does nothing where no interpreter is mask")
+            own["mask"] = {"iterations": mask_iterations}
         recipes = [choose_recipe(name, settings, search, variant) for name in names]
         if smoothing == "preset":
             published: Smoothing = "published" if settings == "released" else "uniform"
@@ -225,7 +234,8 @@ class DualPlan(NamedTuple):
         return cls(
             explainers=[
                 Interpreter.build_differentiable(
-                    name, choose_map_settings(name, settings, search, variant, side)
+                    name,
+                    choose_map_settings(name, settings, search, variant, side) | own.get(name, {}),
                 )
                 for name in names
             ],

@@ -77,6 +77,21 @@ def test_adv2_by_pgd_is_that_of_its_own_authors() -> None:
     assert smoothing == ["fixed", "published", "published"]
 
 
+def test_masks_are_made_in_as_many_iterations_as_are_asked_for() -> None:
+    """Nothing else about them changes; without a mask the parameter would do nothing."""
+
+    def make(names: list[str], iterations: int | None) -> DualPlan:
+        return DualPlan.from_preset(names, "paper", "pgd", "adv2", "none", 32, iterations)
+
+    plan, usual = (make(["grad", "mask"], iterations) for iterations in (7, None))
+
+    own = plan.explainers[1].spec.parameters
+    assert own == {**usual.explainers[1].spec.parameters, "iterations": 7}
+    assert plan.explainers[0].spec == usual.explainers[0].spec
+    with pytest.raises(ValueError, match="no interpreter is mask"):
+        make(["grad"], 7)
+
+
 def test_large_maps_of_grad_are_pooled_in_every_setting() -> None:
     """By four, as published; `fast` leaves small ones as they are."""
     for settings, small in (("fast", None), ("paper", 2), ("released", 2)):

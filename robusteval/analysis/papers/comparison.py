@@ -150,6 +150,13 @@ class Results:
             found = [min(kept, key=lambda o: find_measure(measure).summarize(o).value)]
         return found[-1]
 
+    def name_column(self, measure: str) -> str:
+        """A measure of maps by the interpreter as it was run: with parameters, where it has any."""
+        kind, _, interpreter = measure.partition(":")
+        known = self.run.config.get("interpreters", ())
+        same = [each for each in known if each.partition(":")[0] == interpreter]
+        return f"{kind}:{same[0]}" if interpreter not in known and len(same) == 1 else measure
+
     def measure(self, reading: Reading) -> tuple[str, Measured]:
         """The attack that a figure is read from, and the figure; MissingError if there is none."""
         explained = find_explained(reading.measure)
@@ -194,6 +201,7 @@ class Results:
 
     def summarize(self, outcome: Outcome, name: str) -> Measured:
         """A figure of one result; MissingError where it is not known."""
+        name = self.name_column(name)
         measured = find_measure(name).summarize(outcome)
         if not measured.n or math.isnan(measured.value):
             _, _, interpreter = name.partition(":")
@@ -406,15 +414,17 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
     try:
         if claim.reaches is not None:
             _, found = results.measure(claim.reaches)
-            holding: Holding = "holds" if found.high >= claim.value else "does not hold"
+            holding: Holding = "holds" if found.value >= claim.value else "not decided"
             if not has_interval(found):
                 holding = "not decided"
+            elif found.high < claim.value:
+                holding = "does not hold"
             said = f"measured {spell(found)}, where {claim.value:g} was published"
         else:
             assert claim.more is not None
             assert claim.than is not None
             one, other = map(results.choose_outcome, (claim.more, claim.than))
-            found = find_measure(claim.more.measure).compare(one, other)
+            found = find_measure(results.name_column(claim.more.measure)).compare(one, other)
             if not found.n:
                 raise MissingError("no image on which both could be measured")
             holding = "not decided"

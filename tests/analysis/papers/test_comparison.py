@@ -124,6 +124,41 @@ def test_what_was_not_measured_has_its_reason(found: Reproduction) -> None:
     assert all(reasons.values())
 
 
+def test_maps_are_read_of_the_interpreter_as_it_was_run(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """With its parameters; where the run has several of the name the plain one is meant."""
+    spec = "mask:iterations=50"
+    maps = {f"map_l2:{spec}": np.arange(4.0), "map_l2:cam": np.ones(4)}
+    run = make_run(make_outcome([True] * 4, spec=STRONG, **maps))
+
+    def read(measure: str, *interpreters: str) -> float:
+        known = replace(run, config={**run.config, "interpreters": list(interpreters)})
+        results = Results(known, {"strong": (str(STRONG),)}, {"mask": "no masks here"})
+        return results.measure(Reading("strong", measure))[1].value
+
+    assert read("map_l2:mask", spec, "cam") == 1.5
+    assert read("map_l2:cam", spec, "cam") == 1
+    with pytest.raises(MissingError, match="no masks here"):
+        read("map_l2:mask", spec, "mask:iterations=60")
+
+
+@pytest.mark.parametrize(
+    ("value", "holding"), [(0.5, "holds"), (0.55, "not decided"), (0.9, "does not hold")]
+)
+def test_a_share_is_reached_where_it_was_measured_and_missed_where_the_interval_ends_below(
+    make_outcome: MakeOutcome, make_run: MakeRun, value: float, holding: str
+) -> None:
+    claim = {"text": "It does.", "where": "Table I", "value": value}
+    claim["reaches"] = {"attack": "strong", "measure": "fooled"}
+    paper = build_paper("mine", {**DECLARED, "claims": [claim]})
+    run = make_run(make_outcome([True, False] * 50, spec=STRONG))
+
+    (said,) = compare_paper(paper, "small", Results(run, paper.attacks, {})).claims
+
+    assert said.holding == holding
+
+
 def test_of_a_sweep_the_strongest_setting_that_is_like_enough_is_read(found: Reproduction) -> None:
     """Where none is, the likest is named."""
     near, far, none = found.tables[1].rows
