@@ -58,6 +58,13 @@ if TYPE_CHECKING:
     " evaluate`; tables of transfer are of the first.",
 )
 @option(
+    "Transfer",
+    "--hardened",
+    metavar="FILE[,OPTION=VALUE...]",
+    help="A network trained as the paper proposes, such as by `robusteval train --objective int`,"
+    " for the rows that `int` has of one; in the form of --target.",
+)
+@option(
     "Run",
     "--size",
     "scale",
@@ -115,6 +122,7 @@ def reproduce(
     form: str,
     vgg_weights: Path | None,
     targets: tuple[str, ...],
+    hardened: str | None,
     **given: Any,
 ) -> None:
     """Measure what PAPER has published on a network of yours.
@@ -141,6 +149,9 @@ def reproduce(
     request.require_data("say what to attack")
     networks = [parse_network(text) for text in targets]
     name_networks(networks)
+    proposed = [parse_network(hardened, "--hardened")] if hardened else []
+    if proposed and not any(each.compares_hardened for each in papers):
+        raise UsageError("--hardened is for papers that have rows of such a network: int")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder: choose another")
     found, broken = [], []
@@ -150,6 +161,7 @@ def reproduce(
 
         classifier, images, progress, stop = session
         receivers = load_networks(networks, progress, device=request.device)
+        trained = load_networks(proposed, progress, device=request.device)
         stop.politely = True
         for number, each in enumerate(papers, 1):
             progress.say(f"Paper {number} of {len(papers)}, {each.name}: {each.title}.")
@@ -175,6 +187,7 @@ def reproduce(
                     detect=partial(fit_detectors, session, vgg_weights),
                     write=partial(write_detector, session, vgg_weights),
                     targets=receivers,
+                    hardened=next(iter(trained.items()), None),
                 )
             except RobustevalError as error:
                 if stop.asked or len(papers) == 1:

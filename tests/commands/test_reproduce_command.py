@@ -38,6 +38,7 @@ def tiny(name: str) -> Paper:
                         {"name": "fooled", "measure": "fooled"},
                         {"name": "tau", "measure": "map_kendall:cam"},
                         {"name": "promotion", "measure": "promotion"},
+                        {"name": "hardened", "measure": "fooled", "hardened": True},
                     ],
                 }
             ],
@@ -53,7 +54,10 @@ def ran(*words: str) -> Result:
 def test_a_paper_is_reproduced_and_continued_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tables with figures of attacks, maps and explanations; nothing is attacked twice."""
+    """Tables with figures of attacks, maps and explanations; nothing is attacked twice.
+
+    Nor is the network that was trained as the paper proposes, here the same one.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "read_paper", tiny)
 
@@ -62,17 +66,20 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "explain", stop)
-        stopped = ran("pgap", "--format", "json")
+        stopped = ran("pgap", "--format", "json", "--hardened", "demo")
     assert stopped.exit_code == 130
     assert "the same command continues where this one ended" in stopped.stderr
 
     with monkeypatch.context() as patch:
         patch.setattr(computation, "perturb", stop, raising=False)
-        whole = ran("pgap", "--format", "json")
+        whole = ran("pgap", "--format", "json", "--hardened", "demo")
     assert whole.exit_code == 0, whole.stderr
     found = json.loads(whole.stdout)
     assert found["images"] == 4
-    assert [row["verdict"] for row in found["tables"][0]["rows"]] == ["nothing published"] * 3
+    rows = found["tables"][0]["rows"]
+    assert [row["verdict"] for row in rows] == ["nothing published"] * 4
+    assert rows[3]["measured"] == rows[0]["measured"]
+    assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
     folder = Path("reproduced/pgap-small")
     assert json.loads((folder / "report.json").read_text()) == found
     assert "Table I: Two attacks" in (folder / "report.md").read_text()
@@ -101,6 +108,7 @@ def test_papers_are_listed() -> None:
         (("pgap", "--checkpoint", "net.pt"), "there is no file net.pt"),
         (("pgap", "--size", "big"), "small"),
         (("pgap", "--samples", "0"), "--samples"),
+        (("pgap", "--hardened", "demo"), "papers that have rows of such a network: int"),
     ],
 )
 def test_mistakes_are_named(words: tuple[str, ...], message: str) -> None:

@@ -55,6 +55,7 @@ class Reading:
     measure: str
     # of a sweep the first setting whose mean is at least this, as {"ssim": 0.998}
     at: Mapping[str, float] = field(default_factory=dict)
+    hardened: bool = False  # of the network that was trained as the paper proposes
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Line:
     at: Mapping[str, float] = field(default_factory=dict)
     data: str = ""  # what it was published for; as the table says if empty
     needs: str = ""  # what is missing to measure it
+    hardened: bool = False  # of the network that was trained as the paper proposes
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class Paper:
             for each in (self.small, self.paper)
         )
         return replace(self, small=small, paper=paper)
+
+    @property
+    def compares_hardened(self) -> bool:
+        """Whether some of it is of a network that was trained as the paper proposes."""
+        return any(reading.hardened for reading in list_readings(self))
 
     def label(self, name: str) -> str:
         """What a column or an attack is called."""
@@ -259,4 +266,5 @@ def read_row(table: Table, row: Line) -> Sequence[Reading]:
     if table.sweep:
         return [Reading(row.attack, column) for column in table.columns]
     measure = row.measure or table.measure
-    return [Reading(row.attack.format(column), measure, row.at) for column in table.columns]
+    attacks = [row.attack.format(column) for column in table.columns]
+    return [Reading(attack, measure, row.at, row.hardened) for attack in attacks]

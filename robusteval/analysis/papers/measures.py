@@ -171,6 +171,8 @@ OF_MAPS = {
     "map_spearman": "Spearman's rank correlation of the maps",
     "map_noise": "distance of the maps under noise of equal size",
 }
+# the same of all images that were right at first, fooled or not
+OF_ALL_MAPS = {"map_kendall_all": ("map_kendall", "Kendall's tau of the maps, fooled or not")}
 # of where a change lies, each beside the map of an interpreter: energy_ratio:gradcam_plus_plus
 OF_PLACES = {
     "precision": "share of the changed pixels that are relevant",
@@ -193,6 +195,9 @@ def find_measure(name: str) -> Measure:
         return Measure(title, "share", fooled_within(int(rest)), all_attacked)
     if kind in OF_MAPS:
         return Measure(OF_MAPS[kind], "mean", read_column(name), successes)
+    if kind in OF_ALL_MAPS:
+        column, title = OF_ALL_MAPS[kind]
+        return Measure(title, "mean", read_column(f"{column}:{rest}"), all_attacked)
     if kind in OF_PLACES:
         return Measure(OF_PLACES[kind], "mean", read_column(name), all_attacked)
     if name not in MEASURES:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
-from robusteval.analysis.papers.comparison import Reproduction, Results, compare_paper
+from robusteval.analysis.papers.comparison import Reproduction, compare_paper
 from robusteval.analysis.papers.declaration import Detectors, Paper
 from robusteval.analysis.papers.evading import Evasion, WriteDetector
+from robusteval.analysis.papers.results import Results
 from robusteval.art.field_names import check_attack
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError
@@ -23,7 +25,7 @@ from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
-from robusteval.runs.types import Outcome, Spec
+from robusteval.runs.types import Outcome, Run, Spec
 
 # what is wanted, the names, seed and cache; figures, and by name why a detector has none
 Detect = Callable[
@@ -47,6 +49,7 @@ def reproduce(
     detect: Detect | None = None,
     write: WriteDetector | None = None,
     targets: Mapping[str, Classifier] | None = None,
+    hardened: tuple[str, Classifier] | None = None,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
 
@@ -80,6 +83,9 @@ def reproduce(
         Fits the detector that is attacked, and writes its file.
     targets : mapping of str to Classifier, optional
         Other networks that the images are shown to; tables of transfer are of the first.
+    hardened : tuple of str and Classifier, optional
+        The name of a network that was trained as the paper proposes, and the network: what has
+        rows of such a one attacks it as well, on the same images.
 
     Raises
     ------
@@ -94,21 +100,27 @@ def reproduce(
     )
     asked = [check_attack(parse(text)) for text in specs]
     explained = [INTERPRETERS.check_spec(parse(text)) for text in paper.list_interpreters(size)]
-    plan = prepare_plan(
-        classifier,
-        data,
-        asked,
-        samples=samples or paper.choose_size(size).samples,
-        seed=seed,
-        probes=False,
-        interpreters=explained,
-        optional=(*asked, *explained),
-        receivers=targets,
-        progress=progress or Silent(),
-    )
-    run = execute(
-        plan, folder / "run", fresh=fresh, progress=progress, stopping=stopping, command=command
-    )
+
+    def prepare(model: Classifier, receivers: Mapping[str, Classifier] | None) -> Plan:
+        return prepare_plan(
+            model,
+            data,
+            asked,
+            samples=samples or paper.choose_size(size).samples,
+            seed=seed,
+            probes=False,
+            interpreters=explained,
+            optional=(*asked, *explained),
+            receivers=receivers,
+            progress=progress or Silent(),
+        )
+
+    run_plan = partial(execute, fresh=fresh, progress=progress, stopping=stopping, command=command)
+    plan = prepare(classifier, targets)
+    run = run_plan(plan, folder / "run")
+    hard: Run | None = None
+    if hardened is not None and paper.compares_hardened:
+        hard = run_plan(prepare(hardened[1], None), folder / "hardened")
     called = {
         name: tuple(str(check_attack(parse(text))) for text in each)
         for name, each in attacks.items()
@@ -166,12 +178,27 @@ def reproduce(
     return compare_paper(
         paper,
         size,
-        Results(run, called, missing, explanations, detectors, behind),
-        remarks=() if compared is None else compared.remarks,
+        Results(run, called, missing, explanations, detectors, behind, hard),
+        remarks=(
+            *(describe_hardened(hardened[0], hard) if hardened and hard else ()),
+            *(() if compared is None else compared.remarks),
+        ),
         explained=compared,
         more_seconds=time.monotonic()
         - began
+        + (hard.seconds if hard else 0)
         + sum(each.provenance.seconds for each in explanations.values()),
+    )
+
+
+def describe_hardened(name: str, run: Run) -> tuple[str, ...]:
+    """Which network rows of a hardened one are of; findings against it that a reader must know."""
+    right = int((run.clean["pred_clean"] == run.clean["label"]).sum())
+    grave = [each for each in run.findings if each.grave and each.code != "weak-attacks"]
+    return (
+        f"The hardened network is {name}, which has {right} of {len(run.clean['label'])} images"
+        " right.",
+        *(f"Of the hardened network: {finding.message}" for finding in grave),
     )
 
 

@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.analysis.papers.comparison import (
-    MissingError,
-    Reproduction,
-    Results,
-    compare_paper,
-    is_same_data,
-)
+from robusteval.analysis.papers.comparison import Reproduction, compare_paper, is_same_data
 from robusteval.analysis.papers.declaration import Reading, build_paper
 from robusteval.analysis.papers.measures import Measured, find_measure
+from robusteval.analysis.papers.results import MissingError, Results
 from robusteval.reports.paper import (
     format_measured,
     render_paper_html,
@@ -141,6 +136,38 @@ def test_maps_are_read_of_the_interpreter_as_it_was_run(
     assert read("map_l2:cam", spec, "cam") == 1
     with pytest.raises(MissingError, match="no masks here"):
         read("map_l2:mask", spec, "mask:iterations=60")
+
+
+def test_rows_of_a_hardened_network_are_read_of_its_run(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Compared on the same images alone; without such a network the reason says how to name one."""
+    table = {"name": "Table I", "title": "Right", "measure": "robust", "columns": ["strong"]}
+    reading = {"attack": "strong", "measure": "robust"}
+    claim = {"text": "It helps.", "where": "Table I", "than": reading}
+    declared = {
+        **DECLARED,
+        "tables": [{**table, "rows": [{"name": "normal"}, {"name": "robust", "hardened": True}]}],
+        "claims": [{**claim, "more": {**reading, "hardened": True}}],
+    }
+    paper = build_paper("mine", declared)
+    rows = np.arange(100)
+    plain = make_run(make_outcome((rows < 80).tolist(), spec=STRONG))
+    better = make_outcome((rows < 20).tolist(), spec=STRONG)
+
+    def compare(hardened: Run | None) -> Reproduction:
+        results = Results(plain, paper.attacks, {}, hardened=hardened)
+        return compare_paper(paper, "small", results)
+
+    found = compare(make_run(better))
+    assert [row.measured and row.measured.value for row in found.tables[0].rows] == [0.2, 0.8]
+    assert found.claims[0].holding == "holds"
+    assert "on the hardened network less" in found.claims[0].said
+
+    assert "name one by --hardened" in compare(None).tables[0].rows[1].reason
+    assert compare(None).claims[0].holding == "not measured"
+    elsewhere = replace(better, columns={**better.columns, "id": better.columns["id"] + 1000})
+    assert "the same images" in compare(make_run(elsewhere)).claims[0].said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""What was measured for a paper, found by the short names of its file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from robusteval.analysis.papers.declaration import Reading
+from robusteval.analysis.papers.detected import find_detected
+from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.measures import Measure, Measured, find_measure
+from robusteval.runs.detector_record import Combination
+from robusteval.runs.explanation_record import ExplanationRecord
+from robusteval.runs.metrics import find_right, rate
+from robusteval.runs.types import Outcome, Run
+
+
+class MissingError(Exception):
+    """A figure that a run does not give; the message says why."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The run of a paper, and how its cells are found by their short names.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    attacks : mapping
+        For each short name the attacks as they are called in the run, several of a sweep.
+    missing : mapping
+        For each attack that has no result the reason.
+    explanations : mapping
+        Of attacks by short name what they do region by region.
+    detectors : mapping
+        Detectors of several interpreters by name.
+    behind : mapping
+        Attacks on a detector by short name.
+    hardened : Run, optional
+        The same attacks on a network that was trained as the paper proposes.
+    """
+
+    run: Run
+    attacks: Mapping[str, tuple[str, ...]]
+    missing: Mapping[str, str]
+    explanations: Mapping[str, ExplanationRecord] = field(default_factory=dict)
+    detectors: Mapping[str, Combination] = field(default_factory=dict)
+    behind: Mapping[str, Outcome] = field(default_factory=dict)
+    hardened: Run | None = None
+
+    def list_outcomes(self, name: str, *, hardened: bool = False) -> list[Outcome]:
+        """The results of an attack in all its settings; MissingError if there is none."""
+        if name not in self.attacks:
+            raise MissingError("not run at this size")
+        run = self.hardened if hardened else self.run
+        if run is None:
+            raise MissingError("needs a network that was trained for it: name one by --hardened")
+        done = {str(o.attack): o for o in run.attacks if o.defense is None}
+        found = [done[spec] for spec in self.attacks[name] if spec in done]
+        if not found:
+            reasons = [self.missing[spec] for spec in self.attacks[name] if spec in self.missing]
+            raise MissingError(reasons[0] if reasons else "not finished")
+        return found
+
+    def choose_outcome(self, reading: Reading) -> Outcome:
+        """The result that a figure is read from: of a sweep the strongest that `at` allows.
+
+        MissingError if there is none.
+        """
+        if reading.measure.startswith("behind_"):
+            if reading.attack not in self.behind:
+                reason = self.missing.get(f"behind {reading.attack}", "not run at this size")
+                raise MissingError(reason)
+            return self.behind[reading.attack]
+        found = self.list_outcomes(reading.attack, hardened=reading.hardened)
+        for measure, least in reading.at.items():
+            means = [find_measure(measure).summarize(outcome).value for outcome in found]
+            kept = [o for o, mean in zip(found, means, strict=True) if mean >= least]
+            if not kept:
+                nearest = max(means)
+                raise MissingError(
+                    f"no setting that was run keeps a mean {measure.upper()} of {least:g}"
+                    f" (the highest is {nearest:.4g})"
+                )
+            found = [min(kept, key=lambda o: find_measure(measure).summarize(o).value)]
+        return found[-1]
+
+    def name_column(self, measure: str) -> str:
+        """A measure of maps by the interpreter as it was run: with parameters, where it has any."""
+        kind, _, interpreter = measure.partition(":")
+        known = self.run.config.get("interpreters", ())
+        same = [each for each in known if each.partition(":")[0] == interpreter]
+        return f"{kind}:{same[0]}" if interpreter not in known and len(same) == 1 else measure
+
+    def measure(self, reading: Reading) -> tuple[str, Measured]:
+        """The attack that a figure is read from, and the figure; MissingError if there is none."""
+        explained = find_explained(reading.measure)
+        if explained is not None:
+            record = self.explanations.get(reading.attack)
+            if record is None:
+                raise MissingError(self.missing.get(f"explain {reading.attack}", "not explained"))
+            found = explained.read(record)
+            if found is None:
+                raise MissingError("no image, or no map of this network, to measure it on")
+            return record.attack, found
+        detected = find_detected(reading.measure)
+        if detected is not None:
+            detector = self.detectors.get(reading.attack)
+            if detector is None:
+                reason = self.missing.get(f"detect {reading.attack}", "not fitted at this size")
+                raise MissingError(reason)
+            known = detected.read(detector)
+            if known is None:
+                raise MissingError("too few images of the classes held out")
+            return ", ".join(detector.attacks), known
+        outcome = self.choose_outcome(reading)
+        if reading.measure == "transfer":
+            return str(outcome.attack), self.measure_transfer(outcome)
+        return str(outcome.attack), self.summarize(outcome, reading.measure)
+
+    def compare(self, measure: Measure, one: Outcome, other: Outcome) -> Measured:
+        """By how much a figure is larger on the same images; MissingError if these are others."""
+        if not np.array_equal(one.columns["id"], other.columns["id"]):
+            raise MissingError("both were not run on the same images")
+        return measure.compare(one, other)
+
+    def measure_transfer(self, outcome: Outcome) -> Measured:
+        """On how many of the images that both have right the first target is fooled, too."""
+        if not self.run.receivers:
+            raise MissingError("needs the images on a second network: name one by --target")
+        receiver = self.run.receivers[0]
+        judged = [
+            each
+            for each in self.run.transfers
+            if (str(each.attack), each.defense) == (str(outcome.attack), receiver.spec)
+        ]
+        right = find_right(self.run.clean) & find_right(receiver.clean)
+        if not judged or not right.any():
+            raise MissingError("no image that both networks have right")
+        found = rate(judged[0].success()[right])
+        return Measured(found.value, *found.interval, found.n)
+
+    def summarize(self, outcome: Outcome, name: str) -> Measured:
+        """A figure of one result; MissingError where it is not known."""
+        name = self.name_column(name)
+        measured = find_measure(name).summarize(outcome)
+        if not measured.n or math.isnan(measured.value):
+            _, _, interpreter = name.partition(":")
+            known = self.run.config.get("interpreters", ())
+            if interpreter and interpreter not in known:
+                raise MissingError(self.missing.get(interpreter, f"no maps of {interpreter}"))
+            raise MissingError("no image that it could be measured on")
+        return measured
