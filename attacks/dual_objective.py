@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal, TypeVar, cast
 
@@ -17,22 +15,16 @@ from robusteval.interpreters.explainer import (
     measure_mean_distance,
     measure_squared_distance,
 )
-from robusteval.interpreters.meaningful_perturbation import (
-    Deletion,
-    State,
-    build_deletion,
-    draw_offsets,
-)
 from robusteval.models.classifier import Classifier, choose_block_size, predict_classes
 from robusteval.models.failures import run_in_parts
 from robusteval.models.seeds import draw_targets, per_image
 from robusteval.models.steps import book_rows
-from robusteval.search.balls import quantise
 from robusteval.search.constants import Constants
 from robusteval.search.descent import Found, Stop, keep_best
 from robusteval.search.losses import cross_entropy, margin
 
 from .dual_plan import DualPlan
+from .tracked_mask import TrackedMask
 
 Target = Literal["runner_up", "random", "least_likely"]
 AttackFunction = TypeVar("AttackFunction", bound=Callable[..., Tensor])
@@ -78,94 +70,6 @@ def attack_in_parts(attack: AttackFunction) -> AttackFunction:
         return torch.cat([x_adv for _, x_adv in parts])
 
     return cast(AttackFunction, attack_all)
-
-
-class TrackedMask:
-    """A mask that is optimised along with the image whose explanation it is.
-
-    The one-step surrogate of ADV2 (arXiv:1812.00891, Eq. 9): the distance is that of masks a few
-    steps of Adam further, which depend on the image, from a mask that is taken as given.
-
-    Parameters
-    ----------
-    deletion : Deletion
-        What the mask lowers.
-    x : Tensor
-        Images ``(n, c, h, w)``.
-    seeds : Tensor
-        One seed per image ``(n,)`` for the jitter.
-    steps : int
-        How often the distance will be asked for.
-    rate : float
-        Learning rate of the mask.
-    """
-
-    BLIND, SEEN = 4, 4  # steps of the mask without and with a derivative
-    REFRESH = 50  # steps of the image from one mask made from the start to the next
-
-    def __init__(
-        self, deletion: Deletion, x: Tensor, seeds: Tensor, steps: int, rate: float
-    ) -> None:
-        self.deletion, self.seeds, self.rate = deletion, seeds, rate
-        self.state = deletion.start_mask(x)
-        self.shifts = draw_offsets(seeds, steps * (self.BLIND + self.SEEN), deletion.jitter)
-        self.count = 0
-
-    @classmethod
-    def from_interpreters(
-        cls, explainers: Sequence[Interpreter], x: Tensor, seeds: Tensor, steps: int, rate: float
-    ) -> TrackedMask | None:
-        """The mask of the interpreter `mask` among some, None if it is not among them."""
-        for explainer in explainers:
-            if explainer.spec.name == "mask":
-                search = ("iterations", "rate", "unroll")
-                game = {k: v for k, v in explainer.spec.parameters.items() if k not in search}
-                deletion = build_deletion(x, **game)
-                iterations = explainer.spec.parameters.get("iterations") or deletion.iterations
-                return cls(replace(deletion, iterations=iterations), x, seeds, steps, rate)
-        return None
-
-    def measure_distance(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, benign: Tensor
-    ) -> Tensor:
-        """Squared distance ``(n,)`` of the map for classes `y` from the benign one, summed."""
-        total = x_adv.new_zeros(len(x_adv))
-        for maps in self.make_maps(model, x_adv, y):
-            total = total + measure_squared_distance("mask", maps, benign)
-        return total / self.SEEN
-
-    def make_maps(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> list[Tensor]:
-        """Maps ``(n, 1, grid, grid)`` for classes `y` of the steps that have a derivative."""
-        if self.count % self.REFRESH == 0:
-            self.start_again(model, x_adv.detach(), y)
-        at = self.count * (self.BLIND + self.SEEN)
-        self.count += 1
-        state = self.state
-        scene = self.deletion.compose_scene(x_adv)
-        for i in range(at, at + self.BLIND):
-            state = self.deletion.step_mask(
-                model, scene.detach(), y, state, self.shifts[:, i], self.rate
-            )
-        found = []
-        for i in range(at + self.BLIND, at + self.BLIND + self.SEEN):
-            state = state._replace(mask=state.mask.detach())
-            state = self.deletion.step_mask(model, scene, y, state, self.shifts[:, i], self.rate)
-            found.append(1 - state.mask)
-        self.state = state.detach()
-        return found
-
-    def restrict(self, index: Tensor) -> TrackedMask:
-        """The masks of some of the images."""
-        part = copy(self)
-        part.seeds, part.shifts = self.seeds[index.cpu()], self.shifts[index.to(self.shifts.device)]
-        mask, mean, var, step = self.state
-        part.state = State(mask[index], mean[index], var[index], step)
-        return part
-
-    def start_again(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Start from the mask of the image itself, with part of the momentum."""
-        mask = self.deletion.optimise(model, quantise(x), y, self.seeds).mask
-        self.state = State(mask, 0.5 * self.state.mean, 0.25 * self.state.var, 100)
 
 
 class DualObjective:
@@ -299,7 +203,14 @@ class DualObjective:
             far = (x_adv - self.x[index]).square().flatten(1).sum(1)
             explainers = explainers if plan.weight else []
         with torch.no_grad(), book_rows(index):
-            found, own = explain_images(explainers, self.model, x_adv, goal, seeds)
+            found, own = explain_images(
+                explainers,
+                self.model,
+                x_adv,
+                goal,
+                seeds,
+                remembered=None if self.tracked is None else (self.tracked, index),
+            )
         for explainer, maps, all_benign, weight in zip(
             explainers, found, self.benign, weights, strict=False
         ):
@@ -391,16 +302,22 @@ def explain_images(
     y: Tensor,
     seeds: Tensor | None,
     tracked: TrackedMask | None = None,
+    remembered: tuple[TrackedMask, Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Scaled maps of each interpreter for classes `y`, and the logits, in as few passes as can be.
 
     On the graph if `x` is. If given, `tracked` stands for a mask that is optimised from the start.
+    One with the rows ``(n,)`` of these images is asked for masks that it has made already.
     """
     logits: Tensor | None = None
     found = []
     for explainer in explainers:
         if explainer.spec.name == "mask" and tracked is not None:
             found.append(torch.stack(tracked.make_maps(model, x, y)).mean(0))
+            continue
+        if explainer.spec.name == "mask" and remembered is not None:
+            known, rows = remembered
+            found.append(known.explain_images(explainer, model, x, y, rows))
             continue
         maps, seen = explainer.trace_maps(model, x, y, seeds)
         logits = seen if seen is not None else logits

@@ -25,12 +25,12 @@ from robusteval.search.moves import Signed
 from .dual_objective import (
     BestImages,
     Target,
-    TrackedMask,
     attack_in_parts,
     check_goals,
     choose_classes,
     explain_images,
 )
+from .tracked_mask import TrackedMask
 
 Along = Literal["maps", "features", "both", "score", "imitation"]
 Choice = Literal["distance", "score"]

@@ -13,12 +13,9 @@ from torch.nn import functional as F
 from toys import late
 
 import robusteval.attacks.advedge as attack_module
-from robusteval.attacks.dual_objective import (
-    TrackedMask,
-    choose_classes,
-    smoothed_cross_entropy,
-)
+from robusteval.attacks.dual_objective import choose_classes, smoothed_cross_entropy
 from robusteval.attacks.dual_plan import RELEASED, choose_recipe
+from robusteval.attacks.tracked_mask import TrackedMask
 from robusteval.datasets.sources import open_data
 from robusteval.interpreters.explainer import (
     Interpreter,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from toys import Bands, attackable
 
-from robusteval.attacks.dual_objective import TrackedMask
+from robusteval.attacks.tracked_mask import TrackedMask
+from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.meaningful_perturbation import build_deletion
 from robusteval.models.classifier import Classifier
-from robusteval.models.steps import count_passes
+from robusteval.models.steps import book_rows, count_passes
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 
@@ -128,3 +129,25 @@ def test_masks_of_some_images_are_theirs(bands: Classifier) -> None:
         part.measure_distance(bands, x[some], goal[some], benign[some]),
         whole.measure_distance(bands, x, goal, benign)[some],
     )
+
+
+def test_masks_that_were_made_for_these_very_images_are_not_made_again(bands: Classifier) -> None:
+    """To the bit those of the interpreter, whose passes are spent on the other images alone."""
+    x, goal, some = images()[:4], torch.tensor([0, 1, 2, 0]), torch.tensor([3, 1, 2])
+    explainer = Interpreter.build_differentiable("mask", {"iterations": 5})
+    tracked = TrackedMask.from_interpreters([explainer], x, SEEDS[:4], 3, 0.1)
+    assert tracked is not None
+    tracked.make_maps(bands, x, goal)
+    later = x[some].clone()
+    later[1] = 1 - later[1]
+
+    with torch.no_grad(), count_passes(bands, 4, x.device) as passes, book_rows(some):
+        maps = tracked.explain_images(explainer, bands, later, goal[some], some)
+        expected = explainer.trace_maps(bands, later, goal[some], SEEDS[some])[0]
+
+    assert torch.equal(maps, expected)
+    assert passes.forwards.tolist() == [0, 10, 5, 5]
+    part = tracked.restrict(some).explain_images(
+        explainer, bands, later, goal[some], torch.arange(3)
+    )
+    assert torch.equal(part, expected)
