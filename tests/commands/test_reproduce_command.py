@@ -25,7 +25,8 @@ def tiny(name: str) -> Paper:
             "setting": "none",
             "interpreters": ["cam"],
             "explained": ["pgd"],
-            "small": {"samples": 4, "explained": 2},
+            "chaotic": ["fgsm"],
+            "small": {"samples": 4, "explained": 2, "seeds": 2},
             "paper": {"samples": 4},
             "attacks": {"pgd": "pgd:eps=0.2,steps=3", "fgsm": "fgsm:eps=0.2"},
             "tables": [
@@ -39,6 +40,7 @@ def tiny(name: str) -> Paper:
                         {"name": "tau", "measure": "map_kendall:cam"},
                         {"name": "promotion", "measure": "promotion"},
                         {"name": "hardened", "measure": "fooled", "hardened": True},
+                        {"name": "seeds", "measure": "seeds_fooled", "attack": "fgsm"},
                     ],
                 }
             ],
@@ -77,7 +79,7 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     found = json.loads(whole.stdout)
     assert found["images"] == 4
     rows = found["tables"][0]["rows"]
-    assert [row["verdict"] for row in rows] == ["nothing published"] * 4
+    assert [row["verdict"] for row in rows] == ["nothing published"] * 5
     assert rows[3]["measured"] == rows[0]["measured"]
     assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
     folder = Path("reproduced/pgap-small")

@@ -45,6 +45,7 @@ class Size:
     interpreters: tuple[str, ...] | None = None
     explained: int = 0  # images that are explained region by region
     detectors: Detectors | None = None
+    seeds: int = 1  # with which attacks are run whose results are a matter of luck
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Paper:
     tables: tuple[Table, ...]
     interpreters: tuple[str, ...] = ()
     explained: tuple[str, ...] = ()  # attacks that are explained region by region
+    chaotic: tuple[str, ...] = ()  # attacks that are run with several seeds
     detectors: tuple[str, ...] = ()  # combinations of interpreters, as grad+cam:product
     labels: Mapping[str, str] = field(default_factory=dict)  # what columns and attacks are called
     claims: tuple[Claim, ...] = ()

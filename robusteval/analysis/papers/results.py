@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from robusteval.analysis.papers.declaration import Reading
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measure, Measured, find_measure
+from robusteval.analysis.papers.over_seeds import find_over_seeds, stack_changes
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationRecord
 from robusteval.runs.metrics import find_right, rate
@@ -42,6 +43,8 @@ class Results:
         Attacks on a detector by short name.
     hardened : Run, optional
         The same attacks on a network that was trained as the paper proposes.
+    again : mapping
+        Of attacks as they are called in the run their results with other seeds.
     """
 
     run: Run
@@ -51,6 +54,7 @@ class Results:
     detectors: Mapping[str, Combination] = field(default_factory=dict)
     behind: Mapping[str, Outcome] = field(default_factory=dict)
     hardened: Run | None = None
+    again: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
 
     def list_outcomes(self, name: str, *, hardened: bool = False) -> list[Outcome]:
         """The results of an attack in all its settings; MissingError if there is none."""
@@ -118,6 +122,15 @@ class Results:
                 raise MissingError("too few images of the classes held out")
             return ", ".join(detector.attacks), known
         outcome = self.choose_outcome(reading)
+        over_seeds = find_over_seeds(reading.measure)
+        if over_seeds is not None:
+            others = self.again.get(str(outcome.attack), ())
+            if not others:
+                raise MissingError("run with one seed alone")
+            found = over_seeds.read(stack_changes([outcome, *others]))
+            if not found.n:
+                raise MissingError("no image that it could be measured on")
+            return str(outcome.attack), found
         if reading.measure == "transfer":
             return str(outcome.attack), self.measure_transfer(outcome)
         return str(outcome.attack), self.summarize(outcome, reading.measure)

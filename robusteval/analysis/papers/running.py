@@ -15,6 +15,7 @@ from robusteval.analysis.papers.declaration import Detectors, Paper
 from robusteval.analysis.papers.evading import Evasion, WriteDetector
 from robusteval.analysis.papers.results import Results
 from robusteval.art.field_names import check_attack
+from robusteval.datasets.chosen import choose_images
 from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError
 from robusteval.evaluation.evaluate import execute
@@ -126,6 +127,20 @@ def reproduce(
         for name, each in attacks.items()
     }
     missing = {**list_left_out(plan), **run.failures}
+    again: dict[str, list[Outcome]] = {}
+    chaotic = [check_attack(parse(text)) for name in paper.chaotic for text in attacks[name]]
+    for other in range(1, paper.choose_size(size).seeds if chaotic else 1):
+        luck = prepare_plan(
+            classifier,
+            choose_images(plan.data, plan.index),  # which another seed would draw otherwise
+            chaotic,
+            seed=seed + other,
+            probes=False,
+            optional=chaotic,
+            progress=progress or Silent(),
+        )
+        for outcome in run_plan(luck, folder / "seeds" / str(seed + other)).attacks:
+            again.setdefault(str(outcome.attack), []).append(outcome)
     explanations: dict[str, ExplanationRecord] = {}
     most = paper.choose_size(size).explained
     most = most if samples is None else min(samples, most)
@@ -178,7 +193,7 @@ def reproduce(
     return compare_paper(
         paper,
         size,
-        Results(run, called, missing, explanations, detectors, behind, hard),
+        Results(run, called, missing, explanations, detectors, behind, hard, again),
         remarks=(
             *(describe_hardened(hardened[0], hard) if hardened and hard else ()),
             *(() if compared is None else compared.remarks),

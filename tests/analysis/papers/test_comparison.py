@@ -138,6 +138,35 @@ def test_maps_are_read_of_the_interpreter_as_it_was_run(
         read("map_l2:mask", spec, "mask:iterations=60")
 
 
+def test_over_seeds_an_image_counts_by_its_own_median(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """By hand: three seeds, images in another order, one missed once, one missed twice."""
+    changed = np.array([[2.0, 4, 6, 8, 1], [4, 4, 9, 8, 1], [9, 4, 3, 8, 1]])
+    fooled = np.array([[1, 1, 1, 0, 1], [1, 1, 1, 1, 1], [1, 1, 0, 0, 1]], dtype=np.bool_)
+    right = [True] * 4 + [False]  # the last one is wrong from the start
+    outcomes = [
+        make_outcome((hit & right).tolist(), right=right, spec=STRONG, l0=each)
+        for each, hit in zip(changed, fooled, strict=True)
+    ]
+    outcomes[2] = replace(
+        outcomes[2], columns={name: values[::-1] for name, values in outcomes[2].columns.items()}
+    )
+    spec = str(STRONG)
+    results = Results(make_run(outcomes[0]), {"strong": (spec,)}, {}, again={spec: outcomes[1:]})
+
+    def read(measure: str) -> Measured:
+        return results.measure(Reading("strong", measure))[1]
+
+    assert read("seeds_fooled")[::3] == (0.5, 4)
+    assert read("seeds_l0_median")[::3] == (4, 3)  # of 4, 4 and 9; the last is inf
+    spread = read("seeds_l0_spread")
+    assert spread.value == pytest.approx(np.std([2, 4, 9], ddof=1) / 2)
+    assert spread.n == 2
+    with pytest.raises(MissingError, match="one seed alone"):
+        replace(results, again={}).measure(Reading("strong", "seeds_fooled"))
+
+
 def test_rows_of_a_hardened_network_are_read_of_its_run(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
