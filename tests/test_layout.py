@@ -19,6 +19,7 @@ LEAVES = ("attacks", "defenses", "reports")
 LIGHT = (
     "analysis.papers.comparison",
     "analysis.papers.declaration",
+    "analysis.papers.on_maps",
     "analysis.papers.over_seeds",
     "analysis.papers.results",
     "cli",

@@ -26,7 +26,8 @@ def tiny(name: str) -> Paper:
             "interpreters": ["cam"],
             "explained": ["pgd"],
             "chaotic": ["fgsm"],
-            "small": {"samples": 4, "explained": 2, "seeds": 2},
+            "on_maps": {"map": "8/255"},
+            "small": {"samples": 4, "explained": 2, "seeds": 2, "map_steps": 2},
             "paper": {"samples": 4},
             "attacks": {"pgd": "pgd:eps=0.2,steps=3", "fgsm": "fgsm:eps=0.2"},
             "tables": [
@@ -41,6 +42,13 @@ def tiny(name: str) -> Paper:
                         {"name": "promotion", "measure": "promotion"},
                         {"name": "hardened", "measure": "fooled", "hardened": True},
                         {"name": "seeds", "measure": "seeds_fooled", "attack": "fgsm"},
+                        {"name": "maps", "measure": "tau_all", "attack": "map"},
+                        {
+                            "name": "maps there",
+                            "measure": "tau_all",
+                            "attack": "map",
+                            "hardened": True,
+                        },
                     ],
                 }
             ],
@@ -79,8 +87,10 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     found = json.loads(whole.stdout)
     assert found["images"] == 4
     rows = found["tables"][0]["rows"]
-    assert [row["verdict"] for row in rows] == ["nothing published"] * 5
+    assert [row["verdict"] for row in rows] == ["nothing published"] * 7
     assert rows[3]["measured"] == rows[0]["measured"]
+    assert rows[6]["measured"] == rows[5]["measured"]
+    assert rows[5]["attack"] == "cells of the map lowered, eps 8/255, 2 steps"
     assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
     folder = Path("reproduced/pgap-small")
     assert json.loads((folder / "report.json").read_text()) == found

@@ -12,6 +12,7 @@ from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, 
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
+from robusteval.analysis.papers.on_maps import find_on_maps
 from robusteval.analysis.papers.over_seeds import find_over_seeds
 from robusteval.analysis.papers.results import MissingError, Results
 from robusteval.runs.explanation_record import ExplanationComparison
@@ -172,6 +173,7 @@ def fill_row(
     measure = (
         find_explained(reading.measure)
         or find_detected(reading.measure)
+        or find_on_maps(reading.measure)
         or find_over_seeds(reading.measure)
         or find_measure(reading.measure)
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from robusteval.errors import UsageError
 from robusteval.registry import explain_unknown
+from robusteval.registry.signatures import read_number
 
 SIZES = ("small", "paper")
 
@@ -46,6 +47,7 @@ class Size:
     explained: int = 0  # images that are explained region by region
     detectors: Detectors | None = None
     seeds: int = 1  # with which attacks are run whose results are a matter of luck
+    map_steps: int = 0  # of attacks on maps alone
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Paper:
     interpreters: tuple[str, ...] = ()
     explained: tuple[str, ...] = ()  # attacks that are explained region by region
     chaotic: tuple[str, ...] = ()  # attacks that are run with several seeds
+    on_maps: Mapping[str, float] = field(default_factory=dict)  # radii of attacks on maps alone
     detectors: tuple[str, ...] = ()  # combinations of interpreters, as grad+cam:product
     labels: Mapping[str, str] = field(default_factory=dict)  # what columns and attacks are called
     claims: tuple[Claim, ...] = ()
@@ -189,10 +192,11 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
             values["detectors"] = build(Detectors, values["detectors"], title)
         given[size] = build(Size, values, f"{name}: {size}")
     given["attacks"] = expand_attacks(given.get("attacks", {}))
+    given["on_maps"] = {n: read_number(text) for n, text in given.get("on_maps", {}).items()}
     given["tables"] = tuple(build_table(name, each) for each in given.get("tables", ()))
     given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
     paper = build(Paper, {**given, "name": name}, name)
-    known = {*paper.attacks, *paper.detectors, *paper.list_evasions()}
+    known = {*paper.attacks, *paper.on_maps, *paper.detectors, *paper.list_evasions()}
     for reading in list_readings(paper):
         if reading.attack not in known:
             raise ValueError(f"{name}: no attack is called {reading.attack}")

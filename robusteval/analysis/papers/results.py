@@ -12,11 +12,14 @@ from robusteval.analysis.papers.declaration import Reading
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measure, Measured, find_measure
+from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
 from robusteval.analysis.papers.over_seeds import find_over_seeds, stack_changes
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationRecord
 from robusteval.runs.metrics import find_right, rate
 from robusteval.runs.types import Outcome, Run
+
+NO_HARDENED = "needs a network that was trained for it: name one by --hardened"
 
 
 class MissingError(Exception):
@@ -45,6 +48,8 @@ class Results:
         The same attacks on a network that was trained as the paper proposes.
     again : mapping
         Of attacks as they are called in the run their results with other seeds.
+    on_maps, on_hardened_maps : mapping
+        Attacks on the maps of either network by short name.
     """
 
     run: Run
@@ -55,6 +60,8 @@ class Results:
     behind: Mapping[str, Outcome] = field(default_factory=dict)
     hardened: Run | None = None
     again: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
+    on_maps: Mapping[str, MapAttack] = field(default_factory=dict)
+    on_hardened_maps: Mapping[str, MapAttack] = field(default_factory=dict)
 
     def list_outcomes(self, name: str, *, hardened: bool = False) -> list[Outcome]:
         """The results of an attack in all its settings; MissingError if there is none."""
@@ -62,7 +69,7 @@ class Results:
             raise MissingError("not run at this size")
         run = self.hardened if hardened else self.run
         if run is None:
-            raise MissingError("needs a network that was trained for it: name one by --hardened")
+            raise MissingError(NO_HARDENED)
         done = {str(o.attack): o for o in run.attacks if o.defense is None}
         found = [done[spec] for spec in self.attacks[name] if spec in done]
         if not found:
@@ -121,16 +128,23 @@ class Results:
             if known is None:
                 raise MissingError("too few images of the classes held out")
             return ", ".join(detector.attacks), known
+        on_maps = find_on_maps(reading.measure)
+        if on_maps is not None:
+            if reading.hardened and self.hardened is None:
+                raise MissingError(NO_HARDENED)
+            of_maps = self.on_hardened_maps if reading.hardened else self.on_maps
+            if reading.attack not in of_maps:
+                raise MissingError(self.missing.get("maps", "not run at this size"))
+            led = of_maps[reading.attack]
+            return led.name, check_found(on_maps.read(led))
         outcome = self.choose_outcome(reading)
         over_seeds = find_over_seeds(reading.measure)
         if over_seeds is not None:
             others = self.again.get(str(outcome.attack), ())
             if not others:
                 raise MissingError("run with one seed alone")
-            found = over_seeds.read(stack_changes([outcome, *others]))
-            if not found.n:
-                raise MissingError("no image that it could be measured on")
-            return str(outcome.attack), found
+            changes = stack_changes([outcome, *others])
+            return str(outcome.attack), check_found(over_seeds.read(changes))
         if reading.measure == "transfer":
             return str(outcome.attack), self.measure_transfer(outcome)
         return str(outcome.attack), self.summarize(outcome, reading.measure)
@@ -168,3 +182,10 @@ class Results:
                 raise MissingError(self.missing.get(interpreter, f"no maps of {interpreter}"))
             raise MissingError("no image that it could be measured on")
         return measured
+
+
+def check_found(measured: Measured) -> Measured:
+    """The figure, unless there was no image for it: MissingError."""
+    if not measured.n:
+        raise MissingError("no image that it could be measured on")
+    return measured

@@ -10,23 +10,25 @@ from pathlib import Path
 
 from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
+from robusteval.analysis.map_attack import attack_maps
 from robusteval.analysis.papers.comparison import Reproduction, compare_paper
 from robusteval.analysis.papers.declaration import Detectors, Paper
 from robusteval.analysis.papers.evading import Evasion, WriteDetector
+from robusteval.analysis.papers.on_maps import MapAttack
 from robusteval.analysis.papers.results import Results
 from robusteval.art.field_names import check_attack
 from robusteval.datasets.chosen import choose_images
 from robusteval.datasets.dataset import Data
-from robusteval.errors import Interrupted, RobustevalError
+from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.plan import Plan, prepare_plan
-from robusteval.evaluation.work_cache import WorkCache
+from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
-from robusteval.runs.types import Outcome, Run, Spec
+from robusteval.runs.types import Outcome, Run, Spec, format_value
 
 # what is wanted, the names, seed and cache; figures, and by name why a detector has none
 Detect = Callable[
@@ -119,14 +121,37 @@ def reproduce(
     run_plan = partial(execute, fresh=fresh, progress=progress, stopping=stopping, command=command)
     plan = prepare(classifier, targets)
     run = run_plan(plan, folder / "run")
+    missing = {**list_left_out(plan), **run.failures}
+
+    def lead_maps(model: Classifier) -> dict[str, MapAttack]:
+        """Attack the maps of a network at every radius that the paper has."""
+        found, steps = {}, paper.choose_size(size).map_steps
+        cache = open_cache(folder / "maps", fresh, progress)
+        for name, eps in paper.on_maps.items():
+            if stopping():
+                raise Interrupted
+            facts = ["maps", describe_circumstances(model, seed), eps, steps]
+            work = partial(
+                attack_maps, model, plan.data, plan.index, eps=eps, steps=steps, seed=seed
+            )
+            try:
+                _, tau, kept = cache.compute(facts, (run.clean["id"],), work)
+            except UsageError as error:
+                missing["maps"] = str(error)
+                break
+            text = f"cells of the map lowered, eps {format_value(eps)}, {steps} steps"
+            found[name] = MapAttack(text, tau, kept)
+        return found
+
+    on_maps, on_hardened_maps = lead_maps(classifier), dict[str, MapAttack]()
     hard: Run | None = None
     if hardened is not None and paper.compares_hardened:
         hard = run_plan(prepare(hardened[1], None), folder / "hardened")
+        on_hardened_maps = lead_maps(hardened[1])
     called = {
         name: tuple(str(check_attack(parse(text))) for text in each)
         for name, each in attacks.items()
     }
-    missing = {**list_left_out(plan), **run.failures}
     again: dict[str, list[Outcome]] = {}
     chaotic = [check_attack(parse(text)) for name in paper.chaotic for text in attacks[name]]
     for other in range(1, paper.choose_size(size).seeds if chaotic else 1):
@@ -193,7 +218,18 @@ def reproduce(
     return compare_paper(
         paper,
         size,
-        Results(run, called, missing, explanations, detectors, behind, hard, again),
+        Results(
+            run,
+            called,
+            missing,
+            explanations,
+            detectors,
+            behind,
+            hard,
+            again,
+            on_maps,
+            on_hardened_maps,
+        ),
         remarks=(
             *(describe_hardened(hardened[0], hard) if hardened and hard else ()),
             *(() if compared is None else compared.remarks),
