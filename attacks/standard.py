@@ -16,16 +16,29 @@ from robusteval.search.ensemble import Ensemble, Stage, Work
 StandardNorm = Literal["linf", "l2", "l1", "l0", "l0_pixels"]
 
 CUT = 0.1  # radii from success, up to which an image is near
-# the dear stages in their order: Square needs no gradient, and what it has found is a new start;
-# the last one aims longer, on a loss that weighs the other classes in
-DEAR: dict[str, Work] = {
-    "restarts": lambda stage: stage.descend("margin", 18, 16, odi=True),
+ALIKE = 3  # times the spread of where restarts ended, up to which one more is worth its passes
+PATIENCE = 300  # queries of random search without hope
+# the dear stages in their order, on near images: restarts, which tell by where they end whether
+# others would end elsewhere, and Square, which needs no gradient
+FIRST = "restarts"
+NEAR: dict[str, Work] = {
+    FIRST: lambda stage: stage.descend("margin", 18, 8, odi=True),
+    "square": lambda stage: stage.query(count_queries(stage), patience=PATIENCE),
+}
+# `thorough` ends no search early
+WHOLE = NEAR | {"square": lambda stage: stage.query(count_queries(stage))}
+# then on near images whose restarts did not all end alike: on from the best so far in long steps
+# and shorter ones, more starts, longer searches, nearby classes, in the end for longer on a loss
+# that weighs the other classes in; and from the best on in the shortest steps
+OPEN: dict[str, Work] = {
+    "onward": lambda stage: stage.descend("ce", 50, onward=2),
+    "around": lambda stage: stage.descend("margin", 50, onward=1 / 2),
+    "more restarts": lambda stage: stage.descend("margin", 18, 8, odi=True),
     "long": lambda stage: stage.descend("margin", 100, 2),
     "targets": lambda stage: stage.descend("margin", 30, targets=9),
     "probabilities": lambda stage: stage.descend("pm", 40),
-    "square": lambda stage: stage.query(min(3000, 4 * stage.count_pixels())),
-    "onward": lambda stage: stage.descend("ce", 50, onward=True),
     "ratios": lambda stage: stage.descend("dlr", 100, targets=3),
+    "closer": lambda stage: stage.descend("margin", 50, onward=1 / 32),
 }
 # of few changes: attacks, and how long they search
 LONG = {"sigma_zero": {"steps": 300}, "sparse": {"steps": 200}}
@@ -48,10 +61,13 @@ def standard(
 
     Auto-PGD on several losses (arXiv:2003.01690, under l1 arXiv:2103.01208), from starts that
     differ in what the network answers (arXiv:2003.06878), aimed at the nearest classes
-    (arXiv:2407.02240); then random search without gradients (arXiv:1912.00049). That effort is
-    spent on the images nearest to success is the idea of arXiv:2203.05154; here an image counts as
-    near by itself, not by its rank among others, so that its result depends on it alone, and one
-    in twenty of the others, drawn by its own seed, is searched like the near ones.
+    (arXiv:2407.02240); between them random search without gradients (arXiv:1912.00049). That effort
+    is spent on the images nearest to success is the idea of arXiv:2203.05154; here an image counts
+    as near by itself, not by its rank among others, so that its result depends on it alone. Of the
+    near ones random search ends where it is behind the gradients and, at its pace so far, would
+    not succeed; and those are left alone whose restarts ended alike, so that what is
+    missing is many times what starts make a difference to. One in twenty of the images that are
+    spared for either reason, drawn by its own seed, is searched like the others.
 
     Parameters
     ----------
@@ -87,7 +103,7 @@ def standard(
     """
     if norm == "l0" or norm == "l0_pixels":
         return change_few(model, x, y, targeted, seeds, mask, norm, eps, LONG)
-    return search_balls(model, x, y, targeted, seeds, mask, norm, eps, CUT)
+    return search_balls(model, x, y, targeted, seeds, mask, norm, eps, spare=True)
 
 
 @ATTACKS.add("thorough", norms=("linf", "l2", "l1"), knowledge="white-box")
@@ -137,7 +153,7 @@ def thorough(
     ValueError
         If a parameter is out of range.
     """
-    return search_balls(model, x, y, targeted, seeds, mask, norm, eps, math.inf)
+    return search_balls(model, x, y, targeted, seeds, mask, norm, eps, spare=False)
 
 
 @ATTACKS.add("quick", norms=("linf", "l2", "l1", "l0", "l0_pixels"), knowledge="white-box")
@@ -200,6 +216,11 @@ def quick(
     return ensemble.best.x_adv
 
 
+def count_queries(stage: Stage) -> int:
+    """Those of random search: an image of few pixels needs few."""
+    return min(3000, 4 * stage.count_pixels())
+
+
 def search_balls(
     model: nn.Module,
     x: Tensor,
@@ -209,19 +230,25 @@ def search_balls(
     mask: Tensor | None,
     norm: Norm,
     eps: float,
-    cut: float,
+    *,
+    spare: bool,
 ) -> Tensor:
-    """`standard` with its dear stages on images up to `cut` radii from success."""
+    """`standard` or, where it is not to `spare` images, `thorough`."""
     ball = Ball.around(x, norm, eps, mask)
-    dear = {name: work for name, work in DEAR.items() if name != "square" or norm != "l1"}
-    ensemble = Ensemble(model, ball, y, seeds, targeted=targeted, stages=2 + len(dear))
+    near = NEAR if spare else WHOLE
+    if norm == "l1":
+        near = {name: work for name, work in near.items() if name != "square"}
+    ensemble = Ensemble(model, ball, y, seeds, targeted=targeted, stages=2 + len(near) + len(OPEN))
     if len(x) == 0 or eps == 0:
         return x.clone()
     ensemble.run("apgd", lambda stage: stage.descend("ce", 50))
     ensemble.run("diverse", lambda stage: stage.descend("margin", 18, 2, odi=True))
-    spare = math.isfinite(cut)
-    rows, drawn = ensemble.choose_near(cut)
-    for name, work in dear.items():
+    rows, drawn = ensemble.choose_near(CUT if spare else math.inf)
+    for name, work in near.items():
+        ensemble.run(name, work, rows, drawn if spare else None)
+    if spare:
+        rows, drawn = ensemble.choose_open(rows, drawn, FIRST, ALIKE)
+    for name, work in OPEN.items():
         ensemble.run(name, work, rows, drawn if spare else None)
     return ensemble.best.x_adv
 

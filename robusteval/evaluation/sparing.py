@@ -6,17 +6,17 @@ import numpy as np
 
 from robusteval.runs.types import STAGE, Finding, Outcome, Spec
 
-FAR = f"{STAGE}far "  # begins the columns of stages on images drawn from those that are spared
+DRAWN = f"{STAGE}drawn "  # begins the columns of stages on images drawn from those that are spared
 THOROUGH = "thorough"  # the attack that spares none
 
 
-def count_far_falls(outcome: Outcome) -> tuple[int, int]:
+def count_drawn_falls(outcome: Outcome) -> tuple[int, int]:
     """Of the images drawn from the spared ones, how many fell, and how many there are."""
-    drawn = [column > 0 for name, column in outcome.columns.items() if name.startswith(FAR)]
-    if not drawn:
+    given = [column > 0 for name, column in outcome.columns.items() if name.startswith(DRAWN)]
+    if not given:
         return 0, 0
-    far = np.logical_or.reduce(drawn)
-    return int((far & outcome.success()).sum()), int(far.sum())
+    drawn = np.logical_or.reduce(given)
+    return int((drawn & outcome.success()).sum()), int(drawn.sum())
 
 
 def spare_none(outcome: Outcome) -> tuple[Spec, Finding] | None:
@@ -25,7 +25,7 @@ def spare_none(outcome: Outcome) -> tuple[Spec, Finding] | None:
     So what becomes of an image in a cell depends on the image alone: the cell that spared too much
     stays as it is, and another one is added.
     """
-    fallen, drawn = count_far_falls(outcome)
+    fallen, drawn = count_drawn_falls(outcome)
     if not fallen:
         return None
     wider = Spec(THOROUGH, outcome.attack.parameters)

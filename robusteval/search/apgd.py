@@ -23,6 +23,7 @@ from robusteval.search.descent import (
     round_successes,
 )
 
+STRIDE = 2.0  # radii of the first steps, arXiv:2003.01690: across the ball
 MOMENTUM = 0.25  # share of the last move in the next one: 1 - alpha of arXiv:2003.01690
 RHO = 0.75  # share of the steps since a checkpoint that must have lowered the loss
 FIRST, SHORTER, LEAST = 0.22, 0.03, 0.06  # steps between checkpoints, as shares of all
@@ -36,7 +37,13 @@ WIDER = ((3, 0.3), (2, 0.3))  # balls to come from: times eps, and their share o
 
 
 def search_apgd(
-    objective: Objective, ball: Ball, start: Tensor, *, steps: int, stop: Stop
+    objective: Objective,
+    ball: Ball,
+    start: Tensor,
+    *,
+    steps: int,
+    stop: Stop,
+    stride: float = STRIDE,
 ) -> Found:
     """Auto-PGD from one start, without a step size to choose.
 
@@ -61,6 +68,9 @@ def search_apgd(
         When an image is finished and leaves the batch, as in `robusteval.search.descent.descend`.
         Looked at after the steps of `plan_looks` alone, the same for all images: of the successes
         since the last look the one of lowest loss is tried.
+    stride : float
+        Length of the first steps, in radii: across the ball, or short ones to go on from a place
+        that is good already. Under l1 it is a radius.
 
     Returns
     -------
@@ -69,7 +79,7 @@ def search_apgd(
     """
     stop = choose_stop(stop, ball)
     if ball.norm != "l1":
-        return search_wider(objective, ball, ball, start, steps=steps, stop=stop)
+        return search_wider(objective, ball, ball, start, steps=steps, stop=stop, stride=stride)
     best, rest = Found.nothing(start), steps
     left = torch.arange(len(start), device=start.device)  # rows still searched
     for times, share in (*WIDER, (1, 1.0)):
@@ -90,7 +100,14 @@ def search_apgd(
 
 
 def search_wider(
-    objective: Objective, ball: Ball, goal: Ball, start: Tensor, *, steps: int, stop: Stop
+    objective: Objective,
+    ball: Ball,
+    goal: Ball,
+    start: Tensor,
+    *,
+    steps: int,
+    stop: Stop,
+    stride: float = STRIDE,
 ) -> Found:
     """`search_apgd` in one ball, of which only a ball inside it counts, the `goal`.
 
@@ -100,7 +117,7 @@ def search_wider(
     left = torch.arange(len(start), device=start.device)  # rows still searched
     looks = frozenset() if stop == "never" else plan_looks(steps)
     checkpoints = plan_checkpoints(steps, ball.norm)
-    track, pace = Track.begin(start), begin_pace(ball, start)
+    track, pace = Track.begin(start), begin_pace(ball, start, stride)
 
     for i in range(steps + 1):
         tell_step(i, steps + 1)
@@ -261,9 +278,9 @@ class Pace(Protocol):
         ...
 
 
-def begin_pace(ball: Ball, start: Tensor) -> Pace:
-    """The pace of a search in such a ball."""
-    return SparsePace.begin(ball, start) if ball.norm == "l1" else HalvingPace.begin(ball)
+def begin_pace(ball: Ball, start: Tensor, stride: float) -> Pace:
+    """The pace of a search in such a ball, whose first steps are `stride` radii long."""
+    return SparsePace.begin(ball, start) if ball.norm == "l1" else HalvingPace.begin(ball, stride)
 
 
 class HalvingPace(NamedTuple):
@@ -275,9 +292,9 @@ class HalvingPace(NamedTuple):
     halved: Tensor  # (m,) bool, at the last checkpoint
 
     @classmethod
-    def begin(cls, ball: Ball) -> HalvingPace:
-        """Steps across the ball."""
-        far = torch.full_like(ball.x[:, 0, 0, 0], 2 * ball.eps)
+    def begin(cls, ball: Ball, stride: float = STRIDE) -> HalvingPace:
+        """Steps of `stride` radii."""
+        far = torch.full_like(ball.x[:, 0, 0, 0], stride * ball.eps)
         # nothing is known at the first checkpoint of an earlier one, so nothing stalls there
         return cls(far, torch.zeros_like(far), far, torch.ones_like(far, dtype=torch.bool))
 

@@ -10,7 +10,7 @@ from torch import Tensor, autograd, nn
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import book_rows, credit_stage, rebook_stage, stage
 from robusteval.registry import ATTACKS
-from robusteval.search.apgd import choose, search_apgd
+from robusteval.search.apgd import STRIDE, choose, search_apgd
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
     Found,
@@ -29,7 +29,7 @@ from robusteval.search.square import search_square
 from robusteval.search.starts import Order, diversify_start, order_targets
 
 SPREAD = 1000  # between the seeds of two stages: more than any stage has runs
-SHARE = 0.05  # of the far images that are searched like the near ones
+SHARE = 0.05  # of the images that are spared, which are searched like the others
 LOT = 999  # between an image's seed and that of its lot
 
 
@@ -48,8 +48,13 @@ class Stage:
         One per image ``(m,)``, of this stage.
     start : Tensor
         The best images so far ``(m, c, h, w)``.
+    reached : Tensor
+        Their margins ``(m,)``, lower nearer to success.
     targeted : bool
         Reach class `y` instead of leaving it.
+    ends : list of Tensor
+        Where each run of `descend` ended, as the lowest loss of each image ``(m,)``; not a number
+        where an image was finished before.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Stage:
         y: Tensor,
         seeds: Tensor,
         start: Tensor,
+        reached: Tensor,
         *,
         targeted: bool,
     ) -> None:
@@ -67,7 +73,9 @@ class Stage:
         self.y = y
         self.seeds = seeds
         self.start = start
+        self.reached = reached
         self.targeted = targeted
+        self.ends: list[Tensor] = []
 
     def count_pixels(self) -> int:
         """Pixels of an image: a random search of few of them needs few queries."""
@@ -80,7 +88,7 @@ class Stage:
         runs: int = 1,
         *,
         odi: bool = False,
-        onward: bool = False,
+        onward: float = 0.0,
         targets: int = 0,
         by: Order = "distance",
         stop: Stop = "8bit",
@@ -88,7 +96,8 @@ class Stage:
         """Auto-PGD of so many steps, `runs` times on what is left.
 
         Each from a random point of the ball; from one where the network answers otherwise, `odi`;
-        or from the best image so far, `onward`. With `targets` a run for each of the classes that
+        or from the best image so far, in first steps of `onward` radii: those across the ball that
+        others begin with leave it at once. With `targets` a run for each of the classes that
         are easiest to reach, `by` the distance in the linearised network or by logits; a targeted
         attack has its own. When to `stop` is as in `search_apgd`.
         """
@@ -114,7 +123,12 @@ class Stage:
                     self.model, self.y, targeted=self.targeted, loss=loss
                 )
             objective = restrict_objective(objective, left)
-            return search_apgd(objective, here, start, steps=steps, stop=stop)
+            found = search_apgd(
+                objective, here, start, steps=steps, stop=stop, stride=onward or STRIDE
+            )
+            self.ends.append(torch.full_like(self.reached, torch.nan))
+            self.ends[-1][left] = found.loss
+            return found
 
         return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
 
@@ -143,8 +157,12 @@ class Stage:
             score = objective(x_adv, torch.arange(len(x_adv), device=x_adv.device))
         return Found(x_adv, score.loss, score.is_adv, score.is_adv)
 
-    def query(self, queries: int, *, rescale: bool = False) -> Found:
-        """Random search with square windows."""
+    def query(self, queries: int, *, rescale: bool = False, patience: int = 0) -> Found:
+        """Random search with square windows.
+
+        With `patience` it may end earlier where it is farther from success than the best image so
+        far, see `search_square`.
+        """
         return search_square(
             build_class_objective(self.model, self.y, targeted=self.targeted, loss="margin"),
             self.ball,
@@ -153,6 +171,8 @@ class Stage:
             share=0.8,
             rescale=rescale,
             stop=choose_stop("8bit", self.ball),
+            patience=patience,
+            reached=self.reached,
         )
 
 
@@ -197,6 +217,7 @@ class Ensemble:
         self.seeds = torch.zeros(len(y), dtype=torch.int64) if seeds is None else seeds.cpu()
         self.targeted = targeted
         self.best = Found.nothing(ball.x)  # its loss is the margin
+        self.ends: dict[str, Tensor] = {}  # of each stage's runs (n, runs), see `Stage.ends`
         self.begun, self.stages = 0, stages
 
     def list_survivors(self) -> Tensor:
@@ -209,7 +230,7 @@ class Ensemble:
         """One stage on the images without a success that survives 8 bits.
 
         With `rows` ``(m,)`` on those of them that have no success at all; what it was for those
-        of them that are `drawn` ``(m,)`` is told of a stage "far" of this name.
+        of them that are `drawn` ``(m,)`` is told of a stage "drawn" of this name.
         """
         if rows is None:
             rows = (~self.best.finished).nonzero().flatten()
@@ -226,13 +247,18 @@ class Ensemble:
                     self.y[rows],
                     seeds,
                     self.best.x_adv[rows],
+                    self.best.loss[rows],
                     targeted=self.targeted,
                 )
                 found = self._compare(rows, work(here))
+                if here.ends:
+                    ends = torch.stack(here.ends, 1)
+                    self.ends[name] = ends.new_full((len(self.y), ends.shape[1]), torch.nan)
+                    self.ends[name][rows] = ends
                 taken = keep_best(self.best, rows, found)
                 credit_stage((taken & found.is_adv).nonzero().flatten())
             if drawn is not None:
-                rebook_stage(drawn.nonzero().flatten(), f"far {name}")
+                rebook_stage(drawn.nonzero().flatten(), f"drawn {name}")
 
     def _compare(self, rows: Tensor, found: Found) -> Found:
         """The same with the margin for a loss, which all stages have in common."""
@@ -277,6 +303,31 @@ class Ensemble:
         """
         rows = self.list_survivors()
         is_far = self.measure_distances(rows) > cut
-        lot = per_image(self.seeds[rows.cpu()] + LOT, torch.Size((1,)))[:, 0]
-        chosen = ~is_far | (lot < SHARE).to(is_far.device)
+        chosen = ~is_far | self._draw(rows, LOT)
         return rows[chosen], is_far[chosen]
+
+    def choose_open(
+        self, rows: Tensor, drawn: Tensor, stage: str, most: float
+    ) -> tuple[Tensor, Tensor]:
+        """Those of `rows` that another search might break, and a share of the others.
+
+        Where searches from different starts end with about the same margin, one more will: an image
+        is left alone if what its best margin is short of success is over `most` times the distance
+        from there to the median of the margins at which the runs of a `stage` ended. What is
+        returned, and who of `rows` was `drawn` already, is as in `choose_near`.
+        """
+        left = ~self.best.is_adv[rows]
+        rows, drawn = rows[left], drawn[left]
+        ends = self.ends.get(stage)
+        if ends is None or len(rows) == 0:
+            return rows, drawn
+        least = self.best.loss[rows]
+        spread = ends[rows].nanmedian(1).values - least
+        is_alike = least > most * spread
+        chosen = ~is_alike | self._draw(rows, LOT - 1)
+        return rows[chosen], (drawn | is_alike)[chosen]
+
+    def _draw(self, rows: Tensor, lot: int) -> Tensor:
+        """Which of `rows` are of the share that is drawn ``(m,)``, each by its own seed."""
+        lots = per_image(self.seeds[rows.cpu()] + lot, torch.Size((1,)))[:, 0]
+        return (lots < SHARE).to(rows.device)

@@ -27,6 +27,8 @@ def search_square(
     share: float,
     rescale: bool,
     stop: Stop,
+    patience: int = 0,
+    reached: Tensor | None = None,
 ) -> Found:
     """Square Attack: windows at random places, kept where they lower the objective.
 
@@ -53,6 +55,15 @@ def search_square(
         Shrink windows as fast as `queries` asks for, so that the smallest are reached.
     stop : {"8bit", "float", "never"}
         When an image is finished, see `robusteval.search.descent.descend`.
+    patience : int
+        Queries between looks at who has no hope left: whose loss is above `reached` and, falling on
+        at its mean pace so far, would not come to zero in the queries that remain. The search of
+        such an image ends; 0 if none is to end early. Searches slow down on the whole, so that this
+        foretells too much rather than too little; the pace of the last queries would not do, as
+        some stand still until windows shrink.
+    reached : Tensor, optional
+        Losses ``(n,)`` at which other searches have ended, with which there is `patience` alone: a
+        network whose gradients lead astray is one that random search comes nearer to fooling.
 
     Returns
     -------
@@ -73,6 +84,7 @@ def search_square(
     loss = torch.full((n,), torch.inf, device=device)
     is_adv = none.clone()
     draw = ball.x.new_zeros(n, *numbers)
+    first = loss
 
     for i in range(queries):
         if len(left) == 0:
@@ -103,13 +115,18 @@ def search_square(
             keep_best(best, left[hit], rounded)
             done[hit] = rounded.finished
 
-        # drop what is finished
+        # drop what is finished, and what has no hope
         over = torch.ones_like(done) if i == queries - 1 else done
+        if i == 0:
+            first = loss
+        elif patience and reached is not None and i % patience == 0:
+            pace = (first - loss) / i  # per query
+            over = over | ((loss > reached[left]) & (loss > pace * (queries - 1 - i)))
         if bool(over.any()):
             found = Found(x_best[over], loss[over], is_adv[over], done[over] & (stop == "float"))
             keep_best(best, left[over], found)
-            left, x_best, loss, is_adv, draw = (
-                column[~over] for column in (left, x_best, loss, is_adv, draw)
+            left, x_best, loss, first, is_adv, draw = (
+                column[~over] for column in (left, x_best, loss, first, is_adv, draw)
             )
             here = here.pick(~over)
     return best if stop != "never" else best._replace(finished=best.is_adv)

@@ -14,8 +14,9 @@ from toys import Affine, Weighed, late
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import count_passes
-from robusteval.search.balls import measure_distances, quantise
-from robusteval.search.square import build_bumps, choose_width
+from robusteval.search.balls import Ball, measure_distances, quantise
+from robusteval.search.descent import Score
+from robusteval.search.square import build_bumps, choose_width, search_square
 
 if TYPE_CHECKING:
     from robusteval.attacks.square import square
@@ -185,6 +186,56 @@ def test_a_loop_over_single_images_finds_the_same() -> None:
         alone = search_one(model, x[i], int(y[i]), int(seeds[i]), 0.05, 130)
         torch.testing.assert_close(together[i], alone, atol=1e-7, rtol=0)
     assert labels_of(model, together).ne(y).any()
+
+
+def test_a_search_ends_that_has_no_hope_and_is_behind_others() -> None:
+    """Losses that fall by so much a query: none, too little, enough, none but ahead of others."""
+    slope = torch.tensor([0.0, 0.9, 1.1, 0.0]) / 99  # 1 at the first of 100 queries
+    queries = torch.zeros(4)
+
+    def objective(x_adv: Tensor, index: Tensor) -> Score:
+        loss = 1 - slope[index] * queries[index]
+        queries[index] += 1
+        return Score(loss, torch.zeros(len(x_adv), dtype=torch.bool))
+
+    found = search_square(
+        objective,
+        Ball.around(grey(4, 1, 6, 6), "linf", 0.1),
+        None,
+        queries=100,
+        share=0.8,
+        rescale=False,
+        stop="8bit",
+        patience=20,
+        reached=torch.tensor([0.01, 0.01, 0.01, 2.0]),
+    )
+
+    assert queries.tolist() == [21, 21, 100, 100]
+    torch.testing.assert_close(found.loss, 1 - slope * (queries - 1))
+
+
+def test_a_search_that_slows_down_ends_once_its_mean_pace_is_too_slow() -> None:
+    """Down to 3/8 after 50 of 100 queries, then flat: at 75 it would still fall by 5/24."""
+    asked: list[int] = []
+
+    def objective(x_adv: Tensor, index: Tensor) -> Score:
+        asked.append(len(index))
+        loss = torch.full((len(x_adv),), 1 - min(len(asked), 51) / 80)
+        return Score(loss, torch.zeros(len(x_adv), dtype=torch.bool))
+
+    search_square(
+        objective,
+        Ball.around(grey(1, 1, 6, 6), "linf", 0.1),
+        None,
+        queries=100,
+        share=0.8,
+        rescale=False,
+        stop="8bit",
+        patience=25,
+        reached=torch.zeros(1),
+    )
+
+    assert len(asked) == 76  # at 50 it would fall by 5/8
 
 
 @pytest.mark.parametrize("settings", [{"queries": 0}, {"share": 0.0}, {"share": 1.5}])

@@ -31,14 +31,16 @@ def labels_of(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two dear stages, and short ones: who is given to them does not depend on their length."""
+    """Three dear stages, and short ones: who is given to them does not depend on their length."""
     from robusteval.attacks import standard as module
 
-    dear: dict[str, Work] = {
-        "restarts": lambda stage: stage.descend("margin", 3, 2, odi=True),
+    near: dict[str, Work] = {
+        "restarts": lambda stage: stage.descend("margin", 3, 3, odi=True),
         "square": lambda stage: stage.query(9),
     }
-    monkeypatch.setattr(module, "DEAR", dear)
+    late: dict[str, Work] = {"onward": lambda stage: stage.descend("ce", 3, onward=0.5)}
+    for name, stages in (("NEAR", near), ("WHOLE", near), ("OPEN", late)):
+        monkeypatch.setattr(module, name, stages)
     few = {"sigma_zero": {"steps": 60}, "sparse": {"steps": 9}}
     monkeypatch.setattr(module, "LONG", few)
 
@@ -84,8 +86,8 @@ def test_far_images_are_spared_the_dear_stages_but_not_by_thorough(bands: Classi
 
     assert not spared["square"].any()
     assert (everything["square"] > 0).all()
-    assert "far square" in spared
-    assert "far square" not in everything
+    assert "drawn square" in spared
+    assert "drawn square" not in everything
 
 
 def test_a_share_of_the_far_images_is_drawn_by_their_seeds(bands: Classifier) -> None:
@@ -104,6 +106,83 @@ def test_a_share_of_the_far_images_is_drawn_by_their_seeds(bands: Classifier) ->
     assert some.choose_near(0.5)[0].tolist() == list(range(9))
 
 
+def test_images_are_left_alone_whose_restarts_end_alike(bands: Classifier) -> None:
+    """What they are short of success, in units of the spread of the ends: 2, 4, and none at all."""
+    x = images(4)[torch.zeros(4, dtype=torch.int64)]
+    y = labels_of(bands, x)
+    ensemble = Ensemble(bands, Ball.around(x, "linf", 0.01), y, torch.arange(4), targeted=False)
+    ensemble.best = ensemble.best._replace(loss=torch.tensor([1.0, 1.0, 1.0, 0.5]))
+    # medians of 1.5, 1.25 and 1, and the best margin may be of another stage
+    ends = [[1.0, 1.5, 1.5], [1.0, 1.25, 9.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    ensemble.ends["restarts"] = torch.tensor(ends)
+    rows, drawn = torch.arange(4), torch.tensor([False, False, False, True])
+
+    chosen, were = ensemble.choose_open(rows, drawn, "restarts", 3)
+
+    assert chosen.tolist() == [0, 3]
+    assert were.tolist() == [False, True]
+
+
+def test_a_share_of_the_images_that_end_alike_goes_on(bands: Classifier) -> None:
+    """One in twenty, by their seeds, and told apart from the others as drawn."""
+    n, seeds = 4000, torch.arange(4000) * 1_000_003
+    x = images(1)[torch.zeros(n, dtype=torch.int64)]
+    ensemble = Ensemble(
+        bands,
+        Ball.around(x, "linf", 0.01),
+        labels_of(bands, x[:1]).expand(n),
+        seeds,
+        targeted=False,
+    )
+    ensemble.best = ensemble.best._replace(loss=torch.ones(n))
+    ensemble.ends["restarts"] = torch.ones(n, 2)
+
+    chosen, drawn = ensemble.choose_open(
+        torch.arange(n), torch.zeros(n, dtype=torch.bool), "restarts", 3
+    )
+
+    assert 150 <= len(chosen) <= 250
+    assert drawn.all()
+
+
+def test_a_stage_tells_where_its_runs_ended(bands: Classifier) -> None:
+    """As margins; not a number where an image was finished before, and none of them is lower."""
+    x = images(8)
+    y = labels_of(bands, x)
+    ensemble = Ensemble(bands, Ball.around(x, "linf", 0.012), y, torch.arange(8), targeted=False)
+    ensemble.run("runs", lambda stage: stage.descend("margin", 4, 3, odi=True))
+    ends, held = ensemble.ends["runs"], ~ensemble.best.is_adv
+
+    assert held.any()
+    assert not held.all()
+    assert ends.shape == (8, 3)
+    torch.testing.assert_close(ends[held].min(1).values, ensemble.best.loss[held])
+    assert ends[ensemble.best.finished].isnan().any()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_what_is_spared_does_not_depend_on_the_company(
+    bands: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image alone costs the same passes, stage by stage, and ends as the same image."""
+    from robusteval.attacks import standard as module
+
+    for name, value in (("CUT", 1.0), ("ALIKE", 2000)):
+        monkeypatch.setattr(module, name, value)
+    x = images(8)
+    y, seeds = labels_of(bands, x), torch.arange(8) * 7
+    together, costs, _ = watch(standard, bands, x, eps=0.006)
+    given = torch.stack(list(costs.values())) > 0
+    assert 0 < int(given[-2:].any(0).sum()) < int(given[2:4].any(0).sum()) < 8
+
+    for i in range(8):
+        with count_passes(bands, 1, x.device) as passes:
+            alone = standard(bands, x[i : i + 1], y[i : i + 1], eps=0.006, seeds=seeds[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+        for name, stage in passes.stages.items():
+            assert float(stage.forwards + stage.backwards) == float(costs[name][i])
+
+
 def test_what_a_stage_was_for_drawn_images_is_told_apart(bands: Classifier) -> None:
     """Images, passes and successes, with each image in one of the two."""
     x = images(6)
@@ -113,7 +192,7 @@ def test_what_a_stage_was_for_drawn_images_is_told_apart(bands: Classifier) -> N
     with count_passes(bands, 6, x.device) as passes:
         ensemble.run("one", lambda stage: stage.query(3), torch.tensor([0, 2, 3, 5]), drawn)
 
-    one, far = passes.stages["one"], passes.stages["far one"]
+    one, far = passes.stages["one"], passes.stages["drawn one"]
     assert one.seen.nonzero().flatten().tolist() == [2, 3]
     assert far.seen.nonzero().flatten().tolist() == [0, 5]
     assert torch.equal(one.forwards + far.forwards, passes.forwards)
@@ -185,6 +264,23 @@ def test_a_stage_sees_the_best_image_so_far(bands: Classifier) -> None:
     assert torch.equal(ensemble.best.loss, before)
 
 
+def test_a_search_goes_on_from_the_best_image_in_short_steps() -> None:
+    """Of one that has come as near as the ball lets it, most of the first step would be wrong."""
+    weight = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
+    model = Weighed(weight, bias=float(weight.sum()) * 0.5 - 7.0)
+    x, y = torch.full((1, 1, 8, 8), 0.5), torch.ones(1, dtype=torch.int64)
+    ball, seen = Ball.around(x, "linf", 0.1), []
+    start = ball.project(x - 0.09 * weight)
+    model.register_forward_hook(lambda _model, given, _logits: seen.append(given[0].detach()))
+    stage = Stage(model, ball, y, torch.zeros(1), start, torch.ones(1), targeted=False)
+
+    found = stage.descend("margin", 2, onward=1 / 32)
+
+    torch.testing.assert_close(seen[0], start)
+    torch.testing.assert_close(seen[1], start - 0.1 / 32 * weight)
+    assert float(found.loss) < float(model(start)[0, 1] - model(start)[0, 0])
+
+
 def test_fab_counts_where_its_nearest_success_lies_in_the_ball(bands: Classifier) -> None:
     """In the ball of twice the distance, not in that of half of it."""
     x = images(4)
@@ -234,7 +330,11 @@ def test_all_stages_but_the_first_may_be_left_without_images(bands: Classifier) 
 
     assert set(costs) == {
         *("apgd", "diverse"),
-        *(f"{far}{name}" for far in ("", "far ") for name in ("restarts", "square")),
+        *(
+            f"{drawn}{name}"
+            for drawn in ("", "drawn ")
+            for name in ("restarts", "square", "onward")
+        ),
     }
     assert (costs["apgd"] > 0).all()
     assert not torch.stack(list(costs.values())[1:]).any()

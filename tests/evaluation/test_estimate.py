@@ -19,7 +19,7 @@ from robusteval.registry import ATTACKS, parse
         ("pgd:steps=20,restarts=3", 123),
         ("apgd:steps=10,restarts=2,targets=2", 84),
         ("square:queries=700", 700),
-        ("standard", 900),
+        ("standard", 600),
         ("standard:norm=l0,eps=3", 1060),
         ("quick:norm=l0,eps=3", 170),
         ("unmask:layers=conv1,draws=20", 2 * 20 * 310),

@@ -16,13 +16,13 @@ from robusteval.registry import ATTACKS
 from robusteval.runs.types import Outcome, Spec, Threat
 
 
-def build_outcome(pred: list[int], far: list[float]) -> Outcome:
+def build_outcome(pred: list[int], drawn: list[float]) -> Outcome:
     """Images of class 0 that were given to a stage on spared ones, or not."""
     columns = {
         "attacked": np.ones(len(pred), bool),
         "label": np.zeros(len(pred), int),
         "pred_adv": np.array(pred),
-        "passes:far square": np.array(far),
+        "passes:drawn square": np.array(drawn),
     }
     spec, threat = Spec("standard", {"eps": 0.1}), Threat("linf", 0.1, False)
     return Outcome(spec, threat, "white-box", columns, resolved={"eps": 0.1})
@@ -56,7 +56,8 @@ def test_the_attack_that_spares_none_is_a_row_of_its_own(
     monkeypatch.setattr(ensemble.Ensemble, "run", weaken)
     monkeypatch.setattr(ensemble, "SHARE", 1.0)
     monkeypatch.setattr(module, "CUT", -1.0)
-    monkeypatch.setattr(module, "DEAR", {"long": lambda stage: stage.descend("ce", 9)})
+    for name in ("NEAR", "WHOLE", "OPEN"):
+        monkeypatch.setattr(module, name, {"long": lambda stage: stage.descend("ce", 9)})
 
     found = evaluate(bands, open_data(str(npz)), ["standard:eps=0.2"], samples=8, probes=False)
 
