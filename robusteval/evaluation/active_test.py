@@ -9,16 +9,16 @@ does not find one says nothing by finding none on the network itself.
 Departs from the paper in weighing those features alone that change inside the ball: behind a ReLU
 many are at rest there, and what is planted on one that only the border wakes no gradient tells, on
 the soundest network. Departs from it also where the gradient leads beyond the border point, as on
-most networks: the boundary is moved on to what each of several searches of 40 plain steps reaches,
-so that it tells searches of few steps from others. Where the gradient leads nowhere the boundary
-stays where it was.
+most networks: the boundary is moved on to what each of several searches reaches, which come as far
+as 40 plain steps do, so that it tells searches of few steps from others. Where the gradient leads
+nowhere the boundary stays where it was.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from warnings import catch_warnings
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,126 +28,37 @@ from robusteval.datasets.dataset import Positions
 from robusteval.errors import UsageError
 from robusteval.evaluation.judge import repair
 from robusteval.evaluation.plan import Attack, Plan
+from robusteval.evaluation.read_outs import (
+    LEAST_FEATURES,
+    Features,
+    ReadOut,
+    UnknownRows,
+    find_last_linear,
+    find_live,
+    fit_read_out,
+)
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import Classifier
+from robusteval.models.classifier import Classifier, choose_graph_size
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import per_image, sample_seeds
-from robusteval.models.steps import find_rows
+from robusteval.models.steps import book_rows
 from robusteval.runs.metrics import worst_case
 from robusteval.runs.statistics import Rate
 from robusteval.runs.types import Columns, Finding, Outcome, Spec, Threat
 from robusteval.search.balls import Ball, measure_distances, psnr, ssim
 
 INSIDE = 0.95  # of the radius, in which the points lie that are no adversarial examples
-BEYOND = 0.999  # of the border point's margin: how far short of it the boundary lies
 MOST_POINTS = 60  # inside, and at most three fifths of the features that change there
-LEAST_FEATURES = 16
-AT_REST = 1e-5  # of the largest feature: what rounding alone changes
-DRAWS = 100  # points of random search
-SEARCH = 40  # steps of ascent, from each of some starts
+DRAWS = 25  # points of random search
+SEARCH = 10  # steps of ascent, from each of some starts
+LONGEST = 0.55  # of the radius, the first of these steps
 STARTS = 3
+TOGETHER = 4  # images whose points are looked at in one go
 REACHABLE = 0.98  # of what the least of these reaches; rounding to 8 bits takes some of the rest
 PLANTED = "probe:planted"  # the role of such a test in a run
 ENOUGH = 0.95  # of what is planted, that an attack finds
 SMALL, LARGE = 50, 10  # images tested, of networks up to so many weights times pixels, and above
 WORK = 5e8
-
-
-def find_last_linear(classifier: Classifier, x: Tensor) -> nn.Linear | nn.Conv2d:
-    """The layer that gives the logits of images ``(n, c, h, w)``; UsageError if none does.
-
-    A convolution gives them by its mean over all places, perhaps of what is left of it by a ReLU.
-    """
-    called: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []
-
-    def keep(part: nn.Linear | nn.Conv2d, _args: object, out: Tensor) -> None:
-        called.append((part, out))
-
-    linear = [p for p in classifier.network.modules() if isinstance(p, nn.Linear | nn.Conv2d)]
-    handles = [part.register_forward_hook(keep) for part in linear]
-    try:
-        with torch.no_grad():
-            logits = classifier(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if called:
-        layer, out = called[-1]
-        again = out[: len(x)].float()
-        for given in (again, again.relu()) if again.ndim == 4 else (again,):
-            pooled = pool_places(given)
-            if pooled.shape == logits.shape and torch.allclose(pooled, logits, 1e-4, 1e-4):
-                return layer
-    raise UsageError(
-        "the logits are not those of a linear layer, before which one could be planted"
-    )
-
-
-def pool_places(x: Tensor) -> Tensor:
-    """Means ``(n, d)`` over all places of ``(n, d, h, w)``; ``(n, d)`` as it is."""
-    return x.mean((2, 3)) if x.ndim == 4 else x
-
-
-class Features(nn.Module):
-    """What goes into a layer of a network ``(n, d)``, of a convolution its mean over all places."""
-
-    def __init__(self, network: nn.Module, layer: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.layer = [layer]  # a module of the network already
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of normalised images ``(n, c, h, w)``."""
-        seen: list[Tensor] = []
-        handle = self.layer[0].register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
-        try:
-            self.network(x)
-        finally:
-            handle.remove()
-        return pool_places(seen[-1])
-
-
-class ReadOut(Classifier):
-    """A classifier of two classes for each image of a batch: the features, weighed for it alone.
-
-    Parameters
-    ----------
-    features : Classifier
-        Gives `Features`.
-    weight : Tensor
-        ``(n, d)``, of each image of the batch that is attacked.
-    bias : Tensor
-        ``(n,)``.
-    """
-
-    def __init__(self, features: Classifier, weight: Tensor, bias: Tensor) -> None:
-        super().__init__(features.network, num_classes=2, block=features.block)
-        self.features = features
-        self.weight, self.bias = weight, bias
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(m, 2)``, the second one larger beyond the boundary.
-
-        Whose images they are is what the attack books its passes to, see `book_rows`.
-        """
-        features = self.features(x)  # (m, d)
-        rows = find_rows()
-        if len(self.weight) == 1:
-            weight, bias = self.weight, self.bias
-        elif rows is not None and len(rows) == len(x):
-            rows = rows.to(x.device)
-            weight, bias = self.weight[rows], self.bias[rows]
-        elif rows is None and len(x) == len(self.weight):
-            weight, bias = self.weight, self.bias
-        else:
-            raise UnknownRows
-        side = (features * weight).sum(1) + bias
-        return torch.stack([-side, side], 1)
-
-
-class UnknownRows(Exception):
-    """An attack called the model with images that are not booked to any of the batch."""
 
 
 def draw_inner(x: Tensor, seed: int, threat: Threat, n: int) -> Tensor:
@@ -163,6 +74,11 @@ def draw_inner(x: Tensor, seed: int, threat: Threat, n: int) -> Tensor:
     return (x + change.to(x)).clamp(0, 1)
 
 
+def choose_points(features: int) -> int:
+    """How many inner points are told from a border point by so many features."""
+    return min(MOST_POINTS, 3 * features // 5)
+
+
 def draw_border(x: Tensor, seeds: Tensor, threat: Threat) -> Tensor:
     """A point on the border of the ball of each image ``(n, c, h, w)``: for linf a corner."""
     eps = float(threat.eps or 0)
@@ -174,53 +90,24 @@ def draw_border(x: Tensor, seeds: Tensor, threat: Threat) -> Tensor:
     return (x + eps * change).clamp(0, 1)
 
 
-def fit_read_out(inner: Tensor, border: Tensor) -> tuple[Tensor, float] | None:
-    """Weight ``(d,)`` and bias that part one point's features ``(d,)`` from others ``(n, d)``.
+def climb(model: ReadOut, ball: Ball, x: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """The largest second logit ``(m,)`` in `SEARCH` steps of ascent from images ``(m, c, h, w)``.
 
-    The hyperplane of least norm from which all inner points are equally far, if there is one; else
-    that of the widest margin. The border point gets a value just above 0, the nearest inner point
-    about -1. None if they cannot be parted.
+    They are of the images `rows` ``(m,)`` that the read-outs are for. Steps become shorter along a
+    cosine, so that ten of them come as far as 40 of one length.
     """
-    inside, outside = inner.double().cpu().numpy(), border.double().cpu().numpy()
-    gaps = inside - outside
-    scale = float(np.abs(gaps).max()) or 1.0
-    weight = np.linalg.lstsq(gaps / scale, -np.ones(len(gaps)), rcond=1e-10)[0]
-    sides = gaps @ weight
-    if not (sides < -0.5 * scale).all():
-        from sklearn.svm import SVC
-
-        machine = SVC(kernel="linear", C=1e6, max_iter=100_000)
-        points = np.concatenate([gaps / scale, np.zeros((1, gaps.shape[1]))])
-        with catch_warnings(action="ignore"):  # that it did not converge is seen below
-            machine.fit(points, [0] * len(gaps) + [1])
-        weight = machine.coef_[0]
-        sides = gaps @ weight
-        if not (sides < 0).all():
-            return None
-    weight = weight / -sides.max()
-    return torch.from_numpy(weight).to(inner), float(1 - BEYOND - outside @ weight)
-
-
-def find_live(found: Tensor) -> Tensor:
-    """Which features ``(d,)`` change among points ``(n, d)``; all, if too few do.
-
-    A read-out that weighs those at rest is the same at all of these points, and what it answers
-    elsewhere no gradient tells.
-    """
-    live = found.amax(0) - found.amin(0) > AT_REST * found.abs().amax()
-    return live if int(live.sum()) >= LEAST_FEATURES else torch.ones_like(live)
-
-
-def climb(model: Classifier, ball: Ball, x: Tensor, steps: int, length: float) -> Tensor:
-    """The largest second logit ``(n,)`` in so many steps of ascent from `x`, each of one length."""
-    best: Tensor | None = None
-    for _ in range(steps + 1):
-        z = x.detach().requires_grad_()
-        value = model(z)[:, 1]
-        best = value.detach() if best is None else torch.maximum(best, value.detach())
-        (grad,) = torch.autograd.grad(value.sum(), z, allow_unused=True, materialize_grads=True)
-        x = ball.project(x + length * ball.find_direction(grad)).detach()
-    assert best is not None
+    best = torch.full((len(x),), -torch.inf, device=x.device)
+    size = choose_graph_size(x.shape[1:].numel(), x.device)
+    for i in range(SEARCH + 1):
+        grads = []
+        for part in torch.arange(len(x), device=x.device).split(size):
+            z = x[part].detach().requires_grad_()
+            with book_rows(rows[part]):
+                value = model(z)[:, 1]
+            best[part] = torch.maximum(best[part], value.detach())
+            grads += torch.autograd.grad(value.sum(), z, allow_unused=True, materialize_grads=True)
+        length = LONGEST * eps * (1 + math.cos(math.pi * i / SEARCH)) / 2
+        x = ball.project(x + length * ball.find_direction(torch.cat(grads))).detach()
     return best
 
 
@@ -275,13 +162,10 @@ class Planter:
         weight = x.new_zeros(len(x), self.width)
         bias = x.new_full((len(x),), -1.0)
         ready = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for i, seed in enumerate(seeds.tolist()):
-            inner = draw_inner(x[i], seed, threat, MOST_POINTS)
-            with torch.no_grad():
-                found = self.features(torch.cat([border[i : i + 1], x[i : i + 1], inner]))
+        for i, found in enumerate(self._find_features(border, x, seeds, threat)):
             finite = bool(found.isfinite().all())
             live = find_live(found[1:])
-            found = found[: 2 + 3 * int(live.sum()) // 5]
+            found = found[: 2 + choose_points(int(live.sum()))]
             fit = fit_read_out(found[1:, live], found[0, live]) if finite else None
             if fit is not None:
                 weight[i, live], bias[i] = fit
@@ -297,17 +181,29 @@ class Planter:
         moved = ReadOut(self.features, weight * scale.unsqueeze(1), (bias - level) * scale)
         return moved, ready
 
+    def _find_features(
+        self, border: Tensor, x: Tensor, seeds: Tensor, threat: Threat
+    ) -> Iterator[Tensor]:
+        """Features of each image's border point, of itself and of points inside ``(points, d)``."""
+        count = choose_points(self.width)
+        for some in torch.arange(len(x)).split(TOGETHER):
+            points = [
+                torch.cat([border[i : i + 1], x[i : i + 1], draw_inner(x[i], seed, threat, count)])
+                for i, seed in zip(some.tolist(), seeds[some].tolist(), strict=True)
+            ]
+            with torch.no_grad():
+                found: Tensor = self.features(torch.cat(points))
+            yield from found.split(2 + count)
+
     def _find_level(self, model: ReadOut, x: Tensor, seeds: Tensor, threat: Threat) -> Tensor:
         """The value ``(n,)`` at which the boundary is to lie; zero is just before the border."""
         eps = float(threat.eps or 0)
-        ball = Ball.around(x, threat.norm, eps)  # type: ignore[arg-type]
-        reached: Tensor | None = None
-        for number in range(STARTS):
-            # other starts than the attack's own
-            noise = 2 * per_image(seeds + 7919 * (number + 1), x.shape[1:]).to(x) - 1
-            found = climb(model, ball, ball.project(x + eps * noise), SEARCH, 2.5 * eps / SEARCH)
-            reached = found if reached is None else torch.minimum(reached, found)
-        assert reached is not None
+        # other starts than the attack's own
+        drawn = [per_image(seeds + 7919 * (i + 1), x.shape[1:]) for i in range(STARTS)]
+        rows = torch.arange(len(x), device=x.device).repeat(STARTS)
+        ball = Ball.around(x[rows], threat.norm, eps)  # type: ignore[arg-type]
+        starts = ball.project(x[rows] + eps * (2 * torch.cat(drawn).to(x) - 1))
+        reached = climb(model, ball, starts, rows, eps).view(STARTS, len(x)).amin(0)
         with torch.no_grad():
             first = model(x)[:, 1]
         level: Tensor = (first + REACHABLE * (reached - first)).clamp_min(0.0)

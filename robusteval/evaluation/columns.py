@@ -96,7 +96,10 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
     steady[asked] = same_bits.all(1).long()
     probed = torch.from_numpy(positions < PROBED).to(x.device)
     # an image's own slope, where others in its batch would change it
-    sloping = model if target.company is None else target.judge
+    sloping, own = (model, logits) if target.company is None else (target.judge, answers)
+    slopes = measure_slopes(
+        sloping, x, y, probed, partial(F.cross_entropy, reduction="sum"), margin
+    )
     columns: dict[str, Tensor] = {
         "label": y,
         "pred_clean": pred,
@@ -106,9 +109,9 @@ def measure_clean(plan: Plan, target: Target, known: Columns, positions: Positio
         "probabilities": resemble_probabilities(logits),
         "darkest": x.flatten(1).amin(1).double(),
         "brightest": x.flatten(1).amax(1).double(),
-        "slope_ce": measure_slope(sloping, x, y, probed, partial(F.cross_entropy, reduction="sum")),
-        "slope_margin": measure_slope(sloping, x, y, probed, margin),
-        "unsteadiness": measure_unsteadiness(sloping, x, y, probed),
+        "slope_ce": slopes[0],
+        "slope_margin": slopes[1],
+        "unsteadiness": measure_unsteadiness(sloping, own, x, y, probed),
     }
     if target.found.is_random:
         columns[SURVIVAL] = measure_survival(answers, y)
@@ -284,45 +287,50 @@ def to_pixels(images: Tensor) -> np.ndarray[Any, Any]:
     return choose_shown(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def measure_unsteadiness(model: nn.Module, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-    """By what share of itself the margin moves under noise of half a grey level ``(n,)``.
+def measure_unsteadiness(
+    model: nn.Module, logits: Tensor, x: Tensor, y: Tensor, asked: Tensor
+) -> Tensor:
+    """By what share of itself the margin of images moves under noise of half a grey level ``(n,)``.
 
-    The noise is the same for all images, so that each is a matter of itself; NaN for those that
-    are not asked for.
+    From what it is by their `logits` ``(n, k)``. The noise is the same for all images, so that each
+    is a matter of itself; NaN for those that are not asked for.
     """
     out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     if not bool(asked.any()):
         return out
     z, label = x[asked], y[asked]
     noise = (torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5).to(z)
+    before = margin(logits[asked], label)
     with torch.no_grad():
-        before = margin(model(z), label)
         after = margin(model((z + noise / 255).clamp(0, 1)), label)
     out[asked] = ((after - before).abs() / before.abs().clamp_min(1e-12)).double()
     return out
 
 
-def measure_slope(
+def measure_slopes(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     asked: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Largest entry of the loss's gradient at the images asked for ``(n,)``; NaN for others.
+    *losses: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """Largest entry of each loss's gradient at the images asked for ``(n,)``; NaN for others.
 
     Cross-entropy is here as torch has it, which attacks from elsewhere differentiate.
     """
-    out = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    outs = [torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device) for _ in losses]
     if not bool(asked.any()):
-        return out
+        return outs
     z = x[asked].requires_grad_()
     try:
-        value = loss(model(z).float(), y[asked]).sum()
-        grad = torch.autograd.grad(value, z)[0]
-        out[asked] = grad.flatten(1).abs().amax(1).double()
+        logits = model(z).float()
+        for out, loss in zip(outs, losses, strict=True):
+            value = loss(logits, y[asked]).sum()
+            grad = torch.autograd.grad(value, z, retain_graph=True)[0]
+            out[asked] = grad.flatten(1).abs().amax(1).double()
     except Exception:
         if explain_no_gradient(model, x[asked]) is None:
             raise
-        out[asked] = 0.0
-    return out
+        for out in outs:
+            out[asked] = 0.0
+    return outs

@@ -13,7 +13,13 @@ from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.active_test import PLANTED
 from robusteval.evaluation.answers import Answers
 from robusteval.evaluation.batches import ResumableMap, take_rows
-from robusteval.evaluation.columns import PROBED, AttackedColumns, measure_clean, measure_quality
+from robusteval.evaluation.columns import (
+    PROBED,
+    STEADY,
+    AttackedColumns,
+    measure_clean,
+    measure_quality,
+)
 from robusteval.evaluation.division import Division
 from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
@@ -136,10 +142,13 @@ class Computation:
 
     def measure_clean(self, key: str, target: Target) -> Columns:
         """Every image as it is."""
+        rows, size = np.arange(len(self.plan.index)), self.sizes.usual
+        # those that are asked more together, so that they fill blocks
+        parts = [self.division.split(some, size) for some in (rows[:STEADY], rows[STEADY:])]
         found = self.batches.map(
             f"Clean accuracy{target.suffix}",
             key,
-            self.division.split(np.arange(len(self.plan.index)), self.sizes.usual),
+            [batch for part in parts for batch in part],
             partial(measure_clean, self.plan, target, self.undefended.clean),
             run=self.handing.hand_out(Task("clean", self.targets.index(target))),
         )

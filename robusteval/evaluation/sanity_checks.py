@@ -206,7 +206,7 @@ def list_probes(outcomes: Sequence[Outcome], *, moving: bool = False) -> list[Pr
             unlimited = build_unlimited(outcome, moving=moving)
             wanted.append(ProbeAttack(unlimited, "probe:unlimited"))
         if "eps" in outcome.resolved and eps > 0:
-            wanted.append(ProbeAttack(double_radius(outcome), "probe:double"))
+            wanted.append(ProbeAttack(double_radius(outcome, moving=moving), "probe:double"))
     unique = {(str(probe.spec), probe.role): probe for probe in wanted}
     return list(unique.values())
 
@@ -221,13 +221,25 @@ def build_unlimited(outcome: Outcome, *, moving: bool = False) -> Spec:
     return Spec("pgd", {**facts, "random_start": False, **search})
 
 
-def double_radius(outcome: Outcome) -> Spec:
-    """The spec of a probe: the attack of a cell with twice its radius."""
+def double_radius(outcome: Outcome, *, moving: bool = False) -> Spec:
+    """The spec of a probe: the attack of a cell with twice its radius.
+
+    It may leave an image at the first success that counts, which it is all about.
+    """
     assert outcome.threat.eps is not None
     eps = 2 * outcome.threat.eps
     if outcome.threat.norm == "linf":
         eps = min(eps, 1.0)
-    return Spec(outcome.attack.name, {**outcome.attack.parameters, "eps": eps})
+    changed = {"eps": eps}
+    if outcome.resolved.get("stop") == "never" and not moving:
+        changed["stop"] = "8bit"
+    return Spec(outcome.attack.name, {**outcome.attack.parameters, **changed})
+
+
+def is_double(probe: Outcome, outcome: Outcome) -> bool:
+    """Whether a probe is the attack of a cell with twice its radius."""
+    wanted = (double_radius(outcome, moving=moving) for moving in (False, True))
+    return any(probe.attack == spec for spec in wanted)
 
 
 def check_outcomes(outcomes: Sequence[Outcome]) -> list[Finding]:
@@ -344,7 +356,7 @@ def compare_with_probes(outcome: Outcome, probes: Sequence[Outcome]) -> list[Fin
                 )
             )
         bounded = outcome.threat.eps is not None
-        if probe.role == "probe:double" and bounded and probe.attack == double_radius(outcome):
+        if probe.role == "probe:double" and bounded and is_double(probe, outcome):
             lost = int((mine & ~theirs & told).sum())
             if lost - only > max(1, 0.02 * n):
                 found.append(

@@ -1,15 +1,17 @@
 """What calling a network with equal bits costs beside a plain loop. Run by hand.
 
     python tests/benchmarks/bench_calls.py CHECKPOINT --data DATA --arch SPEC [--mean … --std …]
+    python tests/benchmarks/bench_calls.py CHECKPOINT … --eps .5/255 --eps 1/255
     python tests/benchmarks/bench_calls.py --network vit_b_16 --network resnet50
 
 The first form attacks images of which some hold and as many fall at once, as in the later steps of
 a strong evaluation of 1,000 images of which 50, 5 and 1 % survive: `pgd` on all of them in one
 batch, per image that holds and step, against a plain loop over those that hold in batches of the
-size that is best for it. The second
-one takes 16 random images of 224x224 through a network of torchvision with random weights and
-back, after sizes of calls have been found, against the same without a classifier around. Processor
-seconds of all threads, the best of alternating rounds.
+size that is best for it. The second form runs whole attacks of 20 steps, in batches as `evaluate`
+makes them, per gradient that was taken, against the same loop. The third one takes 16 random
+images of 224x224 through a network of torchvision with random weights and back, after sizes of
+calls have been found, against the same without a classifier around. Processor seconds of all
+threads, the best of alternating rounds.
 """
 
 from __future__ import annotations
@@ -25,9 +27,17 @@ from torch import Tensor, nn
 
 from robusteval.attacks.pgd import pgd
 from robusteval.models import call_sizes
-from robusteval.models.classifier import Classifier, frozen
+from robusteval.models.classifier import (
+    Classifier,
+    choose_batch_size,
+    count_passes,
+    frozen,
+    predict_classes,
+)
+from robusteval.registry.signatures import read_number
 
 STEPS, EPS = 10, 1e-5  # so small a ball that nothing falls in it
+WHOLE = 20  # steps of a whole attack
 HOLD = (500, 50, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -74,6 +84,33 @@ def compare_survivors(model: Classifier, x: Tensor, y: Tensor, some: int, rounds
     )
 
 
+def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: int) -> str:
+    """A line on attacks of so many steps as it takes, in which most images leave on the way."""
+    size = 2 * choose_batch_size(x.shape[1:].numel(), x.device)
+    pairs = list(zip(x.split(size), y.split(size), strict=True))  # type: ignore[no-untyped-call]
+    plain = nn.Sequential(Shift(model), model.network)
+
+    def attack() -> Tensor:
+        return torch.cat([pgd(model, a, b, eps=eps, steps=WHOLE) for a, b in pairs])
+
+    with count_passes(model, size, x.device) as passes, torch.no_grad():
+        left = int((predict_classes(model(attack())) == y).sum())
+    taken = float(passes.backwards.sum())
+    some = x[: max(left, 1)]
+    sizes = [size for size in SIZES if size < len(some)] + [len(some)]
+    ours, *loops = take_turns(
+        rounds,
+        attack,
+        *(lambda size=size: go_back_and_forth(plain, some, size) for size in sizes),
+    )
+    mine, best = ours / taken, min(loops) / len(some)
+    return (
+        f"eps {eps:.5f}: {left} of {len(x)} images hold, {taken / len(x):.1f} gradients each;"
+        f" {1e3 * mine:.2f} ms per image and step, plain loop {1e3 * best:.2f} in batches of"
+        f" {sizes[loops.index(min(loops))]}, ratio {mine / best:.3f}"
+    )
+
+
 def compare_network(name: str, images: int, rounds: int) -> str:
     """A line on a network of torchvision."""
     import torchvision
@@ -108,12 +145,14 @@ def compare_network(name: str, images: int, rounds: int) -> str:
 @click.command()
 @network_options
 @click.option("--network", "networks", multiple=True)
+@click.option("--eps", "radii", multiple=True)
 @click.option("--images", type=int)
 @click.option("--rounds", default=3)
 def main(
     model: Classifier,
     data: str,
     networks: tuple[str, ...],
+    radii: tuple[str, ...],
     images: int | None,
     rounds: int,
 ) -> None:
@@ -121,7 +160,12 @@ def main(
     click.echo(f"{torch.get_num_threads()} threads")
     for name in networks:
         click.echo(compare_network(name, images or 16, rounds))
-    if networks:
+    if radii:
+        x, y = correct_images(model, data, images or 2 * HOLD[0])
+        with frozen(model):
+            for eps in radii:
+                click.echo(compare_whole(model, x, y, float(read_number(eps)), rounds))
+    if networks or radii:
         return
     for some in (images,) if images else HOLD:
         x, y = correct_images(model, data, 2 * some)

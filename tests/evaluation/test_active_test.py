@@ -18,15 +18,14 @@ from robusteval.evaluation import active_test
 from robusteval.evaluation.active_test import (
     PLANTED,
     Planter,
-    ReadOut,
     check_active_tests,
     draw_border,
     draw_inner,
-    fit_read_out,
     look_for_planted,
 )
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.plan import prepare_attack
+from robusteval.evaluation.read_outs import ReadOut, fit_read_out
 from robusteval.models.classifier import Classifier
 from robusteval.models.seeds import sample_seeds
 from robusteval.models.steps import book_rows
@@ -36,7 +35,7 @@ from robusteval.runs.folder import load_run
 from robusteval.runs.types import Run, Threat
 
 EPS = 32 / 255
-AS_IT_IS = {"SMALL": 10, "SEARCH": 40, "STARTS": 3, "DRAWS": 100}  # but for fewer images
+AS_IT_IS = {"SMALL": 10, "SEARCH": 10, "STARTS": 3, "DRAWS": 25}  # but for fewer images
 SEEDS = torch.arange(40)
 
 
@@ -264,7 +263,7 @@ def test_it_runs_with_the_trust_checks_and_stands_in_the_report(
     (named,) = check_active_tests(run.outcomes)
     assert named.code == "attack-too-weak"
     assert named.grave
-    assert "100 random points" in named.message
+    assert "25 random points" in named.message
     assert not check_active_tests(both.outcomes)
     assert len(planted(run)) == 2
     assert planted(none) == []

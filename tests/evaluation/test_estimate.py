@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from robusteval.evaluation import estimate
 from robusteval.evaluation.plan import prepare_attack
@@ -38,8 +39,18 @@ def test_passes_of_an_image_that_holds_are_known(
 
 
 def test_seconds_are_those_of_passes(bands: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second for 2 images forward and back: a quarter for each pass of each image."""
-    monkeypatch.setattr(estimate, "time_passes", lambda _model, _x: 1.0)
+    """A second for 2 images forward and back: a quarter for each pass of each image.
+
+    The shortest of some rounds counts, unless the first says already that nobody asks.
+    """
+    taken: list[float] = []
+
+    def time_passes(_model: object, _x: Tensor) -> float:
+        taken.append(1.0 if taken else 3.0)
+        return taken[-1]
+
+    monkeypatch.setattr(estimate, "time_passes", time_passes)
+    monkeypatch.setattr(estimate, "WORTH_SAYING", 60.0)
     attacks = [
         prepare_attack(ATTACKS.check_spec(parse(text)), bands, (3, 12, 12))
         for text in ("pgd:steps=20", "square:queries=59")
@@ -47,7 +58,11 @@ def test_seconds_are_those_of_passes(bands: Classifier, monkeypatch: pytest.Monk
     x = torch.rand(2, 3, 12, 12)
 
     assert estimate.estimate_seconds(bands, x, attacks, 8) == pytest.approx(100 * 8 / 4)
+    assert len(taken) == estimate.ROUNDS
     assert estimate.estimate_seconds(bands, x[:0], attacks, 8) is None
+    taken.clear()
+    assert estimate.estimate_seconds(bands, x, attacks[:1], 1) == pytest.approx(3 * 41 / 4)
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.evaluation import sanity_checks
 from robusteval.evaluation.company import find_company
+from robusteval.evaluation.conventions import find_convention, is_better
 from robusteval.evaluation.evaluate import evaluate
 from robusteval.evaluation.votes import SURVIVAL
 from robusteval.models.classifier import Classifier
@@ -26,7 +27,7 @@ from robusteval.reports.compare import compare
 from robusteval.reports.gate import check
 from robusteval.reports.gate_config import Rule, Settings
 from robusteval.runs.metrics import robust_accuracy
-from robusteval.runs.statistics import wilson
+from robusteval.runs.statistics import sign_test, wilson
 from robusteval.runs.types import Outcome, Run, Spec, Threat
 
 STRONG = "pgd:eps=8/255,steps=20"
@@ -239,6 +240,36 @@ def test_logits_that_overflow_under_attack_count_as_broken(
     assert lost.any()
     assert outcome.success()[lost].all()
     assert "non-finite-attacked" in codes(run)
+
+
+def test_a_convention_that_mends_too_little_is_not_tried_further() -> None:
+    """What it does to images that are right only takes from it: no verdict changes by that."""
+    for n in (10, 64, 128):
+        for wins in range(n + 1):
+            named = [is_better(wins, losses, n) for losses in range(n - wins + 1)]
+            assert named == sorted(named, reverse=True)
+            base = (n - wins) / n
+            told = [
+                base + (wins - losses) / n - base >= 0.05 and sign_test(wins, losses) <= 0.001
+                for losses in range(n - wins + 1)
+            ]
+            assert named == told
+
+
+def test_of_conventions_only_those_that_could_be_better_see_all_images(
+    bands: Classifier, data: Data
+) -> None:
+    """A network that is fed as it should be is asked about the images that it has wrong."""
+    index = np.arange(40)
+    pred = np.where(index < 5, -1, data.labels[index])
+    seen: list[int] = []
+    handle = bands.register_forward_hook(lambda _model, args, _logits: seen.append(len(args[0])))
+    try:
+        assert not find_convention(bands, data, index, pred, lambda _: None)
+    finally:
+        handle.remove()
+
+    assert set(seen) == {5}  # of 40 ten must be mended
 
 
 @pytest.mark.parametrize(
@@ -532,6 +563,21 @@ def test_probes_are_asked_for_strong_attacks_with_a_radius() -> None:
     roles = [probe.role for probe in sanity_checks.list_probes([strong, strong, single, black])]
 
     assert roles == ["probe:noise", "probe:unlimited", "probe:double"]
+
+
+def test_twice_the_budget_ends_with_success_where_answers_stand_still() -> None:
+    """Whether it succeeds is all that is asked; of random answers one success is no verdict."""
+    attack = outcome([True] * 50 + [False] * 50)
+    attack.attack.parameters["stop"] = attack.resolved["stop"] = "never"
+    steady, moving = (
+        sanity_checks.list_probes([attack], moving=moving)[-1].spec for moving in (False, True)
+    )
+
+    assert steady == Spec("pgd", {"eps": 0.2, "stop": "8bit"})
+    assert moving == Spec("pgd", {"eps": 0.2, "stop": "never"})
+    for spec in (steady, moving):
+        worse = outcome([True] * 40 + [False] * 24, role="probe:double", eps=0.2)
+        assert found(attack, replace(worse, attack=spec)) == {"larger-budget"}
 
 
 def test_repairs_are_reported() -> None:
