@@ -12,7 +12,7 @@ from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.failures import raise_as_run_error
 from robusteval.runs.types import Finding
 
-TOGETHER = 32  # images whose copies travel together
+TOGETHER = 16  # images whose copies travel together
 COMPANIONS = 15  # images beside which each is judged then
 ROUNDING = 1e-3  # of the largest logit; more than half precision makes of another order of sums
 
