@@ -99,8 +99,9 @@ def climb(model: ReadOut, ball: Ball, x: Tensor, rows: Tensor, eps: float) -> Te
     best = torch.full((len(x),), -torch.inf, device=x.device)
     size = choose_graph_size(x.shape[1:].numel(), x.device)
     for i in range(SEARCH + 1):
-        grads = []
-        for part in torch.arange(len(x), device=x.device).split(size):
+        grads: list[Tensor] = []
+        for begin in range(0, len(x), size):
+            part = slice(begin, begin + size)
             z = x[part].detach().requires_grad_()
             with book_rows(rows[part]):
                 value = model(z)[:, 1]
@@ -186,14 +187,15 @@ class Planter:
     ) -> Iterator[Tensor]:
         """Features of each image's border point, of itself and of points inside ``(points, d)``."""
         count = choose_points(self.width)
-        for some in torch.arange(len(x)).split(TOGETHER):
+        for begin in range(0, len(x), TOGETHER):
+            some = range(begin, min(begin + TOGETHER, len(x)))
             points = [
                 torch.cat([border[i : i + 1], x[i : i + 1], draw_inner(x[i], seed, threat, count)])
-                for i, seed in zip(some.tolist(), seeds[some].tolist(), strict=True)
+                for i, seed in zip(some, seeds[begin : begin + TOGETHER].tolist(), strict=True)
             ]
             with torch.no_grad():
-                found: Tensor = self.features(torch.cat(points))
-            yield from found.split(2 + count)
+                found = self.features(torch.cat(points))
+            yield from found.view(len(some), 2 + count, -1)
 
     def _find_level(self, model: ReadOut, x: Tensor, seeds: Tensor, threat: Threat) -> Tensor:
         """The value ``(n,)`` at which the boundary is to lie; zero is just before the border."""

@@ -230,7 +230,7 @@ def double_radius(outcome: Outcome, *, moving: bool = False) -> Spec:
     eps = 2 * outcome.threat.eps
     if outcome.threat.norm == "linf":
         eps = min(eps, 1.0)
-    changed = {"eps": eps}
+    changed: dict[str, object] = {"eps": eps}
     if outcome.resolved.get("stop") == "never" and not moving:
         changed["stop"] = "8bit"
     return Spec(outcome.attack.name, {**outcome.attack.parameters, **changed})
