@@ -25,7 +25,7 @@ from robusteval.evaluation.gallery import Gallery, measure_hardness
 from robusteval.evaluation.judge import fill_untouched
 from robusteval.evaluation.loss_curves import CURVES
 from robusteval.evaluation.map_changes import Measurement
-from robusteval.evaluation.pieces import HandingOut, Task
+from robusteval.evaluation.pieces import ROUNDS, HandingOut, Task
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.planting import Planting, keep_planted
 from robusteval.evaluation.shortcut_checks import BY_SHORTCUTS, count_differences
@@ -278,6 +278,8 @@ class Computation:
                 ),
                 gallery,
                 whole=attack.foreign,
+                # few images are left in the end, which share calls where they are of one piece
+                rounds=1 if attack.spec.name in THINNING else ROUNDS,
             ),
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,

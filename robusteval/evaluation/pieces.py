@@ -71,10 +71,15 @@ class Pool(Protocol):
         ...
 
 
-def split_finely(batches: Sequence[Positions], workers: int, least: int) -> list[Positions]:
-    """Split batches so that all workers have some, into pieces of some times `least` rows."""
+def split_finely(
+    batches: Sequence[Positions], workers: int, least: int, rounds: int = ROUNDS
+) -> list[Positions]:
+    """Split batches so that all workers have some, into pieces of some times `least` rows.
+
+    So large that each worker has about `rounds` of them, where batches are.
+    """
     total = sum(map(len, batches))
-    size = least * max(-(-total // (ROUNDS * workers * least)), 1)
+    size = least * max(-(-total // (rounds * workers * least)), 1)
     return [
         batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
     ]
@@ -100,24 +105,34 @@ class HandingOut:
         self.pool: Pool | None = None  # of processes that do the work; this one if None
 
     def hand_out(
-        self, task: Task, gallery: Gallery | None = None, *, whole: bool = False
+        self,
+        task: Task,
+        gallery: Gallery | None = None,
+        *,
+        whole: bool = False,
+        rounds: int = ROUNDS,
     ) -> Runner | None:
-        """Who does a task: the pool, if there is one. Batches are split unless they are `whole`."""
-        return None if self.pool is None else partial(self._run, self.pool, task, gallery, whole)
+        """Who does a task: the pool, if there is one.
+
+        Batches are split, unless they are `whole`, into about so many pieces for each worker.
+        """
+        if self.pool is None:
+            return None
+        return partial(self._run, self.pool, task, gallery, None if whole else rounds)
 
     def _run(
         self,
         pool: Pool,
         task: Task,
         gallery: Gallery | None,
-        whole: bool,
+        rounds: int | None,
         batches: Sequence[Positions],
     ) -> Iterator[Sequence[Piece]]:
         seen = [
             Seen(each.clean, each.found, each.company, each.model.block) for each in self.targets
         ]
-        if not whole:
-            batches = split_finely(batches, pool.size, self.least)
+        if rounds is not None:
+            batches = split_finely(batches, pool.size, self.least, rounds)
         for computed in pool.compute(task, seen, batches):
             self.notes += computed.notes
             if computed.error is not None and computed.broken is not None:

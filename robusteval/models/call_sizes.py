@@ -26,6 +26,9 @@ PATIENCE = 100  # images of a kind for each one that larger calls are tried with
 LARGEST = 8  # blocks in a call
 ROUNDS = 3  # in which a larger call is timed; products are joined in the first ones
 GAIN = 0.98  # of the time, which a larger call must stay below
+LOOK = 8  # images in a block, from which a first look says whether larger calls are slower
+# a trial takes each of its images through six passes forward, and most made-up ones go through two
+WORTH = 3
 
 Call = Callable[[Tensor], Tensor]  # normalised images (n, c, h, w) -> logits (n, k)
 
@@ -97,7 +100,7 @@ class Kind:
         if not untried:
             return None
         self.padding[rest] += size - untried[0]
-        return untried[0] if self.padding[rest] > untried[0] + size else None
+        return untried[0] if self.padding[rest] > WORTH * (untried[0] + size) else None
 
 
 class CallSizes:
@@ -194,6 +197,10 @@ def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
         with kept_random_states(x.device), torch.inference_mode(False), torch.enable_grad():
             images, given = make_up_images(x, size)
             is_same, ratio = False, 1.0
+            # of few large images products may only be joined in the second and third call
+            if size > kind.block >= LOOK and is_slower(images, sizes, call):
+                kind.largest = LARGEST * kind.block  # nor are larger ones tried
+                return
             if all(agree(each, sizes, call) for each in (images, given)):
                 is_same, ratio = compare_calls(images, sizes, call, size > kind.block)
     except Exception:
@@ -207,6 +214,18 @@ def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
             kind.best = size
         elif not is_same or ratio > 1 / GAIN:
             kind.largest = LARGEST * kind.block  # larger ones are not tried
+
+
+def is_slower(images: Tensor, sizes: list[int], call: Call) -> bool:
+    """Whether one call with all images takes longer than calls of these sizes, at a first look."""
+
+    def take(sizes: list[int]) -> float:
+        started = time.perf_counter()
+        z = images.clone().requires_grad_()
+        torch.autograd.grad(call_in_parts(z, sizes, call).sum(), z)
+        return time.perf_counter() - started
+
+    return take([len(images)]) > take(sizes)
 
 
 def make_up_images(x: Tensor, size: int) -> tuple[Tensor, Tensor]:

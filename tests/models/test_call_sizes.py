@@ -13,6 +13,7 @@ from robusteval.models import call_sizes
 from robusteval.models.call_sizes import Kind
 from robusteval.models.classifier import Classifier
 
+OFTEN = 9  # calls, after which a size is tried
 BLOCK = 32  # of images as small as these
 
 
@@ -135,7 +136,7 @@ def test_calls_of_any_size_give_the_bits_of_a_block(smooth: nn.Module, threads: 
         x = draw_images(70)
         logits, grads = differentiate(Classifier(smooth, num_classes=4, block=BLOCK).eval(), x)
 
-        for n in (1, 3, 10, 10, 10, 10, 17, 17, 17, 33, 33, 70, 10):
+        for n in (1, 3, *[10] * OFTEN, *[17] * OFTEN, 33, 33, 70, 10):
             found = differentiate(free, x[-n:])
             assert torch.equal(found[0], logits[-n:])
             assert torch.equal(found[1], grads[-n:])
@@ -154,14 +155,14 @@ def test_a_network_without_equal_bits_or_derivatives_stays_with_blocks(network: 
     model = Classifier(seen, num_classes=3).eval()
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
     state, after = torch.random.get_rng_state(), np.random.random()  # noqa: NPY002
 
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     plain = Classifier(network, num_classes=3, block=BLOCK).eval()
-    for _ in range(5):
+    for _ in range(OFTEN):
         plain(draw_images(10))
 
     (kind,) = model.call_sizes.kinds.values()
@@ -186,7 +187,7 @@ def test_where_rounding_hides_digits_calls_are_blocks(smooth: nn.Module, kind: t
     """Logits are float32: other sums of doubles look the same in it but for one in millions."""
     seen = Seen(smooth.to(kind)).eval()
     model = Classifier(seen, num_classes=4).eval()
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
     assert set(seen.sizes) == {BLOCK}
 
@@ -194,7 +195,7 @@ def test_where_rounding_hides_digits_calls_are_blocks(smooth: nn.Module, kind: t
 def test_a_copy_begins_with_blocks(smooth: nn.Module) -> None:
     """On another machine, or changed, it may have other sizes that give equal bits."""
     model = Classifier(smooth, num_classes=4).eval()
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
     assert model.call_sizes.kinds
     assert not copy.deepcopy(model).call_sizes.kinds
@@ -204,28 +205,28 @@ def test_who_looks_on_sees_blocks_alone(smooth: nn.Module) -> None:
     """Known sizes are of calls that nobody watched or changed."""
     sizes: list[int] = []
     model = Classifier(smooth, num_classes=4).eval()
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
 
     handle = smooth.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
     handle.remove()
 
-    assert sizes == [BLOCK] * 5
+    assert sizes == [BLOCK] * OFTEN
 
 
 def test_other_weights_are_asked_again(smooth: nn.Module) -> None:
     """With weights of zero every size gives the same bits, which shows nothing."""
     seen = Seen(smooth).eval()
     model = Classifier(seen, num_classes=4).eval()
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
     assert seen.sizes[-1] == 10
 
     with torch.no_grad():
         list(smooth.parameters())[-2].zero_()  # of the linear layer
-    for _ in range(5):
+    for _ in range(OFTEN):
         model(draw_images(10))
 
     assert seen.sizes[-1] == BLOCK  # where no derivative is left nothing can be compared
@@ -268,6 +269,7 @@ def test_larger_calls_are_made_where_they_are_faster(
     monkeypatch: pytest.MonkeyPatch, ratio: float, size: int
 ) -> None:
     """With the same bits, once enough images have passed."""
+    monkeypatch.setattr(call_sizes, "is_slower", lambda *_: False)
     monkeypatch.setattr(call_sizes, "compare_calls", lambda *_: (True, ratio))
     kind, x = Kind(8), torch.rand(16, 1)
 
@@ -278,6 +280,20 @@ def test_larger_calls_are_made_where_they_are_faster(
     assert kind.cut(16) == [size] * (16 // size)
 
 
+def test_a_size_that_looks_slower_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are larger ones: comparing takes four times as long as the look."""
+    monkeypatch.setattr(call_sizes, "PATIENCE", 0)
+    monkeypatch.setattr(call_sizes, "is_slower", lambda *_: True)
+    kind, called = Kind(8), []
+    assert kind.choose_trial(32) == 16
+
+    call_sizes.try_size(kind, 16, torch.rand(32, 1), lambda x: called.append(len(x)) or x)
+
+    assert not called
+    assert kind.choose_trial(32) is None
+    assert kind.cut(32) == [8] * 4
+
+
 @pytest.mark.parametrize(("ratio", "sizes"), [(0.99, [16, 32]), (1.1, [16])])
 def test_a_size_that_neither_gains_nor_loses_leads_on_to_larger_ones(
     monkeypatch: pytest.MonkeyPatch, ratio: float, sizes: list[int]
@@ -285,6 +301,7 @@ def test_a_size_that_neither_gains_nor_loses_leads_on_to_larger_ones(
     """Each gains little over the one before, and the last much over the block."""
     kind, x = Kind(8), torch.rand(32, 1)
     monkeypatch.setattr(call_sizes, "PATIENCE", 0)
+    monkeypatch.setattr(call_sizes, "is_slower", lambda *_: False)
     monkeypatch.setattr(
         call_sizes, "compare_calls", lambda x, *_: (True, 0.9 if len(x) == 32 else ratio)
     )
