@@ -93,8 +93,10 @@ def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: i
     def attack() -> Tensor:
         return torch.cat([pgd(model, a, b, eps=eps, steps=WHOLE) for a, b in pairs])
 
-    with count_passes(model, size, x.device) as passes, torch.no_grad():
-        left = int((predict_classes(model(attack())) == y).sum())
+    with count_passes(model, size, x.device) as passes:
+        x_adv = attack()
+    with torch.no_grad():
+        left = int((predict_classes(model(x_adv)) == y).sum())
     taken = float(passes.backwards.sum())
     some = x[: max(left, 1)]
     sizes = [size for size in SIZES if size < len(some)] + [len(some)]
