@@ -142,13 +142,10 @@ class Computation:
 
     def measure_clean(self, key: str, target: Target) -> Columns:
         """Every image as it is."""
-        rows, size = np.arange(len(self.plan.index)), self.sizes.usual
-        # those that are asked more together, so that they fill blocks
-        parts = [self.division.split(some, size) for some in (rows[:STEADY], rows[STEADY:])]
         found = self.batches.map(
             f"Clean accuracy{target.suffix}",
             key,
-            [batch for part in parts for batch in part],
+            self.division.split_all(self.sizes.usual, STEADY),
             partial(measure_clean, self.plan, target, self.undefended.clean),
             run=self.handing.hand_out(Task("clean", self.targets.index(target))),
         )
@@ -278,12 +275,19 @@ class Computation:
                 ),
                 gallery,
                 whole=attack.foreign,
-                # few images are left in the end, which share calls where they are of one piece
-                rounds=1 if attack.spec.name in THINNING else ROUNDS,
+                rounds=count_rounds(attack),
             ),
             # before the columns: what these say is done is not offered again
             before_saving=keep_candidates,
         )
+
+
+def count_rounds(attack: Attack) -> int:
+    """How many pieces of an attack each worker gets, at least where there are few images.
+
+    One where few are left in the end: these share calls if they are of one piece.
+    """
+    return 1 if attack.spec.name in THINNING else ROUNDS
 
 
 def list_notes(

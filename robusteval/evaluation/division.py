@@ -36,6 +36,11 @@ class Division:
         ids = self.undefended.clean.get("id", np.arange(len(self.plan.index)))
         return batch_by_id(rows, ids, size)
 
+    def split_all(self, size: int, first: int) -> list[Positions]:
+        """All images, the first ones by themselves: they are asked more, and so fill blocks."""
+        rows = np.arange(len(self.plan.index))
+        return [*self.split(rows[:first], size), *self.split(rows[first:], size)]
+
     def split_attacked(self, rows: Positions, size: int, *, whole: bool) -> list[Positions]:
         """Batches of those rows that are attacked here.
 
