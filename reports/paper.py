@@ -124,9 +124,9 @@ def summarize_paper(found: Reproduction) -> str:
     holds = [claim.holding for claim in found.claims]
     if holds:
         said += (
-            f". Of {formatting.format_count(len(holds), 'claim')} {holds.count('holds')} hold here,"
-            f" {holds.count('does not hold')} do not, {holds.count('not decided')} are not decided,"
-            f" {holds.count('not measured')} not measured"
+            f". Of {formatting.format_count(len(holds), 'claim')} here:"
+            f" {holds.count('holds')} held, {holds.count('does not hold')} not held,"
+            f" {holds.count('not decided')} not decided, {holds.count('not measured')} not measured"
         )
     return said + "."
 

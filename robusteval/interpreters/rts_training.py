@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval import __version__
 from robusteval.datasets.dataset import Data, draw
 from robusteval.errors import RunError, UsageError
 from robusteval.interpreters.meaningful_perturbation import LARGE, mix_images
@@ -31,6 +35,7 @@ from robusteval.models.fitting import lower_loss
 from robusteval.models.identity import hash_answers
 from robusteval.models.weights import serialise_safetensors
 from robusteval.progress import Progress, Silent
+from robusteval.runs.reading import read_text
 from robusteval.runs.writing import write_atomically
 from robusteval.search.losses import margin
 
@@ -38,6 +43,7 @@ BATCH = 32  # images
 HELD_OUT = 256  # images, at most, for the area, and as many for the test
 AREA = (0.28, 0.35)  # share of the image that masks are steered to
 LONGER = 4  # times as many steps for a mask network that missed it
+MISS = 10_000  # bytes of a file that says why one missed it, at most
 
 
 class UselessMaskNetwork(RunError):
@@ -55,14 +61,26 @@ def prepare_rts(
     """The mask network kept for this model, or one trained on the spot; see `train_rts`.
 
     One that is damaged is trained again. One that misses its test is trained anew, once, with four
-    times as many steps.
+    times as many steps; that this missed it as well is kept, so that a run which is continued does
+    not train for the same end.
     """
     progress = progress or Silent()
+    attempt = {
+        "data": data.name,
+        "labels": sha256(np.ascontiguousarray(data.labels).tobytes()).hexdigest(),
+        "shape": list(data.shape),
+        "seed": seed,
+        "steps": steps,
+        "version": __version__,
+    }
     if (path := locate_mask_network(model)).exists():
         try:
             return find_mask_network(model)
         except UsageError:
             progress.say(f"{path} is damaged: the masks of rts are trained again.")
+    missed = path.with_suffix(".missed.json")
+    if reason := recall_miss(missed, attempt):
+        raise UselessMaskNetwork(f"{reason} (trained before; remove {missed} to try again)")
     try:
         return train_rts(model, data, seed=seed, steps=steps, progress=progress)
     except UselessMaskNetwork:
@@ -70,7 +88,21 @@ def prepare_rts(
             f"The masks of rts miss their test at {steps:,} training steps: they get"
             f" {LONGER * steps:,}."
         )
-    return train_rts(model, data, seed=seed, steps=LONGER * steps, progress=progress)
+    try:
+        return train_rts(model, data, seed=seed, steps=LONGER * steps, progress=progress)
+    except UselessMaskNetwork as error:
+        kept = json.dumps({"attempt": attempt, "reason": str(error)}, sort_keys=True)
+        write_atomically(missed, kept.encode())
+        raise
+
+
+def recall_miss(path: Path, attempt: Mapping[str, Any]) -> str | None:
+    """Why a training from the same start missed its test, None if none is known to have."""
+    try:
+        kept = json.loads(read_text(path, MISS))
+        return str(kept["reason"]) if kept["attempt"] == attempt else None
+    except (OSError, UsageError, ValueError, KeyError, TypeError):  # none, or a file not ours
+        return None
 
 
 def train_rts(

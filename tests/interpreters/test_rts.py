@@ -302,7 +302,28 @@ def test_a_mask_network_that_missed_its_test_gets_more_steps_once(
 
     assert [total for _, total in told.stages] == [32, 32, 128, 128]
     assert told.said == ["The masks of rts miss their test at 1 training steps: they get 4."]
-    assert list(empty.iterdir()) == []
+    assert [path.suffixes for path in empty.iterdir()] == [[".missed", ".json"]]
+
+
+def test_a_training_that_missed_is_not_repeated_from_the_same_start(
+    empty: Path, network: Bands, data: Data
+) -> None:
+    model, told = classifier(network), Told()
+    with pytest.raises(UselessMaskNetwork):
+        prepare_rts(model, data, steps=1)
+    (missed,) = empty.iterdir()
+
+    with pytest.raises(UselessMaskNetwork, match=r"useless.*trained before; remove .*missed.json"):
+        prepare_rts(model, data, steps=1, progress=told)
+    assert told.stages == []
+    with pytest.raises(UselessMaskNetwork, match=r"more images$"):  # another start
+        prepare_rts(model, data, steps=1, seed=1, progress=told)
+    assert len(told.stages) == 4
+
+    missed.write_bytes(b"\xff{")  # not ours
+    with pytest.raises(UselessMaskNetwork, match=r"more images$"):
+        prepare_rts(model, data, steps=1, progress=told)
+    assert len(told.stages) == 8
 
 
 def test_the_cache_goes_by_weights_and_normalisation(network: Bands) -> None:
