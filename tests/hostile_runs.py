@@ -187,7 +187,7 @@ def sign_again(folder: Path) -> None:
         try:
             old, new = cell["key"], min(list_keys(record["config"], cell))
             content = (folder / "samples" / f"{old}.npz").read_bytes()
-            content = seal(pack(unpack(content)), new)
+            content = pack(unpack(content), new)
         except Exception:  # what is changed beyond that stays as it is
             continue
         (folder / "samples" / f"{old}.npz").unlink()
@@ -195,7 +195,7 @@ def sign_again(folder: Path) -> None:
         cell["key"], cell["sha256"] = new, hashlib.sha256(content).hexdigest()
         shown = folder / "pictures" / f"{old}.npz"
         if shown.is_file() and cell.get("pictures"):
-            content = seal(pack(unpack(shown.read_bytes())), new)
+            content = pack(unpack(shown.read_bytes()), new)
             shown.unlink()
             shown.with_name(f"{new}.npz").write_bytes(content)
             cell["pictures"] = hashlib.sha256(content).hexdigest()
@@ -226,7 +226,9 @@ def replace_file(folder: Path, number: int, content: bytes, below: str = "sample
     record = read_json(folder)
     cell = record["cells"][number]
     if content[-22:-18] == b"PK\5\6":
-        content = seal(content, cell["key"])
+        archive = io.BytesIO(content)
+        seal(archive, cell["key"])
+        content = archive.getvalue()
     (folder / below / f"{cell['key']}.npz").write_bytes(content)
     name = "sha256" if below == "samples" else "pictures"
     cell[name] = hashlib.sha256(content).hexdigest()

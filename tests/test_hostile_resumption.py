@@ -81,7 +81,7 @@ def leave_part(make: Callable[[Columns], Columns]) -> Spoil:
         columns = unpack((folder / "samples" / f"{key}.npz").read_bytes())
         key, parts = locate_parts(folder)
         made = make({**columns, "row": np.arange(len(columns["id"]))})
-        (parts / "0123456789abcdef.npz").write_bytes(seal(pack(made), key))
+        (parts / "0123456789abcdef.npz").write_bytes(pack(made, key))
         clean = np.zeros((1, 12, 12, 3), np.uint8)
         known: Columns = {
             "row": np.zeros(1, int),
@@ -90,7 +90,7 @@ def leave_part(make: Callable[[Columns], Columns]) -> Spoil:
             "clean": clean,
             "delta": clean.astype(np.float16),
         }
-        (parts / "candidates").write_bytes(seal(pack(known), key))
+        (parts / "candidates").write_bytes(pack(known, key))
 
     return spoil
 
@@ -103,23 +103,25 @@ def leave_candidates(make: Callable[[Path], Columns | bytes]) -> Spoil:
         (path,) = (folder / "samples").glob("*.parts/candidates")
         made = make(folder)
         key = path.parent.stem
-        path.write_bytes(made if isinstance(made, bytes) else seal(pack(made), key))
+        path.write_bytes(made if isinstance(made, bytes) else pack(made, key))
 
     return spoil
 
 
-def pack_object(folder: Path) -> bytes:
-    """An archive with an object that marks when it is unpickled."""
+def pack_object(folder: Path, key: str | None = None) -> bytes:
+    """An archive with an object that marks when it is unpickled, sealed under a key if any."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("row.npy", pickle_array(folder))
+    if key is not None:
+        seal(buffer, key)
     return buffer.getvalue()
 
 
 def leave_object(folder: Path) -> None:
     """A part with an object, and no candidates."""
     key, parts = locate_parts(folder)
-    (parts / "0123456789abcdef.npz").write_bytes(seal(pack_object(folder), key))
+    (parts / "0123456789abcdef.npz").write_bytes(pack_object(folder, key))
 
 
 SPOILED: dict[str, Spoil] = {

@@ -17,7 +17,9 @@ from robusteval.errors import NothingEvaluated, UsageError, check_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-READ_AT_ONCE = 1000  # images of a mapped file between two times that their memory is given back
+# images of a mapped file between two times that their memory is given back: each may be mapped with
+# the two megabytes around it
+READ_AT_ONCE = 16
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -235,6 +237,8 @@ class Data:
         ids = np.empty(len(positions), dtype=np.uint64)
         for row, position in enumerate(positions.tolist()):
             x[row], ids[row] = self.read(position)
+            if row % READ_AT_ONCE == 0:
+                self.let_go()
         self.let_go()
         y = torch.from_numpy(self.labels[positions])
         return Batch(torch.from_numpy(x), y, ids, positions)
@@ -260,9 +264,8 @@ class Data:
             Called with 1 after each image.
         """
         digest = hashlib.sha256(f"{self.transform} {self.shape}".encode())
-        positions = np.array(index, dtype=np.int64).tolist()
-        for done, position in enumerate(positions):
-            raw = self.source.raw(position)
+        for done, position in enumerate(np.array(index, dtype=np.int64)):
+            raw = self.source.raw(int(position))
             if done % READ_AT_ONCE == 0:
                 self.let_go()
             digest.update(struct.pack("<qq", len(raw), self.labels[position]))

@@ -196,6 +196,8 @@ class Computation:
         if shown:
             check_images(self.store, keys)
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, batches)
+        notes = list_notes(attack, found[0], target, rows, self.shrinking)
+        hard = measure_hardness(found[0], attack.threat) if len(rows) else rows
         outcomes = []
         for i, each in enumerate((target, *defended)):
             positions = self.division.list_judged(target, rows) if shown else rows
@@ -206,7 +208,7 @@ class Computation:
                 knowledge=attack.knowledge,
                 columns=place_columns(each.clean, positions, rows, found[i], maps),
                 role=TRANSFER if each.receives else attack.role,
-                notes=() if i else list_notes(attack, found[0], each, rows, self.shrinking),
+                notes=() if i else notes,
                 resolved=attack.resolved,
                 defense=each.spec,
                 adaptive=i == 0,
@@ -215,7 +217,7 @@ class Computation:
             outcomes.append(outcome)
         if gallery is None or not len(rows) or self.plan.share is not None:
             return outcomes, ()
-        pictures = gallery.choose_pictures(measure_hardness(found[0], attack.threat))
+        pictures = gallery.choose_pictures(hard)
         check_pictures(pictures, outcomes[0].columns)
         return outcomes, pictures
 
@@ -334,11 +336,13 @@ def place_columns(
     rows : ndarray
         Those that were attacked ``(m,)``, among them.
     found : Columns
-        What became of these, ``(m,)`` each.
+        What became of these, ``(m,)`` each. Comes back empty: of a million images there is no room
+        for columns twice.
     maps : sequence of str
         Those of `found` that say something of maps; nan for the others.
     """
-    columns = fill_untouched({name: column[positions] for name, column in clean.items()})
+    whole = len(positions) == len(clean["id"])
+    columns = fill_untouched(clean if whole else take_rows(clean, positions))
     columns |= {name: np.full(len(positions), np.nan) for name in maps}
     columns |= {
         name: np.zeros(len(positions), values.dtype)
@@ -347,6 +351,8 @@ def place_columns(
     }
     place = np.searchsorted(positions, rows)
     open_ = columns["attacked"][place]  # the attack changed no image that was lost before
-    for name, values in found.items():
-        columns[name][place[open_]] = values[open_]
+    changed = place[open_]
+    while found:
+        name, values = found.popitem()
+        columns[name][changed] = values[open_]
     return columns

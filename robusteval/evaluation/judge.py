@@ -138,7 +138,7 @@ def confidence(logits: Tensor, pred: Tensor) -> Tensor:
 def fill_untouched(clean: Columns) -> Columns:
     """The columns of images before an attack: those that were wrong already stay like this."""
     n = len(clean["id"])
-    zero, pred = np.zeros(n), clean["pred_clean"]
+    pred = clean["pred_clean"]
     return {
         **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
         "attacked": find_right(clean),
@@ -146,14 +146,14 @@ def fill_untouched(clean: Columns) -> Columns:
         "pred_adv": pred.copy(),
         "pred_8bit": pred.copy(),
         "pred_png": pred.copy(),
-        **{name: zero.copy() for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
-        "ssim": zero + 1,
-        "psnr": zero + np.inf,
+        **{name: np.zeros(n) for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
+        "ssim": np.ones(n),
+        "psnr": np.full(n, np.inf),
         "margin_clean": clean["margin_clean"].copy(),
         "margin_adv": clean["margin_clean"].copy(),
         "confidence_adv": clean["confidence_clean"].copy(),
         "fault": np.zeros(n, np.uint8),
-        **{name: zero.copy() for name in ("forwards", "backwards", "seconds")},
+        **{name: np.zeros(n) for name in ("forwards", "backwards", "seconds")},
         # what a detector said of them, and how many of random answers were right
         **{name: clean[name].copy() for name in ("score", "flagged", SURVIVAL) if name in clean},
     }

@@ -17,7 +17,7 @@ from robusteval.models.classifier import Classifier
 from robusteval.models.environment import describe_environment
 from robusteval.models.identity import hash_model
 from robusteval.runs.reading import ARRAYS, NAMES, read_bytes
-from robusteval.runs.seals import check_seal, seal
+from robusteval.runs.seals import check_seal
 from robusteval.runs.storage import PartFolder, digest, hash_file, pack, remove_entry, unpack
 from robusteval.runs.writing import remove_leftovers, write_atomically
 
@@ -79,7 +79,7 @@ class WorkCache:
             remove_entry(path)
         found = work()
         columns = {str(i): array for i, array in enumerate(found)}
-        write_atomically(path, seal(pack(columns), key))
+        write_atomically(path, pack(columns, key))
         return found
 
     def name_run_folder(self, facts: Any) -> Path | None:

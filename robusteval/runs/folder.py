@@ -37,7 +37,7 @@ from robusteval.runs.pictures import (
     unpack_pictures,
 )
 from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
-from robusteval.runs.seals import check_seal, seal
+from robusteval.runs.seals import check_seal
 from robusteval.runs.storage import PartFolder, differences, pack, read_columns, unpack
 from robusteval.runs.types import Columns, Outcome, Picture, Run, Values
 from robusteval.runs.validation import check_clean, check_entries, check_outcome, check_run
@@ -213,7 +213,7 @@ class Store:
 
     def save_candidates(self, key: str, candidates: Columns) -> None:
         """Keep the images that may become the pictures of a cell; they go with its parts."""
-        write_atomically(self._place_candidates(key), seal(pack(candidates), key))
+        write_atomically(self._place_candidates(key), pack(candidates, key))
 
     def _place_candidates(self, key: str) -> Path:
         return self.parts.locate(key) / "candidates"
@@ -230,12 +230,12 @@ class Store:
 
         `images` is the hash of the archive of all its images, where there is one.
         """
-        content = seal(pack(columns), key)
+        content = pack(columns, key)
         write_atomically(self.samples / f"{key}.npz", content)
         sha256 = hashlib.sha256(content).hexdigest()
         self._entries[key] = {"key": key, "sha256": sha256, **entry}
         if pictures:
-            content = seal(pack(pack_pictures(pictures)), key)
+            content = pack(pack_pictures(pictures), key)
             write_atomically(self.pictures / f"{key}.npz", content)
             self._entries[key]["pictures"] = hashlib.sha256(content).hexdigest()
         if images is not None:

@@ -8,20 +8,25 @@ can seal it anew.
 from __future__ import annotations
 
 import hashlib
+from io import SEEK_END, BytesIO
 
 WORD = b"robusteval seal "
 EMPTY = b"\x00\x00"  # length of a comment that is not there, at the very end of the file
 
 
-def seal(content: bytes, key: str) -> bytes:
-    """The archive with a seal for this key, in ASCII; one without a comment is expected."""
-    comment = build_seal(content, key)
-    return content.removesuffix(EMPTY) + len(comment).to_bytes(2, "little") + comment
+def seal(archive: BytesIO, key: str) -> None:
+    """Seal an archive for this key, in ASCII, where it is; one without a comment is expected."""
+    with archive.getbuffer() as content:
+        comment = build_seal(content, key)
+    archive.seek(-len(EMPTY), SEEK_END)
+    archive.write(len(comment).to_bytes(2, "little") + comment)
 
 
-def build_seal(content: bytes, key: str) -> bytes:
-    """The comment that seals these bytes under this key."""
-    return WORD + f"{key} {hashlib.sha256(content).hexdigest()}".encode()
+def build_seal(content: bytes | memoryview, key: str) -> bytes:
+    """The comment that seals an archive, whose end is that of one without a comment."""
+    digest = hashlib.sha256(content[: -len(EMPTY)])
+    digest.update(EMPTY)
+    return WORD + f"{key} {digest.hexdigest()}".encode()
 
 
 def check_seal(content: bytes, key: str, *, needed: bool = True) -> None:
@@ -35,5 +40,6 @@ def check_seal(content: bytes, key: str, *, needed: bool = True) -> None:
         if needed:
             raise ValueError("it has no seal")
         return
-    if content[place:] != build_seal(content[: place - 2] + EMPTY, key):
+    # a view: of a million images the bytes are too many to be copied
+    if content[place:] != build_seal(memoryview(content)[:place], key):
         raise ValueError("it was changed, or belongs elsewhere")

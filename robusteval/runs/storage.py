@@ -35,11 +35,13 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pack(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
-    """Columns as the bytes of an ``.npz`` file."""
+def pack(columns: Mapping[str, np.ndarray[Any, Any]], key: str | None = None) -> bytes:
+    """Columns as the bytes of an ``.npz`` file, sealed under a key if there is one."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {name: columns[name] for name in sorted(columns)}
     np.savez_compressed(buffer, **named)
+    if key is not None:
+        seal(buffer, key)
     return buffer.getvalue()
 
 
@@ -164,7 +166,7 @@ class PartFolder:
         """Keep some rows; the column ``row`` says which."""
         if self.folder is None:
             return
-        content = seal(pack(columns), key)
+        content = pack(columns, key)
         name = hashlib.sha256(content).hexdigest()[:16]
         write_atomically(self.locate(key) / f"{name}.npz", content)
 

@@ -17,7 +17,6 @@ from conftest import clean_columns
 from robusteval.cli import cli
 from robusteval.errors import RobustevalError, RunError, UsageError
 from robusteval.runs.folder import Store, load_pictures, load_run, read_record
-from robusteval.runs.seals import seal
 from robusteval.runs.storage import pack, unpack
 from robusteval.runs.types import Columns, Outcome, Run, Spec, Threat
 from robusteval.runs.validation import check_outcome
@@ -48,7 +47,7 @@ def change_columns(folder: Path, name: str, change: Change) -> None:
     path = folder / "samples" / f"{cell['key']}.npz"
     columns = unpack(path.read_bytes())
     change(columns)
-    path.write_bytes(seal(pack(columns), cell["key"]))
+    path.write_bytes(pack(columns, cell["key"]))
     cell["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "run.json").write_text(json.dumps(record))
 
