@@ -223,6 +223,7 @@ def write_legend(record: RunRecord) -> str:
     alone = any(column.title == "only this" for column in choose_strength_columns(record))
     kinds = {defense.kind for defense in record.defenses}
     said = (
+        record.left_out,
         "Intervals: Wilson, 95 %.",
         "“Only this”: images that no other attack of the same threat fools." if alone else "",
         KNOWN if kinds else "",

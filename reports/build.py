@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 from robusteval.runs import metrics, statistics
 from robusteval.runs.statistics import Rate
-from robusteval.runs.types import TRANSFER, Defended, Outcome, Run, Threat
+from robusteval.runs.types import TRANSFER, Defended, Flags, Outcome, Run, Threat
 
 from .build_maps import build_maps
 from .corruptions import build_corruptions
@@ -55,6 +55,7 @@ CURVED: dict[str, CurveNorm] = {norm: norm for norm in get_args(CurveNorm)}
 
 # the three ways to look at a result, and the column that judges each
 PREDICTIONS = {"float": "pred_adv", "eight_bit": "pred_8bit", "png": "pred_png"}
+Successes = Mapping[str, Flags]  # (attacks, n), by the way to look at results
 
 
 def build_record(
@@ -72,6 +73,7 @@ def build_record(
         for threat, group in order_by_radius(metrics.group_by_threat(outcomes))
     ]
     position = {id(outcome): place for place, outcome in enumerate(run.outcomes)}
+    judged = [judge(group) for _, _, group in groups]
     complete = run.finished
     record = RunRecord(
         schema=SCHEMA,
@@ -82,15 +84,13 @@ def build_record(
         misfed=any(finding.misfed for finding in run.findings),
         clean_accuracy=build_rate(metrics.accuracy(run.clean)),
         gates=gates,
-        worst_cases=tuple(build_worst_case(*group) for group in groups),
+        worst_cases=tuple(
+            build_worst_case(*group, broken) for group, broken in zip(groups, judged, strict=True)
+        ),
         attacks=tuple(
-            AttackRow(
-                **vars(build_attack(outcome, position)),
-                unique_breaks=unique,
-                stages=build_stages(outcome),
-            )
-            for _, _, group in groups
-            for outcome, unique in zip(group, metrics.unique_breaks(group), strict=True)
+            row
+            for (_, _, group), broken in zip(groups, judged, strict=True)
+            for row in build_attacks(group, broken, position)
         ),
         defenses=tuple(build_defense(run, defended) for defended in run.defenses),
         curves=tuple(build_curves(run)),
@@ -101,7 +101,9 @@ def build_record(
         interpreters=build_maps(run),
         received=build_received(run),
         probes=tuple(
-            ProbeRow(probe=outcome.role, **vars(build_attack(outcome, position)))
+            ProbeRow(
+                probe=outcome.role, **vars(build_attack(outcome, judge([outcome]), 0, position))
+            )
             for outcome in run.outcomes
             if outcome.role not in ("attack", TRANSFER)
         ),
@@ -162,11 +164,19 @@ def name_defense(outcome: Outcome) -> str | None:
     return None if outcome.defense is None else str(outcome.defense)
 
 
-def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcome]) -> WorstCaseRow:
+def judge(group: Sequence[Outcome]) -> Successes:
+    """The successes ``(attacks, n)`` of attacks under one threat, by the way to look at results."""
+    return {way: metrics.find_breaks(group, pred) for way, pred in PREDICTIONS.items()}
+
+
+def build_worst_case(
+    defense: str | None, threat: Threat, group: Sequence[Outcome], broken: Successes
+) -> WorstCaseRow:
     """What is left of a model when the attacker picks the best attack for each image."""
-    attacked = int(group[0].attacked.sum())
-    robust = {way: metrics.worst_case(group, pred) for way, pred in choose_columns(group).items()}
-    fooled = {way: Rate(attacked - rate.k, attacked) for way, rate in robust.items()}
+    attacked = group[0].attacked
+    total = int(attacked.sum())
+    robust = {way: metrics.rate(attacked & ~broken[way].any(0)) for way in choose_ways(group)}
+    fooled = {way: Rate(total - rate.k, total) for way, rate in robust.items()}
     return WorstCaseRow(
         threat=build_threat(threat),
         defense=defense,
@@ -180,9 +190,27 @@ def build_worst_case(defense: str | None, threat: Threat, group: Sequence[Outcom
     )
 
 
-def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttack:
-    """One attack by itself; `position` tells where in the run it is."""
-    columns = choose_columns([outcome])
+def build_attacks(
+    group: Sequence[Outcome], broken: Successes, position: Mapping[int, int]
+) -> Iterator[AttackRow]:
+    """The attacks under one threat."""
+    for i, unique in enumerate(metrics.count_alone(broken["float"])):
+        yield AttackRow(
+            **vars(build_attack(group[i], broken, i, position)),
+            unique_breaks=unique,
+            stages=build_stages(group[i]),
+        )
+
+
+def build_attack(
+    outcome: Outcome, broken: Successes, i: int, position: Mapping[int, int]
+) -> MeasuredAttack:
+    """One attack by itself, whose successes are the row `i` of `broken`.
+
+    `position` tells where in the run it is.
+    """
+    attacked, made = outcome.attacked, broken["float"][i]
+    ways = choose_ways([outcome])
     return MeasuredAttack(
         outcome=position[id(outcome)],
         spec=str(outcome.attack),
@@ -192,14 +220,12 @@ def build_attack(outcome: Outcome, position: Mapping[int, int]) -> MeasuredAttac
         knowledge=outcome.knowledge,
         defense=name_defense(outcome),
         adaptive=outcome.adaptive,
-        robust_accuracy=build_rates(
-            {way: metrics.robust_accuracy(outcome, pred) for way, pred in columns.items()}
+        robust_accuracy=build_rates({w: metrics.rate(attacked & ~broken[w][i]) for w in ways}),
+        success_rate=build_rates({w: metrics.rate(broken[w][i][attacked]) for w in ways}),
+        distance=build_distance(metrics.average(metrics.perturbation_sizes(outcome)[made])),
+        distances=build_distances(
+            metrics.average_distances(lambda name: outcome.columns[name][made])
         ),
-        success_rate=build_rates(
-            {way: metrics.success_rate(outcome, pred) for way, pred in columns.items()}
-        ),
-        distance=build_distance(metrics.nearest_distance([outcome])),
-        distances=build_distances(metrics.summarize_distances(outcome)),
         cost=build_cost(metrics.sum_costs([outcome])),
         faults=FaultsRecord(*metrics.count_faults(outcome)),
         notes=outcome.notes,
@@ -307,7 +333,7 @@ def build_curve(group: Sequence[Outcome], *, eight_bit: bool) -> Iterator[CurveR
     )
 
 
-def choose_columns(group: Sequence[Outcome]) -> dict[str, str]:
-    """The columns to judge by; without PNG where it cannot hold the images."""
+def choose_ways(group: Sequence[Outcome]) -> Sequence[str]:
+    """The ways to look at results; without PNG where it cannot hold the images."""
     holds = all((outcome.columns["pred_png"][outcome.attacked] != -2).all() for outcome in group)
-    return {way: pred for way, pred in PREDICTIONS.items() if way != "png" or holds}
+    return [way for way in PREDICTIONS if way != "png" or holds]

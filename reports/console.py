@@ -18,6 +18,7 @@ from robusteval.runs.types import spell_line
 NARROWEST = 16  # a spec may become
 ROOM = 20  # for the names of rows, rather than one more column
 GAP = 2  # between columns
+LISTED = 100  # items below a heading
 SHORT = 12  # a line of the title of a column
 STYLES = {"clean": "", "threat": "italic", "attack": "", "worst": "bold"}
 MARKS = {"✗": "red", "!": "yellow", "?": "yellow", "✓": "", "-": ""}
@@ -98,6 +99,8 @@ def print_list(console: Console, title: str, items: Sequence[str]) -> None:
     """A heading and its marked items, indented where they wrap; nothing if there are none."""
     if not items:
         return
+    if len(items) > LISTED:
+        items = [*items[:LISTED], f"- {len(items) - LISTED:,} more; JSON has all."]
     print_heading(console, title)
     grid = Table.grid(padding=(0, 1))
     grid.add_column()

@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 from robusteval.runs.statistics import Rate
 
+from .abridged import choose_evenly
 from .pictures import format_distance
 from .record import CurveRecord, RunRecord
 
+MOST_RADII = 25  # columns
+MOST_NAMED = 20  # attacks in a sentence
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the largest budget that are said of a curve
 BUDGETS = {  # name and unit of what attacks may spend
     "linf": ("linf budget", "grey levels of 255"),
@@ -64,7 +67,9 @@ def build_curve_tables(record: RunRecord) -> Iterator[CurveTable]:
 def write_note(group: Sequence[CurveRecord]) -> str:
     """What was counted, against which attacks, and what the curves do not say."""
     attacks = dict.fromkeys(spec for curve in group for spec in curve.attacks)
-    note = f"Images right and not fooled within the budget by {', '.join(attacks)}."
+    named = list(attacks)[:MOST_NAMED]
+    more = f" and {len(attacks) - len(named):,} more" if len(attacks) > len(named) else ""
+    note = f"Images right and not fooled within the budget by {', '.join(named)}{more}."
     if any(curve.nearest for curve in group):
         note += f" {NEAREST}"
     if any(curve.tested for curve in group):
@@ -76,7 +81,8 @@ def write_note(group: Sequence[CurveRecord]) -> str:
 
 def list_radii(group: Sequence[CurveRecord]) -> list[float]:
     """Nothing, and every radius that was tried."""
-    return sorted({0.0, *(point.eps for curve in group for point in curve.tested)})
+    radii = sorted({0.0, *(point.eps for curve in group for point in curve.tested)})
+    return choose_evenly(radii, MOST_RADII)
 
 
 def choose_budgets(norm: str, largest: float) -> list[float]:

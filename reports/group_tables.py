@@ -15,6 +15,7 @@ from robusteval.runs.slices import SLICE
 from robusteval.runs.types import Run
 
 from . import formatting
+from .abridged import MOST_CASES
 from .gate_tests import show_p
 from .groups import GroupRow, GroupsRecord, TurnedRecord, count_by_class, is_below
 from .measures import CORRUPTION, RateRecord
@@ -74,8 +75,7 @@ def build_group_tables(record: RunRecord, *, brief: bool = False) -> Iterator[Gr
 def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: bool) -> GroupTable:
     """The groups of one split, a column for each threat and defense."""
     first, told = cases[0], list(cases)
-    if brief:
-        cases = cases[:BRIEF_CASES]
+    cases = cases[: BRIEF_CASES if brief else MOST_CASES]
     kind, by = first.kind, first.by
     known = [i for i, row in enumerate(first.rows) if row.robust_accuracy.n]
     order = sorted(known, key=lambda i: order_row(first.rows[i]))
@@ -98,7 +98,8 @@ def build_group_table(record: RunRecord, cases: Sequence[GroupsRecord], brief: b
     if len(order) > len(shown):
         parts.append(f"The {len(shown)} lowest of {len(order):,} {plural}; CSV and JSON have all.")
     if len(told) > len(cases):
-        parts.append(f"{len(cases)} of {len(told)} threats and defenses; HTML has all.")
+        where = "HTML has all" if len(told) <= MOST_CASES else "JSON has all"
+        parts.append(f"{len(cases)} of {len(told)} threats and defenses; {where}.")
     if kind == "slice" and (shared := count_shared(record.run, by)):
         count = "It counts" if shared == 1 else "Each counts"
         what = formatting.format_count(shared, "image")

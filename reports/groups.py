@@ -34,6 +34,8 @@ from .measures import (
 
 LEVEL = 0.05  # of a corrected p-value, below which a group is below the others
 MOST_TURNS = 400  # pairs of classes of one attack; all there can be of twenty classes
+LOWEST = -2  # of what stands in the place of a class, see `Outcome`
+MOST_TURNED = 500  # attacks of which each has a record of its own
 NOT_FINITE = "not finite"  # in place of a class, where logits were not
 
 GroupKind = Literal["class", "slice"]
@@ -243,13 +245,18 @@ def is_below(row: GroupRow) -> bool:
 
 
 def build_turned(run: Run, cases: Sequence[Case]) -> Iterator[TurnedRecord]:
-    """What attacks turn classes into: of each threat the nearest successes, then each attack."""
-    for defense, threat, outcomes in choose_cases(cases):
+    """What attacks turn classes into: of each threat the nearest successes, then each attack.
+
+    Of very many attacks the former alone.
+    """
+    chosen = choose_cases(cases)
+    alone = sum(len(outcomes) for *_, outcomes in chosen) <= MOST_TURNED
+    for defense, threat, outcomes in chosen:
         made = TurnedRecord(None, True, build_threat(threat), defense, 0, (), 0)
         if len(outcomes) > 1:
             made = replace(made, adaptive=any(outcome.adaptive for outcome in outcomes))
             yield count_turned(run, made, outcomes)
-        for outcome in outcomes:
+        for outcome in outcomes if alone or len(outcomes) == 1 else ():
             one = replace(made, attack=str(outcome.attack), adaptive=outcome.adaptive)
             yield count_turned(run, one, [outcome])
 
@@ -257,10 +264,12 @@ def build_turned(run: Run, cases: Sequence[Case]) -> Iterator[TurnedRecord]:
 def count_turned(run: Run, empty: TurnedRecord, outcomes: Sequence[Outcome]) -> TurnedRecord:
     """A record with the pairs of classes that these attacks lead from one to the other."""
     fooled, label, becomes = find_turned(outcomes)
-    pairs, counts = np.unique(
-        np.stack([label[fooled], becomes[fooled]]), axis=1, return_counts=True
-    )
-    order = np.lexsort((pairs[1], pairs[0], -counts))
+    label, becomes = label[fooled], becomes[fooled]
+    # a number for each pair: pairs as rows take numpy ten times as long to count
+    span = int(becomes.max(initial=0)) + 1 - LOWEST
+    codes, counts = np.unique(label * span + (becomes - LOWEST), return_counts=True)
+    pairs = np.stack([codes // span, codes % span + LOWEST])
+    order = np.argsort(-counts, kind="stable")  # of equal counts by the classes
     rows = tuple(
         TurnedRow(
             label=int(pairs[0, i]),
@@ -279,9 +288,11 @@ def count_turned(run: Run, empty: TurnedRecord, outcomes: Sequence[Outcome]) -> 
 def find_turned(outcomes: Sequence[Outcome]) -> tuple[Values, Values, Values]:
     """The images ``(n,)`` that are fooled, their classes, and what the nearest success becomes."""
     broken = metrics.find_breaks(outcomes)
+    columns: Columns = outcomes[0].columns
+    if len(outcomes) == 1:
+        return broken[0], columns["label"], columns["pred_adv"]
     best = metrics.find_nearest_attack(outcomes)
     becomes = np.stack([outcome.columns["pred_adv"] for outcome in outcomes])
-    columns: Columns = outcomes[0].columns
     return np.asarray(broken.any(0)), columns["label"], becomes[best, np.arange(len(best))]
 
 

@@ -29,6 +29,8 @@ from . import (
     sentences,
     terms,
 )
+from .abridged import abridge
+from .console import LISTED
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables, name_curve
 from .measures import RateRecord
@@ -83,6 +85,7 @@ class Page(NamedTuple):
     """What the template lays out of one run."""
 
     record: RunRecord
+    shown: RunRecord  # of which tables are made, see `abridged`
     title: str
     curves: Sequence[Drawing]
     rocs: Sequence[Drawing]
@@ -156,6 +159,7 @@ def compile_template() -> Template:
         image_list=image_list,
         is_doubtful=is_doubtful,
         list_sections=list_sections,
+        most_listed=LISTED,
         maps=maps,
         places=PLACES,
         sentences=sentences,
@@ -186,18 +190,19 @@ def encode_base64(content: bytes) -> str:
 
 def build_page(record: RunRecord, name: str) -> Page:
     """Everything of a run but the bytes of its pictures; `name` tells it from others beside it."""
-    stored = read_pictures(record.run)
+    stored, shown = read_pictures(record.run), abridge(record)
     gallery = [
         pictures.build_cell(record, row, stored[row.outcome])
-        for row in pictures.choose_rows(record)
+        for row in pictures.choose_rows(shown)
         if row.outcome in stored
     ]
     fit = pictures.GalleryFit(reduced=False, left_out=0)
     reach = pictures.build_reach(record, stored)
     return Page(
         record,
+        shown,
         title_run(record, name),
-        list(build_curve_drawings(record)),
+        list(build_curve_drawings(shown)),
         list(build_roc_drawings(record)),
         [pictures.GalleryCell("", "", [reach])] if reach else [],
         gallery,
@@ -246,7 +251,7 @@ def list_sections(page: Page) -> list[str]:
     sections = {
         "Gates": record.gates,
         attacks: record.attacks,
-        "Classes": next(group_tables.build_group_tables(record), None),
+        "Classes": next(group_tables.build_group_tables(page.shown), None),
         "Over time": page.trend,
         "Transfer": record.received,
         "Explanations": record.interpreters,
@@ -254,7 +259,7 @@ def list_sections(page: Page) -> list[str]:
         "Gallery": page.gallery,
         "Images": page.images,
         "Detectors": any(defense.detector for defense in record.defenses),
-        "Cost": next(attack_tables.list_attack_lines(record), None),
+        "Cost": next(attack_tables.list_attack_lines(page.shown), None),
         "Trust": record.attacks or record.findings,
         "Without a result": record.failures or record.not_run,
         "Terms": record.attacks,

@@ -8,6 +8,8 @@ from robusteval.registry import REPORT_FORMATS
 from robusteval.runs.types import visible
 
 from . import attack_tables, formatting, gate_words, group_tables, maps, sentences, stages
+from .abridged import abridge
+from .console import LISTED
 from .corruptions import build_corruption_tables
 from .curves import BUDGETS, build_curve_tables
 from .map_record import MapsRecord
@@ -104,19 +106,20 @@ def list_lines(record: RunRecord) -> Iterator[str]:
     yield f"**{escape_prose(record.verdict)}**"
     yield from list_items("", sentences.write_meaning(record))
     yield from list_gates(record)
+    shown = abridge(record)
     if record.attacks:
         if record.defenses:
-            yield from list_matrix(record)
-        yield from list_attacks(record)
+            yield from list_matrix(shown)
+        yield from list_attacks(shown)
     for means in build_corruption_tables(record.corruptions, record.run):
         yield from ("", f"### {escape_prose(means.title)}", "")
         yield render_markdown_row(list(means.columns))
         yield render_markdown_row([LEFT, *(RIGHT for _ in means.columns[1:])])
         yield from (render_markdown_row(list(map(escape_prose, row))) for row in means.rows)
-    yield from list_groups(record)
+    yield from list_groups(shown)
     yield from list_trend(record)
     yield from list_transfer(record)
-    yield from list_curves(record)
+    yield from list_curves(shown)
     if record.interpreters:
         yield from list_explanations(record.interpreters)
     yield from list_items("Findings", map(sentences.write_finding, record.findings))
@@ -131,7 +134,10 @@ def list_lines(record: RunRecord) -> Iterator[str]:
 
 def list_items(title: str, items: Iterable[str]) -> Iterator[str]:
     """A heading and a list; nothing if there are no items."""
-    marked = [f"- {escape_prose(item)}" for item in items]
+    every = list(items)
+    marked = [f"- {escape_prose(item)}" for item in every[:LISTED]]
+    if len(every) > LISTED:
+        marked.append(f"- {len(every) - LISTED:,} more; JSON has all.")
     if marked:
         yield from ("", f"### {title}", "") if title else ("",)
         yield from marked

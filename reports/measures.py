@@ -5,9 +5,11 @@ Numbers that do not exist, such as the distance of no success, are None.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from robusteval.runs.metrics import Cost, Distance, Distances
@@ -190,8 +192,7 @@ def to_json_types(value: Any) -> Any:
     What is not finite becomes None, and what JSON does not know its text.
     """
     if is_dataclass(value):
-        shown = (entry for entry in fields(value) if entry.metadata.get("json", True))
-        return {entry.name: to_json_types(getattr(value, entry.name)) for entry in shown}
+        return {name: to_json_types(getattr(value, name)) for name in list_shown(type(value))}
     if isinstance(value, Mapping):
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -199,3 +200,33 @@ def to_json_types(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
+
+
+@cache
+def list_shown(record: type) -> tuple[str, ...]:
+    """The fields of a class of records that JSON has."""
+    return tuple(each.name for each in fields(record) if each.metadata.get("json", True))
+
+
+def spell_rows(record: Any) -> str:
+    """A record as JSON with a line for each entry of its lists.
+
+    For thousands of rows: to indent them takes Python minutes. ValueError if a number in it is not
+    finite.
+    """
+    encode = json.JSONEncoder(default=show_one_level, allow_nan=False).encode
+    parts = []
+    for name, value in show_one_level(record).items():
+        rows = value if isinstance(value, tuple) and value else None
+        text = encode(value) if rows is None else "[\n" + ",\n".join(map(encode, rows)) + "\n]"
+        parts.append(f"{encode(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def show_one_level(value: Any) -> Any:
+    """What an encoder of JSON does not know, in types of which it knows the outermost."""
+    if is_dataclass(value):
+        return {name: getattr(value, name) for name in list_shown(type(value))}
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    return str(value)

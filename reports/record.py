@@ -37,6 +37,7 @@ from .measures import (
     Share,
     Specs,
     ThreatRecord,
+    spell_rows,
     to_json_types,
 )
 from .models import ModelsRecord, build_models
@@ -46,6 +47,7 @@ from .transfer_matrix import TransferMatrix, build_matrix
 from .trend_record import TrendRecord
 
 SCHEMA: Literal[1] = 1
+MANY = 500  # attacks, from which on JSON has a line for each
 GateKind = Literal["floor", "max_drop", "max_clean_cost", "min_tpr", "findings"]
 GateOutcome = Literal["passed", "failed", "inconclusive"]
 DefenseKind = Literal["model", "detector"]
@@ -297,7 +299,10 @@ class RunRecord:
     curves: tuple[CurveRecord, ...]
     corruptions: Annotated[tuple[CorruptionsRecord, ...], "empty: none were run"]
     groups: Annotated[tuple[GroupsRecord, ...], "by class and by slice, for each worst case"]
-    turned: Annotated[tuple[TurnedRecord, ...], "which class becomes which"]
+    turned: Annotated[
+        tuple[TurnedRecord, ...],
+        "which class becomes which; of more than 500 attacks under all of a threat together alone",
+    ]
     trend: Annotated[TrendRecord | None, "null: no history was given"]
     interpreters: Annotated[MapsRecord | None, "null: no interpreter was asked for"]
     received: Annotated[ReceivedRecord | None, "null: no target was named"]
@@ -308,6 +313,8 @@ class RunRecord:
     provenance: Provenance
     # for formats that show images: the run itself, which is not part of the JSON
     run: Run = field(repr=False, compare=False, metadata={"json": False})
+    # of a page that shows some of very many attacks, what it leaves out: see `abridged`
+    left_out: str = field(default="", metadata={"json": False})
 
 
 @dataclass(frozen=True)
@@ -333,4 +340,6 @@ def to_json(records: RunRecord | Sequence[RunRecord]) -> str:
     if len(runs) > 1:
         several = [record.run for record in runs]
         whole = RunRecords(SCHEMA, build_models(several), build_matrix(several), runs)
+    if sum(len(run.attacks) for run in runs) > MANY:
+        return spell_json(spell_rows(whole))
     return spell_json(json.dumps(to_json_types(whole), indent=2, allow_nan=False))

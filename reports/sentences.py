@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from .abridged import QUOTED, choose_cases, count_others
 from .corruptions import write_corruption_notes, write_corruption_numbers
 from .formatting import (
     MISSING,
@@ -46,6 +47,7 @@ from .record import (
     WorstCaseRow,
 )
 
+DIFFERING = 20  # sentences on PNG files
 CAUGHT = 0.2  # of the results of an attack that knows a detector, below which it is none
 PROBES = {
     "probe:noise": "Noise of the same size, {threat}",
@@ -93,18 +95,22 @@ def write_numbers(record: RunRecord) -> str:
         return f"Accuracy {corrupted[0]}, {n}; clean {format_percent(clean)}"
     most = "at most " if record.upper_bound else ""
     if not bounded:
-        main = f"{'; '.join(write_reach(record, case) for case in worst)}, {n}"
+        quoted = choose_cases(worst, QUOTED)
+        reached = "; ".join(write_reach(record, case) for case in quoted)
+        main = f"{reached}{count_others(worst, quoted)}, {n}"
     elif len(bounded) == 1:
         value = format_rate(bounded[0].robust_accuracy.float)
         place = format_short_place(record, bounded[0])
         main = f"Robust accuracy {most}{value}, {n}, {place}, {count_attacks(bounded[0])}"
     else:
+        quoted = choose_cases(bounded, QUOTED)
         cases = (
             f"{most}{format_rate(case.robust_accuracy.float)} at"
             f" {format_short_place(record, case)}, {count_attacks(case)}"
-            for case in bounded
+            for case in quoted
         )
-        main = f"Robust accuracy, {n}: {'; '.join(cases)}"
+        main = f"Robust accuracy, {n}: {'; '.join(cases)}{count_others(bounded, quoted)}"
+        bounded = quoted
     defended = "".join(
         write_defended_numbers(record, [case for case in bounded if not case.defense])
     )
@@ -179,10 +185,13 @@ def write_meaning(record: RunRecord) -> Iterator[str]:
     """What the verdict means: images, files, belief, cost."""
     if explain_missing_number(record):
         return
-    cases = list_attacked_cases(record)
+    every = list_attacked_cases(record)
+    cases = choose_cases(every, QUOTED)
     for case in cases:
         behind = f" behind {shorten_defense(record, case.defense)}" if case.defense else ""
         yield write_attack_meaning(record, case, behind)
+    if others := len(every) - len(cases):
+        yield f"{others:,} more threats are between these."
     yield from write_corruption_notes(record.corruptions, bool(cases))
     yield from write_weakest_groups(record)
     yield from write_png_notes(record)
@@ -205,13 +214,15 @@ def write_png_notes(record: RunRecord) -> Iterator[str]:
         for case in record.worst_cases
     ]
     rows += [(name_attack(row.spec, row.defense), row) for row in record.attacks]
-    for name, row in rows:
-        rates = row.robust_accuracy
-        if rates.png is not None and rates.png != rates.eight_bit:
-            yield (
-                f"Read back from PNG files {format_percent(rates.png)} robust, rounded to 8 bit"
-                f" {format_percent(rates.eight_bit)}: {name}."
-            )
+    differing = [
+        f"Read back from PNG files {format_percent(rates.png)} robust, rounded to 8 bit"
+        f" {format_percent(rates.eight_bit)}: {name}."
+        for name, row in rows
+        if (rates := row.robust_accuracy).png is not None and rates.png != rates.eight_bit
+    ]
+    yield from differing[:DIFFERING]
+    if len(differing) > DIFFERING:
+        yield f"PNG files differ from rounding for {len(differing) - DIFFERING:,} more rows."
 
 
 def write_defense_notes(record: RunRecord, defense: DefenseRow) -> Iterator[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from robusteval.registry import REPORT_FORMATS
 
 from . import attack_tables, formatting, gate_words, group_tables, maps, sentences, stages
+from .abridged import abridge
 from .console import (
     GAP,
     MARKS,
@@ -93,9 +94,10 @@ def print_table(record: RunRecord, console: Console) -> None:
     for sentence in sentences.write_meaning(record):
         print_paragraph(console, sentence)
     print_gates(console, record)
+    shown = abridge(record)
     if record.attacks:
-        print_attack_tables(console, record)
-    print_groups(console, record)
+        print_attack_tables(console, shown)
+    print_groups(console, shown)
     print_trend(console, record)
     if record.received:
         print_transfer(console, record.received)

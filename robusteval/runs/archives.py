@@ -6,6 +6,7 @@ import io
 import math
 import struct
 import zipfile
+import zlib
 from functools import lru_cache
 from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
@@ -17,6 +18,8 @@ DIRECTORY = 10**6  # bytes of the list of members; one takes 46 and its name
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR = struct.Struct("<4sLQL")
+MEMBER = struct.Struct("<4s6H3L5H2L")  # an entry of the list of members, without its name
+LOCAL = struct.Struct("<4s5H3L2H")  # what stands before a member
 COMMENT = 2**16  # bytes that may follow the end record
 HEADER = 10_000  # characters that describe an array
 PACKING = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others a few bytes can fill the memory
@@ -161,3 +164,58 @@ def read_array(archive: zipfile.ZipFile, key: str, usual: int) -> np.ndarray[Any
     with archive.open(entry) as packed:
         array: np.ndarray[Any, Any] = np.lib.format.read_array(packed, allow_pickle=False)
     return array
+
+
+def read_plain(content: bytes, usual: int) -> dict[str, np.ndarray[Any, Any]] | None:
+    """All arrays of an archive that is in memory, in a tenth of the time that `zipfile` takes.
+
+    Only what is packed as `numpy.savez` does it, and small, is read so; None of all else, which the
+    functions above read, or refuse with what is wrong.
+    """
+    end = content.rfind(b"PK\x05\x06")
+    if end < 0 or end + END.size > len(content):
+        return None
+    _, disk, first, here, count, size, place, comment = END.unpack_from(content, end)
+    if (disk, first, here) != (0, 0, count) or end + END.size + comment != len(content):
+        return None
+    if place + size != end or size > DIRECTORY:
+        return None
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    left = usual
+    for _ in range(count):
+        if place + MEMBER.size > end:
+            return None
+        mark, _, _, flags, kind, _, _, crc, packed, full, length, extra, said, _, _, _, at = (
+            MEMBER.unpack_from(content, place)
+        )
+        place += MEMBER.size + length
+        name = content[place - length : place]
+        left -= full
+        usually = (mark, flags, kind, extra, said) == (b"PK\x01\x02", 0, zipfile.ZIP_DEFLATED, 0, 0)
+        raw = _inflate(content, at, name, packed, full) if usually and left >= 0 else None
+        if raw is None or zlib.crc32(raw) != crc:
+            return None
+        key, suffix = name[: -len(SUFFIX)].decode("ascii"), name[-len(SUFFIX) :]
+        layout = _read_header(io.BytesIO(raw), key)
+        size = math.prod(layout.shape) * layout.dtype.itemsize
+        if layout.begin + size != full or suffix != SUFFIX.encode():
+            return None
+        order: Literal["F", "C"] = "F" if layout.fortran else "C"
+        values = bytearray(memoryview(raw)[layout.begin :])
+        arrays[key] = np.ndarray(layout.shape, layout.dtype, values, order=order)
+    return arrays if place == end and len(arrays) == count else None
+
+
+def _inflate(content: bytes, at: int, name: bytes, packed: int, full: int) -> bytes | None:
+    """The bytes of the member that begins there; None if it is not small and as its list says."""
+    if full > LARGE or at + LOCAL.size > len(content):
+        return None
+    mark, *_, length, extra = LOCAL.unpack_from(content, at)
+    begin = at + LOCAL.size + length + extra
+    if mark != b"PK\x03\x04" or begin + packed > len(content):
+        return None
+    if content[at + LOCAL.size : at + LOCAL.size + length] != name:
+        return None
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    raw = inflating.decompress(content[begin : begin + packed], full + 1)
+    return raw if inflating.eof and len(raw) == full else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from robusteval.errors import RunError, UsageError
-from robusteval.runs.archives import SUFFIX, open_archive, read_array
+from robusteval.runs.archives import SUFFIX, open_archive, read_array, read_plain
 from robusteval.runs.reading import ARRAYS, COLUMNS, WEIGHTS, check_amount, open_regular, read_bytes
 from robusteval.runs.seals import check_seal, seal
 from robusteval.runs.types import Columns
@@ -48,6 +48,9 @@ def pack(columns: Mapping[str, np.ndarray[Any, Any]], key: str | None = None) ->
 def unpack(content: bytes, usual: int = COLUMNS) -> Columns:
     """Columns of an ``.npz`` file of at most so many bytes; ValueError if it is none."""
     try:
+        plain = read_plain(content, usual)
+        if plain is not None:
+            return plain
         with open_archive(io.BytesIO(content), "the archive") as archive:
             total = sum(entry.file_size for entry in archive.infolist())
             check_amount("the archive, unpacked,", total, usual, "bytes")

@@ -297,7 +297,8 @@ class Run(Showable):
         Whatever `status` says: cells and defenses are told by what the configuration asks for.
         """
         done = {name_cell(o.attack, o.defense, o.adaptive) for o in self.attacks}
-        unfinished = [cell for cell in self.list_asked() if cell not in {*done, *self.failures}]
+        done.update(self.failures)
+        unfinished = [cell for cell in self.list_asked() if cell not in done]
         yield from unfinished
         ready = {str(defended.spec) for defended in self.defenses}
         for defense in map(str, self.config.get("defenses") or ()):

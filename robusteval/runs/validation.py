@@ -164,9 +164,9 @@ def check_outcome(outcome: Outcome, clean: Columns) -> None:
     if not isinstance(outcome.resolved, dict) or not isinstance(outcome.adaptive, bool):
         raise ValueError(f"{title} has no parameters")
     c = outcome.columns
-    check_columns(c, (*ATTACKED, *(WATCHED if "flagged" in clean else ())), title)
     stages = [name.removeprefix(STAGE) for name in c if name.startswith(STAGE)]
-    check_columns(c, [f"{MADE}{name}" for name in stages], title)
+    made = [f"{MADE}{name}" for name in stages]
+    check_columns(c, (*ATTACKED, *(WATCHED if "flagged" in clean else ()), *made), title)
     check_map_columns(c, CHANGES, title)
     check_same_images(c, clean, title, whole=outcome.role in ("attack", TRANSFER))
     norm, eps, _ = outcome.threat
