@@ -29,7 +29,8 @@ def write_annotation(problem: Problem) -> str:
         "title": f"robusteval: {problem.title}",
     }
     properties = ",".join(f"{key}={escape_property(value)}" for key, value in facts.items())
-    return f"::{problem.level} {properties}::{escape_data(problem.message)}"
+    level = "notice" if problem.level == "note" else problem.level
+    return f"::{level} {properties}::{escape_data(problem.message)}"
 
 
 def escape_data(text: str) -> str:

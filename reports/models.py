@@ -122,7 +122,7 @@ def build_models(runs: Sequence[Run]) -> ModelsRecord:
 
 
 def name_models(runs: Sequence[Run]) -> list[str]:
-    """A name for each model, no two the same: its file, with the folder of its run if need be.
+    """A name for each model, no two the same: its file, with type or folder of its run if need be.
 
     Columns are as wide as names, so long ones are shortened, unless two would look the same then.
     """
@@ -133,13 +133,23 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     files = [shorten_name(name) for name in whole]
     if len(set(files)) < len(set(whole)):
         files = whole
+    types = [f"{file} in {find_type(run)}" for file, run in zip(files, runs, strict=True)]
     names: list[str] = []
-    for run, file in zip(runs, files, strict=True):
+    for run, file, typed in zip(runs, files, types, strict=True):
         folder = formatting.name_file(run.folder)
-        name = f"{file} ({folder})" if files.count(file) > 1 and folder else file
+        name = f"{file} ({folder})" if folder else file
+        if files.count(file) == 1:
+            name = file
+        elif types.count(typed) == 1:
+            name = typed
         again = sum(other == name or other.startswith(f"{name} #") for other in names)
         names.append(f"{name} #{again + 1}" if again else name)
     return names
+
+
+def find_type(run: Run) -> str:
+    """What the network of a run computes in."""
+    return str(run.model.get("dtype") or "float32")
 
 
 def shorten_name(name: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import formatting, gate_words, sentences
+from .corruptions import write_corruption_numbers
 from .measures import CORRUPTION
 from .record import AttackRow, GateRow, RunRecord, WorstCaseRow
 
@@ -22,7 +23,7 @@ class Problem(NamedTuple):
     """Something to show beside the line of a file."""
 
     rule: str  # "gate-floor", "finding-zero-gradient", "no-result"
-    level: str  # "error" or "warning"
+    level: str  # "error", "warning" or "note"
     title: str
     message: str
     file: str
@@ -61,6 +62,23 @@ def list_run_problems(record: RunRecord) -> list[Problem]:
         for case in record.worst_cases
         if is_all_fooled(case) and record.complete and not record.misfed
     ]
+    if (
+        record.complete
+        and not record.misfed
+        and all(case.threat.norm == CORRUPTION for case in record.worst_cases)
+    ):
+        found += [
+            Problem(
+                "corruptions",
+                "note",
+                f"corruptions behind {means.defense}" if means.defense else "corruptions",
+                f"Accuracy {write_corruption_numbers(means)}; clean"
+                f" {formatting.format_percent(record.clean_accuracy)}.",
+                file,
+                1,
+            )
+            for means in record.corruptions
+        ]
     found += [
         Problem(
             f"finding-{finding.code}",

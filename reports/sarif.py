@@ -27,6 +27,7 @@ RULES = {
     "gate-max_clean_cost": "A defense costs little accuracy on clean images.",
     "gate-min_tpr": "A detector finds most of the attacked images.",
     "gate-findings": "The trust checks find nothing that is not allowed.",
+    "corruptions": "What is left of accuracy under corruptions.",
     "nothing-robust": "Some images withstand every attack that was tried.",
     "no-result": "Every attack that was asked for has a result.",
 }
@@ -35,7 +36,7 @@ RULES = {
 @REPORT_FORMATS.add("sarif", suffix=".sarif")
 def render_sarif(records: Sequence[RunRecord]) -> str:
     """SARIF 2.1.0: a result for each gate that is not passed, each threat that no image withstands,
-    each grave finding and each absence.
+    each grave finding and each absence; where nobody attacked, what corruptions leave, as a note.
 
     Gates point at their line in the file that names them, the others at its first line, or at
     ``run.json``. Worst first, at most 5,000; all runs are one run of the tool, because GitHub
@@ -83,7 +84,11 @@ def build_rule(id_: str) -> dict[str, Any]:
         "fullDescription": {"text": about},
         "help": {"text": f"{about} The report of the run says more."},
         "defaultConfiguration": {
-            "level": "warning" if id_.startswith(("finding-", "nothing-")) else "error"
+            "level": "note"
+            if id_ == "corruptions"
+            else "warning"
+            if id_.startswith(("finding-", "nothing-"))
+            else "error"
         },
     }
 

@@ -358,7 +358,9 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     if ways := source.config.get("shortcuts"):
         kinds = [f"in {ways['amp']} (autocast)"] if "amp" in ways else []
         kinds += ["compiled"] if "compile" in ways else []
-        yield "differentiated", f"{' and '.join(kinds)}, by attacks; verdicts are made without"
+        differing = count_differing(record)
+        said = f"{' and '.join(kinds)}, by attacks; verdicts are made without{differing}"
+        yield "differentiated", said
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts
@@ -397,6 +399,17 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "made", join_parts(source.created, took, environment.get("platform"))
     if source.folder:
         yield "folder", source.folder
+
+
+def count_differing(record: RunRecord) -> str:
+    """How many verdicts differ by shortcuts, where that is known."""
+    columns = [outcome.columns for outcome in record.run.attacks]
+    known = [c["by_shortcuts"][c["attacked"]] for c in columns if "by_shortcuts" in c]
+    if not known:
+        return ""
+    differing = sum(int((values > 0).sum()) for values in known)
+    total = sum(map(len, known))
+    return f", and differ in {differing:,} of {format_count(total, 'result')}"
 
 
 def select_undefended(cases: Sequence[WorstCaseRow]) -> Sequence[WorstCaseRow]:

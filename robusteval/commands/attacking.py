@@ -115,9 +115,15 @@ def name_run(request: Request) -> str:
 
 
 def name_runs(requests: Sequence[Request]) -> list[str]:
-    """A folder's name for each network, no two the same."""
+    """A folder's name for each network, no two the same: with the type if that tells them apart."""
     names = [name_run(each) for each in requests]
-    return [f"{n}-{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
+    typed = [
+        f"{name}-{each.dtype}" if names.count(name) > 1 else name
+        for name, each in zip(names, requests, strict=True)
+    ]
+    return [
+        name if typed.count(name) == 1 else f"{names[i]}-{i + 1}" for i, name in enumerate(typed)
+    ]
 
 
 def name_out(out: Path | None, name: str, count: int) -> Path | None:

@@ -44,15 +44,23 @@ def read_options(command: click.Command, place: Path) -> dict[str, Any]:
 
     UsageError if a key is unknown or of the wrong type.
     """
-    from robusteval.reports.gate_config import find_table
+    from robusteval.reports.gate_config import SHARED, find_table
 
     path, table = find_table(place)
     options = table.get("evaluate", {})
+    known = {name_key(each): each for each in command.params if name_key(each) not in LEFT_OUT}
+    misplaced = [key for key in table if key in known and key not in SHARED]
+    if misplaced:
+        prefix = "tool.robusteval." if path.name == "pyproject.toml" else ""
+        stands = "stand" if len(misplaced) > 1 else "stands"
+        raise UsageError(
+            f"{path}: {', '.join(misplaced)} {stands} outside of the table of options: put"
+            f" {'them' if len(misplaced) > 1 else 'it'} below a line [{prefix}evaluate]"
+        )
     if not options:
         return {}
     if not isinstance(options, dict):
         raise UsageError(f"{path}: evaluate must be a table of options, not {options!r}")
-    known = {name_key(each): each for each in command.params if name_key(each) not in LEFT_OUT}
     found = {}
     for key, value in options.items():
         if key not in known:

@@ -28,7 +28,7 @@ from robusteval.evaluation.map_changes import Measurement
 from robusteval.evaluation.pieces import ROUNDS, HandingOut, Task
 from robusteval.evaluation.plan import Attack, Plan, needs_detector
 from robusteval.evaluation.planting import Planting, keep_planted
-from robusteval.evaluation.shortcut_checks import BY_SHORTCUTS, count_differences
+from robusteval.evaluation.shortcut_checks import BY_SHORTCUTS, describe_differences
 from robusteval.evaluation.target import Target
 from robusteval.models.classifier import Classifier, choose_batch_size, choose_block_size
 from robusteval.runs import metrics
@@ -303,7 +303,7 @@ def list_notes(
             of = f"{same} of {len(rows)} images are"
             notes.append(f"{of} of the class to reach: left alone, they count as held")
     if BY_SHORTCUTS in found and len(rows):
-        notes.append(count_differences(found))
+        notes += describe_differences(found)
     return tuple(notes)
 
 

@@ -241,10 +241,7 @@ def prepare_plan(
         config["shard"] = str(share)
     if data.slices:
         config["slices"] = encode_slices(data.slices, index)
-    findings = tuple(
-        Finding("left-out", False, f"{spec} was left out: {reason}.", spec)
-        for spec, reason in left_out.items()
-    )
+    findings = tuple(describe_left_out(left_out))
     plan = Plan(
         model,
         data,
@@ -264,6 +261,15 @@ def prepare_plan(
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]
     return plan
+
+
+def describe_left_out(left_out: Mapping[str, str]) -> Iterator[Finding]:
+    """What a reader must know of specs that were left out: each reason once."""
+    for reason in dict.fromkeys(left_out.values()):
+        specs = [spec for spec, why in left_out.items() if why == reason]
+        were = "was" if len(specs) == 1 else "were"
+        cell = specs[0] if len(specs) == 1 else None
+        yield Finding("left-out", False, f"{', '.join(specs)} {were} left out: {reason}.", cell)
 
 
 def check_draw(samples: int | None, seed: int) -> None:

@@ -197,11 +197,16 @@ def compare_verdicts(
     return LOST * (seen & ~true) + WON * (true & ~seen)
 
 
-def count_differences(found: Columns) -> str:
-    """On how many images ``(n,)`` verdicts differ by shortcuts: a sentence for a cell's notes."""
+def describe_differences(found: Columns) -> list[str]:
+    """On how many images ``(n,)`` verdicts differ by shortcuts: for a cell's notes, where some do.
+
+    That they differ on none stands beside what the shortcuts are, in the report.
+    """
     lost, won = (int((found[BY_SHORTCUTS] == which).sum()) for which in (LOST, WON))
-    return (
+    if not lost + won:
+        return []
+    return [
         f"through the run's shortcuts {lost} of {len(found[BY_SHORTCUTS])} images fooled the"
         f" network that hold without them, and were attacked again without; {won} held that fool"
         " it; verdicts are made without"
-    )
+    ]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,7 +65,8 @@ class Shortcuts:
             torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None),
         ):
             if self.compiles:  # a mode that looks on would end every graph
-                return self._compile(network)(x)
+                with without_remarks():
+                    return self._compile(network)(x)
             with ImageByImage(len(x), block):
                 return network(x)
 
@@ -68,6 +74,26 @@ class Shortcuts:
         if id(network) not in self.compiled:
             self.compiled[id(network)] = torch.compile(network, dynamic=False)
         return self.compiled[id(network)]
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Let torch's compiler keep to itself what it remarks on machine and network.
+
+    Such as that there is no GPU; its errors are raised as ever, and who sets ``TORCH_LOGS`` or
+    Python's ``-W`` is told what he asks for.
+    """
+    logger = logging.getLogger("torch")
+    level = logger.level
+    try:
+        if "TORCH_LOGS" not in os.environ:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.filterwarnings("ignore", module=r"torch\.")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def make_shortcuts(autocast: torch.dtype | None, compiles: bool) -> Shortcuts:

@@ -141,6 +141,24 @@ def test_wrong_settings_are_refused_in_a_sentence(
     assert said in done.stderr
 
 
+def test_options_outside_of_their_table_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = "samples = 3\n[evaluate]\ndata = 'digits'\n"
+    Path("robusteval.toml").write_text(f"checkpoint = 'demo'\n{table}")
+    several = ran("evaluate")
+    Path("robusteval.toml").unlink()
+    Path("pyproject.toml").write_text("[tool.robusteval]\ncheckpoint = 'demo'\n")
+    one = ran("evaluate")
+
+    assert (several.exit_code, one.exit_code) == (2, 2)
+    assert "checkpoint, samples stand outside" in several.stderr
+    assert "put them below a line [evaluate]" in several.stderr
+    assert "checkpoint stands outside" in one.stderr
+    assert "put it below a line [tool.robusteval.evaluate]" in one.stderr
+
+
 def test_without_a_checkpoint_and_a_file_it_says_what_to_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

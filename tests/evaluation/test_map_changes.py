@@ -470,6 +470,19 @@ def test_what_is_optional_is_left_out_with_a_remark(bands: Classifier, npz: Path
     assert "use gradcam" in finding.message
 
 
+def test_a_reason_to_leave_several_out_is_said_once(bands: Classifier, npz: Path) -> None:
+    asked = [Spec("cam", {}), Spec("cam", {"pool": 2}), Spec("grad", {})]
+
+    plan = prepare_plan(
+        bands, open_data(str(npz)), [ATTACK], interpreters=asked, optional=asked, samples=20
+    )
+
+    (finding,) = plan.findings
+    assert finding.message.startswith("cam, cam:pool=2 were left out: ")
+    assert finding.message.count("use gradcam") == 1
+    assert finding.cell is None
+
+
 def test_if_everything_is_left_out_nothing_runs(bands: Classifier, npz: Path) -> None:
     spec = Spec("pgd", {"eps": 9.0})
 

@@ -7,6 +7,7 @@ test needs a compiler.
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +25,7 @@ from robusteval.evaluation.shortcut_checks import (
 from robusteval.models.classifier import Classifier, frozen
 from robusteval.models.forward_modes import ImageByImage, twice_differentiable
 from robusteval.models.networks import digits_cnn
-from robusteval.models.shortcuts import Shortcuts
+from robusteval.models.shortcuts import Shortcuts, without_remarks
 
 # torch hides this one from its users, but not where warnings are errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -142,3 +143,24 @@ def test_shortcuts_are_left_where_an_attack_breaks_and_copies_compile_anew(
     for other in (copy.deepcopy(ways), pickle.loads(pickle.dumps(ways))):
         assert other.describe() == {"amp": "bfloat16", "compile": "inductor"}
         assert not other.compiled
+
+
+def test_what_the_compiler_remarks_on_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But for who asks torch for its logs; what is remarked elsewhere is as it was."""
+    monkeypatch.delenv("TORCH_LOGS", raising=False)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+
+    with without_remarks():
+        logger.warning("no GPU")
+        logger.error("no compiler")
+    logger.warning("later")
+    monkeypatch.setenv("TORCH_LOGS", "dynamo")
+    with without_remarks():
+        logger.warning("asked for")
+
+    # a logger that propagates is heard twice here
+    heard = list(dict.fromkeys(entry.message for entry in caplog.records))
+    assert heard == ["no compiler", "later", "asked for"]

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from reportable import corrupted
 
 from robusteval import __version__
 from robusteval.reports import badge, github, junit
@@ -252,6 +253,28 @@ def test_an_incomplete_run_is_a_result_and_no_success(
     assert result["message"]["text"].startswith("Incomplete: 1 of")
     assert "late: no memory" in result["message"]["text"]
     assert made["invocations"][0]["executionSuccessful"] is False
+
+
+def test_what_corruptions_leave_is_a_note_where_nobody_attacked(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    alone = [
+        corrupted(make_outcome, kind, 1, lost, 100) for kind, lost in (("fog", 20), ("snow", 40))
+    ]
+    attacked = make_outcome(np.arange(100) < 50)
+
+    record = build_record(make_run(*alone))
+    (made,) = sarif(record)["runs"]
+    (beside,) = sarif(build_record(make_run(*alone, attacked)))["runs"]
+
+    (result,) = made["results"]
+    assert (result["ruleId"], result["level"]) == ("corruptions", "note")
+    assert result["message"]["text"].startswith("Accuracy 70 % (")
+    assert result["message"]["text"].endswith("severity 1; clean 100 %.")
+    assert made["tool"]["driver"]["rules"][0]["defaultConfiguration"] == {"level": "note"}
+    (annotation,) = github.list_annotations(record)
+    assert annotation.startswith("::notice ")
+    assert beside["results"] == []
 
 
 def test_a_run_without_trouble_has_no_results(run: Run) -> None:

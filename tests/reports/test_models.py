@@ -94,6 +94,14 @@ def test_models_of_one_file_are_named_by_their_runs(runs: list[Run]) -> None:
     assert name_models([same[0], same[0]]) == ["a.pt (a)", "a.pt (a) #2"]
 
 
+def test_models_of_one_file_in_two_types_are_named_by_these(runs: list[Run]) -> None:
+    half = replace(runs[0], model={**runs[0].model, "dtype": "bfloat16"})
+    again = replace(runs[1], model=runs[0].model)
+
+    assert name_models([half, runs[0]]) == ["a.pt in bfloat16", "a.pt in float32"]
+    assert name_models([half, runs[0], again]) == ["a.pt in bfloat16", "a.pt (a)", "a.pt (b)"]
+
+
 def test_long_names_are_shortened_where_they_stay_apart(runs: list[Run]) -> None:
     """As that of the demo network, which holds a hash."""
 

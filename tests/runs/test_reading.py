@@ -218,6 +218,7 @@ def test_large_array_packed_far_too_well_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = write_archive(tmp_path / "it.npz", describe_array("(9, 1000)") + bytes(72_000))
+    monkeypatch.setattr(archives, "SMALL", 10_000)
     monkeypatch.setattr(archives, "LARGE", 10_000)
 
     with pytest.raises(ValueError, match="times the bytes"):
