@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from .groups import GroupsRecord, TurnedRecord
+from .measures import ThreatRecord
 from .record import AttackRow, CurveRecord, RunRecord, WorstCaseRow
 
 MOST_ATTACKS = 200  # of a table
@@ -22,6 +23,7 @@ POINTS = 50  # radii that are drawn
 
 Placed = TypeVar("Placed", WorstCaseRow, AttackRow, GroupsRecord, TurnedRecord)
 T = TypeVar("T")
+Place = tuple[ThreatRecord, str | None]  # a threat, and the defense that an attack is behind
 
 
 def abridge(record: RunRecord) -> RunRecord:
@@ -32,7 +34,7 @@ def abridge(record: RunRecord) -> RunRecord:
     if len(record.attacks) <= MOST_ATTACKS and len(record.worst_cases) <= MOST_ATTACKS:
         return record
     cases = choose_cases(record.worst_cases, MOST_CASES)
-    places = {(case.threat, case.defense) for case in cases}
+    places: set[Place] = {(case.threat, case.defense) for case in cases}
     attacks = choose_strongest(select(record.attacks, places), MOST_ATTACKS // len(cases))
     specs = {None, *(row.spec for row in attacks)}
     threats = (
@@ -52,14 +54,14 @@ def abridge(record: RunRecord) -> RunRecord:
     )
 
 
-def select(rows: Sequence[Placed], places: set[tuple[object, str | None]]) -> list[Placed]:
+def select(rows: Sequence[Placed], places: set[Place]) -> list[Placed]:
     """Those under some threats and defenses."""
     return [row for row in rows if (row.threat, row.defense) in places]
 
 
 def choose_strongest(rows: Sequence[AttackRow], each: int) -> list[AttackRow]:
     """Of each threat and defense so many attacks, those that leave least; in their order."""
-    groups: dict[tuple[object, str | None], list[int]] = {}
+    groups: dict[Place, list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault((row.threat, row.defense), []).append(place)
     kept = [

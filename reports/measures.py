@@ -192,7 +192,8 @@ def to_json_types(value: Any) -> Any:
     What is not finite becomes None, and what JSON does not know its text.
     """
     if is_dataclass(value):
-        return {name: to_json_types(getattr(value, name)) for name in list_shown(type(value))}
+        kind: Any = type(value)
+        return {name: to_json_types(getattr(value, name)) for name in list_shown(kind)}
     if isinstance(value, Mapping):
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -203,7 +204,7 @@ def to_json_types(value: Any) -> Any:
 
 
 @cache
-def list_shown(record: type) -> tuple[str, ...]:
+def list_shown(record: Any) -> tuple[str, ...]:
     """The fields of a class of records that JSON has."""
     return tuple(each.name for each in fields(record) if each.metadata.get("json", True))
 
@@ -226,7 +227,8 @@ def spell_rows(record: Any) -> str:
 def show_one_level(value: Any) -> Any:
     """What an encoder of JSON does not know, in types of which it knows the outermost."""
     if is_dataclass(value):
-        return {name: getattr(value, name) for name in list_shown(type(value))}
+        kind: Any = type(value)
+        return {name: getattr(value, name) for name in list_shown(kind)}
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
     return str(value)
