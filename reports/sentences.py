@@ -46,6 +46,7 @@ from .record import (
     RunRecord,
     WorstCaseRow,
 )
+from .shortcuts import describe_shortcuts
 
 DIFFERING = 20  # sentences on PNG files
 CAUGHT = 0.2  # of the results of an attack that knows a detector, below which it is none
@@ -355,12 +356,7 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "outputs", model["outputs"]
     if model.get("precision"):
         yield "computed in", model["precision"]
-    if ways := source.config.get("shortcuts"):
-        kinds = [f"in {ways['amp']} (autocast)"] if "amp" in ways else []
-        kinds += ["compiled"] if "compile" in ways else []
-        differing = count_differing(record)
-        said = f"{' and '.join(kinds)}, by attacks; verdicts are made without{differing}"
-        yield "differentiated", said
+    yield from (("differentiated", said) for said in describe_shortcuts(record))
     yield "normalisation", format_normalisation(model)
     for defense in record.defenses:
         facts = defense.facts
@@ -399,17 +395,6 @@ def list_provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "made", join_parts(source.created, took, environment.get("platform"))
     if source.folder:
         yield "folder", source.folder
-
-
-def count_differing(record: RunRecord) -> str:
-    """How many verdicts differ by shortcuts, where that is known."""
-    columns = [outcome.columns for outcome in record.run.attacks]
-    known = [c["by_shortcuts"][c["attacked"]] for c in columns if "by_shortcuts" in c]
-    if not known:
-        return ""
-    differing = sum(int((values > 0).sum()) for values in known)
-    total = sum(map(len, known))
-    return f", and differ in {differing:,} of {format_count(total, 'result')}"
 
 
 def select_undefended(cases: Sequence[WorstCaseRow]) -> Sequence[WorstCaseRow]:

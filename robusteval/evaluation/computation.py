@@ -187,21 +187,21 @@ class Computation:
         shown = attack.role == "attack"
         rows = np.flatnonzero(metrics.find_right(target.clean))  # positions attacked
         some = rows if shown else rows[:PROBED]
-        batches = self.division.split_attacked(
-            some, self.sizes.choose_size(attack), whole=attack.foreign
-        )
+        size = self.sizes.choose_size(attack)
+        batches = self.division.split_attacked(some, size, whole=attack.foreign)
         rows = np.sort(np.concatenate([*batches, rows[:0]]))
         gallery = Gallery(self.store.read_candidates(keys[0])) if shown else None
         self.shrinking.notes.clear()
         if shown:
             check_images(self.store, keys)
         found = self._attack_rows(attack, target, defended, measurement, gallery, keys, batches)
+        # before the columns are placed, which empties them
         notes = list_notes(attack, found[0], target, rows, self.shrinking)
         hard = measure_hardness(found[0], attack.threat) if len(rows) else rows
         outcomes = []
         for i, each in enumerate((target, *defended)):
             positions = self.division.list_judged(target, rows) if shown else rows
-            maps = measurement.name_columns() if measurement is not None and i == 0 else ()
+            maps = measurement.name_columns() if measurement and not i else ()
             outcome = Outcome(
                 attack=attack.spec,
                 threat=attack.threat,
