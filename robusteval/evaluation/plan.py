@@ -19,6 +19,7 @@ from robusteval.errors import UsageError, check_argument, check_whole
 from robusteval.evaluation.defense import Defense, prepare_defense
 from robusteval.evaluation.defense_files import hide_folder
 from robusteval.evaluation.goals import Goals, read_goals, spell_goal
+from robusteval.evaluation.left_out import describe_left_out
 from robusteval.evaluation.map_changes import describe_interpreters
 from robusteval.evaluation.receiving import prepare_receivers
 from robusteval.evaluation.shares import Share
@@ -261,15 +262,6 @@ def prepare_plan(
     if ready:
         config["cells"] = [cell.label for cell in plan.list_cells()]
     return plan
-
-
-def describe_left_out(left_out: Mapping[str, str]) -> Iterator[Finding]:
-    """What a reader must know of specs that were left out: each reason once."""
-    for reason in dict.fromkeys(left_out.values()):
-        specs = [spec for spec, why in left_out.items() if why == reason]
-        were = "was" if len(specs) == 1 else "were"
-        cell = specs[0] if len(specs) == 1 else None
-        yield Finding("left-out", False, f"{', '.join(specs)} {were} left out: {reason}.", cell)
 
 
 def check_draw(samples: int | None, seed: int) -> None:
