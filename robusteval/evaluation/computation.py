@@ -134,11 +134,10 @@ class Computation:
         self.shrinking = Shrinking([target.model for target in targets], values)
         batches.shrink = self.shrinking.shrink_blocks
         batches.expect = lambda rows: plan.data.expect(plan.index[rows])
-        natural = choose_batch_size(values, plan.classifier.device)
-        self.sizes = BatchSizes(natural, batch_size)
+        self.sizes = BatchSizes(choose_batch_size(values, plan.classifier.device), batch_size)
         self.planting = Planting(plan, self.answers, self.shrinking.models.append)
         self.division = Division(plan, self.undefended)
-        self.handing = HandingOut(self.targets, self.shrinking.notes, natural // 4)
+        self.handing = HandingOut(self.targets, self.shrinking.notes, self.sizes.natural // 4)
 
     def measure_clean(self, key: str, target: Target) -> Columns:
         """Every image as it is."""
