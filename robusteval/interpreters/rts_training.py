@@ -65,6 +65,11 @@ def prepare_rts(
     not train for the same end.
     """
     progress = progress or Silent()
+    if (path := locate_mask_network(model)).exists():
+        try:
+            return find_mask_network(model)
+        except UsageError:
+            progress.say(f"{path} is damaged: the masks of rts are trained again.")
     attempt = {
         "data": data.name,
         "labels": sha256(np.ascontiguousarray(data.labels).tobytes()).hexdigest(),
@@ -73,11 +78,6 @@ def prepare_rts(
         "steps": steps,
         "version": __version__,
     }
-    if (path := locate_mask_network(model)).exists():
-        try:
-            return find_mask_network(model)
-        except UsageError:
-            progress.say(f"{path} is damaged: the masks of rts are trained again.")
     missed = path.with_suffix(".missed.json")
     if reason := recall_miss(missed, attempt):
         raise UselessMaskNetwork(f"{reason} (trained before; remove {missed} to try again)")

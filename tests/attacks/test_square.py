@@ -15,7 +15,7 @@ from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import count_passes
 from robusteval.search.balls import Ball, measure_distances, quantise
-from robusteval.search.descent import Score
+from robusteval.search.descent import Found, Objective, Score
 from robusteval.search.square import build_bumps, choose_width, search_square
 
 if TYPE_CHECKING:
@@ -188,6 +188,21 @@ def test_a_loop_over_single_images_finds_the_same() -> None:
     assert labels_of(model, together).ne(y).any()
 
 
+def search_patiently(objective: Objective, patience: int, reached: Tensor) -> Found:
+    """A search of 100 queries beside others that reached these losses ``(n,)``."""
+    return search_square(
+        objective,
+        Ball.around(grey(len(reached), 1, 6, 6), "linf", 0.1),
+        None,
+        queries=100,
+        share=0.8,
+        rescale=False,
+        stop="8bit",
+        patience=patience,
+        reached=reached,
+    )
+
+
 def test_a_search_ends_that_has_no_hope_and_is_behind_others() -> None:
     """Losses that fall by so much a query: none, too little, enough, none but ahead of others."""
     slope = torch.tensor([0.0, 0.9, 1.1, 0.0]) / 99  # 1 at the first of 100 queries
@@ -198,17 +213,7 @@ def test_a_search_ends_that_has_no_hope_and_is_behind_others() -> None:
         queries[index] += 1
         return Score(loss, torch.zeros(len(x_adv), dtype=torch.bool))
 
-    found = search_square(
-        objective,
-        Ball.around(grey(4, 1, 6, 6), "linf", 0.1),
-        None,
-        queries=100,
-        share=0.8,
-        rescale=False,
-        stop="8bit",
-        patience=20,
-        reached=torch.tensor([0.01, 0.01, 0.01, 2.0]),
-    )
+    found = search_patiently(objective, 20, torch.tensor([0.01, 0.01, 0.01, 2.0]))
 
     assert queries.tolist() == [21, 21, 100, 100]
     torch.testing.assert_close(found.loss, 1 - slope * (queries - 1))
@@ -223,17 +228,7 @@ def test_a_search_that_slows_down_ends_once_its_mean_pace_is_too_slow() -> None:
         loss = torch.full((len(x_adv),), 1 - min(len(asked), 51) / 80)
         return Score(loss, torch.zeros(len(x_adv), dtype=torch.bool))
 
-    search_square(
-        objective,
-        Ball.around(grey(1, 1, 6, 6), "linf", 0.1),
-        None,
-        queries=100,
-        share=0.8,
-        rescale=False,
-        stop="8bit",
-        patience=25,
-        reached=torch.zeros(1),
-    )
+    search_patiently(objective, 25, torch.zeros(1))
 
     assert len(asked) == 76  # at 50 it would fall by 5/8
 
