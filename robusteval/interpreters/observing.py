@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def observe_calls(
         refuse_scripted(network, watch.module)
         watch.known = find_places_of(network, watch.module, shape)
     shown = x if len(x) else draw_noise(x)
-    with watch.hooks(), watch, twice_differentiable(x):
+    with twice_differentiable(x), watched(model, shown), watch.hooks(), watch:
         logits = model(shown)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
     logits = logits[: len(x)]
@@ -127,10 +127,22 @@ def draw_noise(x: Tensor) -> Tensor:
 
 def get_network(model: nn.Module) -> nn.Module:
     """The network whose features are meant: a `Classifier`'s, or the model itself."""
+    inner = get_classifier(model)
+    return model if inner is None else inner.network
+
+
+def get_classifier(model: nn.Module) -> Classifier | None:
+    """The one `Classifier` that a model is or has inside, if it has one."""
     inner = [part for part in model.modules() if isinstance(part, Classifier)]
     if len(inner) > 1:
         raise ValueError("an ensemble has no feature maps of its own: explain its members")
-    return inner[0].network if inner else model
+    return inner[0] if inner else None
+
+
+def watched(model: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+    """While hooks see what a model computes for images; see `Classifier.watched`."""
+    inner = get_classifier(model)
+    return nullcontext() if inner is None else inner.watched(x)
 
 
 def get_unmasked(network: nn.Module) -> nn.Module:

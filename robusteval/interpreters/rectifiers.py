@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, autograd
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from robusteval.models.forward_modes import Pointwise
 
 Slope = Literal["smooth", "adv2", "true"]
 
@@ -119,7 +120,7 @@ class Bent(autograd.Function):
 Rule = Callable[[Tensor, Tensor, Bends], Tensor]
 
 
-class Rectifiers(TorchFunctionMode):
+class Rectifiers(Pointwise):
     """Gives every rectifier that is called inside another derivative."""
 
     def __init__(self, rule: Rule) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +59,12 @@ class Kind:
         That went through so far.
     padding : Counter
         Images made up so far, by the number there was in a call.
+    twice : bool
+        Whether derivatives are derived again, for which larger calls would take much memory.
     """
 
     block: int
+    twice: bool = False
     same: set[int] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
     best: int = 0
@@ -91,7 +95,8 @@ class Kind:
         """
         self.images += n
         larger = 2 * self.largest
-        if larger <= min(n, LARGEST * self.block) and self.images >= PATIENCE * larger:
+        room = self.block if self.twice else LARGEST * self.block
+        if larger <= min(n, room) and self.images >= PATIENCE * larger:
             self.largest = larger
             return larger
         size = self.cut(n)[-1]
@@ -116,6 +121,7 @@ class CallSizes:
 
     def __init__(self) -> None:
         self.kinds: dict[tuple[Any, ...], Kind] = {}
+        self.is_watched = False  # by those alone who take each image's values as its own
 
     def __reduce__(self) -> tuple[type[CallSizes], tuple[()]]:
         return CallSizes, ()  # what was seen of a network says nothing of its copy elsewhere
@@ -130,25 +136,37 @@ class CallSizes:
         block : int
             Images in the call that decides what the bits are.
         network : nn.Module
-            What is called. While somebody looks on or changes what it does, every call is a block.
+            What is called. While somebody looks on or changes what it does, every call is a block;
+            while `watched`, a size that was found before. `Pointwise` changes do not count.
         call : callable
             Its logits for as many images as it is given.
         """
-        if (
-            len(x) == block
-            or is_observed(network)
-            or is_twice_differentiable()
-            or hides_digits(x.device, network)
-        ):
+        observed = is_observed(network, pointwise=False)
+        if len(x) == block or (observed and not self.is_watched) or hides_digits(x.device, network):
             return cut_into_blocks(len(x), block)
-        key = (tuple(x.shape[1:]), x.dtype, block, *describe_arithmetic(x.device, network))
+        twice = is_twice_differentiable()
+        arithmetic = describe_arithmetic(x.device, network)
+        key = (tuple(x.shape[1:]), x.dtype, block, twice, *arithmetic)
         if key not in self.kinds:
-            self.kinds = {k: v for k, v in self.kinds.items() if k[3:] == key[3:]}
-        kind = self.kinds.setdefault(key, Kind(block))
-        trial = kind.choose_trial(len(x))
+            self.kinds = {k: v for k, v in self.kinds.items() if k[4:] == arithmetic}
+        kind = self.kinds.setdefault(key, Kind(block, twice))
+        trial = None if observed else kind.choose_trial(len(x))
         if trial is not None:
             try_size(kind, trial, x, call)
         return kind.cut(len(x))
+
+    @contextmanager
+    def watched(self, network: nn.Module) -> Iterator[None]:
+        """While hooks see only what the network computes, and make of each image's its own.
+
+        They may be set inside. If somebody else looks on already, every call remains a block.
+        """
+        before = self.is_watched
+        self.is_watched = before or not is_observed(network, pointwise=False)
+        try:
+            yield
+        finally:
+            self.is_watched = before
 
 
 def describe_arithmetic(device: torch.device, network: nn.Module) -> tuple[Any, ...]:
@@ -202,7 +220,7 @@ def try_size(kind: Kind, size: int, x: Tensor, call: Call) -> None:
                 kind.largest = LARGEST * kind.block  # nor are larger ones tried
                 return
             if all(agree(each, sizes, call) for each in (images, given)):
-                is_same, ratio = compare_calls(images, sizes, call, size > kind.block)
+                is_same, ratio = compare_calls(images, sizes, call, kind, size > kind.block)
     except Exception:
         is_same, ratio = False, 1.0  # it takes no other size, or has no derivative
     if is_same:
@@ -298,7 +316,9 @@ def sum_bits(tensor: Tensor, images: int, rows: int) -> Tensor | None:
     return (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(1).cpu()
 
 
-def compare_calls(images: Tensor, sizes: list[int], call: Call, timed: bool) -> tuple[bool, float]:
+def compare_calls(
+    images: Tensor, sizes: list[int], call: Call, kind: Kind, timed: bool
+) -> tuple[bool, float]:
     """Whether one call with all images says the same as calls of these sizes, and its time.
 
     As a share of theirs.
@@ -308,7 +328,7 @@ def compare_calls(images: Tensor, sizes: list[int], call: Call, timed: bool) -> 
     for _ in range(ROUNDS if timed else 1):
         for together in (True, False):
             started = time.perf_counter()
-            said[together] = answer(images, [len(images)] if together else sizes, call)
+            said[together] = answer(images, [len(images)] if together else sizes, call, kind.twice)
             took[together] = min(took[together], time.perf_counter() - started)
         if not all(map(torch.equal, said[True], said[False])):
             return False, 1.0
@@ -316,15 +336,18 @@ def compare_calls(images: Tensor, sizes: list[int], call: Call, timed: bool) -> 
     return bool(grad.flatten(1).any(1).all()), took[True] / took[False]
 
 
-def answer(images: Tensor, sizes: list[int], call: Call) -> tuple[Tensor, ...]:
-    """Logits off and on the graph, and derivatives, by calls of these sizes."""
+def answer(images: Tensor, sizes: list[int], call: Call, twice: bool = False) -> tuple[Tensor, ...]:
+    """Logits off and on the graph, and first or both derivatives, by calls of these sizes."""
     z = images.clone().requires_grad_()
     with torch.no_grad():
         plain = call_in_parts(z, sizes, call)
     logits = call_in_parts(z, sizes, call)
     weights = torch.linspace(0.5, 1.5, logits.shape[1]).to(logits)  # no logit like another
-    grad = torch.autograd.grad((logits * weights).sin().sum(), z)[0]
-    return plain.cpu(), logits.detach().cpu(), grad.cpu()
+    grad = torch.autograd.grad((logits * weights).sin().sum(), z, create_graph=twice)[0]
+    found = [plain, logits, grad]
+    if twice:
+        found += torch.autograd.grad(grad.square().sum(), z)
+    return tuple(each.detach().cpu() for each in found)
 
 
 def call_in_parts(x: Tensor, sizes: list[int], call: Call) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import UsageError
-from robusteval.models.call_sizes import CallSizes, call_in_parts, cut_into_blocks
+from robusteval.models.call_sizes import Call, CallSizes, call_in_parts, cut_into_blocks
 from robusteval.models.forward_modes import (
     ImageByImage,
     find_float_type,
@@ -139,13 +139,27 @@ class Classifier(nn.Module):
         if self.training:
             return self._logits(x)
         x = x.contiguous()  # memory format picks kernels too, so it is fixed as well
-        block = self.block or choose_block_size(x.shape[1:].numel(), x.device)
         ways = self.shortcuts if self.shortcuts and self.shortcuts.suit(x, self.network) else None
-        call = partial(self._logits, block=block, ways=ways)
-        sizes = cut_into_blocks(len(x), block)
-        if self.block is None and len(x) > 0 and ways is None:
-            sizes = self.call_sizes.cut(x, block, self.network, call)
+        call, sizes = self._plan_calls(x, ways)
         return call_in_parts(x, sizes, call)
+
+    def _plan_calls(self, x: Tensor, ways: Shortcuts | None) -> tuple[Call, list[int]]:
+        block = self.block or choose_block_size(x.shape[1:].numel(), x.device)
+        call = partial(self._logits, block=block, ways=ways)
+        if self.block is None and len(x) > 0 and ways is None:
+            return call, self.call_sizes.cut(x, block, self.network, call)
+        return call, cut_into_blocks(len(x), block)
+
+    @contextmanager
+    def watched(self, x: Tensor) -> Iterator[None]:
+        """While hooks inside see what the network computes for images ``(n, c, h, w)`` in [0, 1].
+
+        And make of each image's values its own. Sizes of calls are tried before it, unseen.
+        """
+        if not self.training:
+            self._plan_calls(((x - self.mean) / self.std).contiguous(), None)
+        with self.call_sizes.watched(self.network):
+            yield
 
     def _logits(self, x: Tensor, block: int = 1, ways: Shortcuts | None = None) -> Tensor:
         dtype, scales = find_float_type(self.network), Scales()

@@ -185,9 +185,17 @@ def fills_registers(x: Tensor, values: int) -> bool:
     return values % lanes == 0 and math.ceil(values / threads) % lanes == 0
 
 
-def is_observed(network: nn.Module) -> bool:
-    """Whether somebody looks on at a network's calls or changes them, or compiled them."""
-    if _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+class Pointwise(TorchFunctionMode):
+    """Changes nothing but functions of one value at a time."""
+
+
+def is_observed(network: nn.Module, *, pointwise: bool = True) -> bool:
+    """Whether somebody looks on at a network's calls or changes them, or compiled them.
+
+    `Pointwise` changes count only if `pointwise`.
+    """
+    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(pointwise or not isinstance(mode, Pointwise) for mode in stack):
         return True
     if _get_current_dispatch_mode_stack() or modules._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True

@@ -1,0 +1,125 @@
+"""Maps and their derivatives cost as many images as there are, once sizes of calls are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robusteval.interpreters.cam import gradcam
+from robusteval.interpreters.gradient import grad
+from robusteval.interpreters.observing import watched
+from robusteval.interpreters.rts import collect_features
+from robusteval.models.classifier import Classifier
+
+OFTEN = 30  # calls, after which a size was tried
+BLOCK = 32  # of images as small as these
+Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class Seen(nn.Module):
+    """Keeps the sizes of its calls; no hook, which would be noticed."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Convolutions, bent and with a derivative of their derivative."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(200, 4)).eval()
+
+
+def draw_images(n: int) -> Tensor:
+    """Images ``(n, 3, 9, 9)``."""
+    return torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(n))
+
+
+def show_features(model: nn.Module, x: Tensor, _y: Tensor) -> Tensor:
+    """The finest features that a mask is drawn from."""
+    _, calls = collect_features(model, x)
+    return torch.cat([call[0] for call in calls])[: len(x)]
+
+
+def differentiate(maps: Maps, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of classes 0, and a derivative of them with respect to the images."""
+    z = x.clone().requires_grad_()
+    found = maps(model, z, torch.zeros(len(x), dtype=torch.int64))
+    return found.detach(), torch.autograd.grad(found.square().sum(), z)[0]
+
+
+@pytest.mark.parametrize("maps", [grad, gradcam, show_features])
+@pytest.mark.parametrize("n", [2, 7])
+def test_few_images_are_not_padded_to_a_block(network: nn.Module, maps: Maps, n: int) -> None:
+    """Once it would have paid; what comes out is what blocks give, bit by bit."""
+    x = draw_images(n)
+    expected = differentiate(maps, Classifier(network, num_classes=4, block=BLOCK).eval(), x)
+    seen = Seen(network).eval()
+    model = Classifier(seen, num_classes=4).eval()
+
+    for _ in range(OFTEN):
+        found = differentiate(maps, model, x)
+        assert all(map(torch.equal, found, expected))
+
+    assert seen.sizes[-1] == n
+
+
+def test_sizes_tried_for_one_derivative_say_nothing_of_the_next(network: nn.Module) -> None:
+    """The derivative of a derivative is summed by other kernels."""
+    seen = Seen(network).eval()
+    model = Classifier(seen, num_classes=4).eval()
+    x = draw_images(7)
+    for _ in range(OFTEN):
+        model(x)
+    assert seen.sizes[-1] == 7
+
+    differentiate(grad, model, x)
+
+    assert seen.sizes[-1] == BLOCK
+
+
+def test_beside_somebody_elses_hooks_calls_are_blocks(network: nn.Module) -> None:
+    """What they do with a batch is not known."""
+    seen = Seen(network).eval()
+    model = Classifier(seen, num_classes=4).eval()
+    x = draw_images(7)
+    for _ in range(OFTEN):
+        differentiate(gradcam, model, x)
+        model(x)
+    assert seen.sizes[-2:] == [7, 7]
+
+    handle = network.register_forward_hook(lambda *_: None)
+    differentiate(gradcam, model, x)
+    model(x)
+    handle.remove()
+
+    assert seen.sizes[-2:] == [BLOCK, BLOCK]
+
+
+def test_a_watch_ends(network: nn.Module) -> None:
+    """Hooks that are set after it are somebody else's."""
+    seen = Seen(network).eval()
+    model = Classifier(seen, num_classes=4).eval()
+    x = draw_images(7)
+    for _ in range(OFTEN):
+        model(x)
+
+    for within in (True, False):
+        with watched(model, x) if within else nullcontext():
+            handle = network.register_forward_hook(lambda *_: None)
+            model(x)
+            handle.remove()
+        assert seen.sizes[-1] == (7 if within else BLOCK)
