@@ -23,7 +23,7 @@ from robusteval.models.forward_modes import (
 from robusteval.models.layouts import list_tensors
 from robusteval.models.seeds import kept_random_states
 
-PATIENCE = 100  # images of a kind for each one that larger calls are tried with
+PATIENCE = 300  # images of a kind for each one that larger calls are tried with
 LARGEST = 8  # blocks in a call
 ROUNDS = 3  # in which a larger call is timed; products are joined in the first ones
 GAIN = 0.98  # of the time, which a larger call must stay below

@@ -125,10 +125,10 @@ def compare_network(name: str, images: int, rounds: int) -> str:
     model = Classifier(network, num_classes=1000).eval()
     x = torch.rand(images, 3, 224, 224)
     with frozen(model):
-        call_sizes.PATIENCE = 0
+        patience, call_sizes.PATIENCE = call_sizes.PATIENCE, 0
         for _ in range(4):
             go_back_and_forth(model, x, images)
-        call_sizes.PATIENCE = 100
+        call_sizes.PATIENCE = patience
         sizes = [size for size in SIZES if size <= images]
         ours, *loops = take_turns(
             rounds,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.models import call_sizes
-from robusteval.models.call_sizes import Kind
+from robusteval.models.call_sizes import PATIENCE, Kind
 from robusteval.models.classifier import Classifier
 
 OFTEN = 9  # calls, after which a size is tried
@@ -273,10 +273,10 @@ def test_larger_calls_are_made_where_they_are_faster(
     monkeypatch.setattr(call_sizes, "compare_calls", lambda *_: (True, ratio))
     kind, x = Kind(8), torch.rand(16, 1)
 
-    tried = [kind.choose_trial(16) for _ in range(101)]
+    tried = [kind.choose_trial(16) for _ in range(PATIENCE + 1)]
     call_sizes.try_size(kind, 16, x, lambda x: x)
 
-    assert tried == [None] * 99 + [16, None]
+    assert tried == [None] * (PATIENCE - 1) + [16, None]
     assert kind.cut(16) == [size] * (16 // size)
 
 
