@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from robusteval.interpreters.gradient import is_differentiated, select_scores
-from robusteval.interpreters.observing import draw_noise, get_network, get_unmasked
+from robusteval.interpreters.observing import draw_noise, get_network, get_unmasked, watched
 from robusteval.models.classifier import frozen
 from robusteval.models.layouts import SOFTMAX, list_tensors
 from robusteval.models.masked import Masked
@@ -171,8 +171,9 @@ def observe_attention(model: nn.Module, x: Tensor) -> Attention:
     refuse_rounded(network)
     tokens = find_tokens(network, tuple(x.shape[1:]))
     watch = AttentionRecorder(network)
-    with watch.hooks(), watch:
-        logits: Tensor = model(x if len(x) else draw_noise(x).requires_grad_(x.requires_grad))
+    shown = x if len(x) else draw_noise(x).requires_grad_(x.requires_grad)
+    with watched(model, shown), watch.hooks(), watch:
+        logits: Tensor = model(shown)
     count = tokens.places.prefix + tokens.places.height * tokens.places.width
     for call in watch.calls:
         check_layers(call, count)

@@ -121,7 +121,8 @@ class CallSizes:
 
     def __init__(self) -> None:
         self.kinds: dict[tuple[Any, ...], Kind] = {}
-        self.is_watched = False  # by those alone who take each image's values as its own
+        # by those alone who take each image's values as its own: whether they derive twice
+        self.watched_twice: bool | None = None
 
     def __reduce__(self) -> tuple[type[CallSizes], tuple[()]]:
         return CallSizes, ()  # what was seen of a network says nothing of its copy elsewhere
@@ -141,10 +142,11 @@ class CallSizes:
         call : callable
             Its logits for as many images as it is given.
         """
+        twice = is_twice_differentiable() if self.watched_twice is None else self.watched_twice
         observed = is_observed(network, pointwise=False)
-        if len(x) == block or (observed and not self.is_watched) or hides_digits(x.device, network):
+        strange = observed and self.watched_twice is None
+        if len(x) == block or strange or hides_digits(x.device, network):
             return cut_into_blocks(len(x), block)
-        twice = is_twice_differentiable()
         arithmetic = describe_arithmetic(x.device, network)
         key = (tuple(x.shape[1:]), x.dtype, block, twice, *arithmetic)
         if key not in self.kinds:
@@ -156,17 +158,19 @@ class CallSizes:
         return kind.cut(len(x))
 
     @contextmanager
-    def watched(self, network: nn.Module) -> Iterator[None]:
+    def watched(self, network: nn.Module, twice: bool) -> Iterator[None]:
         """While hooks see only what the network computes, and make of each image's its own.
 
-        They may be set inside. If somebody else looks on already, every call remains a block.
+        They may be set inside, and what they see be derived `twice`. If somebody else looks on
+        already, every call remains a block.
         """
-        before = self.is_watched
-        self.is_watched = before or not is_observed(network, pointwise=False)
+        before = self.watched_twice
+        if before is None and not is_observed(network, pointwise=False):
+            self.watched_twice = twice
         try:
             yield
         finally:
-            self.is_watched = before
+            self.watched_twice = before
 
 
 def describe_arithmetic(device: torch.device, network: nn.Module) -> tuple[Any, ...]:

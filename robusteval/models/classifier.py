@@ -18,6 +18,8 @@ from robusteval.models.forward_modes import (
     ImageByImage,
     find_float_type,
     is_observed,
+    is_twice_differentiable,
+    twice_differentiable,
     without_checkpointing,
 )
 from robusteval.models.precision import Scaled, Scales, Unscaled
@@ -154,11 +156,14 @@ class Classifier(nn.Module):
     def watched(self, x: Tensor) -> Iterator[None]:
         """While hooks inside see what the network computes for images ``(n, c, h, w)`` in [0, 1].
 
-        And make of each image's values its own. Sizes of calls are tried before it, unseen.
+        And make of each image's values its own. Sizes of calls are tried before it, unseen; where
+        images are on a graph, for what is derived twice.
         """
-        if not self.training:
-            self._plan_calls(((x - self.mean) / self.std).contiguous(), None)
-        with self.call_sizes.watched(self.network):
+        with twice_differentiable(x):
+            twice = is_twice_differentiable()
+            if not self.training:
+                self._plan_calls(((x - self.mean) / self.std).contiguous(), None)
+        with self.call_sizes.watched(self.network, twice):
             yield
 
     def _logits(self, x: Tensor, block: int = 1, ways: Shortcuts | None = None) -> Tensor:

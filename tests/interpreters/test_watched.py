@@ -8,7 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
+from robusteval.interpreters.attention import attention_relevance, rollout
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import grad
 from robusteval.interpreters.observing import watched
@@ -34,13 +36,32 @@ class Seen(nn.Module):
         return logits
 
 
-@pytest.fixture
-def network() -> nn.Module:
+def build_convolutions() -> nn.Module:
     """Convolutions, bent and with a derivative of their derivative."""
+    layers = nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(200, 4))
+
+
+def build_transformer() -> nn.Module:
+    """Two layers of attention between nine patches and a class token."""
+    made = VisionTransformer(9, 3, 2, 2, 8, 16, num_classes=4)
+    for parameter in made.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)  # what is zero says nothing
+    return made
+
+
+def build(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network from seed 0, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Flatten()
-        return nn.Sequential(*layers, nn.Linear(200, 4)).eval()
+        return make().eval()
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Convolutions."""
+    return build(build_convolutions)
 
 
 def draw_images(n: int) -> Tensor:
@@ -61,10 +82,24 @@ def differentiate(maps: Maps, model: nn.Module, x: Tensor) -> tuple[Tensor, Tens
     return found.detach(), torch.autograd.grad(found.square().sum(), z)[0]
 
 
-@pytest.mark.parametrize("maps", [grad, gradcam, show_features])
+CASES = [
+    (build_convolutions, grad),
+    (build_convolutions, gradcam),
+    (build_convolutions, show_features),
+    (build_transformer, grad),
+    (build_transformer, gradcam),
+    (build_transformer, rollout),
+    (build_transformer, attention_relevance),
+]
+
+
+@pytest.mark.parametrize(("make", "maps"), CASES)
 @pytest.mark.parametrize("n", [2, 7])
-def test_few_images_are_not_padded_to_a_block(network: nn.Module, maps: Maps, n: int) -> None:
+def test_few_images_are_not_padded_to_a_block(
+    make: Callable[[], nn.Module], maps: Maps, n: int
+) -> None:
     """Once it would have paid; what comes out is what blocks give, bit by bit."""
+    network = build(make)
     x = draw_images(n)
     expected = differentiate(maps, Classifier(network, num_classes=4, block=BLOCK).eval(), x)
     seen = Seen(network).eval()

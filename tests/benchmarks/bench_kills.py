@@ -1,0 +1,119 @@
+"""Whether a run whose processes are killed at random moments ends with the same bits. By hand.
+
+Usage: python tests/benchmarks/bench_kills.py [--times 10] [--workers 2] [-- OPTIONS OF EVALUATE]
+
+The demo network is evaluated once without workers. Then, as often as asked for each way: a worker
+is killed with -9 and replaced; the first process is killed with -9, or told to stop as by Ctrl-C,
+and the same command given again. Columns, findings and pictures must be those of the first run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from robusteval.runs.folder import load_pictures, load_run
+
+OPTIONS = ("demo", "--preset", "quick", "--samples", "60", "--quiet")
+WAYS = ("worker", "head", "Ctrl-C")
+
+
+def start(folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """An evaluation in a process group of its own."""
+    command = [sys.executable, "-m", "robusteval", "evaluate", *options, "--out", str(folder)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, start_new_session=True, stdout=quiet, stderr=quiet)
+
+
+def list_workers(head: int) -> list[int]:
+    """Processes that compute for a first process, oldest first; Linux."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            is_tracker = b"resource_tracker" in (folder / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if parent == head and not is_tracker:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def disturb(way: str, process: subprocess.Popen[bytes], rng: np.random.Generator) -> bool:
+    """Kill what the way says; False if there was nothing to kill any more."""
+    if process.poll() is not None:
+        return False
+    if way != "worker":
+        process.send_signal(signal.SIGKILL if way == "head" else signal.SIGINT)
+        return True
+    workers = list_workers(process.pid)
+    if workers:
+        os.kill(int(rng.choice(workers)), signal.SIGKILL)
+    return bool(workers)
+
+
+def describe_difference(one: Path, other: Path) -> str:
+    """The first thing in which two runs differ; empty if there is none."""
+    a, b = load_run(one), load_run(other)
+    if (a.status, a.findings) != (b.status, b.findings):
+        return f"{a.status} and {b.status}, or other findings"
+    pairs = [(a.clean, b.clean)]
+    pairs += [(x.columns, y.columns) for x, y in zip(a.outcomes, b.outcomes, strict=True)]
+    for mine, theirs in pairs:
+        for name in mine.keys() - {"seconds"}:
+            if not np.array_equal(mine[name], theirs[name], equal_nan=mine[name].dtype.kind == "f"):
+                return f"column {name}"
+    shown, again = load_pictures(a), load_pictures(b)
+    same = shown.keys() == again.keys() and all(
+        np.array_equal(picture.delta, twin.delta)
+        for position in shown
+        for picture, twin in zip(shown[position], again[position], strict=True)
+    )
+    return "" if same else "pictures"
+
+
+@click.command()
+@click.option("--times", default=10)
+@click.option("--workers", default=2)
+@click.option("--seed", default=0)
+@click.argument("options", nargs=-1)
+def main(times: int, workers: int, seed: int, options: tuple[str, ...]) -> None:
+    """Print what became of each run."""
+    given = options or OPTIONS
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        reference, number = Path(folder, "reference"), 0
+        start(reference, given).wait()
+        began = time.perf_counter()
+        start(Path(folder, "undisturbed"), [*given, "--workers", str(workers)]).wait()
+        whole = time.perf_counter() - began
+        for way in WAYS:
+            same, hit = 0, 0
+            for _ in range(times):
+                out, number = Path(folder, str(number)), number + 1
+                process = start(out, [*given, "--workers", str(workers)])
+                time.sleep(whole * rng.uniform(0.1, 0.95))
+                hit += disturb(way, process, rng)
+                process.wait()
+                if process.returncode:
+                    start(out, [*given, "--workers", str(workers)]).wait()
+                difference = describe_difference(reference, out)
+                same += not difference
+                if difference:
+                    click.echo(f"{way}: {difference}")
+            click.echo(f"{way}: {hit} of {times} killed in time, {same} end with the same bits")
+
+
+if __name__ == "__main__":
+    main()
