@@ -73,7 +73,7 @@ def rollout(model: nn.Module, x: Tensor, y: Tensor, *, seeds: Tensor | None = No
         for weights in attention.layers:
             mixed = weights.mean(1)  # (n, t, t)
             mixed = (mixed + torch.eye(mixed.shape[1]).to(mixed)) / 2
-            relevance = mixed if relevance is None else torch.bmm(mixed, relevance)
+            relevance = mixed if relevance is None else multiply_matrices(mixed, relevance)
         assert relevance is not None
         return attention.read_places(relevance)
 
@@ -119,10 +119,15 @@ def attention_relevance(
             gain = F.relu(weights * slope).mean(1)  # Eq. 5
             if relevance is None:
                 relevance = torch.eye(gain.shape[1]).to(gain).expand_as(gain)
-            relevance = relevance + torch.bmm(gain, relevance)  # Eq. 6
+            relevance = relevance + multiply_matrices(gain, relevance)  # Eq. 6
         assert relevance is not None
         maps = attention.read_places(relevance)
     return maps if keep else maps.detach()
+
+
+def multiply_matrices(left: Tensor, right: Tensor) -> Tensor:
+    """Products ``(n, t, t)`` of n pairs of matrices, the same wherever they lie in memory."""
+    return apply_image_by_image(torch.bmm, len(left), left, right)
 
 
 class Attention(NamedTuple):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robusteval.interpreters.gradient import is_differentiated, select_scores
 from robusteval.interpreters.heads import Head, observe_head
 from robusteval.interpreters.observing import check_read, observe_calls
+from robusteval.models.products import apply_image_by_image
 from robusteval.registry import INTERPRETERS
 
 
@@ -60,7 +61,8 @@ def compute_class_maps(head: Head, y: Tensor) -> Tensor:
     select_scores(head.logits, y)  # for its checks
     n, _, height, width = head.features.shape
     weight = head.weight[y].unsqueeze(1)  # (n, 1, channels)
-    return torch.bmm(weight, head.features.flatten(2)).view(n, 1, height, width)
+    maps = apply_image_by_image(torch.bmm, n, weight, head.features.flatten(2))
+    return maps.view(n, 1, height, width)
 
 
 @INTERPRETERS.add(
@@ -232,7 +234,8 @@ def compute_features_and_slopes(
     places = calls[0].places
     assert places is not None
     features = places.read_maps(torch.cat(parts)[: len(x)])
-    slope = places.read_maps(torch.cat(found))  # without images, of the one of noise
-    check_read(model, x, places, slope, layer)
-    derivative = slope[: len(x)]
+    # of these images before they are read, as what is derived comes back the same way
+    derivative = places.read_maps(torch.cat(found)[: len(x)])
+    shown = derivative if len(x) else places.read_maps(torch.cat(found))  # of the one of noise
+    check_read(model, x, places, shown, layer)
     return (features, derivative) if keep else (features.detach(), derivative)

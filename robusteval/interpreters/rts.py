@@ -30,7 +30,6 @@ from robusteval.interpreters.observing import (
     draw_noise,
     get_network,
     get_unmasked,
-    watched,
 )
 from robusteval.models.identity import hash_answers
 from robusteval.models.layouts import ATTENTION, CONVOLUTIONS
@@ -261,7 +260,7 @@ def collect_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[list[Ten
     network = get_network(model)
     layers = choose_scales(network, tuple(x.shape[1:]))
     watch = FeatureRecorder(network, x.shape[-2], x.shape[-1], layers)
-    with watched(model, x), watch.hooks(), watch:
+    with watch.hooks(), watch:
         logits = model(x)
     assert isinstance(logits, Tensor), "the model must return one tensor of logits"
     rows = [len(call[-1]) if call else 0 for call in watch.calls]

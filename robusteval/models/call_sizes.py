@@ -101,7 +101,10 @@ class Kind:
             return larger
         size = self.cut(n)[-1]
         rest = n - sum(self.cut(n)[:-1])
-        untried = [trial for trial in range(rest, size) if trial not in self.others]
+        # what derives twice may hand derivatives into the middle of the network, and with one image
+        # kernels do not see how these lie in memory
+        least = max(rest, 2) if self.twice else rest
+        untried = [trial for trial in range(least, size) if trial not in self.others]
         if not untried:
             return None
         self.padding[rest] += size - untried[0]

@@ -22,6 +22,7 @@ from robusteval.models.products import (
     apply_image_by_image,
     apply_layer,
     is_large_product,
+    multiply_together,
 )
 
 
@@ -56,8 +57,11 @@ class ImageByImage(TorchFunctionMode):
             if args[0].ndim == 4 and len(args[0]) == self.images:
                 parts = args[0].split(1)
                 return torch.cat([func(part.clone(), *args[1:], **kwargs) for part in parts])
-        if func is F.scaled_dot_product_attention and is_twice_differentiable():
-            return self.attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            apart = is_twice_differentiable() or self.is_uneven_product(args, -2)
+            return self.attention(*args, **kwargs) if apart else func(*args, **kwargs)
+        if func in PRODUCTS and self.is_uneven_product(args) and not kwargs:
+            return apply_image_by_image(func, self.images, *args)
         if func is F.multi_head_attention_forward and self.is_large_attention(args, kwargs):
             return self.attend_to_itself(args)
         name = getattr(func, "__name__", "")
@@ -75,12 +79,28 @@ class ImageByImage(TorchFunctionMode):
         """Whether a linear layer is given a row or more of each image, not a vector of its own."""
         return x.ndim > 1 and weight.ndim == 2 and len(x) == self.images
 
+    def is_uneven_product(self, args: tuple[Any, ...], outputs: int = -1) -> bool:
+        """Whether rows of matrices ``(m * k, …)`` and of their products both fill no registers.
+
+        Then the order of the sums depends on the place. `outputs` is the axis of the second that
+        remains. Not where somebody looks on.
+        """
+        if len(args) < 2 or not all(
+            isinstance(each, Tensor) and each.ndim > 2 for each in args[:2]
+        ):
+            return False
+        left, right = args[:2]
+        uneven = left.shape[-1] % 4 and right.shape[outputs] % 4
+        if not uneven or len(left) != len(right) or len(left) % self.images:
+            return False
+        return not _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""
         if is_large_product(x[:1], weight.shape[0]):
             return apply_layer(x, weight, bias)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (m, rows, k)
-        out = torch.bmm(rows, weight.t().expand(len(x), -1, -1))
+        out = multiply_together(rows, weight)
         out = out.reshape(*x.shape[:-1], -1)
         return out if bias is None else out + bias
 
@@ -168,6 +188,8 @@ def is_small_product(x: Tensor, weight: Tensor) -> bool:
     single = weight.ndim == 4 and tuple(weight.shape[2:]) == (1, 1)
     return single and weight.shape[0] % 8 != 0 and x.device.type == "cpu"
 
+
+PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
 # activations whose vectorised and scalar implementations round differently
 SMOOTH = {

@@ -32,11 +32,28 @@ class Aligned(autograd.Function):
         return upper[0].clone(memory_format=torch.contiguous_format)
 
 
+def multiply_together(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows ``(m, rows, k)`` of m images times weights ``(n, k)``, in one call for all images.
+
+    Which kernel adds up an image's product depends on where its rows and their results begin in
+    memory. Zeros are added such that all begin alike, in the derivatives as well.
+    """
+    outputs, step = len(weight), ALIGNMENT // rows.element_size()
+    more = -rows.shape[2] % step if rows.shape[1:].numel() % step else 0
+    beyond = -outputs % step if rows.shape[1] * outputs % step else 0
+    if more or beyond:
+        rows, weight = F.pad(rows, (0, more)), F.pad(weight, (0, more, 0, beyond))
+    products = torch.bmm(rows, weight.t().expand(len(rows), -1, -1))
+    return products[..., :outputs].contiguous() if beyond else products
+
+
 def apply_image_by_image(function: Callable[..., Tensor], images: int, *tensors: Tensor) -> Tensor:
     """A function of tensors ``(images * k, …)``, of each k rows by itself; so its derivatives.
 
     The order of the sums in a product of matrices depends on where in memory these begin.
     """
+    if not images:
+        return function(*tensors)
     size = len(tensors[0]) // images
     parts = [[each[i * size : (i + 1) * size] for each in tensors] for i in range(images)]
     done = [Aligned.apply(function(*(Aligned.apply(each) for each in part))) for part in parts]

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from robusteval.interpreters.attention import attention_relevance, rollout
-from robusteval.interpreters.cam import gradcam
+from robusteval.interpreters.cam import cam, gradcam, hirescam
 from robusteval.interpreters.gradient import grad
 from robusteval.interpreters.observing import watched
-from robusteval.interpreters.rts import collect_features
 from robusteval.models.classifier import Classifier
 
 OFTEN = 30  # calls, after which a size was tried
@@ -69,12 +68,6 @@ def draw_images(n: int) -> Tensor:
     return torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(n))
 
 
-def show_features(model: nn.Module, x: Tensor, _y: Tensor) -> Tensor:
-    """The finest features that a mask is drawn from."""
-    _, calls = collect_features(model, x)
-    return torch.cat([call[0] for call in calls])[: len(x)]
-
-
 def differentiate(maps: Maps, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Maps of classes 0, and a derivative of them with respect to the images."""
     z = x.clone().requires_grad_()
@@ -85,7 +78,6 @@ def differentiate(maps: Maps, model: nn.Module, x: Tensor) -> tuple[Tensor, Tens
 CASES = [
     (build_convolutions, grad),
     (build_convolutions, gradcam),
-    (build_convolutions, show_features),
     (build_transformer, grad),
     (build_transformer, gradcam),
     (build_transformer, rollout),
@@ -110,6 +102,40 @@ def test_few_images_are_not_padded_to_a_block(
         assert all(map(torch.equal, found, expected))
 
     assert seen.sizes[-1] == n
+
+
+def build_pooled() -> nn.Module:
+    """Nine places and twelve channels before the head, which fill no multiple of 64 bytes."""
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 5), nn.SiLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "maps"),
+    [
+        (build_pooled, cam),
+        (build_transformer, gradcam),
+        (build_transformer, hirescam),
+        (build_transformer, rollout),
+        (build_transformer, attention_relevance),
+    ],
+)
+def test_a_map_does_not_depend_on_the_place_of_its_image(
+    make: Callable[[], nn.Module], maps: Maps
+) -> None:
+    """In any order, in a block or alone; nor does its derivative."""
+    network = build(make)
+    model = Classifier(network, num_classes=4).eval()
+    x = draw_images(7)
+    expected = differentiate(maps, Classifier(network, num_classes=4, block=BLOCK).eval(), x)
+
+    for shift in (1, 3):
+        order = torch.arange(7).roll(shift)
+        found = differentiate(maps, model, x[order])
+        assert all(torch.equal(a, b[order]) for a, b in zip(found, expected, strict=True))
+    for _ in range(OFTEN):
+        found = differentiate(maps, model, x[2:3])
+        assert all(torch.equal(a, b[2:3]) for a, b in zip(found, expected, strict=True))
 
 
 def test_sizes_tried_for_one_derivative_say_nothing_of_the_next(network: nn.Module) -> None:

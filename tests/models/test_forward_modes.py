@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from robusteval.models import forward_modes, products
 from robusteval.models.classifier import Classifier
-from robusteval.models.forward_modes import find_float_type
+from robusteval.models.forward_modes import find_float_type, twice_differentiable
 
 
 @pytest.fixture
@@ -144,6 +145,70 @@ def test_a_convolution_that_gives_few_classes_does_not_depend_on_the_place(class
     x = torch.randn(4, 64, 3, 3, generator=generator)
 
     assert torch.equal(model(x.roll(1, 0)), model(x).roll(1, 0))
+
+
+class Tokens(nn.Module):
+    """Tokens of some width, two layers with a bend in between."""
+
+    def __init__(self, tokens: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.shape = (tokens, width)
+        self.layers = nn.Sequential(nn.Linear(width, outputs), nn.Tanh(), nn.Linear(outputs, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x.reshape(-1, *self.shape)).flatten(1)
+        return logits
+
+
+class Odd(nn.Module):
+    """Attention between tokens whose width and number are both odd, spelt out or fused."""
+
+    def __init__(self, tokens: int, width: int, fused: bool) -> None:
+        super().__init__()
+        self.shape, self.fused = (tokens, width), fused
+        self.three = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.three(x.reshape(-1, *self.shape)).unsqueeze(1).chunk(3, 3)
+        if self.fused:
+            return F.scaled_dot_product_attention(query, key, value).flatten(1)
+        return ((query @ key.transpose(2, 3)).softmax(3) @ value).flatten(1)
+
+
+PLACED = [
+    *[Tokens(1, 45, 10), Tokens(1, 441, 2), Tokens(2, 33, 64), Tokens(2, 20, 7)],
+    *[Tokens(7, 13, 10), Tokens(50, 9, 2), Tokens(65, 26, 10)],
+    *[Odd(9, 5, False), Odd(9, 7, True), Odd(17, 6, False), Odd(17, 5, True)],
+]
+
+
+@pytest.mark.parametrize("network", PLACED, ids=lambda each: f"{type(each).__name__}{each.shape}")
+def test_products_of_odd_size_do_not_depend_on_the_place(network: nn.Module) -> None:
+    """Of rows that would begin at odd places in memory; nor do both derivatives."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, width = network.shape
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / width**0.5
+    model = Classifier(network, num_classes=tokens * width, block=8).eval()
+    x = torch.randn(8, tokens * width, 1, 1, generator=generator)
+    weights = torch.randn(8, tokens * width, generator=generator)
+
+    def answer(order: Tensor) -> list[Tensor]:
+        z = x[order].requires_grad_()
+        with twice_differentiable(z):
+            logits = model(z)
+        score = (logits.sin() * weights[order]).sum()
+        (slope,) = torch.autograd.grad(score, z, create_graph=True)
+        (curve,) = torch.autograd.grad(slope.square().sum(), z)
+        return [logits.detach(), slope.detach(), curve]
+
+    expected = answer(torch.arange(8))
+    plain = model(x)
+    for shift in (1, 3):
+        order = torch.arange(8).roll(shift)
+        found = answer(order)
+        assert all(torch.equal(a, b[order]) for a, b in zip(found, expected, strict=True))
+        assert torch.equal(model(x[order]), plain[order])
 
 
 class Attentive(nn.Module):
