@@ -43,7 +43,7 @@ def build_convolutions() -> nn.Module:
 
 def build_transformer() -> nn.Module:
     """Two layers of attention between nine patches and a class token."""
-    made = VisionTransformer(9, 3, 2, 2, 8, 16, num_classes=4)
+    made: nn.Module = VisionTransformer(9, 3, 2, 2, 8, 16, num_classes=4)
     for parameter in made.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)  # what is zero says nothing
@@ -54,7 +54,8 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
     """A network from seed 0, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return make().eval()
+        network = make()
+    return network.eval()
 
 
 @pytest.fixture

@@ -171,11 +171,13 @@ class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.three(x.reshape(-1, *self.shape)).unsqueeze(1).chunk(3, 3)
         if self.fused:
-            return F.scaled_dot_product_attention(query, key, value).flatten(1)
-        return ((query @ key.transpose(2, 3)).softmax(3) @ value).flatten(1)
+            mixed: Tensor = F.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = (query @ key.transpose(2, 3)).softmax(3) @ value
+        return mixed.flatten(1)
 
 
-PLACED = [
+PLACED: list[Tokens | Odd] = [
     *[Tokens(1, 45, 10), Tokens(1, 441, 2), Tokens(2, 33, 64), Tokens(2, 20, 7)],
     *[Tokens(7, 13, 10), Tokens(50, 9, 2), Tokens(65, 26, 10)],
     *[Odd(9, 5, False), Odd(9, 7, True), Odd(17, 6, False), Odd(17, 5, True)],
@@ -183,7 +185,7 @@ PLACED = [
 
 
 @pytest.mark.parametrize("network", PLACED, ids=lambda each: f"{type(each).__name__}{each.shape}")
-def test_products_of_odd_size_do_not_depend_on_the_place(network: nn.Module) -> None:
+def test_products_of_odd_size_do_not_depend_on_the_place(network: Tokens | Odd) -> None:
     """Of rows that would begin at odd places in memory; nor do both derivatives."""
     generator = torch.Generator().manual_seed(0)
     tokens, width = network.shape
