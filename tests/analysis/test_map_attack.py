@@ -78,6 +78,8 @@ def test_only_images_that_are_right_count_and_order_is_kept_without_a_radius() -
 
 def test_a_network_without_such_maps_is_refused() -> None:
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(108, 2)), num_classes=2).eval()
-    data = from_arrays(images(4).permute(0, 2, 3, 1).numpy(), np.zeros(4, np.int64))
+    x = images(4)
+    labels = model(x).argmax(1).numpy()  # none but images that are right is attacked
+    data = from_arrays(x.permute(0, 2, 3, 1).numpy(), labels)
     with pytest.raises(UsageError, match="cam"):
         attack_maps(model, data, np.arange(4), eps=0.1, steps=1, seed=0)
