@@ -93,7 +93,7 @@ class ImageByImage(TorchFunctionMode):
         uneven = left.shape[-1] % 4 and right.shape[outputs] % 4
         if not uneven or len(left) != len(right) or len(left) % self.images:
             return False
-        return not _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        return not has_strange_modes()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""
@@ -136,7 +136,7 @@ class ImageByImage(TorchFunctionMode):
         alone = args[1] is x and args[2] is x and masks == [None, None]
         added = args[5] is None or args[7] is not None or args[8] is not None or args[9]
         changed = kwargs.get("training", True) or kwargs.get("is_causal")
-        seen = kwargs.get("need_weights", True) or _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        seen = kwargs.get("need_weights", True) or has_modes()
         is_plain = alone and not added and not changed and not seen
         return is_plain and is_large_product(x[:, :1], 3 * x.shape[2])
 
@@ -211,13 +211,23 @@ class Pointwise(TorchFunctionMode):
     """Changes nothing but functions of one value at a time."""
 
 
+def has_modes() -> bool:
+    """Whether functions are looked at or changed."""
+    return bool(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
+def has_strange_modes() -> bool:
+    """Whether functions are looked at or changed by others than `Pointwise` modes."""
+    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(not isinstance(mode, Pointwise) for mode in stack)
+
+
 def is_observed(network: nn.Module, *, pointwise: bool = True) -> bool:
     """Whether somebody looks on at a network's calls or changes them, or compiled them.
 
     `Pointwise` changes count only if `pointwise`.
     """
-    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    if any(pointwise or not isinstance(mode, Pointwise) for mode in stack):
+    if has_strange_modes() or (pointwise and has_modes()):
         return True
     if _get_current_dispatch_mode_stack() or modules._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True

@@ -16,6 +16,7 @@ LARGE_IN_OTHER_TYPES = 2**27  # where products are never joined, so that two cop
 PATIENCE = 2  # products of a shape for the one that joining them is tried with
 PATTERN = 61  # rows of noise: a prime, so that a row of noise comes to many places
 ALIGNMENT = 64  # bytes, at whose multiples torch places what it makes
+ALIKE = 16  # bytes: products of rows that begin at its multiples are added up alike, as was seen
 
 
 class Aligned(autograd.Function):
@@ -38,7 +39,7 @@ def multiply_together(rows: Tensor, weight: Tensor) -> Tensor:
     Which kernel adds up an image's product depends on where its rows and their results begin in
     memory. Zeros are added such that all begin alike, in the derivatives as well.
     """
-    outputs, step = len(weight), ALIGNMENT // rows.element_size()
+    outputs, step = len(weight), ALIKE // rows.element_size()
     more = -rows.shape[2] % step if rows.shape[1:].numel() % step else 0
     beyond = -outputs % step if rows.shape[1] * outputs % step else 0
     if more or beyond:
