@@ -54,6 +54,12 @@ LONGER = (  # seconds each, in the places above: training, simulations, a browse
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Networks that a test makes without a seed are the same in whatever order tests run."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that are quick, by their place."""
     for item in items:
