@@ -75,7 +75,7 @@ def test_masked_pixels_stay() -> None:
     for norm in ("linf", "l2", "l1"):
         ball = Ball.around(x, norm, 0.3, mask)
         for z in (
-            ball.project(torch.rand(x.shape)),
+            ball.project(1 - x),
             ball.sample(SEEDS),
             ball.quantise(ball.project(x + 0.2)),
         ):
