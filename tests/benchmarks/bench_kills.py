@@ -23,7 +23,7 @@ import numpy as np
 
 from robusteval.runs.folder import load_pictures, load_run
 
-OPTIONS = ("demo", "--preset", "quick", "--samples", "60", "--quiet")
+OPTIONS = ("demo", "--preset", "quick", "--samples", "60")
 WAYS = ("worker", "head", "Ctrl-C")
 
 
