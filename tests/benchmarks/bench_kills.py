@@ -94,7 +94,8 @@ def main(times: int, workers: int, seed: int, options: tuple[str, ...]) -> None:
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         reference, number = Path(folder, "reference"), 0
-        start(reference, given).wait()
+        if start(reference, given).wait():
+            raise click.ClickException("evaluate fails by itself: try it with these options")
         began = time.perf_counter()
         start(Path(folder, "undisturbed"), [*given, "--workers", str(workers)]).wait()
         whole = time.perf_counter() - began
