@@ -145,11 +145,12 @@ class CallSizes:
         call : callable
             Its logits for as many images as it is given.
         """
-        twice = is_twice_differentiable() if self.watched_twice is None else self.watched_twice
-        observed = is_observed(network, pointwise=False)
-        strange = observed and self.watched_twice is None
-        if len(x) == block or strange or hides_digits(x.device, network):
+        if len(x) == block or hides_digits(x.device, network):
             return cut_into_blocks(len(x), block)
+        observed = is_observed(network, pointwise=False)
+        if observed and self.watched_twice is None:
+            return cut_into_blocks(len(x), block)
+        twice = is_twice_differentiable() if self.watched_twice is None else self.watched_twice
         arithmetic = describe_arithmetic(x.device, network)
         key = (tuple(x.shape[1:]), x.dtype, block, twice, *arithmetic)
         if key not in self.kinds:

@@ -22,6 +22,7 @@ from robusteval.models.products import (
     apply_image_by_image,
     apply_layer,
     is_large_product,
+    is_transformed,
     multiply_together,
 )
 
@@ -83,7 +84,7 @@ class ImageByImage(TorchFunctionMode):
         """Whether rows of matrices ``(m * k, …)`` and of their products both fill no registers.
 
         Then the order of the sums depends on the place. `outputs` is the axis of the second that
-        remains. Not where somebody looks on.
+        remains. Not where somebody looks on, nor under a transform of `torch.func`.
         """
         if len(args) < 2 or not all(
             isinstance(each, Tensor) and each.ndim > 2 for each in args[:2]
@@ -93,7 +94,7 @@ class ImageByImage(TorchFunctionMode):
         uneven = left.shape[-1] % 4 and right.shape[outputs] % 4
         if not uneven or len(left) != len(right) or len(left) % self.images:
             return False
-        return not has_strange_modes()
+        return not has_strange_modes() and not is_transformed()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` of ``(m, …, k)`` as m products."""

@@ -213,6 +213,20 @@ def test_products_of_odd_size_do_not_depend_on_the_place(network: Tokens | Odd) 
         assert torch.equal(model(x[order]), plain[order])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of a transform
+@pytest.mark.parametrize("fused", [False, True])
+def test_products_of_odd_size_can_be_transformed(fused: bool) -> None:
+    """By `torch.func`, which knows nothing of copies image by image."""
+    model = Classifier(Odd(9, 5, fused), num_classes=45, block=4).eval()
+    x = torch.randn(4, 45, 1, 1, generator=torch.Generator().manual_seed(0))
+
+    jacobian = torch.func.jacrev(lambda z: model(z).sum(0))(x)
+
+    z = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(z)[:, 3].sum(), z)
+    torch.testing.assert_close(jacobian[3], expected)
+
+
 class Attentive(nn.Module):
     """Pixels as tokens, attention of torch's own, a layer on each token and their mean."""
 
