@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
+from toys import Seen
 
 from robusteval.interpreters.attention import attention_relevance, rollout
 from robusteval.interpreters.cam import cam, gradcam, hirescam
 from robusteval.interpreters.gradient import grad
 from robusteval.interpreters.observing import watched
+from robusteval.interpreters.rts import MaskNetwork, collect_features, measure_scale
 from robusteval.models.classifier import Classifier
 
 OFTEN = 30  # calls, after which a size was tried
 BLOCK = 32  # of images as small as these
 Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-class Seen(nn.Module):
-    """Keeps the sizes of its calls; no hook, which would be noticed."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.sizes: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.sizes.append(len(x))
-        logits: Tensor = self.network(x)
-        return logits
 
 
 def build_convolutions() -> nn.Module:
@@ -56,12 +45,6 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
         torch.manual_seed(0)
         network = make()
     return network.eval()
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    """Convolutions."""
-    return build(build_convolutions)
 
 
 def draw_images(n: int) -> Tensor:
@@ -139,45 +122,71 @@ def test_a_map_does_not_depend_on_the_place_of_its_image(
         assert all(torch.equal(a, b[2:3]) for a, b in zip(found, expected, strict=True))
 
 
-def test_sizes_tried_for_one_derivative_say_nothing_of_the_next(network: nn.Module) -> None:
-    """The derivative of a derivative is summed by other kernels."""
-    seen = Seen(network).eval()
-    model = Classifier(seen, num_classes=4).eval()
-    x = draw_images(7)
+def test_masks_stay_the_same_however_often_they_are_drawn() -> None:
+    """What draws them sums over a call's images, whose number must not change on the way."""
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3)
+    network = build(lambda: nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(2352, 5)))
+    model = Classifier(network, num_classes=5).eval()
+    x, y = torch.rand(7, 3, 32, 32), torch.arange(7) % 5
+    scales = [measure_scale(features) for features in collect_features(model, x)[1][0]]
+    drawing = MaskNetwork((3, 32, 32), scales, 5).eval()
+    first, _ = drawing.draw_masks(model, x, y)
+
     for _ in range(OFTEN):
         model(x)
+        again, _ = drawing.draw_masks(model, x, y)
+        assert torch.equal(again, first)
+
+
+class Settled(NamedTuple):
+    """A model of convolutions whose sizes of calls for seven images were found."""
+
+    network: nn.Module
+    seen: Seen
+    model: Classifier
+    x: Tensor
+
+
+def settle(use: Callable[[nn.Module, Tensor], object]) -> Settled:
+    """Use a model so often that a size was tried."""
+    network, x = build(build_convolutions), draw_images(7)
+    seen = Seen(network).eval()
+    model = Classifier(seen, num_classes=4).eval()
+    for _ in range(OFTEN):
+        use(model, x)
     assert seen.sizes[-1] == 7
+    return Settled(network, seen, model, x)
+
+
+def test_sizes_tried_for_one_derivative_say_nothing_of_the_next() -> None:
+    """The derivative of a derivative is summed by other kernels."""
+    _, seen, model, x = settle(lambda model, x: model(x))
 
     differentiate(grad, model, x)
 
     assert seen.sizes[-1] == BLOCK
 
 
-def test_beside_somebody_elses_hooks_calls_are_blocks(network: nn.Module) -> None:
+def test_beside_somebody_elses_hooks_calls_are_blocks() -> None:
     """What they do with a batch is not known."""
-    seen = Seen(network).eval()
-    model = Classifier(seen, num_classes=4).eval()
-    x = draw_images(7)
-    for _ in range(OFTEN):
+
+    def use(model: nn.Module, x: Tensor) -> None:
         differentiate(gradcam, model, x)
         model(x)
+
+    network, seen, model, x = settle(use)
     assert seen.sizes[-2:] == [7, 7]
 
     handle = network.register_forward_hook(lambda *_: None)
-    differentiate(gradcam, model, x)
-    model(x)
+    use(model, x)
     handle.remove()
 
     assert seen.sizes[-2:] == [BLOCK, BLOCK]
 
 
-def test_a_watch_ends(network: nn.Module) -> None:
+def test_a_watch_ends() -> None:
     """Hooks that are set after it are somebody else's."""
-    seen = Seen(network).eval()
-    model = Classifier(seen, num_classes=4).eval()
-    x = draw_images(7)
-    for _ in range(OFTEN):
-        model(x)
+    network, seen, model, x = settle(lambda model, x: model(x))
 
     for within in (True, False):
         with watched(model, x) if within else nullcontext():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import Seen
 
 from robusteval.models import call_sizes
 from robusteval.models.call_sizes import PATIENCE, Kind
@@ -88,20 +89,6 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return x.flatten(1) @ MIX * self.calls
-
-
-class Seen(nn.Module):
-    """Keeps the sizes of its calls; no hook, which would be noticed."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.sizes: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.sizes.append(len(x))
-        logits: Tensor = self.network(x)
-        return logits
 
 
 @pytest.fixture
