@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
@@ -276,7 +276,6 @@ def advedge(
     return best.fill_with(x_adv)
 
 
-class AdvEdge(ArtAttack):
-    """`advedge` as an ART evasion attack."""
-
-    perturb = staticmethod(advedge)
+def __getattr__(name: str) -> Any:
+    """`AdvEdge`, an ART evasion attack."""
+    return make_art_class(name, AdvEdge=advedge)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import book_rows
 from robusteval.registry import ATTACKS
 from robusteval.search.apgd import search_apgd
@@ -161,7 +161,6 @@ def check_targets(targets: int, classes: int) -> None:
         )
 
 
-class APGD(ArtAttack):
-    """`apgd` as an ART evasion attack."""
-
-    perturb = staticmethod(apgd)
+def __getattr__(name: str) -> Any:
+    """`APGD`, an ART evasion attack."""
+    return make_art_class(name, APGD=apgd)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.ensemble import Ensemble
@@ -72,7 +72,6 @@ def autoattack(
     return ensemble.best.x_adv
 
 
-class AutoAttack(ArtAttack):
-    """`autoattack` as an ART evasion attack."""
-
-    perturb = staticmethod(autoattack)
+def __getattr__(name: str) -> Any:
+    """`AutoAttack`, an ART evasion attack."""
+    return make_art_class(name, AutoAttack=autoattack)

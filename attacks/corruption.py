@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 
@@ -117,7 +118,6 @@ def corruption(
     return corrupted if mask is None else torch.where(mask.to(x.device) != 0, corrupted, x)
 
 
-class Corruption(ArtAttack):
-    """`corruption` as an ART evasion attack."""
-
-    perturb = staticmethod(corruption)
+def __getattr__(name: str) -> Any:
+    """`Corruption`, an ART evasion attack."""
+    return make_art_class(name, Corruption=corruption)

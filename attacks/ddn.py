@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.nearest import (
@@ -119,7 +121,6 @@ def ddn(
     return kept.best_adv
 
 
-class DDN(ArtAttack):
-    """`ddn` as an ART evasion attack."""
-
-    perturb = staticmethod(ddn)
+def __getattr__(name: str) -> Any:
+    """`DDN`, an ART evasion attack."""
+    return make_art_class(name, DDN=ddn)

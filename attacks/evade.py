@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 from torch.nn.functional import softplus
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.evaluation.defense import WithDetector
 from robusteval.interpreters.explainer import measure_squared_distance
 from robusteval.models.classifier import predict_classes
@@ -354,7 +354,6 @@ class Suspicion:
         return Found(x_adv, far, is_adv, torch.zeros_like(is_adv))
 
 
-class Evade(ArtAttack):
-    """`evade` as an ART evasion attack."""
-
-    perturb = staticmethod(evade)
+def __getattr__(name: str) -> Any:
+    """`Evade`, an ART evasion attack."""
+    return make_art_class(name, Evade=evade)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import (
@@ -150,7 +152,6 @@ def search_boundary(
             left, origin, free, delta = (column[going] for column in (left, origin, free, delta))
 
 
-class FAB(ArtAttack):
-    """`fab` as an ART evasion attack."""
-
-    perturb = staticmethod(fab)
+def __getattr__(name: str) -> Any:
+    """`FAB`, an ART evasion attack."""
+    return make_art_class(name, FAB=fab)

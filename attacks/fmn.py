@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, project_l1
@@ -193,7 +193,6 @@ def shrink_to_ball(delta: Tensor, eps: Tensor, norm: Shortest) -> Tensor:
     return delta * kept.view_as(delta)
 
 
-class FMN(ArtAttack):
-    """`fmn` as an ART evasion attack."""
-
-    perturb = staticmethod(fmn)
+def __getattr__(name: str) -> Any:
+    """`FMN`, an ART evasion attack."""
+    return make_art_class(name, FMN=fmn)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import book_rows, tell_step
 from robusteval.registry import ATTACKS
@@ -297,7 +297,6 @@ def find_zero(model: nn.Module, centre: Centre) -> Tensor | float:
     return model.mean
 
 
-class ISI(ArtAttack):
-    """`isi` as an ART evasion attack."""
-
-    perturb = staticmethod(isi)
+def __getattr__(name: str) -> Any:
+    """`ISI`, an ART evasion attack."""
+    return make_art_class(name, ISI=isi)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
@@ -192,7 +192,6 @@ def choose_values(
     return Chosen(mask.view_as(z), bound)
 
 
-class JSMA(ArtAttack):
-    """`jsma` as an ART evasion attack."""
-
-    perturb = staticmethod(jsma)
+def __getattr__(name: str) -> Any:
+    """`JSMA`, an ART evasion attack."""
+    return make_art_class(name, JSMA=jsma)

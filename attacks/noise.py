@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import build_class_objective, descend_from_starts
@@ -75,7 +77,6 @@ def noise(
     return found.x_adv
 
 
-class Noise(ArtAttack):
-    """`noise` as an ART evasion attack."""
-
-    perturb = staticmethod(noise)
+def __getattr__(name: str) -> Any:
+    """`Noise`, an ART evasion attack."""
+    return make_art_class(name, Noise=noise)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.seeds import per_image
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
@@ -139,7 +140,6 @@ def mark(top: Tensor, start: Tensor, side: int, x: Tensor) -> Tensor:
     return (upright[:, None, :, None] & across[:, None, None, :]).to(x)
 
 
-class Patch(ArtAttack):
-    """`patch` as an ART evasion attack."""
-
-    perturb = staticmethod(patch)
+def __getattr__(name: str) -> Any:
+    """`Patch`, an ART evasion attack."""
+    return make_art_class(name, Patch=patch)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
 from robusteval.search.descent import Found, Objective, Score, Stop, build_class_objective, descend
@@ -309,13 +309,6 @@ class StructureMoves(NamedTuple):
         return z.flatten(2).flatten(0, 1) if self.stats == "channel" else z.flatten(1)
 
 
-class PGAP(ArtAttack):
-    """`pgap` as an ART evasion attack."""
-
-    perturb = staticmethod(pgap)
-
-
-class FPGAP(ArtAttack):
-    """`fpgap` as an ART evasion attack."""
-
-    perturb = staticmethod(fpgap)
+def __getattr__(name: str) -> Any:
+    """`PGAP` and `FPGAP`, ART evasion attacks."""
+    return make_art_class(name, PGAP=pgap, FPGAP=fpgap)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop, build_class_objective, descend_from_starts
@@ -156,13 +156,6 @@ def fgsm(
     return ball.project(x - eps * ball.find_direction(grad))
 
 
-class PGD(ArtAttack):
-    """`pgd` as an ART evasion attack."""
-
-    perturb = staticmethod(pgd)
-
-
-class FGSM(ArtAttack):
-    """`fgsm` as an ART evasion attack."""
-
-    perturb = staticmethod(fgsm)
+def __getattr__(name: str) -> Any:
+    """`PGD` and `FGSM`, ART evasion attacks."""
+    return make_art_class(name, PGD=pgd, FGSM=fgsm)

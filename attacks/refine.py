@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.errors import UsageError
 from robusteval.interpreters.explainer import Interpreter
 from robusteval.interpreters.scaling import resize
@@ -172,7 +172,6 @@ def build_attack(text: str, norm: str, eps: float) -> Callable[..., Tensor]:
     return partial(ATTACKS.load(name), **checked.parameters)
 
 
-class Refine(ArtAttack):
-    """`refine` as an ART evasion attack."""
-
-    perturb = staticmethod(refine)
+def __getattr__(name: str) -> Any:
+    """`Refine`, an ART evasion attack."""
+    return make_art_class(name, Refine=refine)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import part, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.descent import Count, build_class_objective, prune, round_changes
@@ -143,7 +144,6 @@ def differentiate_count(delta: Tensor, count: Count) -> Tensor:
     return 2 * SIGMA / square.shape[1:].numel() * delta / (square + SIGMA).square()
 
 
-class SigmaZero(ArtAttack):
-    """`sigma_zero` as an ART evasion attack."""
-
-    perturb = staticmethod(sigma_zero)
+def __getattr__(name: str) -> Any:
+    """`SigmaZero`, an ART evasion attack."""
+    return make_art_class(name, SigmaZero=sigma_zero)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.classifier import predict_classes
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import book_rows, part, tell_step
@@ -283,7 +283,6 @@ def measure_places(weight: Tensor) -> Tensor:
     return weight.square().sum(1, keepdim=True).sqrt()
 
 
-class Sparse(ArtAttack):
-    """`sparse` as an ART evasion attack."""
-
-    perturb = staticmethod(sparse)
+def __getattr__(name: str) -> Any:
+    """`Sparse`, an ART evasion attack."""
+    return make_art_class(name, Sparse=sparse)

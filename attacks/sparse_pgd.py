@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
@@ -154,7 +154,6 @@ def choose_top(scores: Tensor, places: Tensor, number: int) -> Tensor:
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, index, True).view_as(scores) & places
 
 
-class SparsePGD(ArtAttack):
-    """`sparse_pgd` as an ART evasion attack."""
-
-    perturb = staticmethod(sparse_pgd)
+def __getattr__(name: str) -> Any:
+    """`SparsePGD`, an ART evasion attack."""
+    return make_art_class(name, SparsePGD=sparse_pgd)

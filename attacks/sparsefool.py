@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.classifier import predict_classes
 from robusteval.models.steps import book_rows, part, tell_step
 from robusteval.registry import ATTACKS
@@ -151,7 +152,6 @@ def sparsefool(
     return x_adv
 
 
-class SparseFool(ArtAttack):
-    """`sparsefool` as an ART evasion attack."""
-
-    perturb = staticmethod(sparsefool)
+def __getattr__(name: str) -> Any:
+    """`SparseFool`, an ART evasion attack."""
+    return make_art_class(name, SparseFool=sparsefool)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
@@ -138,7 +139,6 @@ def move(x: Tensor, turned: float, down: float, right: float) -> Tensor:
     return nn.functional.grid_sample(x, grid, align_corners=False)
 
 
-class Spatial(ArtAttack):
-    """`spatial` as an ART evasion attack."""
-
-    perturb = staticmethod(spatial)
+def __getattr__(name: str) -> Any:
+    """`Spatial`, an ART evasion attack."""
+    return make_art_class(name, Spatial=spatial)

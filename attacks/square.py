@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball
 from robusteval.search.descent import Stop, build_class_objective
@@ -92,7 +92,6 @@ def square(
     return found.x_adv
 
 
-class Square(ArtAttack):
-    """`square` as an ART evasion attack."""
-
-    perturb = staticmethod(square)
+def __getattr__(name: str) -> Any:
+    """`Square`, an ART evasion attack."""
+    return make_art_class(name, Square=square)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import Count, Found
@@ -281,19 +281,6 @@ def change_few(
     return ensemble.best.x_adv
 
 
-class Standard(ArtAttack):
-    """`standard` as an ART evasion attack."""
-
-    perturb = staticmethod(standard)
-
-
-class Thorough(ArtAttack):
-    """`thorough` as an ART evasion attack."""
-
-    perturb = staticmethod(thorough)
-
-
-class Quick(ArtAttack):
-    """`quick` as an ART evasion attack."""
-
-    perturb = staticmethod(quick)
+def __getattr__(name: str) -> Any:
+    """`Standard`, `Thorough` and `Quick`, ART evasion attacks."""
+    return make_art_class(name, Standard=standard, Thorough=thorough, Quick=quick)

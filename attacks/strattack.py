@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import book_rows, tell_step
 from robusteval.registry import ATTACKS
 from robusteval.search.balls import quantise
@@ -161,7 +161,6 @@ def strattack(
     return torch.where(best.is_adv.view(-1, 1, 1, 1), best.x_adv, x)
 
 
-class StrAttack(ArtAttack):
-    """`strattack` as an ART evasion attack."""
-
-    perturb = staticmethod(strattack)
+def __getattr__(name: str) -> Any:
+    """`StrAttack`, an ART evasion attack."""
+    return make_art_class(name, StrAttack=strattack)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.art.to_art import ArtAttack
+from robusteval.art.art_classes import make_art_class
 from robusteval.errors import RunError
 from robusteval.models.failures import explain_no_gradient
 from robusteval.models.steps import book_rows
@@ -148,7 +148,6 @@ def unmask(
     return ensemble.best.x_adv
 
 
-class Unmask(ArtAttack):
-    """`unmask` as an ART evasion attack."""
-
-    perturb = staticmethod(unmask)
+def __getattr__(name: str) -> Any:
+    """`Unmask`, an ART evasion attack."""
+    return make_art_class(name, Unmask=unmask)

@@ -179,6 +179,22 @@ def test_light_modules_load_neither_torch_nor_art() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_art_is_imported_for_its_own_attacks_and_classes_alone() -> None:
+    """It takes a second, a sixth of a gigabyte and a folder in the user's home."""
+    names = [f"robusteval.attacks.{path.stem}" for path in (ROOT / "attacks").glob("[!_]*.py")]
+    names += ["robusteval.evaluation.evaluate", "robusteval.commands.evaluate"]
+    code = (
+        f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+        "print(sorted({'art', 'torchvision'} & set(sys.modules)))\n"
+        "from robusteval.attacks.pgd import PGD\n"
+        "print(sorted({'art'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["[]", "['art']"]
+
+
 def test_importing_the_package_has_no_side_effects(tmp_path: Path) -> None:
     """No folder, no file, no random state."""
     code = (

@@ -11,6 +11,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from art.metrics import metrics
 
+from robusteval.art.art_classes import NAMES
 from robusteval.art.to_art import Array, ArtAttack
 from robusteval.registry import ATTACKS
 
@@ -38,8 +39,10 @@ def list_attack_classes() -> Iterator[tuple[str, type[ArtAttack]]]:
         if entry.detector:  # ART's metrics have no detector to give to it
             continue
         function = ATTACKS.load(name)
-        for each in vars(sys.modules[function.__module__]).values():
-            if isinstance(each, type) and getattr(each, "perturb", None) is function:
+        module = sys.modules[function.__module__]
+        for class_name in getattr(module, NAMES, ()):
+            each = getattr(module, class_name)
+            if each.perturb is function:
                 yield name, each
 
 

@@ -1,7 +1,7 @@
 """Attack functions as ART attacks, classifiers as ART estimators.
 
-ART is the Adversarial Robustness Toolbox. Importing it takes seconds, so nothing imports this
-module but attack files and `robusteval.art.from_art`, the other direction.
+ART is the Adversarial Robustness Toolbox. Importing it takes seconds, so only those import this
+module who want its classes or its attacks: see `robusteval.art.art_classes`.
 """
 
 from __future__ import annotations

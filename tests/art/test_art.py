@@ -54,9 +54,9 @@ BOUNDED = [name for name in NAMES if "eps" in asked(name, eps=EPS)]
 def art_class(name: str) -> type[ArtAttack]:
     """The one ART class of a registered function."""
     function = ATTACKS.load(name)
-    members = vars(sys.modules[function.__module__]).values()
-    classes = [c for c in members if isinstance(c, type) and issubclass(c, ArtAttack)]
-    (found,) = [c for c in classes if c is not ArtAttack and c.perturb is function]
+    module = sys.modules[function.__module__]
+    classes: list[type[ArtAttack]] = [getattr(module, each) for each in module.__art_classes__]
+    (found,) = [c for c in classes if issubclass(c, ArtAttack) and c.perturb is function]
     return found
 
 
