@@ -23,6 +23,7 @@ from robusteval.runs.storage import PartFolder
 from robusteval.runs.types import Columns
 
 SAVE_EVERY = 2.0  # seconds
+QUICK = 30.0  # seconds that batches may take together: so much is lost at a stop
 T = TypeVar("T")
 Piece = tuple[Positions, Sequence[Columns]]  # rows, and for each key their columns
 Runner = Callable[[Sequence[Positions]], Iterator[Sequence[Piece]]]  # batches in, pieces out
@@ -114,6 +115,7 @@ class ResumableMap:
         work: Callable[[Positions], Sequence[Columns]],
         *,
         whole: bool = False,
+        most: int = 0,
         before_saving: Callable[[], object] = lambda: None,
         run: Runner | None = None,
     ) -> Iterator[Piece]:
@@ -125,6 +127,9 @@ class ResumableMap:
             As for `map_cells`.
         whole : bool
             A batch is part of the result: one that is finished in part is done again.
+        most : int
+            Batches that follow each other are done together, as many as those before say will be
+            quick, if they have no more rows than this. Not for work that is given to `run`.
         before_saving : callable
             Called whenever rows are about to be kept.
         run : callable, optional
@@ -148,7 +153,7 @@ class ResumableMap:
                 take_over(self.progress, int(have.sum()))
             todo = [batch[~have[np.searchsorted(wanted, batch)]] for batch in batches]
             rest = [batch for batch in todo if len(batch)]
-            for pieces in self._run(work, rest) if run is None else run(rest):
+            for pieces in self._run(work, rest, most) if run is None else run(rest):
                 unsaved += pieces
                 yield from pieces
                 self.progress.advance(sum(len(rows) for rows, _ in pieces))
@@ -165,14 +170,25 @@ class ResumableMap:
             self.progress.end()
 
     def _run(
-        self, work: Callable[[Positions], Sequence[Columns]], batches: Sequence[Positions]
+        self,
+        work: Callable[[Positions], Sequence[Columns]],
+        batches: Sequence[Positions],
+        most: int,
     ) -> Iterator[Sequence[Piece]]:
-        """Do the work batch by batch."""
+        """Do the work batch by batch, or several at a time."""
         if batches:
             self.expect(np.concatenate(batches))
-        for batch in batches:
+        together = 1
+        while batches:
+            batch, batches = np.concatenate(batches[:together]), batches[together:]
+            started = time.monotonic()
             with listen(self.progress, len(batch), self.stopping):
                 pieces = run_in_halves(work, batch, self.shrink)
+            if len(pieces) > 1:  # memory ran out
+                most = min(most, max(len(rows) for rows, _ in pieces))
+            together = count_together(
+                batches, most, QUICK * len(batch) / max(time.monotonic() - started, 1e-9)
+            )
             yield pieces
 
     def _stored(self, keys: Sequence[str]) -> Iterator[Piece]:
@@ -245,6 +261,12 @@ class Assembly:
         if self.columns and not self.there.all():
             raise KeyError("rows that no part has")
         return self.columns
+
+
+def count_together(batches: Sequence[Positions], most: int, quick: float) -> int:
+    """How many of the next batches have `most` rows, and so many as are `quick`, at most; or 1."""
+    rows = np.cumsum([len(batch) for batch in batches])
+    return max(1, int(np.searchsorted(rows, min(most, quick), side="right")))
 
 
 def run_in_halves(

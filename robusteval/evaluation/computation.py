@@ -83,8 +83,8 @@ class BatchSizes(NamedTuple):
         """Choose the size for an attack: less of images that take seconds each.
 
         So progress is seen; more for attacks of which most time goes into the few images that are
-        left, so that these share calls of the network. Not many more: what is under way at a stop
-        is done again. For foreign attacks batches are part of the result, never the user's choice.
+        left, so that these share calls of the network, but see `choose_most`. For foreign attacks
+        batches are part of the result, never the user's choice.
         """
         if attack.foreign:
             return self.natural
@@ -94,6 +94,14 @@ class BatchSizes(NamedTuple):
             return 2 * self.natural
         slow = "interpreter" in attack.resolved or needs_detector(attack.spec)
         return self.natural // 4 if slow else self.natural
+
+    def choose_most(self, attack: Attack) -> int:
+        """Choose how many images may be worked on where that is quick; 0 for no more than usual.
+
+        What is under way at a stop is done again, so this depends on how long batches took.
+        """
+        joined = attack.spec.name in THINNING and self.asked is None
+        return 8 * self.natural if joined else 0
 
 
 class Computation:
@@ -265,6 +273,7 @@ class Computation:
             batches,
             work.measure,
             whole=attack.foreign,
+            most=self.sizes.choose_most(attack),
             run=self.handing.hand_out(
                 Task(
                     "attack",

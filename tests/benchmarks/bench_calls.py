@@ -86,30 +86,33 @@ def compare_survivors(model: Classifier, x: Tensor, y: Tensor, some: int, rounds
 
 def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: int) -> str:
     """A line on attacks of so many steps as it takes, in which most images leave on the way."""
-    size = 2 * choose_batch_size(x.shape[1:].numel(), x.device)
-    pairs = list(zip(x.split(size), y.split(size), strict=True))  # type: ignore[no-untyped-call]
+    first = 2 * choose_batch_size(x.shape[1:].numel(), x.device)
+    sizes = [first]
+    while (rest := len(x) - sum(sizes)) > 0:  # as where the first one was quick
+        sizes.append(min(rest, 4 * first))
+    pairs = list(zip(x.split(sizes), y.split(sizes), strict=True))  # type: ignore[no-untyped-call]
     plain = nn.Sequential(Shift(model), model.network)
 
     def attack() -> Tensor:
         return torch.cat([pgd(model, a, b, eps=eps, steps=WHOLE) for a, b in pairs])
 
-    with count_passes(model, size, x.device) as passes:
+    with count_passes(model, max(sizes), x.device) as passes:
         x_adv = attack()
     with torch.no_grad():
         left = int((predict_classes(model(x_adv)) == y).sum())
     taken = float(passes.backwards.sum())
     some = x[: max(left, 1)]
-    sizes = [size for size in SIZES if size < len(some)] + [len(some)]
+    tried = [size for size in SIZES if size < len(some)] + [len(some)]
     ours, *loops = take_turns(
         rounds,
         attack,
-        *(lambda size=size: go_back_and_forth(plain, some, size) for size in sizes),
+        *(lambda size=size: go_back_and_forth(plain, some, size) for size in tried),
     )
     mine, best = ours / taken, min(loops) / len(some)
     return (
         f"eps {eps:.5f}: {left} of {len(x)} images hold, {taken / len(x):.1f} gradients each;"
         f" {1e3 * mine:.2f} ms per image and step, plain loop {1e3 * best:.2f} in batches of"
-        f" {sizes[loops.index(min(loops))]}, ratio {mine / best:.3f}"
+        f" {tried[loops.index(min(loops))]}, ratio {mine / best:.3f}"
     )
 
 

@@ -190,6 +190,46 @@ def test_rows_are_saved_every_few_seconds(
     assert events == ["0 kept", "before", "1 kept", "before", "2 kept", "before", "before"]
 
 
+@pytest.mark.parametrize(
+    ("quick", "most", "sizes"),
+    [
+        (1e9, 7, [2, 6, 5]),
+        (1e9, 100, [2, 11]),
+        (0.0, 100, [2, 2, 2, 2, 2, 2, 1]),
+        (1e9, 0, [2, 2, 2, 2, 2, 2, 1]),
+    ],
+    ids=["at most 7 rows", "quick", "slow", "not to be joined"],
+)
+def test_quick_batches_are_done_together(
+    parts: PartFolder, monkeypatch: pytest.MonkeyPatch, quick: float, most: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(batches, "QUICK", quick)
+    work, rows = Squares(), np.arange(13)
+
+    found = ResumableMap(parts).map("squares", KEY, split_rows(rows, 2), work, most=most)
+
+    assert [len(asked) for asked in work.asked] == sizes
+    assert [row for asked in work.asked for row in asked] == rows.tolist()
+    np.testing.assert_array_equal(found["square"], rows**2)
+
+
+@pytest.mark.parametrize(("quick", "together"), [(3.9, 1), (4, 2), (7.5, 3), (0, 1), (np.inf, 4)])
+def test_as_many_batches_as_are_quick(quick: float, together: int) -> None:
+    assert batches.count_together(split_rows(np.arange(9), 2), 8, quick) == together
+    assert batches.count_together([], 8, quick) == 1
+
+
+def test_batches_are_not_joined_beyond_what_memory_held(
+    parts: PartFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "QUICK", 1e9)
+    work = Squares(room=4)
+
+    ResumableMap(parts).map("squares", KEY, split_rows(np.arange(20), 2), work, most=10)
+
+    assert [len(asked) for asked in work.asked] == 10 * [2]
+
+
 def test_memory_that_runs_out_halves_the_batch() -> None:
     """As often as it takes; whoever can is asked to need less."""
     work = Squares(room=3)
