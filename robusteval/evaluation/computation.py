@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -349,18 +350,19 @@ def place_columns(
     maps : sequence of str
         Those of `found` that say something of maps; nan for the others.
     """
-    whole = len(positions) == len(clean["id"])
-    columns = fill_untouched(clean if whole else take_rows(clean, positions))
-    columns |= {name: np.full(len(positions), np.nan) for name in maps}
-    columns |= {
-        name: np.zeros(len(positions), values.dtype)
-        for name, values in found.items()
-        if name.startswith((STAGE, MADE, *CURVES, BY_SHORTCUTS))
-    }
+    here = clean if len(positions) == len(clean["id"]) else take_rows(clean, positions)
     place = np.searchsorted(positions, rows)
-    open_ = columns["attacked"][place]  # the attack changed no image that was lost before
-    changed = place[open_]
-    while found:
-        name, values = found.popitem()
-        columns[name][changed] = values[open_]
+    open_ = metrics.find_right(here)[place]  # the attack changed no image that was lost before
+    more = [name for name in found if name.startswith((STAGE, MADE, *CURVES, BY_SHORTCUTS))]
+    columns: Columns = {}
+    for name, values in chain(
+        fill_untouched(here),
+        ((name, np.full(len(positions), np.nan)) for name in maps),
+        ((name, np.zeros(len(positions), found[name].dtype)) for name in more),
+    ):
+        if name in found:
+            values[place[open_]] = found.pop(name)[open_]
+        columns[name] = values
+    if found:
+        raise KeyError(f"columns that no cell has: {', '.join(found)}")
     return columns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from robusteval.errors import RunError
 from robusteval.evaluation.votes import SURVIVAL, Voted, measure_survival
 from robusteval.models.classifier import predict_classes
 from robusteval.runs.metrics import find_right
-from robusteval.runs.types import Columns, Threat
+from robusteval.runs.types import Columns, Threat, Values
 from robusteval.search.balls import TOLERANCE, Ball, measure_distances, psnr, quantise, ssim
 from robusteval.search.losses import margin
 
@@ -135,25 +137,30 @@ def confidence(logits: Tensor, pred: Tensor) -> Tensor:
     return logits.softmax(1).gather(1, pred.clamp_min(0).unsqueeze(1)).squeeze(1).double()
 
 
-def fill_untouched(clean: Columns) -> Columns:
-    """The columns of images before an attack: those that were wrong already stay like this."""
+def fill_untouched(clean: Columns) -> Iterator[tuple[str, Values]]:
+    """The columns of images before an attack: those that were wrong already stay like this.
+
+    One by one, so that who needs all of them decides what is held at a time.
+    """
     n = len(clean["id"])
     pred = clean["pred_clean"]
-    return {
-        **{name: clean[name].copy() for name in ("index", "id", "label", "pred_clean")},
-        "attacked": find_right(clean),
-        "target": np.full(n, -1),
-        "pred_adv": pred.copy(),
-        "pred_8bit": pred.copy(),
-        "pred_png": pred.copy(),
-        **{name: np.zeros(n) for name in ("l0", "l0_pixels", "l1", "l2", "linf")},
-        "ssim": np.ones(n),
-        "psnr": np.full(n, np.inf),
-        "margin_clean": clean["margin_clean"].copy(),
-        "margin_adv": clean["margin_clean"].copy(),
-        "confidence_adv": clean["confidence_clean"].copy(),
-        "fault": np.zeros(n, np.uint8),
-        **{name: np.zeros(n) for name in ("forwards", "backwards", "seconds")},
-        # what a detector said of them, and how many of random answers were right
-        **{name: clean[name].copy() for name in ("score", "flagged", SURVIVAL) if name in clean},
-    }
+    for name in ("index", "id", "label", "pred_clean"):
+        yield name, clean[name].copy()
+    yield "attacked", find_right(clean)
+    yield "target", np.full(n, -1)
+    for name in ("pred_adv", "pred_8bit", "pred_png"):
+        yield name, pred.copy()
+    for name in ("l0", "l0_pixels", "l1", "l2", "linf"):
+        yield name, np.zeros(n)
+    yield "ssim", np.ones(n)
+    yield "psnr", np.full(n, np.inf)
+    yield "margin_clean", clean["margin_clean"].copy()
+    yield "margin_adv", clean["margin_clean"].copy()
+    yield "confidence_adv", clean["confidence_clean"].copy()
+    yield "fault", np.zeros(n, np.uint8)
+    for name in ("forwards", "backwards", "seconds"):
+        yield name, np.zeros(n)
+    # what a detector said of them, and how many of random answers were right
+    for name in ("score", "flagged", SURVIVAL):
+        if name in clean:
+            yield name, clean[name].copy()

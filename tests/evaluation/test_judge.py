@@ -235,8 +235,8 @@ def test_images_that_are_not_attacked_stay_as_the_model_saw_them() -> None:
         "confidence_clean": np.array([0.9, 0.8, 0.7, np.nan]),
     }
 
-    plain = fill_untouched(clean)
-    watched = fill_untouched({**clean, "flagged": np.arange(4) == 2, "score": np.zeros(4)})
+    plain = dict(fill_untouched(clean))
+    watched = dict(fill_untouched({**clean, "flagged": np.arange(4) == 2, "score": np.zeros(4)}))
 
     assert plain["attacked"].tolist() == [True, False, True, False]
     assert watched["attacked"].tolist() == [True, False, False, False]
