@@ -21,7 +21,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from robusteval.runs.folder import load_pictures, load_run
+from robusteval.runs.folder import load_run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from same_runs import assert_same
 
 OPTIONS = ("demo", "--preset", "quick", "--samples", "60")
 WAYS = ("worker", "head", "Ctrl-C")
@@ -65,22 +68,11 @@ def disturb(way: str, process: subprocess.Popen[bytes], rng: np.random.Generator
 
 def describe_difference(one: Path, other: Path) -> str:
     """The first thing in which two runs differ; empty if there is none."""
-    a, b = load_run(one), load_run(other)
-    if (a.status, a.findings) != (b.status, b.findings):
-        return f"{a.status} and {b.status}, or other findings"
-    pairs = [(a.clean, b.clean)]
-    pairs += [(x.columns, y.columns) for x, y in zip(a.outcomes, b.outcomes, strict=True)]
-    for mine, theirs in pairs:
-        for name in mine.keys() - {"seconds"}:
-            if not np.array_equal(mine[name], theirs[name], equal_nan=mine[name].dtype.kind == "f"):
-                return f"column {name}"
-    shown, again = load_pictures(a), load_pictures(b)
-    same = shown.keys() == again.keys() and all(
-        np.array_equal(picture.delta, twin.delta)
-        for position in shown
-        for picture, twin in zip(shown[position], again[position], strict=True)
-    )
-    return "" if same else "pictures"
+    try:
+        assert_same(load_run(one), load_run(other))
+    except AssertionError as error:
+        return str(error).strip() or "findings, records or pictures"
+    return ""
 
 
 @click.command()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from same_runs import assert_same
 from toys import Bands, trained
 
 from robusteval.cli import cli
@@ -25,7 +26,7 @@ from robusteval.evaluation.merging import merge, spell_completion
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.shares import Share, find_owners
 from robusteval.models.classifier import Classifier
-from robusteval.runs.folder import load_pictures, load_run
+from robusteval.runs.folder import load_run
 from robusteval.runs.types import Run, Spec
 
 ATTACKS = ["pgd:eps=12/255,steps=20", "fgsm:target=1", "art:SquareAttack:eps=12/255,max_iter=3"]
@@ -69,28 +70,6 @@ def divide(classifier: Classifier, data: Data, out: Path, n: int, **options: Any
 def refuse_work(*_: object) -> NoReturn:
     """In the place of what attacks a batch."""
     raise AssertionError("something was attacked")
-
-
-def assert_same(one: Run, other: Run) -> None:
-    """All columns, findings and pictures but the clock."""
-    assert other.findings == one.findings
-    assert (other.config, other.model, other.data) == (one.config, one.model, one.data)
-    assert other.environment == one.environment
-    assert (other.status, other.failures) == (one.status, one.failures)
-    assert [o.to_record() for o in other.outcomes] == [o.to_record() for o in one.outcomes]
-    tables = [(one.clean, other.clean)]
-    tables += [(a.columns, b.columns) for a, b in zip(one.outcomes, other.outcomes, strict=True)]
-    for a, b in tables:
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"seconds"}:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    shown, again = load_pictures(one), load_pictures(other)
-    assert shown.keys() == again.keys()
-    for position, pictures in shown.items():
-        for picture, same in zip(pictures, again[position], strict=True):
-            assert (picture.place, picture.row) == (same.place, same.row)
-            np.testing.assert_array_equal(picture.clean, same.clean)
-            np.testing.assert_array_equal(picture.delta, same.delta)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from recipes import build_bands_plan
+from same_runs import assert_same
 from toys import Bands
 
 from robusteval.cli import cli
@@ -28,8 +29,6 @@ from robusteval.evaluation.pieces import Computed, Seen, Task, split_finely
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.workers import deaf, open_processes
 from robusteval.models.classifier import Classifier
-from robusteval.runs.folder import load_pictures
-from robusteval.runs.types import Run
 
 ATTACKS = ["pgd:eps=12/255,steps=12", "noise:eps=12/255"]
 FOREIGN = "art:SquareAttack:eps=12/255,max_iter=3"
@@ -52,24 +51,6 @@ class Here:
         self.tasks.append(task)
         for rows in reversed(batches):
             yield self.bench.compute(task, seen, rows)
-
-
-def assert_same(one: Run, other: Run) -> None:
-    """All columns, findings and pictures but the clock."""
-    assert (other.status, other.findings) == (one.status, one.findings)
-    for a, b in zip(
-        (one.clean, *(o.columns for o in one.outcomes)),
-        (other.clean, *(o.columns for o in other.outcomes)),
-        strict=True,
-    ):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"seconds"}:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    shown, again = load_pictures(one), load_pictures(other)
-    assert [[p.row for p in shown[i]] for i in shown] == [[p.row for p in again[i]] for i in again]
-    for position, pictures in shown.items():
-        for picture, same in zip(pictures, again[position], strict=True):
-            np.testing.assert_array_equal(picture.delta, same.delta)
 
 
 @pytest.fixture
