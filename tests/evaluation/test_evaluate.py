@@ -18,6 +18,8 @@ from toys import Bands
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
+from robusteval.evaluation import batches, computation
+from robusteval.evaluation.batches import run_in_halves
 from robusteval.evaluation.evaluate import evaluate, execute
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import prepare_plan
@@ -91,6 +93,30 @@ def test_batch_size_changes_nothing(
     run = evaluate(bands, data, [*ATTACKS_ASKED, FOREIGN], samples=SAMPLES, batch_size=batch_size)
 
     same(reference, run)
+
+
+def test_batches_that_are_done_together_change_nothing(
+    bands: Classifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of attacks that leave few images, where they are quick."""
+    bands.identity = {"sha256": "bands"}
+    monkeypatch.setattr(computation, "choose_batch_size", lambda *_: 2)
+    sizes: list[int] = []
+
+    def count(work: Any, rows: Any, shrink: Any) -> Any:
+        sizes.append(len(rows))
+        return run_in_halves(work, rows, shrink)
+
+    def run(quick: float) -> tuple[Run, int]:
+        monkeypatch.setattr(batches, "QUICK", quick)
+        monkeypatch.setattr(batches, "run_in_halves", count)
+        sizes.clear()
+        return evaluate(bands, data, ATTACKS_ASKED, samples=SAMPLES, probes=False), max(sizes)
+
+    (apart, least), (together, most) = run(0.0), run(1e9)
+
+    assert (least, most) == (4, 16)
+    same(apart, together)
 
 
 def test_the_order_of_the_images_changes_nothing(
@@ -214,8 +240,8 @@ def test_a_killed_run_continues_to_the_same_result(
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
-    for batches in moments:
-        out = tmp_path / f"run{batches}"
+    for finished in moments:
+        out = tmp_path / f"run{finished}"
         same(reference, evaluate(bands, data, asked, samples=SAMPLES, out=out))
 
 
