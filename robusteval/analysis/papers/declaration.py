@@ -49,6 +49,15 @@ class Size:
     seeds: int = 1  # with which attacks are run whose results are a matter of luck
     map_steps: int = 0  # of attacks on maps alone
 
+    def count_explained(self, samples: int | None) -> int:
+        """How many images are explained if so many are asked for: of all, all that are asked for.
+
+        Where some are explained, no more than these.
+        """
+        if samples is None:
+            return self.explained
+        return samples if self.explained >= self.samples else min(samples, self.explained)
+
 
 @dataclass(frozen=True)
 class Reading:

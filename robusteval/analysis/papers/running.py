@@ -69,7 +69,7 @@ def reproduce(
     size : {"small", "paper"}
         How much is run.
     samples : int, optional
-        Images, and the most that are explained; as the size says if not given.
+        Images; as the size says if not given, which also says how many of them are explained.
     seed : int
         Decides the draw and every random number.
     fresh : bool
@@ -167,8 +167,7 @@ def reproduce(
         for outcome in run_plan(luck, folder / "seeds" / str(seed + other)).attacks:
             again.setdefault(str(outcome.attack), []).append(outcome)
     explanations: dict[str, ExplanationRecord] = {}
-    most = paper.choose_size(size).explained
-    most = most if samples is None else min(samples, most)
+    most = paper.choose_size(size).count_explained(samples)
     for name in paper.explained:
         if stopping():
             raise Interrupted

@@ -111,6 +111,16 @@ def test_features_of_maps_are_those_of_the_weights_that_are_given() -> None:
     assert read_paper("isi").with_extractor("vgg16") == read_paper("isi")
 
 
+@pytest.mark.parametrize(
+    ("paper", "samples", "explained"),
+    [("pse", None, 12), ("pse", 4, 4), ("pse", 200, 200), ("wifgsm", 200, 10), ("wifgsm", 4, 4)],
+)
+def test_where_all_images_are_explained_all_that_are_asked_for_are(
+    paper: str, samples: int | None, explained: int
+) -> None:
+    assert read_paper(paper).choose_size("small").count_explained(samples) == explained
+
+
 def test_every_paper_is_there() -> None:
     assert list(list_papers()) == ["advedge", "detector", "int", "isi", "pgap", "pse", "wifgsm"]
 
