@@ -221,7 +221,7 @@ class Computation:
                 defense=each.spec,
                 adaptive=i == 0,
             )
-            check_outcome(outcome, take_rows(each.clean, positions) if shown else each.clean)
+            check_outcome(outcome, take_judged(each.clean, positions) if shown else each.clean)
             outcomes.append(outcome)
         if gallery is None or not len(rows) or self.plan.share is not None:
             return outcomes, ()
@@ -327,6 +327,11 @@ def check_images(store: Store, keys: Sequence[str]) -> None:
             parts.remove_parts(key)
 
 
+def take_judged(clean: Columns, positions: Positions) -> Columns:
+    """Columns of the images at some positions ``(n,)``, in order; no copies where that is all."""
+    return clean if len(positions) == len(clean["id"]) else take_rows(clean, positions)
+
+
 def place_columns(
     clean: Columns,
     positions: Positions,
@@ -350,7 +355,7 @@ def place_columns(
     maps : sequence of str
         Those of `found` that say something of maps; nan for the others.
     """
-    here = clean if len(positions) == len(clean["id"]) else take_rows(clean, positions)
+    here = take_judged(clean, positions)
     place = np.searchsorted(positions, rows)
     open_ = metrics.find_right(here)[place]  # the attack changed no image that was lost before
     more = [name for name in found if name.startswith((STAGE, MADE, *CURVES, BY_SHORTCUTS))]
