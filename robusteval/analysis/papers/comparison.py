@@ -195,6 +195,9 @@ def fill_row(
             reason=str(error),
         )
     verdict, reason = judge(published, measured, table, line, results.run)
+    if reading.at:
+        level = results.name_level(reading, results.choose_outcome(reading))
+        reason = f"{attack}, {level}; {reason}"
     return ComparedRow(
         *titles,
         attack=attack,
@@ -309,7 +312,16 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
             if (found.low > 0 or found.high < 0) and (found.low < found.high or found.n >= FEWEST):
                 holding = "holds" if found.low > 0 else "does not hold"
             names = [
-                f"{outcome.attack}{' on the hardened network' if reading.hardened else ''}"
+                " ".join(
+                    filter(
+                        None,
+                        (
+                            str(outcome.attack),
+                            results.name_level(reading, outcome),
+                            "on the hardened network" if reading.hardened else "",
+                        ),
+                    )
+                )
                 for outcome, reading in ((one, claim.more), (other, claim.than))
             ]
             said = f"difference on the same images {spell(found)}, {' less '.join(names)}"

@@ -6,6 +6,7 @@ holds. See the README of this folder.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,7 +15,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from robusteval.errors import UsageError
-from robusteval.registry import explain_unknown
+from robusteval.registry import explain_unknown, parse
 from robusteval.registry.signatures import read_number
 
 SIZES = ("small", "paper")
@@ -132,6 +133,8 @@ class Paper:
     chaotic: tuple[str, ...] = ()  # attacks that are run with several seeds
     on_maps: Mapping[str, float] = field(default_factory=dict)  # radii of attacks on maps alone
     detectors: tuple[str, ...] = ()  # combinations of interpreters, as grad+cam:product
+    scaled: tuple[str, ...] = ()  # attacks whose radius in l2 grows with the size of an image
+    published_values: int = 0  # of an image that these radii are for
     labels: Mapping[str, str] = field(default_factory=dict)  # what columns and attacks are called
     claims: tuple[Claim, ...] = ()
     remarks: tuple[str, ...] = ()  # what is known of the publication
@@ -140,9 +143,15 @@ class Paper:
         """What is run at a size."""
         return self.small if size == "small" else self.paper
 
-    def list_attacks(self, size: str) -> dict[str, tuple[str, ...]]:
-        """The attacks of a size by short name."""
-        return {**self.attacks, **expand_attacks(self.choose_size(size).attacks)}
+    def list_attacks(self, size: str, values: int | None = None) -> dict[str, tuple[str, ...]]:
+        """The attacks of a size by short name, for images of so many values, or as published."""
+        found = {**self.attacks, **expand_attacks(self.choose_size(size).attacks)}
+        for name in self.scaled if values else ():
+            found[name] = tuple(
+                scale_radius(text, math.sqrt((values or 0) / self.published_values))
+                for text in found[name]
+            )
+        return found
 
     def list_interpreters(self, size: str) -> tuple[str, ...]:
         """The interpreters of a size."""
@@ -264,6 +273,13 @@ def expand_attacks(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         else:
             found[name] = (each,) if isinstance(each, str) else tuple(each)
     return found
+
+
+def scale_radius(text: str, factor: float) -> str:
+    """The text of an attack with so many times its radius, to three digits."""
+    spec = parse(text)
+    radius = float(f"{float(spec.parameters['eps']) * factor:.3g}")
+    return str(spec._replace(parameters={**spec.parameters, "eps": radius}))
 
 
 def list_readings(paper: Paper) -> Iterator[Reading]:

@@ -19,6 +19,7 @@ from robusteval.runs.statistics import (
 from robusteval.runs.types import Flags, Outcome, Values
 
 Summary = Literal["share", "mean", "median"]
+SHARE, ORDER, SIZE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)  # spans of values
 
 
 class Measured(NamedTuple):
@@ -38,6 +39,7 @@ class Measure(NamedTuple):
     read: Callable[[Outcome], Values]  # (n,)
     among: Callable[[Outcome], Flags]  # (n,) the images that count
     shared: bool = False  # by the images of a batch, so that their spread gives no interval
+    span: tuple[float, float] = (-math.inf, math.inf)  # beyond which no value can lie
 
     def summarize(self, outcome: Outcome) -> Measured:
         """The number of an attack."""
@@ -50,9 +52,9 @@ class Measure(NamedTuple):
             known = Measured(*mean_interval(values))
             if self.shared or known.low == known.high:  # what does not vary tells no interval
                 return known._replace(low=math.nan, high=math.nan)
-            return known
-        finite = values[np.isfinite(values)]
-        return Measured(median(finite), *median_interval(finite), len(finite))
+            least, most = self.span  # Student's interval knows of no ends
+            return known._replace(low=max(known.low, least), high=min(known.high, most))
+        return summarize_median(values[~np.isnan(values)])
 
     def compare(self, one: Outcome, other: Outcome) -> Measured:
         """How much larger the number is on the same images for `one` than for `other`.
@@ -65,6 +67,13 @@ class Measure(NamedTuple):
             pairs = count_pairs(first[both], second[both])
             return Measured(pairs.drop, *pairs.interval, pairs.n)
         return Measured(*paired_difference(first, second, both)[:4])
+
+
+def summarize_median(values: Values) -> Measured:
+    """The median of values ``(n,)``, infinite where half of them are; then without an interval."""
+    low, high = median_interval(values)
+    ends = (low, high) if math.isfinite(high) else (math.nan, math.nan)
+    return Measured(median(values), *ends, len(values))
 
 
 def all_attacked(outcome: Outcome) -> Flags:
@@ -91,6 +100,12 @@ def read_column(name: str) -> Callable[[Outcome], Values]:
         return outcome.columns[name].astype(np.float64)
 
     return read
+
+
+def read_reached(name: str) -> Callable[[Outcome], Values]:
+    """A column of the images on which the attack reached its goal; infinite where it did not."""
+    read = read_column(name)
+    return lambda outcome: np.where(outcome.success(), read(outcome), np.inf)
 
 
 def fooled_within(most: int) -> Callable[[Outcome], Values]:
@@ -131,23 +146,40 @@ MEASURES: Mapping[str, Measure] = {
         lambda o: o.attacked & ~o.success(),
         all_images,
     ),
-    "ssim": Measure("mean SSIM", "mean", read_column("ssim"), all_attacked),
+    "ssim": Measure("mean SSIM", "mean", read_column("ssim"), all_attacked, span=ORDER),
     "psnr": Measure("mean PSNR in dB", "mean", read_column("psnr"), all_attacked),
     "confidence": Measure(
-        "probability of the class reached", "mean", read_column("confidence_adv"), successes
+        "probability of the class reached",
+        "mean",
+        read_column("confidence_adv"),
+        successes,
+        span=SHARE,
     ),
-    "l0": Measure("values changed, mean of successes", "mean", read_column("l0"), successes),
+    "l0": Measure(
+        "values changed, mean of successes", "mean", read_column("l0"), successes, span=SIZE
+    ),
+    # without an image that is not fooled an attack that rarely succeeds would look the sparser
     "l0_median": Measure(
-        "values changed, median of successes", "median", read_column("l0"), successes
+        "values changed, median; no end where an image is not fooled",
+        "median",
+        read_reached("l0"),
+        all_attacked,
     ),
     "l0_pixels": Measure(
-        "pixels changed, median of successes", "median", read_column("l0_pixels"), successes
+        "pixels changed, median; no end where an image is not fooled",
+        "median",
+        read_reached("l0_pixels"),
+        all_attacked,
     ),
-    "l2": Measure("l2 distance, mean of successes", "mean", read_column("l2"), successes),
-    "linf": Measure("linf distance, mean of successes", "mean", read_column("linf"), successes),
-    "passes": Measure("passes per image", "mean", count_passes, all_attacked),
+    "l2": Measure(
+        "l2 distance, mean of successes", "mean", read_column("l2"), successes, span=SIZE
+    ),
+    "linf": Measure(
+        "linf distance, mean of successes", "mean", read_column("linf"), successes, span=SIZE
+    ),
+    "passes": Measure("passes per image", "mean", count_passes, all_attacked, span=SIZE),
     "seconds": Measure(
-        "seconds per image", "mean", read_column("seconds"), all_attacked, shared=True
+        "seconds per image", "mean", read_column("seconds"), all_attacked, shared=True, span=SIZE
     ),
     # behind a detector, see `robusteval.analysis.papers.evading`
     "behind_reached": Measure("images fooled, flagged or not", "share", find_fooled, all_attacked),
@@ -157,9 +189,13 @@ MEASURES: Mapping[str, Measure] = {
     "behind_passed": Measure(
         "images fooled and not flagged", "share", Outcome.success, all_attacked
     ),
-    "behind_passes": Measure("passes per image", "mean", count_passes, all_attacked),
+    "behind_passes": Measure("passes per image", "mean", count_passes, all_attacked, span=SIZE),
     "edge_energy": Measure(
-        "share of the squared change on edges", "mean", read_column("edge_energy"), successes
+        "share of the squared change on edges",
+        "mean",
+        read_column("edge_energy"),
+        successes,
+        span=SHARE,
     ),
 }
 # of maps, each for an interpreter: map_distance:grad
@@ -171,6 +207,7 @@ OF_MAPS = {
     "map_spearman": "Spearman's rank correlation of the maps",
     "map_noise": "distance of the maps under noise of equal size",
 }
+ORDERS = ("map_kendall", "map_spearman")
 # the same of all images that were right at first, fooled or not
 OF_ALL_MAPS = {"map_kendall_all": ("map_kendall", "Kendall's tau of the maps, fooled or not")}
 # of where a change lies, each beside the map of an interpreter: energy_ratio:gradcam_plus_plus
@@ -194,12 +231,15 @@ def find_measure(name: str) -> Measure:
         title = f"images fooled by {int(rest)} changed values at most"
         return Measure(title, "share", fooled_within(int(rest)), all_attacked)
     if kind in OF_MAPS:
-        return Measure(OF_MAPS[kind], "mean", read_column(name), successes)
+        span = ORDER if kind in ORDERS else SHARE if kind == "map_iou" else SIZE
+        return Measure(OF_MAPS[kind], "mean", read_column(name), successes, span=span)
     if kind in OF_ALL_MAPS:
         column, title = OF_ALL_MAPS[kind]
-        return Measure(title, "mean", read_column(f"{column}:{rest}"), all_attacked)
+        values = read_column(f"{column}:{rest}")
+        return Measure(title, "mean", values, all_attacked, span=ORDER)
     if kind in OF_PLACES:
-        return Measure(OF_PLACES[kind], "mean", read_column(name), all_attacked)
+        span = SIZE if kind.endswith("energy_ratio") else SHARE
+        return Measure(OF_PLACES[kind], "mean", read_column(name), all_attacked, span=span)
     if name not in MEASURES:
         raise ValueError(f"no measure is called {name}")
     return MEASURES[name]

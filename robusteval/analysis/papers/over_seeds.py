@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robusteval.analysis.papers.measures import Measured, Summary
+from robusteval.analysis.papers.measures import Measured, Summary, summarize_median
 from robusteval.runs.metrics import rate
-from robusteval.runs.statistics import mean_interval, median, median_interval
+from robusteval.runs.statistics import mean_interval
 from robusteval.runs.types import Outcome, Values
 
 
@@ -44,10 +44,8 @@ def stack_changes(outcomes: Sequence[Outcome]) -> Values:
 
 
 def read_median(changed: Values) -> Measured:
-    """The median over images of each image's median over seeds, where that is finite."""
-    each = np.median(changed, 0) if changed.size else np.empty(0)
-    finite = each[np.isfinite(each)]
-    return Measured(median(finite), *median_interval(finite), len(finite))
+    """The median over images of each image's median over seeds, infinite where that is."""
+    return summarize_median(np.median(changed, 0) if changed.size else np.empty(0))
 
 
 def read_spread(changed: Values) -> Measured:
@@ -64,7 +62,7 @@ def read_always(changed: Values) -> Measured:
 
 OVER_SEEDS: Mapping[str, OverSeeds] = {
     "seeds_l0_median": OverSeeds(
-        "values changed, median of medians over seeds, of images fooled with most",
+        "values changed, median of medians over seeds; no end where most miss an image",
         "median",
         read_median,
     ),

@@ -181,11 +181,21 @@ class Results:
             if interpreter and interpreter not in known:
                 raise MissingError(self.missing.get(interpreter, f"no maps of {interpreter}"))
             raise MissingError("no image that it could be measured on")
-        return measured
+        return check_found(measured)
+
+    def name_level(self, reading: Reading, outcome: Outcome) -> str:
+        """What the setting that a figure is read from keeps, as "at a mean SSIM of 0.9985"."""
+        levels = [
+            f"{measure.upper()} of {find_measure(measure).summarize(outcome).value:.4g}"
+            for measure in reading.at
+        ]
+        return f"at a mean {' and '.join(levels)}" if levels else ""
 
 
 def check_found(measured: Measured) -> Measured:
-    """The figure, unless there was no image for it: MissingError."""
+    """The figure, unless there was no image for it or it has no end: MissingError."""
     if not measured.n:
         raise MissingError("no image that it could be measured on")
+    if math.isinf(measured.value):
+        raise MissingError("half of the images are not fooled, or more: a median has no end")
     return measured

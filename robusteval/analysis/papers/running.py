@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
 from robusteval.analysis.map_attack import attack_maps
@@ -97,7 +99,7 @@ def reproduce(
     RunError
         If something broke; what was finished is kept.
     """
-    attacks = paper.list_attacks(size)
+    attacks = paper.list_attacks(size, int(np.prod(data.shape)))
     specs = list(
         dict.fromkeys(str(check_attack(parse(t))) for each in attacks.values() for t in each)
     )

@@ -20,7 +20,7 @@ from robusteval.reports.paper import (
     render_paper_markdown,
 )
 from robusteval.runs.detector_record import Combination, EstimateOfImages, Proportion
-from robusteval.runs.statistics import median_interval
+from robusteval.runs.statistics import mean_interval, median_interval
 from robusteval.runs.types import Defended, Outcome, Run, Spec
 
 MakeOutcome = Callable[..., Outcome]
@@ -138,6 +138,49 @@ def test_maps_are_read_of_the_interpreter_as_it_was_run(
         read("map_l2:mask", spec, "mask:iterations=60")
 
 
+@pytest.mark.parametrize(
+    ("measure", "values", "low", "high"),
+    [
+        ("l0", [0, 0, 0, 0, 0, 0, 0, 60], 0, None),
+        ("ssim", [1, 1, 1, 1, 1, 1, 1, 0.2], None, 1),
+        ("psnr", [-9, 0, 0, 0, 0, 0, 0, 9], None, None),
+    ],
+)
+def test_an_interval_ends_where_no_value_can_lie(
+    make_outcome: MakeOutcome, measure: str, values: list[float], low: float, high: float
+) -> None:
+    outcome = make_outcome([True] * 8, spec=STRONG, **{measure: np.array(values, np.float64)})
+
+    found = find_measure(measure).summarize(outcome)
+    plain = mean_interval(np.array(values, np.float64))
+
+    assert found.low == (plain.low if low is None else low)
+    assert found.high == (plain.high if high is None else high)
+    assert (plain.low < found.low) == (low is not None)
+    assert (plain.high > found.high) == (high is not None)
+
+
+def test_an_image_that_is_not_fooled_has_no_median_end(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """An attack that rarely succeeds does not look the sparser for it."""
+    changed = np.arange(20.0)
+    fooled = [True] * 12 + [False] * 8
+
+    def read(hit: list[bool]) -> Measured:
+        run = make_run(make_outcome(hit, spec=STRONG, l0=changed))
+        return Results(run, {"strong": (str(STRONG),)}, {}).measure(Reading("strong", "l0_median"))[
+            1
+        ]
+
+    assert read([True] * 20)[::3] == (9.5, 20)
+    found = read(fooled)
+    assert found[::3] == (9.5, 20)  # of the twelve alone it would be 5.5
+    assert np.isnan(found[1:3]).all()
+    with pytest.raises(MissingError, match="a median has no end"):
+        read([True] * 10 + [False] * 10)
+
+
 def test_over_seeds_an_image_counts_by_its_own_median(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:
@@ -159,7 +202,7 @@ def test_over_seeds_an_image_counts_by_its_own_median(
         return results.measure(Reading("strong", measure))[1]
 
     assert read("seeds_fooled")[::3] == (0.5, 4)
-    assert read("seeds_l0_median")[::3] == (4, 3)  # of 4, 4 and 9; the last is inf
+    assert read("seeds_l0_median")[::3] == (6.5, 4)  # of 4, 4, 9 and one without an end
     spread = read("seeds_l0_spread")
     assert spread.value == pytest.approx(np.std([2, 4, 9], ddof=1) / 2)
     assert spread.n == 2
@@ -224,7 +267,8 @@ def test_of_a_sweep_the_strongest_setting_that_is_like_enough_is_read(found: Rep
     assert near.measured.value == pytest.approx(0.2)
     assert none.reason == "no setting that was run keeps a mean SSIM of 0.99 (the highest is 0.95)"
     assert near.verdict == "nothing published"
-    assert near.reason == "the paper has a figure"
+    assert near.reason == f"{WEAK}, at a mean SSIM of 0.95; the paper has a figure"
+    assert far.reason.startswith(f"{STRONG}, at a mean SSIM of 0.")
 
 
 def test_a_figure_has_every_setting(found: Reproduction) -> None:

@@ -121,6 +121,39 @@ def test_where_all_images_are_explained_all_that_are_asked_for_are(
     assert read_paper(paper).choose_size("small").count_explained(samples) == explained
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_edges_are_compared_with_what_differs_in_edges_alone(size: str) -> None:
+    attacks = read_paper("advedge").list_attacks(size)
+
+    def read(name: str) -> dict[str, Any]:
+        (text,) = attacks[name]
+        given = dict(check_attack(parse(text)).parameters)
+        defaults = {"search": "pgd", "interpreter": "grad", "variant": "advedge"}
+        return {**defaults, **given}
+
+    for variant, controls in {
+        "advedge": ("random_edges", "inverse_edges"),
+        "advedge_plus": ("random_plus", "inverse_plus"),
+    }.items():
+        for control in controls:
+            theirs = read(control)
+            assert theirs.pop("edges") in control
+            assert theirs == read(f"pgd_grad_{variant}")
+
+
+def test_radii_in_l2_grow_with_the_size_of_an_image() -> None:
+    """Those of Table I, published for 224 pixels, are of the same size per value."""
+    paper = read_paper("pgap")
+
+    def read(name: str, values: int) -> float:
+        (text,) = paper.list_attacks("small", values)[name]
+        return float(parse(text).parameters["eps"])
+
+    assert (read("one_fgm_l2", 150528), read("one_pgd_l2", 150528)) == (100, 5)
+    assert (read("one_fgm_l2", 3072), read("one_pgd_l2", 3072)) == (14.3, 0.714)
+    assert read("one_fgsm", 3072) == 0.5
+
+
 def test_every_paper_is_there() -> None:
     assert list(list_papers()) == ["advedge", "detector", "int", "isi", "pgap", "pse", "wifgsm"]
 
