@@ -76,7 +76,8 @@ def refine(
         change, as a control.
     where : {"both", "label", "reached"}
         Which map guides: that of `x` for the class it is taken for, that of the attacked image
-        for the class it has reached, or at each pixel the higher rank of both.
+        for the class it has reached, or at each pixel the higher rank of both. Not beside
+        `guide=change`.
     norm : {"linf", "l2", "l1", "none"}
         Norm of the ball of the attack; `none` for one that has no radius.
     eps : float
@@ -96,6 +97,8 @@ def refine(
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
+    if guide == "change" and where != "both":  # any other guide is a map, by a name of many
+        raise ValueError("where does nothing beside guide=change: the change is the same for both")
     perturb = build_attack(attack, norm, eps)
     explainer = None if guide == "change" else Interpreter.build_differentiable(guide, {})
     if norm != "none":

@@ -64,7 +64,7 @@ def strattack(
         Broadcastable to `x`; zero where a pixel may not change.
     side : int, optional
         Of a square, in pixels; squares do not overlap. As published 2 of images up to 32 pixels
-        wide or high, else 13.
+        wide or high, else 13. Not beside `tau=0`.
     tau : float
         Price of a square's l2 length; 0 gives the attack of Carlini and Wagner.
     gamma : float
@@ -102,6 +102,8 @@ def strattack(
             "tau must be at least 0, gamma, rho and alpha above 0, limit above 0 and at most 1,"
             f" not {tau:g}, {gamma:g}, {rho:g}, {alpha:g} and {limit:g}"
         )
+    if side is not None and tau == 0:
+        raise ValueError("side does nothing beside tau=0: squares have no price")
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
     best = Found.nothing(x)
     if len(x) == 0:

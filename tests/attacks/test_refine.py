@@ -36,7 +36,7 @@ def classes_of(model: Classifier, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(
-    ("guide", "where"), [("grad", "both"), ("gradcam", "label"), ("change", "reached")]
+    ("guide", "where"), [("grad", "both"), ("gradcam", "label"), ("change", "both")]
 )
 def test_what_is_kept_still_fools_and_is_the_attacks_own(
     bands: Classifier, guide: str, where: Any, targeted: bool
@@ -100,6 +100,8 @@ def test_the_threat_is_that_of_the_attack() -> None:
         ({"attack": "pgd+stepz=3"}, "unknown parameter of pgd 'stepz'"),
         ({"guide": "gradcan"}, "unknown interpreter"),
         ({"steps": -1}, "steps must be 0 or more"),
+        ({"guide": "change", "where": "label"}, "where does nothing beside guide=change"),
+        ({"guide": "change", "where": "reached"}, "where does nothing beside guide=change"),
     ],
 )
 def test_odd_settings_are_refused(bands: Classifier, settings: dict[str, Any], said: str) -> None:
