@@ -139,7 +139,8 @@ def advedge(
         the choice of the result.
     edge_stage : {"preset", "warmup", "all"}
         Whether edges restrict the warm-up, as in the published code, or every step, as in the
-        formulas. With `all`, `advedge_plus` changes nothing off the edges.
+        formulas. With `all`, `advedge_plus` changes nothing off the edges. Where edges
+        restrict the warm-up alone and it has no steps, no parameter of them may be given.
     alpha : float, optional
         Least strength of an edge for `advedge_plus`, in units of the [0, 1] pixel range; 0.1 if
         not given, of `released` on RTS by PGD 0.05.
@@ -151,7 +152,7 @@ def advedge(
         Target probabilities of the cross-entropy: one; 0.95 as in ADV2's code; from U(0.95, 1) at
         first to U(0.99, 1), in both the rest shared by the other classes; or, as published, a
         ninth of the rest to each of them, which for k classes sums to more than one if k is above
-        10.
+        10. Not beside `interpreter=mask` alone, of which the margin is lowered.
     target : {"runner_up", "random", "least_likely"}
         Without `targeted`, the class to reach: the most likely one besides the label, a random
         one besides it, or the least likely one.
@@ -201,9 +202,16 @@ def advedge(
     )
 
     # where the image may change, and how far each step goes there
+    throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
+    if not throughout and plan.warmup == 0:
+        refuse_idle(
+            alpha=alpha is not None,
+            edges=edges != "sobel",
+            edge_normalise=edge_normalise,
+            edge_stage=edge_stage == "warmup" and settings != "paper",  # there it takes edges away
+        )
     alpha = plan.alpha if alpha is None else alpha
     edge = weigh_edges(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
-    throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
     if throughout and variant == "advedge_plus":
         free = free & (edge != 0)  # exactly, whatever a step or rounding would do
@@ -274,6 +282,16 @@ def advedge(
         if dual.constants is not None:
             dual.constants.halve(reached)
     return best.fill_with(x_adv)
+
+
+def refuse_idle(**given: bool) -> None:
+    """ValueError for parameters of edges that are given where no step minds edges."""
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"{name} does nothing without a warm-up, as edges restrict no other step: with"
+                " edge_stage=all they restrict every step"
+            )
 
 
 def __getattr__(name: str) -> Any:

@@ -223,14 +223,19 @@ class DualPlan(NamedTuple):
                 raise ValueError("mask_iterations does nothing where no interpreter is mask")
             own["mask"] = {"iterations": mask_iterations}
         recipes = [choose_recipe(name, settings, search, variant) for name in names]
+        # the classification term of most interpreters, unless all share another
+        floors = [recipe.floor for recipe in recipes]
+        floor = None if None in floors else floors[0]
+        if floor is not None and smoothing != "preset":
+            raise ValueError(
+                f"smoothing does nothing beside interpreter={'+'.join(names)} alone: of the class"
+                " the margin is lowered, which has no target probability"
+            )
         if smoothing == "preset":
             published: Smoothing = "published" if settings == "released" else "uniform"
             if published == "published" and variant == "adv2":
                 published = "fixed"
             smoothing = published if any(recipe.smoothed for recipe in recipes) else "none"
-        # the classification term of most interpreters, unless all share another
-        floors = [recipe.floor for recipe in recipes]
-        floor = None if None in floors else floors[0]
         return cls(
             explainers=[
                 Interpreter.build_differentiable(

@@ -428,6 +428,24 @@ def run_on_nothing(model: nn.Module, **settings: Any) -> Tensor:
         ({"warmup": -1}, "warmup at least 0"),
         ({"weight": -1.0}, "weight must be at least 0"),
         ({"confidence": 1.0}, "confidence from 0 to below 1"),
+        ({"interpreter": "mask", "smoothing": "fixed"}, "smoothing does nothing beside .*=mask"),
+        (
+            {"interpreter": "mask", "smoothing": "none", "search": "cw", "settings": "released"},
+            "smoothing does nothing beside interpreter=mask",
+        ),
+        ({"warmup": 0, "edges": "random"}, "edges does nothing without a warm-up"),
+        ({"warmup": 0, "edge_normalise": True}, "edge_normalise does nothing without"),
+        ({"warmup": 0, "edge_stage": "warmup"}, "edge_stage does nothing without"),
+        ({"warmup": 0, "variant": "advedge_plus", "alpha": 0.2}, "alpha does nothing without"),
+        (
+            {"warmup": 0, "settings": "released", "edges": "inverse"},
+            "edges does nothing without a warm-up",
+        ),
+        (
+            {"warmup": 0, "settings": "paper", "edge_stage": "warmup", "edges": "random"},
+            "edges does nothing without a warm-up",
+        ),
+        ({"steps": 2, "edges": "random"}, "edges does nothing without a warm-up"),
     ],
 )
 def test_odd_settings_are_refused_on_an_empty_batch(
@@ -436,6 +454,21 @@ def test_odd_settings_are_refused_on_an_empty_batch(
     with pytest.raises(ValueError, match=message) as raised:
         run_on_nothing(bands, **settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"interpreter": "mask+grad", "smoothing": "fixed"},
+        {"warmup": 0, "edges": "random", "edge_stage": "all"},
+        {"warmup": 0, "edges": "random", "settings": "paper"},
+        {"warmup": 0, "edge_stage": "warmup", "settings": "paper"},
+        {"warmup": 0},
+        {"warmup": 1, "edges": "random", "edge_stage": "warmup"},
+    ],
+)
+def test_what_does_something_is_not_refused(bands: Classifier, settings: dict[str, Any]) -> None:
+    assert run_on_nothing(bands, **settings).shape == (0, 3, 12, 12)
 
 
 @pytest.mark.parametrize("target", [3, -1])
