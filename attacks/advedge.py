@@ -25,10 +25,9 @@ from .dual_objective import (
     check_goals,
     choose_classes,
 )
-from .dual_plan import DualPlan, Settings, Smoothing
+from .dual_plan import DualPlan, MapClass, Settings, Smoothing
 
 Stage = Literal["preset", "warmup", "all"]
-MapClass = Literal["predicted", "target"]
 
 
 @ATTACKS.add(
@@ -73,7 +72,7 @@ def advedge(
     edge_normalise: bool = False,
     smoothing: Smoothing = "preset",
     target: Target = "runner_up",
-    map_class: MapClass = "predicted",
+    map_class: MapClass = "preset",
     confidence: float | None = None,
     every: int | None = None,
     rounds: int | None = None,
@@ -156,8 +155,10 @@ def advedge(
     target : {"runner_up", "random", "least_likely"}
         Without `targeted`, the class to reach: the most likely one besides the label, a random
         one besides it, or the least likely one.
-    map_class : {"predicted", "target"}
-        Class of the benign map. The map of the attacked image is that of the class to reach.
+    map_class : {"preset", "predicted", "target"}
+        Class of the benign map: the one that the image is taken for, or the one to reach, as is
+        preset of `released` on RTS alone. The map of the attacked image is that of the class to
+        reach.
     confidence : float, optional
         Least probability of the class for an image to be chosen.
     every : int, optional
@@ -234,7 +235,8 @@ def advedge(
     with torch.no_grad():
         logits = model(x)
     goal = check_goals(y, logits) if targeted else choose_classes(logits, y, target, seeds)
-    shown = logits.argmax(1) if map_class == "predicted" else goal
+    shown_class = plan.map_class if map_class == "preset" else map_class
+    shown = logits.argmax(1) if shown_class == "predicted" else goal
     dual = DualObjective(model, x, goal, shown, plan, seeds)
     moves = start()
     best = BestImages(dual.judge_images, moves.round_images, x, stop)

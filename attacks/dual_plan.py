@@ -14,6 +14,8 @@ Smoothing = Literal["preset", "none", "fixed", "uniform", "published"]
 Lead = Literal["ce", "logit", "margin", "faint"]
 # which image is the result: of the nearest map, the last, or of least l2 and not in the class
 Keep = Literal["nearest", "last", "missed"]
+# the map of the benign image: for the class that it is taken for, or for the class to reach
+MapClass = Literal["preset", "predicted", "target"]
 
 
 class Recipe(NamedTuple):
@@ -34,6 +36,7 @@ class Recipe(NamedTuple):
     push: tuple[Literal["logit", "ce"], float] = ("logit", 0.0)  # of the encoder's class
     pace: float = 1.0  # factor on steps of the warm-up
     alpha: float = 0.1  # least strength of an edge
+    map_class: MapClass = "predicted"
 
     @property
     def steps(self) -> int:
@@ -75,17 +78,23 @@ RELEASED: dict[tuple[str, str], Recipe] = {
 }
 # What the published code does besides; no setting but `released` asks for it. The last image is
 # kept of some pairs, and of C&W on CAM one that misses the class: the test is that of an attack
-# without a target, given the target for a label, so that no result can be a success.
+# without a target, given the target for a label, so that no result can be a success. RTS keeps
+# the benign map of the class to reach, all others that of the class the image is taken for.
 PECULIAR: dict[tuple[str, str], dict[str, Any]] = {
     ("pgd", "cam"): {"lead": "logit", "keep": "last"},
     ("pgd", "mask"): {"lead": "margin"},
-    ("pgd", "rts"): {"lead": "logit", "keep": "last", "push": ("logit", 0.2)},
+    ("pgd", "rts"): {
+        "lead": "logit",
+        "keep": "last",
+        "push": ("logit", 0.2),
+        "map_class": "target",
+    },
     ("cw", "grad"): {"lead": "faint"},
     ("cw", "cam"): {"lead": "faint", "keep": "missed"},
     ("cw", "mask"): {"lead": "faint"},
-    ("cw", "rts"): {"lead": "faint", "keep": "last", "push": ("logit", 0.5)},
+    ("cw", "rts"): {"lead": "faint", "keep": "last", "push": ("logit", 0.5), "map_class": "target"},
     ("stadv", "cam"): {"keep": "last"},
-    ("stadv", "rts"): {"keep": "last", "push": ("ce", 0.1)},
+    ("stadv", "rts"): {"keep": "last", "push": ("ce", 0.1), "map_class": "target"},
 }
 # Where it depends on the variant; what ADV2's own authors have published of it is theirs: PGD.
 UNEQUAL: dict[tuple[str, str, str], dict[str, Any]] = {
@@ -199,6 +208,7 @@ class DualPlan(NamedTuple):
     push: tuple[Literal["logit", "ce"], float]
     pace: float
     alpha: float
+    map_class: MapClass
 
     @classmethod
     def from_preset(
@@ -265,6 +275,7 @@ class DualPlan(NamedTuple):
             push=max((recipe.push for recipe in recipes), key=lambda push: push[1]),
             pace=min(recipe.pace for recipe in recipes),
             alpha=min(recipe.alpha for recipe in recipes),
+            map_class="target" if all(r.map_class == "target" for r in recipes) else "predicted",
         )
 
     def override(

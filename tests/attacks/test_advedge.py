@@ -264,6 +264,39 @@ def test_the_class_to_reach_is_chosen_for_each_image(bands: Classifier) -> None:
     assert torch.equal(one, attack(bands, x, runner_up, steps=8))
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"settings": "released", "interpreter": "rts"}, "target"),
+        ({"settings": "released", "interpreter": "rts", "variant": "adv2"}, "target"),
+        ({"settings": "released", "interpreter": "rts", "search": "cw"}, "target"),
+        ({"settings": "released", "interpreter": "rts", "search": "stadv"}, "target"),
+        ({"settings": "released", "interpreter": "rts", "map_class": "predicted"}, "predicted"),
+        ({"settings": "released", "interpreter": "rts+grad"}, "predicted"),
+        ({"settings": "released", "interpreter": "gradcam"}, "predicted"),
+        ({"settings": "released", "interpreter": "grad", "map_class": "target"}, "target"),
+        ({"settings": "paper", "interpreter": "rts"}, "predicted"),
+        ({"settings": "fast", "interpreter": "rts"}, "predicted"),
+    ],
+)
+def test_the_benign_map_is_of_the_class_of_the_settings(
+    bands: Classifier, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], expected: str
+) -> None:
+    """In the published code the benign map of RTS, and no other, is that of the class to reach."""
+    x, shown = images(), []
+
+    def note(*given: Any) -> None:
+        shown.append(given[3])
+        raise InterruptedError
+
+    monkeypatch.setattr(attack_module, "DualObjective", note)
+    with pytest.raises(InterruptedError):
+        attack(bands, x, goals(bands, x), **settings)
+
+    classes = {"predicted": classes_of(bands, x), "target": goals(bands, x)}
+    assert torch.equal(shown[0], classes[expected])
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_the_result_is_the_nearest_map_among_8_bit_successes(
     bands: Classifier, search: str
@@ -419,7 +452,7 @@ def run_on_nothing(model: nn.Module, **settings: Any) -> Tensor:
         ({"edges": "canny"}, "edges must be one of sobel, random, inverse"),
         ({"smoothing": "some"}, "smoothing must be one of"),
         ({"target": "any"}, "target must be one of runner_up, random, least_likely"),
-        ({"map_class": "label"}, "map_class must be one of predicted, target"),
+        ({"map_class": "label"}, "map_class must be one of preset, predicted, target"),
         ({"stop": "now"}, "stop must be one of 8bit, float, never"),
         ({"eps": -1.0}, "eps must be from 0 to 1"),
         ({"step": 0.0}, "step must be positive"),
