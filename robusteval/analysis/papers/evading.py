@@ -21,6 +21,7 @@ from robusteval.evaluation.plan import hide_folders, prepare_plan
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress
 from robusteval.registry import parse
+from robusteval.runs.storage import hash_file
 from robusteval.runs.types import Outcome, Spec
 
 # fits a detector to images and writes its file: what is wanted, images, seed, file
@@ -42,12 +43,16 @@ class Evasion:
         Where detectors and the run are kept, and continued.
     seed : int
         Decides which images are for what, and all else that is drawn.
+    start : Path, optional
+        The weights that the detectors' extractor starts from, in a file. Of other weights nothing
+        is continued.
     """
 
     classifier: Classifier
     data: Data
     folder: Path
     seed: int
+    start: Path | None = None
 
     def run_attacks(
         self,
@@ -64,7 +69,8 @@ class Evasion:
         cannot be fitted.
         """
         mine, others, unseen = self.split_images(wanted)
-        watching, other = self.folder / "watching.safetensors", self.folder / "other.safetensors"
+        folder = self.choose_folder()
+        watching, other = folder / "watching.safetensors", folder / "other.safetensors"
         for path, images, seed in ((watching, mine, self.seed), (other, others, self.seed + 1)):
             if fresh or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,7 @@ class Evasion:
             defenses=[Spec("detector", {"file": str(watching)})],
             progress=progress,
         )
-        run = execute(plan, self.folder / "run", fresh=fresh, progress=progress, stopping=stopping)
+        run = execute(plan, folder / "run", fresh=fresh, progress=progress, stopping=stopping)
         behind = [each for each in run.attacks if each.defense is not None]
         found, missing = {}, {}
         for name, spec in asked.items():
@@ -94,6 +100,15 @@ class Evasion:
                 cells = [cell for cell in run.failures if cell.startswith(str(shown))]
                 missing[name] = run.failures[cells[0]] if cells else "not finished"
         return found, missing
+
+    def choose_folder(self) -> Path:
+        """Where detectors that start from these weights are kept; UsageError if there are none."""
+        if self.start is None:
+            return self.folder
+        try:  # by the content: a file of the same name may hold others
+            return self.folder / hash_file(self.start)[:16]
+        except OSError as error:
+            raise UsageError(f"{self.start} cannot be read: {error.strerror}") from None
 
     def split_images(self, wanted: Detectors) -> Sequence[Data]:
         """Images for the detector, for the attacker's own, and for the attacks."""

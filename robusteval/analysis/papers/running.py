@@ -53,6 +53,7 @@ def reproduce(
     command: str = "",
     detect: Detect | None = None,
     write: WriteDetector | None = None,
+    start: Path | None = None,
     targets: Mapping[str, Classifier] | None = None,
     hardened: tuple[str, Classifier] | None = None,
 ) -> Reproduction:
@@ -86,6 +87,9 @@ def reproduce(
         Fits and judges the detectors that a paper has.
     write : callable, optional
         Fits the detector that is attacked, and writes its file.
+    start : Path, optional
+        The weights in a file from which `write` starts, if from any; what it has written is used
+        again with the same ones only.
     targets : mapping of str to Classifier, optional
         Other networks that the images are shown to; tables of transfer are of the first.
     hardened : tuple of str and Classifier, optional
@@ -205,7 +209,8 @@ def reproduce(
         missing |= {f"detect {name}": reason for name, reason in reasons.items()}
     behind: dict[str, Outcome] = {}
     if wanted is not None and wanted.evasions and write is not None:
-        evasion = Evasion(classifier, data, folder / "evaded" / wanted.extractor, seed)
+        kept = folder / "evaded" / wanted.extractor
+        evasion = Evasion(classifier, data, kept, seed, start)
         try:
             behind, reasons = evasion.run_attacks(
                 wanted, write, fresh=fresh, progress=progress or Silent(), stopping=stopping

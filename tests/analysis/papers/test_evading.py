@@ -85,6 +85,36 @@ def test_the_detector_the_attackers_own_and_the_attacks_see_different_images(
     assert str(tmp_path) not in record.read_text()
 
 
+def test_detectors_of_other_weights_are_not_used_again(tmp_path: Path) -> None:
+    """By what is in the file, whatever it is called."""
+    x, y = synthetic(106, 3)
+    model = Classifier(trained(), num_classes=3)
+    data, weights = from_arrays(x, y), tmp_path / "vgg.pth"
+    written: list[Path] = []
+
+    def write(wanted: Detectors, images: Data, seed: int, out: Path) -> None:
+        out.write_bytes(b"")
+        written.append(out)
+
+    def count_written(start: Path | None) -> int:
+        before = len(written)
+        evasion = Evasion(model, data, tmp_path / "vgg16", 0, start)
+        with pytest.raises(UsageError, match=r"watching\.safetensors"):  # as it is empty
+            evasion.run_attacks(
+                WANTED, write, fresh=False, progress=Silent(), stopping=lambda: False
+            )
+        return len(written) - before
+
+    weights.write_bytes(b"some")
+    assert [count_written(start) for start in (None, weights, None, weights)] == [2, 2, 0, 0]
+    weights.write_bytes(b"others")
+    assert [count_written(weights) for _ in range(2)] == [2, 0]
+    weights.write_bytes(b"some")
+    assert count_written(weights) == 0
+    with pytest.raises(UsageError, match=r"no\.pth cannot be read"):
+        Evasion(model, data, tmp_path, 0, tmp_path / "no.pth").choose_folder()
+
+
 def test_too_few_images_for_three_parts_are_said() -> None:
     x, y = synthetic(105, 3)
     model = Classifier(trained(), num_classes=3)
