@@ -186,6 +186,7 @@ def reproduce(
                     command=spell_command(),
                     detect=partial(fit_detectors, session, vgg_weights),
                     write=partial(write_detector, session, vgg_weights),
+                    start=vgg_weights,
                     targets=receivers,
                     hardened=next(iter(trained.items()), None),
                 )

@@ -166,8 +166,7 @@ class Computation:
     def measure_quality(self, key: str, measurement: Measurement, most: int) -> Columns:
         """What maps are worth: of the first images that were right, nan for the others."""
         clean = self.undefended.clean
-        right = metrics.find_right(clean)
-        rows = self.division.own(np.flatnonzero(right)[:most])
+        rows = self.division.own(np.flatnonzero(metrics.find_right(clean))[:most])
         found = self.batches.map(
             "What the maps are worth",
             key,
@@ -175,7 +174,7 @@ class Computation:
             partial(measure_quality, self.plan, measurement, clean),
             run=self.handing.hand_out(Task("quality", 0)),
         )
-        columns = {name: np.full(len(right), np.nan) for name in measurement.name_worth()}
+        columns = {name: np.full(len(clean["id"]), np.nan) for name in measurement.name_worth()}
         for name, values in found.items():
             columns[name][rows] = values
         return columns
