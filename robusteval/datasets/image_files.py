@@ -146,8 +146,10 @@ def build_folder_source(
         found = [list(_list_entries(path / name)) for name in classes]
         by_class = [[entry for entry in entries if _is_image_file(entry)] for entries in found]
     if not any(by_class):
-        listed = next(iter(sorted(path.glob("*.csv"))), None)
-        hint = f"; or name its list, {listed}" if listed else ""
+        # such as the images that a run keeps below adversarial/
+        listed = [*sorted(path.glob("*.csv")), *sorted(path.glob("*.npz"))]
+        kind = "list" if listed and listed[0].suffix == ".csv" else "arrays"
+        hint = f"; or name its {kind}, {listed[0]}" if listed else ""
         raise UsageError(f"{path} needs one sub-folder of images per class and has none{hint}")
     if SPLIT_FOLDERS.issuperset(classes):
         raise UsageError(

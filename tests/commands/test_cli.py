@@ -100,6 +100,9 @@ def materials(tmp_path_factory: pytest.TempPathFactory, trained_bands: Bands, np
     damaged = folder / "damaged" / "class1" / "0.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
     (folder / "bare").mkdir()
+    for name in ("pgd-2.npz", "pgd-1.npz"):
+        (folder / "kept" / name).parent.mkdir(exist_ok=True)
+        (folder / "kept" / name).touch()
     (folder / "list.csv").write_text("file,label\nphotos/class1/99.png,1\n")
     return folder
 
@@ -322,6 +325,12 @@ def test_without_data_the_way_to_the_forms_is_shown(desk: Path) -> None:
         ),
         ("nope.npz", 2, "there is no file or folder nope.npz: check the path"),
         ("bare", 2, "bare needs one sub-folder of images per class and has none"),
+        (
+            "kept",
+            2,
+            "kept needs one sub-folder of images per class and has none; or name its arrays,"
+            " kept/pgd-1.npz",
+        ),
         (
             "list.csv",
             2,
