@@ -41,8 +41,9 @@ def list_attack_classes() -> Iterator[tuple[str, type[ArtAttack]]]:
         function = ATTACKS.load(name)
         module = sys.modules[function.__module__]
         for class_name in getattr(module, NAMES, ()):
-            each = getattr(module, class_name)
-            if each.perturb is function:
+            getattr(module, class_name)  # from then on it stands there, as one that was written
+        for each in list(vars(module).values()):
+            if isinstance(each, type) and getattr(each, "perturb", None) is function:
                 yield name, each
 
 

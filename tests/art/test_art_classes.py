@@ -8,6 +8,8 @@ import pickle
 import pytest
 from art.attacks.attack import EvasionAttack
 
+from robusteval.art.metrics import list_attack_classes
+from robusteval.art.to_art import ArtAttack
 from robusteval.attacks import pgd
 from robusteval.attacks.pgd import FGSM, PGD
 
@@ -31,3 +33,18 @@ def test_what_is_no_class_of_a_module_is_an_attribute_error() -> None:
         _ = pgd.PDG
     with pytest.raises(ImportError, match="PDG"):
         from robusteval.attacks.pgd import PDG  # noqa: F401
+
+
+def test_metrics_know_classes_that_are_made_and_those_that_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As somebody's own attack file may have one."""
+
+    class Written(ArtAttack):
+        perturb = staticmethod(pgd.fgsm)
+
+    monkeypatch.setattr(pgd, "Written", Written, raising=False)
+
+    found = list(list_attack_classes())
+
+    assert {("pgd", PGD), ("fgsm", FGSM), ("fgsm", Written)} <= set(found)
