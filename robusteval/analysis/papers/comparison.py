@@ -300,6 +300,9 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
             elif found.high < claim.value:
                 holding = "does not hold"
             said = f"measured {spell(found)}, where {claim.value:g} was published"
+            if claim.reaches.at:
+                chosen = results.choose_outcome(claim.reaches)
+                said += f": {describe_setting(results, claim.reaches, chosen)}"
         else:
             assert claim.more is not None
             assert claim.than is not None
@@ -312,22 +315,20 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
             if (found.low > 0 or found.high < 0) and (found.low < found.high or found.n >= FEWEST):
                 holding = "holds" if found.low > 0 else "does not hold"
             names = [
-                " ".join(
-                    filter(
-                        None,
-                        (
-                            str(outcome.attack),
-                            results.name_level(reading, outcome),
-                            "on the hardened network" if reading.hardened else "",
-                        ),
-                    )
-                )
+                describe_setting(results, reading, outcome)
                 for outcome, reading in ((one, claim.more), (other, claim.than))
             ]
             said = f"difference on the same images {spell(found)}, {' less '.join(names)}"
     except MissingError as error:
         return ClaimVerdict(claim.text, claim.where, "not measured", None, str(error))
     return ClaimVerdict(claim.text, claim.where, holding, found, said)
+
+
+def describe_setting(results: Results, reading: Reading, outcome: Outcome) -> str:
+    """The attack that a figure is read from, what its setting keeps, and on which network."""
+    level = results.name_level(reading, outcome)
+    network = "on the hardened network" if reading.hardened else ""
+    return " ".join(word for word in (str(outcome.attack), level, network) if word)
 
 
 def spell(found: Measured) -> str:

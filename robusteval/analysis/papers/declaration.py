@@ -146,11 +146,10 @@ class Paper:
     def list_attacks(self, size: str, values: int | None = None) -> dict[str, tuple[str, ...]]:
         """The attacks of a size by short name, for images of so many values, or as published."""
         found = {**self.attacks, **expand_attacks(self.choose_size(size).attacks)}
-        for name in self.scaled if values else ():
-            found[name] = tuple(
-                scale_radius(text, math.sqrt((values or 0) / self.published_values))
-                for text in found[name]
-            )
+        if values is not None and self.scaled:
+            factor = math.sqrt(values / self.published_values)
+            for name in self.scaled:
+                found[name] = tuple(scale_radius(text, factor) for text in found[name])
         return found
 
     def list_interpreters(self, size: str) -> tuple[str, ...]:

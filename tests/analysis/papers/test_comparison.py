@@ -258,6 +258,21 @@ def test_a_share_is_reached_where_it_was_measured_and_missed_where_the_interval_
     assert said.holding == holding
 
 
+def test_a_claim_says_what_it_was_read_from_and_what_that_keeps(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Of a value that is reached, too."""
+    claim = {"text": "It does.", "where": "Table I", "value": 0.2}
+    claim["reaches"] = {"attack": "strong", "measure": "fooled", "at": {"ssim": 0.5}}
+    paper = build_paper("mine", {**DECLARED, "claims": [claim]})
+    likeness = np.full(100, 0.75)
+    run = make_run(make_outcome([True, False] * 50, spec=STRONG, ssim=likeness))
+
+    (said,) = compare_paper(paper, "small", Results(run, paper.attacks, {})).claims
+
+    assert said.said.endswith(f"was published: {STRONG} at a mean SSIM of 0.75")
+
+
 def test_of_a_sweep_the_strongest_setting_that_is_like_enough_is_read(found: Reproduction) -> None:
     """Where none is, the likest is named."""
     near, far, none = found.tables[1].rows
