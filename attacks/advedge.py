@@ -37,6 +37,14 @@ Stage = Literal["preset", "warmup", "all"]
     unbounded={"search": {"cw": "l2", "stadv": "none"}},
     needs={
         "eps": {"search": ("pgd",)},
+        # where edges act in the warm-up alone and it has no steps, all variants are ADV2, but for
+        # other budgets in `released`, which nobody could ask for in this way
+        "variant": (
+            {"variant": ("adv2",)},
+            {"edge_stage": ("all",)},
+            {"settings": ("paper",), "edge_stage": ("preset",)},
+            {"warmup": {"not": (0,)}},
+        ),
         "alpha": {"variant": ("advedge_plus",)},
         "edges": {"variant": ("advedge", "advedge_plus")},
         "edge_normalise": {"variant": ("advedge", "advedge_plus")},
@@ -45,7 +53,10 @@ Stage = Literal["preset", "warmup", "all"]
         "confidence": {"stop": ("8bit", "float")},
         "every": {"stop": ("8bit", "float")},
         "rounds": {"search": ("cw",), "settings": ("fast", "paper")},
-        "smoothing": ({"search": ("pgd", "stadv")}, {"settings": ("released",)}),
+        "smoothing": (
+            {"search": ("pgd", "stadv"), "interpreter": {"not": ("mask",)}},
+            {"settings": ("released",), "interpreter": {"not": ("mask",)}},
+        ),
     },
 )
 @attack_in_parts
@@ -130,7 +141,8 @@ def advedge(
         Length of a step: for `pgd` in units of the [0, 1] pixel range, eps / 8 if not given; else
         the learning rate, for `stadv` in pixels.
     warmup : int, optional
-        Steps towards the class alone.
+        Steps towards the class alone; if not given as many for each of `steps` as in the preset,
+        at least one.
     steps : int, optional
         Steps towards class and map.
     weight : float
@@ -139,7 +151,7 @@ def advedge(
     edge_stage : {"preset", "warmup", "all"}
         Whether edges restrict the warm-up, as in the published code, or every step, as in the
         formulas. With `all`, `advedge_plus` changes nothing off the edges. Where edges
-        restrict the warm-up alone and it has no steps, no parameter of them may be given.
+        restrict the warm-up alone, it must have steps.
     alpha : float, optional
         Least strength of an edge for `advedge_plus`, in units of the [0, 1] pixel range; 0.1 if
         not given, of `released` on RTS by PGD 0.05.
@@ -204,13 +216,6 @@ def advedge(
 
     # where the image may change, and how far each step goes there
     throughout = edge_stage == "all" or (edge_stage == "preset" and settings == "paper")
-    if not throughout and plan.warmup == 0:
-        refuse_idle(
-            alpha=alpha is not None,
-            edges=edges != "sobel",
-            edge_normalise=edge_normalise,
-            edge_stage=edge_stage == "warmup" and settings != "paper",  # there it takes edges away
-        )
     alpha = plan.alpha if alpha is None else alpha
     edge = weigh_edges(x, variant, alpha=alpha, edges=edges, normalise=edge_normalise, seeds=seeds)
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else (mask != 0).expand_as(x)
@@ -284,16 +289,6 @@ def advedge(
         if dual.constants is not None:
             dual.constants.halve(reached)
     return best.fill_with(x_adv)
-
-
-def refuse_idle(**given: bool) -> None:
-    """ValueError for parameters of edges that are given where no step minds edges."""
-    for name, is_given in given.items():
-        if is_given:
-            raise ValueError(
-                f"{name} does nothing without a warm-up, as edges restrict no other step: with"
-                " edge_stage=all they restrict every step"
-            )
 
 
 def __getattr__(name: str) -> Any:

@@ -236,11 +236,6 @@ class DualPlan(NamedTuple):
         # the classification term of most interpreters, unless all share another
         floors = [recipe.floor for recipe in recipes]
         floor = None if None in floors else floors[0]
-        if floor is not None and smoothing != "preset":
-            raise ValueError(
-                f"smoothing does nothing beside interpreter={'+'.join(names)} alone: of the class"
-                " the margin is lowered, which has no target probability"
-            )
         if smoothing == "preset":
             published: Smoothing = "published" if settings == "released" else "uniform"
             if published == "published" and variant == "adv2":
@@ -288,7 +283,7 @@ class DualPlan(NamedTuple):
         weight: float,
         rounds: int | None = None,
     ) -> DualPlan:
-        """The plan with what a user gave; the warm-up shrinks with the steps.
+        """The plan with what a user gave; the warm-up shrinks with the steps, to one at least.
 
         ValueError if something is out of range.
         """
@@ -301,7 +296,8 @@ class DualPlan(NamedTuple):
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, not {rounds}")
         if warmup is None:
-            warmup = self.warmup if steps is None else self.warmup * steps // self.steps
+            # without one, edges would have nothing to act on
+            warmup = self.warmup if steps is None else max(1, self.warmup * steps // self.steps)
         steps = self.steps if steps is None else steps
         every = self.every if every is None else every
         confidence = self.confidence if confidence is None else confidence

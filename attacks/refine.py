@@ -30,7 +30,7 @@ OWN = ("norm", "eps", "targeted", "target")  # parameters that this attack sets 
     norms=("linf", "l2", "l1"),
     knowledge="white-box",
     unbounded={"norm": {"none": "none"}},
-    needs={"eps": {"norm": ("linf", "l2", "l1")}},
+    needs={"eps": {"norm": ("linf", "l2", "l1")}, "where": {"guide": {"not": ("change",)}}},
 )
 def refine(
     model: nn.Module,
@@ -97,8 +97,6 @@ def refine(
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
-    if guide == "change" and where != "both":  # any other guide is a map, by a name of many
-        raise ValueError("where does nothing beside guide=change: the change is the same for both")
     perturb = build_attack(attack, norm, eps)
     explainer = None if guide == "change" else Interpreter.build_differentiable(guide, {})
     if norm != "none":

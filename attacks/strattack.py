@@ -18,7 +18,7 @@ from robusteval.search.groups import Groups
 from robusteval.search.losses import attacker_loss
 
 
-@ATTACKS.add("strattack", norms=(), knowledge="white-box")
+@ATTACKS.add("strattack", norms=(), knowledge="white-box", needs={"side": {"tau": {"not": (0,)}}})
 def strattack(
     model: nn.Module,
     x: Tensor,
@@ -102,8 +102,6 @@ def strattack(
             "tau must be at least 0, gamma, rho and alpha above 0, limit above 0 and at most 1,"
             f" not {tau:g}, {gamma:g}, {rho:g}, {alpha:g} and {limit:g}"
         )
-    if side is not None and tau == 0:
-        raise ValueError("side does nothing beside tau=0: squares have no price")
     objective = build_class_objective(model, y, targeted=targeted, loss="margin")
     best = Found.nothing(x)
     if len(x) == 0:

@@ -140,7 +140,7 @@ def test_an_architecture_works_or_says_the_way_on(name: str, classifier: Classif
 
     def attack_both(x: Tensor, y: Tensor, seeds: Tensor) -> Tensor:
         given: dict[str, Any] = {"interpreter": "gradcam", "steps": 1, "warmup": 0}
-        return advedge(classifier, x, y, seeds=seeds, stop="never", **given)
+        return advedge(classifier, x, y, seeds=seeds, variant="adv2", stop="never", **given)
 
     for perturb in (attack, attack_both):
         x_adv = check_batches(perturb, row.side)

@@ -20,7 +20,7 @@ from robusteval.registry import (
     Registry,
     parse,
 )
-from robusteval.registry.signatures import read_number
+from robusteval.registry.signatures import Needs, describe_needs, explain_idle, read_number
 from robusteval.runs.types import Spec, Threat
 
 MODULE = '''
@@ -186,6 +186,11 @@ def test_a_wrong_word_stops_a_call_before_it_runs() -> None:
         ("isi:eps=3", "eps does nothing unless norm=l2 or linf"),
         ("isi:centre=black", "nothing unless indicator=relevance or variant=paper"),
         ("fab:targeted=true,targets=3", "targets does nothing unless targeted=false"),
+        ("refine:guide=change,where=label", "where does nothing unless guide is not change$"),
+        ("strattack:tau=0,side=3", "side does nothing unless tau is not 0$"),
+        ("advedge:smoothing=none,interpreter=mask", "nothing unless interpreter is not mask$"),
+        ("advedge:warmup=0", "variant=advedge does nothing unless edge_stage=all or settings"),
+        ("advedge:warmup=0,variant=advedge_plus", "variant=advedge_plus does nothing unless"),
     ],
 )
 def test_what_does_nothing_beside_the_others_is_refused(text: str, reason: str) -> None:
@@ -204,6 +209,11 @@ def test_what_does_nothing_beside_the_others_is_refused(text: str, reason: str) 
         "isi:eps=none",
         "isi:variant=paper,centre=black",
         "isi:indicator=relevance,norm=l2,centre=black",
+        "refine:guide=cam,where=label",
+        "strattack:tau=0",
+        "advedge:smoothing=none,interpreter=mask+cam",
+        "advedge:warmup=0,variant=adv2",
+        "advedge:warmup=0,settings=paper",
     ],
 )
 def test_what_does_something_is_not_refused(text: str) -> None:
@@ -219,8 +229,51 @@ def test_every_rule_is_about_parameters_that_are_there() -> None:
                 assert {name, *condition} <= entry.parameters.keys()
                 for other, wanted in condition.items():
                     known = entry.parameters[other].choices
-                    if known and isinstance(wanted, tuple):
-                        assert set(wanted) <= {*known, None}
+                    words = wanted["not"] if isinstance(wanted, dict) else wanted
+                    if known and isinstance(words, tuple):
+                        assert set(words) <= {*known, None}
+                    assert not isinstance(wanted, dict) or set(wanted) == {"not"}
+            assert entry.find_idle(Spec(entry.name, {})) == {}  # of defaults alone
+
+
+def test_a_rule_is_spelled_as_the_refusal_is() -> None:
+    """What a parameter may not be, alternatives, and a rule about values of its own."""
+    needs: Needs = {
+        "far": {"way": {"not": ("down", "left")}},
+        "near": ({"far": 2}, {"way": ("up",), "far": 1}, {"way": ("up",)}),
+        "way": ({"way": ("up",)}, {"far": {"not": (0,)}}),
+    }
+
+    assert list(describe_needs(needs)) == [
+        "far does nothing unless way is not down or left",
+        "near does nothing unless far is 2 or more, or way=up and far is 1 or more, or way=up",
+        "way other than up does nothing unless far is not 0",
+    ]
+    assert explain_idle("far", needs, {"way": "up", "far": 0}) is None
+    none = {"way": "down", "far": 0.0, "near": 1}
+    assert explain_idle("far", needs, none) == "far does nothing unless way is not down or left"
+    # the second way asks for more than the third
+    assert (
+        explain_idle("near", needs, none) == "near does nothing unless far is 2 or more or way=up"
+    )
+    assert explain_idle("way", needs, none) == "way=down does nothing unless far is not 0"
+
+
+def test_a_default_is_judged_where_a_rule_is_about_values() -> None:
+    """In a call as in a command: nobody has to give it."""
+    calls: list[object] = []
+    needs: Needs = {"way": ({"way": ("up",)}, {"far": {"not": (0,)}})}
+
+    @Registry("robusteval.attacks", "attack").add("x", needs=needs)
+    def move(*, way: Literal["up", "down"] = "down", far: int = 1) -> None:
+        calls.append((way, far))
+
+    move()
+    move(way="up", far=0)
+    with pytest.raises(ValueError, match="way=down does nothing unless far is not 0"):
+        move(far=0)
+
+    assert calls == [("down", 1), ("up", 0)]
 
 
 def test_a_call_with_what_does_nothing_is_refused() -> None:

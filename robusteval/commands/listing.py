@@ -13,6 +13,7 @@ import click
 
 from robusteval.commands.preset import list_presets
 from robusteval.registry import ATTACKS, DEFENSES, INTERPRETERS, REPORT_FORMATS, Entry
+from robusteval.registry.signatures import describe_needs
 from robusteval.runs.types import format_value, spell_json
 
 from .shell import emit, emit_lines
@@ -46,6 +47,7 @@ def list_(what: str | None, as_json: bool) -> None:
             "norms": list(entry.norms),
             "knowledge": entry.knowledge,
             "parameters": {p.name: p.default for p in entry.parameters.values()},
+            "needs": list(describe_needs(entry.needs)),
         }
         for entry in ATTACKS.entries.values()
     ]
@@ -56,6 +58,7 @@ def list_(what: str | None, as_json: bool) -> None:
             "norms": [],
             "knowledge": "",
             "parameters": {},
+            "needs": [],
         }
     )
     everything: dict[str, list[dict[str, Any]]] = {
@@ -135,6 +138,7 @@ def lay_out(everything: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
                 ", ".join(item.get("suffixes", ())),
                 *describe_facts(item),
                 " ".join(f"{key}={format_value(value)}" for key, value in given),
+                "; ".join(item.get("needs", ())),
                 *item.get("attack", ()),
                 *(f"interpreter {spec}" for spec in item.get("interpreter", ())),
             ]

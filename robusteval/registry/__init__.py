@@ -27,6 +27,7 @@ from robusteval.registry.signatures import (
     explain_idle,
     find_source,
     is_called,
+    judges_itself,
     parse_source,
     read_parameters,
 )
@@ -93,9 +94,13 @@ class Entry:
         return {name: p.default for name, p in self.parameters.items()} | spec.parameters
 
     def find_idle(self, spec: Spec) -> dict[str, str]:
-        """Of the parameters that a spec gives, those that do nothing, each with the reason."""
+        """Of the parameters that a spec gives, those that do nothing, each with the reason.
+
+        A default counts as given where a rule is about values of its own parameter.
+        """
         values = self.resolve(spec)
-        given = [name for name, value in spec.parameters.items() if value is not None]
+        given = {name: None for name, value in spec.parameters.items() if value is not None}
+        given |= {name: None for name in self.needs if judges_itself(name, self.needs)}
         reasons = {name: explain_idle(name, self.needs, values) for name in given}
         return {name: reason for name, reason in reasons.items() if reason is not None}
 

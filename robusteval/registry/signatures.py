@@ -74,9 +74,16 @@ def read_number(text: str) -> float:
 
 
 # What a parameter waits for before it does anything: of each other parameter the values it may
-# have, or for a number the least. Several such are alternatives.
-Condition = dict[str, tuple[Any, ...] | int]
+# have, for a number the least, or what it may not be. Several such are alternatives. A rule that
+# speaks of the parameter itself is about some of its values alone.
+Wanted = tuple[Any, ...] | int | dict[Literal["not"], tuple[Any, ...]]
+Condition = dict[str, Wanted]
 Needs = dict[str, Condition | tuple[Condition, ...]]
+
+
+def list_ways(rule: Condition | tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The alternatives of a rule."""
+    return rule if isinstance(rule, tuple) else (rule,)
 
 
 def explain_idle(name: str, needs: Needs, values: dict[str, Any]) -> str | None:
@@ -91,22 +98,59 @@ def explain_idle(name: str, needs: Needs, values: dict[str, Any]) -> str | None:
     values : dict
         All parameters of the function, defaults included.
     """
-    rule = needs.get(name, {})
-    ways = [
-        " and ".join(list_unmet(condition, values))
-        for condition in (rule if isinstance(rule, tuple) else (rule,))
-    ]
-    return f"{name} does nothing unless {' or '.join(ways)}" if all(ways) else None
+    ways = list_ways(needs.get(name, {}))
+    unmet = [dict(list_unmet(condition, values)) for condition in ways]
+    if not all(unmet):
+        return None
+    itself = f"{name}={format_value(values[name])}" if judges_itself(name, needs) else name
+    # a way is left out that asks for another value of the parameter, or for more than another way
+    open_ = [way for way in unmet if name not in way]
+    least = [w for w in open_ if not any(set(o.values()) < set(w.values()) for o in open_)]
+    said = dict.fromkeys(" and ".join(way.values()) for way in least)
+    return f"{itself} does nothing unless {' or '.join(said)}"
 
 
-def list_unmet(condition: Condition, values: dict[str, Any]) -> Iterator[str]:
-    """What of a condition does not hold, as a user would write it."""
+def judges_itself(name: str, needs: Needs) -> bool:
+    """Whether the rule of a parameter is about some of its values alone."""
+    return any(name in condition for condition in list_ways(needs.get(name, {})))
+
+
+def list_unmet(condition: Condition, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What of a condition does not hold, by parameter, as a user would write it."""
     for name, wanted in condition.items():
-        if isinstance(wanted, int):
-            if values[name] < wanted:
-                yield f"{name} is {wanted} or more"
-        elif values[name] not in wanted:
-            yield f"{name}={' or '.join(format_value(word) for word in wanted)}"
+        if not is_met(wanted, values[name]):
+            yield name, spell_condition(name, wanted)
+
+
+def describe_needs(needs: Needs) -> Iterator[str]:
+    """What each parameter waits for, as a user would write it, in sentences without a stop."""
+    for name, rule in needs.items():
+        ways = list_ways(rule)
+        # values of its own that wait for nothing
+        free = [str(word) for way in ways if list(way) == [name] for word in way[name]]  # type: ignore[union-attr]
+        said = [
+            " and ".join(spell_condition(other, wanted) for other, wanted in way.items())
+            for way in ways
+            if list(way) != [name]
+        ]
+        other_than = f" other than {' or '.join(free)}" if free else ""
+        yield f"{name}{other_than} does nothing unless {', or '.join(said)}"
+
+
+def is_met(wanted: Wanted, value: Any) -> bool:
+    """Whether a value is what a condition asks for."""
+    if isinstance(wanted, int):
+        return bool(value >= wanted)
+    return value not in wanted["not"] if isinstance(wanted, dict) else value in wanted
+
+
+def spell_condition(name: str, wanted: Wanted) -> str:
+    """What a condition asks of a parameter."""
+    if isinstance(wanted, int):
+        return f"{name} is {wanted} or more"
+    words = wanted["not"] if isinstance(wanted, dict) else wanted
+    spelled = " or ".join(format_value(word) for word in words)
+    return f"{name} is not {spelled}" if isinstance(wanted, dict) else f"{name}={spelled}"
 
 
 def find_source(module: str) -> Path | None:
@@ -225,10 +269,12 @@ def check_calls(function: F, needs: Needs) -> F:
         for name, words in list_words().items():
             if name in kwargs and kwargs[name] not in words:
                 raise ValueError(explain_words(name, words, kwargs[name]))
-        for name in needs.keys() & kwargs.keys():
-            idle = explain_idle(name, needs, defaults | kwargs)
-            if idle and kwargs[name] != defaults[name]:
-                raise ValueError(idle)
+        for name in needs:
+            values = defaults | kwargs
+            if values[name] != defaults[name] or judges_itself(name, needs):
+                idle = explain_idle(name, needs, values)
+                if idle:
+                    raise ValueError(idle)
         if of_images and len(args) > 1:
             check_image_form(args[1])
         return function(*args, **kwargs)

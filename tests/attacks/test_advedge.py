@@ -461,24 +461,36 @@ def run_on_nothing(model: nn.Module, **settings: Any) -> Tensor:
         ({"warmup": -1}, "warmup at least 0"),
         ({"weight": -1.0}, "weight must be at least 0"),
         ({"confidence": 1.0}, "confidence from 0 to below 1"),
-        ({"interpreter": "mask", "smoothing": "fixed"}, "smoothing does nothing beside .*=mask"),
+        (
+            {"interpreter": "mask", "smoothing": "fixed"},
+            "smoothing does nothing unless interpreter is not mask",
+        ),
         (
             {"interpreter": "mask", "smoothing": "none", "search": "cw", "settings": "released"},
-            "smoothing does nothing beside interpreter=mask",
+            "smoothing does nothing unless interpreter is not mask",
         ),
-        ({"warmup": 0, "edges": "random"}, "edges does nothing without a warm-up"),
-        ({"warmup": 0, "edge_normalise": True}, "edge_normalise does nothing without"),
-        ({"warmup": 0, "edge_stage": "warmup"}, "edge_stage does nothing without"),
-        ({"warmup": 0, "variant": "advedge_plus", "alpha": 0.2}, "alpha does nothing without"),
+        (
+            {"warmup": 0},
+            "variant=advedge does nothing unless edge_stage=all or settings=paper or warmup is"
+            " not 0",
+        ),
+        (
+            {"warmup": 0, "variant": "advedge_plus", "alpha": 0.2},
+            "variant=advedge_plus does nothing unless",
+        ),
+        ({"warmup": 0, "edge_stage": "warmup"}, "settings=paper and edge_stage=preset or warmup"),
         (
             {"warmup": 0, "settings": "released", "edges": "inverse"},
-            "edges does nothing without a warm-up",
+            "variant=advedge does nothing unless",
         ),
         (
-            {"warmup": 0, "settings": "paper", "edge_stage": "warmup", "edges": "random"},
-            "edges does nothing without a warm-up",
+            {"warmup": 0, "settings": "paper", "edge_stage": "warmup"},
+            "variant=advedge does nothing unless edge_stage=all or edge_stage=preset or",
         ),
-        ({"steps": 2, "edges": "random"}, "edges does nothing without a warm-up"),
+        (
+            {"variant": "adv2", "edge_stage": "all"},
+            "edge_stage does nothing unless variant=advedge or advedge_plus",
+        ),
     ],
 )
 def test_odd_settings_are_refused_on_an_empty_batch(
@@ -495,8 +507,8 @@ def test_odd_settings_are_refused_on_an_empty_batch(
         {"interpreter": "mask+grad", "smoothing": "fixed"},
         {"warmup": 0, "edges": "random", "edge_stage": "all"},
         {"warmup": 0, "edges": "random", "settings": "paper"},
-        {"warmup": 0, "edge_stage": "warmup", "settings": "paper"},
-        {"warmup": 0},
+        {"warmup": 0, "variant": "adv2"},
+        {"steps": 2, "edges": "random"},
         {"warmup": 1, "edges": "random", "edge_stage": "warmup"},
     ],
 )

@@ -100,8 +100,8 @@ def test_the_threat_is_that_of_the_attack() -> None:
         ({"attack": "pgd+stepz=3"}, "unknown parameter of pgd 'stepz'"),
         ({"guide": "gradcan"}, "unknown interpreter"),
         ({"steps": -1}, "steps must be 0 or more"),
-        ({"guide": "change", "where": "label"}, "where does nothing beside guide=change"),
-        ({"guide": "change", "where": "reached"}, "where does nothing beside guide=change"),
+        ({"guide": "change", "where": "label"}, "where does nothing unless guide is not change"),
+        ({"guide": "change", "where": "reached"}, "where does nothing unless guide is not change"),
     ],
 )
 def test_odd_settings_are_refused(bands: Classifier, settings: dict[str, Any], said: str) -> None:

@@ -87,7 +87,7 @@ def test_limit_mask_and_target_are_kept(bands: Classifier) -> None:
         ({"side": 0}, "side must be at least 1"),
         ({"steps": 0}, "steps and rounds"),
         ({"tau": -1.0}, "tau must be at least 0"),
-        ({"tau": 0.0, "side": 3}, "side does nothing beside tau=0"),
+        ({"tau": 0.0, "side": 3}, "side does nothing unless tau is not 0"),
         ({"limit": 0.0}, "limit above 0"),
     ],
 )

@@ -940,6 +940,7 @@ def test_list_shows_everything_there_is() -> None:
     assert headings == kinds
     assert "…" not in result.stdout
     assert "interpreter=cam,settings=fast,edges=inverse,eps=8/255\n" in result.stdout
+    assert "where does nothing unless guide is not change\n" in result.stdout
 
 
 @pytest.mark.parametrize(
