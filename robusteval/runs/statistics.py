@@ -68,13 +68,17 @@ class Difference(NamedTuple):
 
 
 @lru_cache(10_000)  # of a run with thousands of cells the same few hundred are asked for
-def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(k: float, n: int, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson 1927), without continuity correction.
 
     Parameters
     ----------
-    k, n : int
-        Successes and trials, ``0 <= k <= n``.
+    k : float
+        Successes, ``0 <= k <= n``. Of trials that succeed by lot, each with its own probability,
+        the sum of these: no values in [0, 1] vary more about their mean than zeros and ones, so
+        that the interval is of their mean, too, and rather too wide.
+    n : int
+        Trials.
     confidence : float
         Coverage, in (0, 1).
 
@@ -123,10 +127,7 @@ class Pairs(NamedTuple):
     @property
     def interval(self) -> Interval:
         """Score interval of the drop at 95 % (Tango 1998); (-1, 1) of no images."""
-        z = NormalDist().inv_cdf(0.975)
-        if not self.n:
-            return Interval(-1.0, 1.0)
-        return Interval(find_margin(self, z), find_margin(self, -z))
+        return paired_interval(self.lost, self.gained, self.n)
 
 
 def count_pairs(before: Flags, after: Flags) -> Pairs:
@@ -165,7 +166,7 @@ def tango(
 
     Parameters
     ----------
-    lost, gained : int or ndarray
+    lost, gained : float or ndarray
         Discordant images either way, broadcast against each other.
     n : int
         All images, at least 1.
@@ -187,12 +188,26 @@ def tango(
     return np.where(np.isnan(z), 0.0, z)  # no variance and nothing beyond the margin
 
 
-def find_margin(pairs: Pairs, z: float) -> float:
+def paired_interval(lost: float, gained: float, n: int) -> Interval:
+    """Score interval at 95 % of how much more was lost than gained (Tango 1998), as a share.
+
+    `lost` and `gained` may be fractions of images: the sums of positive and of negative differences
+    of values in [0, 1]. These vary no more about their mean than pairs of zeros and ones with the
+    same sums, so that the interval is of the mean difference, too, and rather too wide. (-1, 1) of
+    no images.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    if not n:
+        return Interval(-1.0, 1.0)
+    return Interval(find_margin(lost, gained, n, z), find_margin(lost, gained, n, -z))
+
+
+def find_margin(lost: float, gained: float, n: int, z: float) -> float:
     """The margin at which Tango's statistic is `z`: an end of the score interval."""
     low, high = -1.0, 1.0  # the statistic falls from one to the other
     while high - low > 1e-9:
         middle = (low + high) / 2
-        above = tango(pairs.lost, pairs.gained, pairs.n, middle) > z
+        above = tango(lost, gained, n, middle) > z
         low, high = (middle, high) if above else (low, middle)
     return (low + high) / 2
 

@@ -13,9 +13,11 @@ from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
 from robusteval.analysis.papers.on_maps import find_on_maps
+from robusteval.analysis.papers.operating_points import OperatingPoint
 from robusteval.analysis.papers.over_seeds import find_over_seeds
 from robusteval.analysis.papers.results import MissingError, Results
 from robusteval.runs.explanation_record import ExplanationComparison
+from robusteval.runs.statistics import Difference
 from robusteval.runs.types import Outcome, Run, format_value
 
 Verdict = Literal["agrees", "differs", "not comparable", "nothing published", "not measured"]
@@ -23,7 +25,9 @@ Holding = Literal["holds", "does not hold", "not decided", "not measured"]
 
 # words of a data set's name that leave it the one that was published for; train is none
 PARTS = frozenset(("test", "val", "validation", "held", "out", "top", "images", "format"))
-FEWEST = 6  # equal differences, of which a sign test tells that they are none of chance
+# Student's interval of fewer skewed differences leaves out their mean twice as often as it says
+FEW = 20
+LEVEL = 0.05  # of the sign test that must agree then
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class ComparedRow:
     measured: Measured | None
     verdict: Verdict
     reason: str = ""
+    # at exactly a level: the setting that each image gets by lot instead, with this probability
+    beyond: str | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -194,10 +201,16 @@ def fill_row(
             verdict="not measured",
             reason=str(error),
         )
-    verdict, reason = judge(published, measured, table, line, results.run)
+    beyond = None
+    share = 0.0
+    said = ""
     if reading.at:
-        level = results.name_level(reading, results.choose_outcome(reading))
-        reason = f"{attack}, {level}; {reason}"
+        point = results.choose_point(reading)
+        said = f"{point.describe(reading.at)}; "
+        if point.beyond is not None:
+            measured = point.summarize(find_measure(reading.measure))
+            beyond, share = str(point.beyond.attack), point.share
+    verdict, reason = judge(published, measured, table, line, results.run)
     return ComparedRow(
         *titles,
         attack=attack,
@@ -206,7 +219,9 @@ def fill_row(
         published=published,
         measured=measured,
         verdict=verdict,
-        reason=reason,
+        reason=said + reason,
+        beyond=beyond,
+        share=share,
     )
 
 
@@ -301,34 +316,44 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
                 holding = "does not hold"
             said = f"measured {spell(found)}, where {claim.value:g} was published"
             if claim.reaches.at:
-                chosen = results.choose_outcome(claim.reaches)
-                said += f": {describe_setting(results, claim.reaches, chosen)}"
+                point = OperatingPoint(results.choose_outcome(claim.reaches))
+                said += f": {describe_point(claim.reaches, point)}"
         else:
             assert claim.more is not None
             assert claim.than is not None
-            one, other = map(results.choose_outcome, (claim.more, claim.than))
+            one, other = map(results.choose_point, (claim.more, claim.than))
             measure = find_measure(results.name_column(claim.more.measure))
-            found = results.compare(measure, one, other)
-            if not found.n:
+            difference = results.compare(measure, one, other)
+            if not difference.n:
                 raise MissingError("no image on which both could be measured")
-            holding = "not decided"
-            if (found.low > 0 or found.high < 0) and (found.low < found.high or found.n >= FEWEST):
-                holding = "holds" if found.low > 0 else "does not hold"
-            names = [
-                describe_setting(results, reading, outcome)
-                for outcome, reading in ((one, claim.more), (other, claim.than))
-            ]
-            said = f"difference on the same images {spell(found)}, {' less '.join(names)}"
+            found = Measured(*difference[:4])
+            holding, doubt = decide(difference)
+            first, second = describe_point(claim.more, one), describe_point(claim.than, other)
+            said = f"difference on the same images {spell(found)}, {first} less {second}{doubt}"
     except MissingError as error:
         return ClaimVerdict(claim.text, claim.where, "not measured", None, str(error))
     return ClaimVerdict(claim.text, claim.where, holding, found, said)
 
 
-def describe_setting(results: Results, reading: Reading, outcome: Outcome) -> str:
-    """The attack that a figure is read from, what its setting keeps, and on which network."""
-    level = results.name_level(reading, outcome)
-    network = "on the hardened network" if reading.hardened else ""
-    return " ".join(word for word in (str(outcome.attack), level, network) if word)
+def decide(difference: Difference) -> tuple[Holding, str]:
+    """Whether the first number is the larger one, and in words why an interval was not believed.
+
+    The interval must leave out zero and, of few images, the exact sign test agree.
+    """
+    if not (difference.low > 0 or difference.high < 0):
+        return "not decided", ""
+    if difference.n < FEW and difference.p >= LEVEL:
+        return "not decided", (
+            f"; of fewer than {FEW} images the exact sign test must agree, and it does not"
+            f" (p {difference.p:.2g})"
+        )
+    return ("holds" if difference.low > 0 else "does not hold"), ""
+
+
+def describe_point(reading: Reading, point: OperatingPoint) -> str:
+    """What a figure is read from, what it keeps, and on which network."""
+    network = " on the hardened network" if reading.hardened else ""
+    return point.describe(reading.at) + network
 
 
 def spell(found: Measured) -> str:

@@ -66,7 +66,7 @@ class Reading:
 
     attack: str
     measure: str
-    # of a sweep the first setting whose mean is at least this, as {"ssim": 0.998}
+    # of a sweep where its mean is this, as {"ssim": 0.998}, see `Results.choose_point`
     at: Mapping[str, float] = field(default_factory=dict)
     hardened: bool = False  # of the network that was trained as the paper proposes
 

@@ -8,13 +8,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from robusteval.runs.metrics import find_fooled, rate
+from robusteval.runs.metrics import find_fooled
 from robusteval.runs.statistics import (
-    count_pairs,
+    Difference,
     mean_interval,
     median,
     median_interval,
     paired_difference,
+    paired_interval,
+    wilson,
 )
 from robusteval.runs.types import Flags, Outcome, Values
 
@@ -43,11 +45,13 @@ class Measure(NamedTuple):
 
     def summarize(self, outcome: Outcome) -> Measured:
         """The number of an attack."""
-        counted = self.among(outcome)
-        values = self.read(outcome)[counted]
+        return self.summarize_values(self.read(outcome)[self.among(outcome)])
+
+    def summarize_values(self, values: Values) -> Measured:
+        """The number of the values ``(n,)`` of the images that count; shares may be fractions."""
         if self.summary == "share":
-            found = rate(values)
-            return Measured(found.value, *found.interval, found.n)
+            k, n = float(values.sum()), len(values)
+            return Measured(k / n if n else math.nan, *wilson(k, n), n)
         if self.summary == "mean":
             known = Measured(*mean_interval(values))
             if self.shared or known.low == known.high:  # what does not vary tells no interval
@@ -56,17 +60,19 @@ class Measure(NamedTuple):
             return known._replace(low=max(known.low, least), high=min(known.high, most))
         return summarize_median(values[~np.isnan(values)])
 
-    def compare(self, one: Outcome, other: Outcome) -> Measured:
-        """How much larger the number is on the same images for `one` than for `other`.
+    def compare_values(self, first: Values, second: Values, both: Flags) -> Difference:
+        """How much larger the first values ``(n,)`` are than the second, of the images of `both`.
 
-        Means of the differences of medians' values, too.
+        Means of the differences of medians' values, too; of shares with the interval for pairs.
         """
-        both = self.among(one) & self.among(other)
-        first, second = self.read(one), self.read(other)
+        first, second = first.astype(np.float64), second.astype(np.float64)
+        found = paired_difference(first, second, both)
         if self.summary == "share":
-            pairs = count_pairs(first[both], second[both])
-            return Measured(pairs.drop, *pairs.interval, pairs.n)
-        return Measured(*paired_difference(first, second, both)[:4])
+            gap = (first - second)[both]
+            lost, gained = float(gap[gap > 0].sum()), float(-gap[gap < 0].sum())
+            low, high = paired_interval(lost, gained, len(gap))
+            return found._replace(low=low, high=high)
+        return found
 
 
 def summarize_median(values: Values) -> Measured:

@@ -13,10 +13,12 @@ from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
 from robusteval.analysis.papers.measures import Measure, Measured, find_measure
 from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
+from robusteval.analysis.papers.operating_points import OperatingPoint, find_point
 from robusteval.analysis.papers.over_seeds import find_over_seeds, stack_changes
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationRecord
 from robusteval.runs.metrics import find_right, rate
+from robusteval.runs.statistics import Difference
 from robusteval.runs.types import Outcome, Run
 
 NO_HARDENED = "needs a network that was trained for it: name one by --hardened"
@@ -149,11 +151,22 @@ class Results:
             return str(outcome.attack), self.measure_transfer(outcome)
         return str(outcome.attack), self.summarize(outcome, reading.measure)
 
-    def compare(self, measure: Measure, one: Outcome, other: Outcome) -> Measured:
+    def choose_point(self, reading: Reading) -> OperatingPoint:
+        """The same at exactly the level that is named: one of two settings, by lot.
+
+        Only what an attacker wants is read so, see `find_point`.
+        """
+        kept = self.choose_outcome(reading)
+        if not reading.at:
+            return OperatingPoint(kept)
+        settings = self.list_outcomes(reading.attack, hardened=reading.hardened)
+        return find_point(settings, kept, reading.measure, reading.at)
+
+    def compare(self, measure: Measure, one: OperatingPoint, other: OperatingPoint) -> Difference:
         """By how much a figure is larger on the same images; MissingError if these are others."""
-        if not np.array_equal(one.columns["id"], other.columns["id"]):
+        if not np.array_equal(one.kept.columns["id"], other.kept.columns["id"]):
             raise MissingError("both were not run on the same images")
-        return measure.compare(one, other)
+        return one.compare(measure, other)
 
     def measure_transfer(self, outcome: Outcome) -> Measured:
         """On how many of the images that both have right the first target is fooled, too."""
@@ -182,14 +195,6 @@ class Results:
                 raise MissingError(self.missing.get(interpreter, f"no maps of {interpreter}"))
             raise MissingError("no image that it could be measured on")
         return check_found(measured)
-
-    def name_level(self, reading: Reading, outcome: Outcome) -> str:
-        """What the setting that a figure is read from keeps, as "at a mean SSIM of 0.9985"."""
-        levels = [
-            f"{measure.upper()} of {find_measure(measure).summarize(outcome).value:.4g}"
-            for measure in reading.at
-        ]
-        return f"at a mean {' and '.join(levels)}" if levels else ""
 
 
 def check_found(measured: Measured) -> Measured:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robusteval.analysis.papers.comparison import Reproduction, compare_paper, is_same_data
+from robusteval.analysis.papers.comparison import (
+    Reproduction,
+    compare_paper,
+    decide,
+    is_same_data,
+)
 from robusteval.analysis.papers.declaration import Reading, build_paper
 from robusteval.analysis.papers.measures import Measured, find_measure
 from robusteval.analysis.papers.results import MissingError, Results
@@ -20,7 +25,12 @@ from robusteval.reports.paper import (
     render_paper_markdown,
 )
 from robusteval.runs.detector_record import Combination, EstimateOfImages, Proportion
-from robusteval.runs.statistics import mean_interval, median_interval
+from robusteval.runs.statistics import (
+    mean_interval,
+    median_interval,
+    paired_difference,
+    wilson,
+)
 from robusteval.runs.types import Defended, Outcome, Run, Spec
 
 MakeOutcome = Callable[..., Outcome]
@@ -273,17 +283,24 @@ def test_a_claim_says_what_it_was_read_from_and_what_that_keeps(
     assert said.said.endswith(f"was published: {STRONG} at a mean SSIM of 0.75")
 
 
-def test_of_a_sweep_the_strongest_setting_that_is_like_enough_is_read(found: Reproduction) -> None:
-    """Where none is, the likest is named."""
+def test_of_a_sweep_two_settings_make_up_the_level_that_is_named(found: Reproduction) -> None:
+    """By hand: a fifth of the images at .7, the others at .95; the likest where none is enough."""
     near, far, none = found.tables[1].rows
 
-    assert (near.attack, far.attack, none.attack) == (str(WEAK), str(STRONG), None)
+    assert (near.attack, near.beyond) == (str(WEAK), str(STRONG))
+    assert near.share == pytest.approx(0.2)
     assert near.measured is not None
-    assert near.measured.value == pytest.approx(0.2)
-    assert none.reason == "no setting that was run keeps a mean SSIM of 0.99 (the highest is 0.95)"
+    assert near.measured.value == pytest.approx(0.8 * 0.2 + 0.2 * 0.8)
+    assert near.measured[1:3] == pytest.approx(wilson(32, 100))
     assert near.verdict == "nothing published"
-    assert near.reason == f"{WEAK}, at a mean SSIM of 0.95; the paper has a figure"
-    assert far.reason.startswith(f"{STRONG}, at a mean SSIM of 0.")
+    assert near.reason == (
+        "pgd:eps=0.1 at a mean SSIM of 0.95, on 20 % of the images by lot eps=51/255 at 0.7:"
+        " 0.9 together; the paper has a figure"
+    )
+    assert (far.attack, far.beyond, far.share) == (str(STRONG), None, 0)
+    assert far.reason.startswith(f"{STRONG} at a mean SSIM of 0.7 (no stronger setting was run)")
+    assert none.attack is None
+    assert none.reason == "no setting that was run keeps a mean SSIM of 0.99 (the highest is 0.95)"
 
 
 def test_a_figure_has_every_setting(found: Reproduction) -> None:
@@ -300,8 +317,9 @@ def test_claims_are_tested_on_the_same_images(found: Reproduction) -> None:
 
     assert (more.holding, reaches.holding) == ("holds", "does not hold")
     assert more.measured is not None
-    assert more.measured.value == pytest.approx(0.6)
-    assert more.measured.low > 0.45
+    assert more.measured.value == pytest.approx(0.8 - 0.32)
+    assert more.measured.low > 0.35
+    assert "less pgd:eps=0.1 at a mean SSIM of 0.95, on 20 % of the images" in more.said
     assert (unknown.holding, unknown.said) == ("not measured", "it broke")
 
 
@@ -344,6 +362,31 @@ def test_measures_count_the_images_they_name(make_outcome: MakeOutcome) -> None:
     assert (few.value, few.n) == (1 / 3, 3)
     with pytest.raises(ValueError, match="no measure is called l3"):
         find_measure("l3")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "holding"),
+    [
+        ([1, 1, 1, 1, 1, 1, -0.1], "not decided"),  # p is 2 (1 + 7) / 2**7
+        ([1, 1, 1, 1, 1, 1, 0.1], "holds"),  # 2 / 2**7
+        ([-1, -1, -1, -1, -1, -1, -0.1], "does not hold"),
+        ([1, 1, 1, 1, 1], "not decided"),  # 2 / 2**5
+        ([1, 1, 1, 1, 1, 1], "holds"),  # 2 / 2**6
+        ([1] * 13 + [-0.1] * 6, "not decided"),  # 19 images, p = .17
+        ([1] * 13 + [-0.1] * 7, "holds"),  # 20: the interval alone
+        ([1, -1] * 9, "not decided"),
+    ],
+)
+def test_of_few_images_the_sign_test_must_agree(gaps: list[float], holding: str) -> None:
+    """Whose probability is known; the interval leaves out zero in all rows but the last."""
+    values = np.array(gaps)
+    found = paired_difference(values, np.zeros(len(gaps)), np.ones(len(gaps), np.bool_))
+
+    said, doubt = decide(found)
+
+    assert said == holding
+    assert bool(doubt) is (found.low > 0 and said == "not decided")
+    assert "sign test" in doubt or not doubt
 
 
 @pytest.mark.parametrize(
