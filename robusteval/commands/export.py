@@ -9,6 +9,7 @@ import click
 from robusteval.errors import UsageError
 from robusteval.runs.folder import load_run
 
+from .measuring import spell_evaluation
 from .report import RUN
 from .running import handle_stops, show_bars
 from .shell import emit_lines
@@ -22,7 +23,7 @@ from .shell import emit_lines
     metavar="DIR",
     help="Folder to write to. [default: export in that of the run]",
 )
-@click.option("--force", is_flag=True, help="Write over what is there.")
+@click.option("--force", is_flag=True, help="Replace the export that is there.")
 def export(run: Path, out: Path | None, force: bool) -> None:
     """Write the adversarial images that RUN kept as 8-bit PNG files.
 
@@ -31,6 +32,8 @@ def export(run: Path, out: Path | None, force: bool) -> None:
     whether it fools. The folder written, or that of one attack, can be given to --data again.
 
     The images as the attacks made them, without rounding, are in RUN/adversarial/*.npz.
+
+    --force takes away what the older export wrote, and no other file.
 
     \b
     Example:
@@ -52,6 +55,6 @@ def export(run: Path, out: Path | None, force: bool) -> None:
         [
             f"{total} images in {out}:",
             *(f"  {name}  {count} images" for name, count in written.items()),
-            f"To use them: robusteval evaluate CHECKPOINT --data {out}",
+            f"To use them: {spell_evaluation('CHECKPOINT', [('data', str(out))])}",
         ]
     )

@@ -3,6 +3,7 @@
 A folder of them looks like this, and any tool that reads classes from folders reads one attack's::
 
     manifest.csv                      file, label and what is known of each image
+    <attack>-<key>/manifest.csv       the same of one attack
     <attack>-<key>/<label>-<class>/<index>.png
 
 PNG holds 8 bits: what is written is the nearest such image to what the attack made.
@@ -14,14 +15,17 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from robusteval.datasets.checks import Span
-from robusteval.datasets.image_files import FileSource, open_manifest
+from robusteval.datasets.checks import Span, raise_as_unreadable
+from robusteval.datasets.class_names import MOST_NAMES
+from robusteval.datasets.image_files import FileSource, open_manifest, read_label
 from robusteval.datasets.images import to_hwc
 from robusteval.datasets.npz import open_npz
 from robusteval.errors import NothingEvaluated, RunError, UsageError
@@ -29,7 +33,7 @@ from robusteval.registry import DATA_SOURCES
 from robusteval.runs.folder import find_images
 from robusteval.runs.formulas import defuse_formula
 from robusteval.runs.reading import MANIFEST as LARGEST
-from robusteval.runs.reading import open_regular
+from robusteval.runs.reading import open_regular, read_bytes
 from robusteval.runs.types import Outcome, Run, visible
 from robusteval.runs.writing import write_atomically
 
@@ -38,6 +42,7 @@ COLUMNS = (
     *("file", "label", "class", "attack", "defense", "prediction", "predicted_class"),
     *("target", "fooled", "index", "id", "linf", "l2"),
 )
+WRITTEN = re.compile(r"[A-Za-z0-9-]+/[\w-]+/[0-9]{6,}\.png")  # how files of an export are called
 
 
 def is_export(path: Path) -> bool:
@@ -53,14 +58,39 @@ def is_export(path: Path) -> bool:
 def open_export(
     path: Path, channels: int, span: Span | None = None, slices: tuple[str, ...] = ()
 ) -> FileSource:
-    """a folder that `robusteval export` wrote: the images of all its attacks."""
-    return open_manifest(path / MANIFEST, channels, span=span, slices=slices)
+    """a folder that `robusteval export` wrote: the images of all its attacks, or of one."""
+    source = open_manifest(path / MANIFEST, channels, span=span, slices=slices)
+    # labels are numbers, so that a class without an image shifts none
+    names = source.class_names or read_names(path / MANIFEST)
+    return replace(source, name=path.resolve().name, class_names=names)
+
+
+def read_names(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes in a list that was read before; None where they are numbers.
+
+    A class that has no image there is called by its number.
+    """
+    names = {
+        read_label(row["label"] or "", str(path)): read_name(row["class"] or row["label"] or "")
+        for row in read_table(path)
+    }
+    most = max(names, default=-1)
+    if most >= MOST_NAMES or all(name == str(label) for label, name in names.items()):
+        return None
+    return tuple(names.get(label, str(label)) for label in range(most + 1))
+
+
+def read_name(text: str) -> str:
+    """A name as it was before `write_table` made it safe for spreadsheets."""
+    return text[1:] if text == defuse_formula(text[1:]) else text
 
 
 def export_images(
     run: Run, out: Path, begin: Callable[[str, int], object], advance: Callable[[int], object]
 ) -> dict[str, int]:
     """Write the images that a run kept as PNG files, and their list last.
+
+    What an older export wrote there is taken away first.
 
     Parameters
     ----------
@@ -91,28 +121,58 @@ def export_images(
             f"{run.folder} holds no adversarial images: give the same `robusteval evaluate` command"
             " with --keep-images, which runs the attacks again and keeps them"
         )
-    names = run.data.get("class_names")
+    names, channels = run.data.get("class_names"), run.data["shape"][0]
+    if channels not in (1, 3):
+        raise UsageError(
+            f"PNG files hold 1 or 3 channels, these images have {channels}: use"
+            f" {next(iter(kept.values()))} instead, which --data reads"
+        )
+    remove_export(out)
     written = {}
-    rows: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
     for place, path in kept.items():
         outcome = run.outcomes[place]
-        source = open_npz(path, "test", run.data["shape"][0])
-        if source.shape[0] not in (1, 3):
-            raise UsageError(
-                f"PNG files hold 1 or 3 channels, these images have {source.shape[0]}: use"
-                f" {path} instead, which --data reads"
-            )
+        source = open_npz(path, "test", channels)
         begin(f"Writing {outcome.attack}", len(source))
-        places = np.flatnonzero(outcome.attacked)
+        folder = out / path.stem
+        rows: list[dict[str, Any]] = []
         for row, facts in enumerate(list_facts(outcome, names)):
-            folder = Path(path.stem) / name_class(facts["label"], names, run.model)
-            file = folder / f"{facts['index']:06d}.png"
-            write_file(out / file, encode_png(source.image(row)))
+            file = Path(name_class(facts["label"], names, run.model), f"{facts['index']:06d}.png")
+            write_file(folder / file, encode_png(source.image(row)))
             rows.append({"file": file.as_posix(), **facts})
             advance(1)
-        written[path.stem] = len(places)
-    write_atomically(out / MANIFEST, write_table(rows).encode())
+        written[path.stem] = len(rows)
+        write_atomically(folder / MANIFEST, write_table(rows).encode())
+        every += [{**row, "file": f"{path.stem}/{row['file']}"} for row in rows]
+    write_atomically(out / MANIFEST, write_table(every).encode())
     return written
+
+
+def remove_export(folder: Path) -> None:
+    """Take away what an older export wrote to a folder, and nothing else; RunError.
+
+    Its list goes last, so that the next call finds what a stop has left.
+    """
+    if not is_export(folder):
+        return
+    here = folder.resolve()
+    names = {row["file"] or "" for row in read_table(folder / MANIFEST)}
+    # the list may be somebody else's: what is no file of an export stays, as do links
+    files = [here / name for name in sorted(names) if WRITTEN.fullmatch(name)]
+    files = [file for file in files if file.parent.resolve() == file.parent]
+    attacks = sorted({file.parent.parent for file in files})
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+        for attack in attacks:
+            if is_export(attack):
+                (attack / MANIFEST).unlink()
+        for below in (*sorted({file.parent for file in files}), *attacks):
+            with suppress(OSError):  # it is gone, or holds other files
+                below.rmdir()
+        (here / MANIFEST).unlink()
+    except OSError as error:
+        raise RunError(f"cannot replace {folder}: {error.strerror or error}") from None
 
 
 def list_facts(outcome: Outcome, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
@@ -168,6 +228,13 @@ def write_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_table(path: Path) -> list[dict[str, str | None]]:
+    """Rows of a list that `is_export` knows; UsageError if it is no text in UTF-8."""
+    with raise_as_unreadable(path, "export the run again"):
+        text = read_bytes(path, LARGEST).decode()
+        return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def write_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from robusteval.cli import cli
+from robusteval.datasets.arrays import from_arrays
 from robusteval.datasets.dataset import Data
 from robusteval.datasets.exported import export_images, is_export, name_class
 from robusteval.datasets.sources import open_data
@@ -198,8 +199,33 @@ def test_exported_files_are_the_images_in_8_bits(
     assert [int(row["prediction"]) for row in rows] == pred
     assert [int(row["label"]) for row in rows] == batch.y.tolist()
     assert [row["fooled"] == "1" for row in rows] == (np.array(pred) != batch.y.numpy()).tolist()
-    one = open_data(tmp_path / "out" / Path(rows[0]["file"]).parts[0])
-    assert one.class_names == ("0", "1", "2")
+    first = Path(rows[0]["file"]).parts[0]
+    one = open_data(tmp_path / "out" / first)
+    assert one.name == first
+    assert len(one) == len(rows) // 2
+    np.testing.assert_array_equal(one.labels, batch.y[: len(one)])
+
+
+def test_one_attack_is_data_where_a_class_has_no_image(
+    bands: Classifier, data: Data, tmp_path: Path
+) -> None:
+    """Labels stay those of the network, and names those of the run, however they are spelled."""
+    names = ("=1+1", "\U0001f431 <b>", "b\nc", "no image")
+    named = from_arrays(data.batch(range(24)).x.numpy(), [0, 2] * 12, class_names=names[:3])
+    run = evaluate(
+        bands, named, [NOISE], out=tmp_path / "run", probes=False, samples=24, keep_images=True
+    )
+    export_images(run, tmp_path / "out", lambda what, total: None, lambda n: None)
+    (attack,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+
+    found = open_data(attack)
+
+    assert set(found.labels.tolist()) <= {0, 2}
+    assert found.class_names is not None
+    assert found.class_names[0] == "=1+1"
+    assert open_data(tmp_path / "out").class_names == found.class_names
+    again = evaluate(bands, found, [NOISE], probes=False)
+    assert again.outcomes[0].attacked.sum() == len(found)
 
 
 def test_a_second_export_needs_force(bands: Classifier, data: Data, tmp_path: Path) -> None:
@@ -214,6 +240,46 @@ def test_a_second_export_needs_force(bands: Classifier, data: Data, tmp_path: Pa
     assert run_command("export", str(tmp_path / "run"), "--force").exit_code == 0
     (tmp_path / "run" / "export" / "manifest.csv").unlink()
     assert run_command("export", str(tmp_path / "run")).exit_code == 0
+
+
+def test_a_forced_export_takes_the_older_one_away(
+    bands: Classifier, data: Data, tmp_path: Path
+) -> None:
+    """And nothing else: not what somebody put there, nor what a forged list names."""
+    keep(bands, data, tmp_path / "one")
+    keep(bands, data, tmp_path / "other", seed=1, samples=12)
+    out, mine = tmp_path / "out", tmp_path / "mine" / "0"
+    mine.mkdir(parents=True)
+    for path in (mine / "000001.png", tmp_path / "000002.png"):
+        path.write_bytes(b"mine")
+    assert run_command("export", str(tmp_path / "one"), "--out", str(out)).exit_code == 0
+    old = sorted(path.name for path in out.iterdir() if path.is_dir())
+    (out / old[0] / "notes.txt").write_text("mine")
+    (out / "link").symlink_to(tmp_path / "mine")
+    with (out / "manifest.csv").open("a") as file:
+        for name in ("link/0/000001.png", "../mine/0/000001.png", "../000002.png"):
+            file.write(name + ",0" * 12 + "\r\n")
+
+    result = run_command("export", str(tmp_path / "other"), "--out", str(out), "--force")
+
+    assert result.exit_code == 0, result.output
+    assert (mine / "000001.png").exists()
+    assert (tmp_path / "000002.png").exists()
+    assert [path.name for path in (out / old[0]).iterdir()] == ["notes.txt"]
+    assert not (out / old[1]).exists()
+    written = {path.relative_to(out).as_posix() for path in out.glob("*-*/*/*.png")}
+    with (out / "manifest.csv").open() as file:
+        assert {row["file"] for row in csv.DictReader(file)} == written
+
+
+def test_the_command_to_use_an_export_can_be_pasted(
+    bands: Classifier, data: Data, tmp_path: Path
+) -> None:
+    keep(bands, data, tmp_path / "run")
+
+    result = run_command("export", str(tmp_path / "run"), "--out", str(tmp_path / "my images"))
+
+    assert result.stdout.endswith(f"--data '{tmp_path}/my images'\n")
 
 
 def test_a_run_without_images_says_how_to_get_them(
