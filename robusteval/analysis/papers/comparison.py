@@ -204,7 +204,7 @@ def fill_row(
     beyond = None
     share = 0.0
     said = ""
-    if reading.at:
+    if reading.at or reading.smallest:
         point = results.choose_point(reading)
         said = f"{point.describe(reading.at)}; "
         if point.beyond is not None:
@@ -315,7 +315,7 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
             elif found.high < claim.value:
                 holding = "does not hold"
             said = f"measured {spell(found)}, where {claim.value:g} was published"
-            if claim.reaches.at:
+            if claim.reaches.at or claim.reaches.smallest:
                 point = OperatingPoint(results.choose_outcome(claim.reaches))
                 said += f": {describe_point(claim.reaches, point)}"
         else:

@@ -69,6 +69,9 @@ class Reading:
     # of a sweep where its mean is this, as {"ssim": 0.998}, see `Results.choose_point`
     at: Mapping[str, float] = field(default_factory=dict)
     hardened: bool = False  # of the network that was trained as the paper proposes
+    # of a sweep each image at the smallest setting that fools it, by the first of these parameters
+    # that it has, as ("eps", "eps2")
+    smallest: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Line:
     data: str = ""  # what it was published for; as the table says if empty
     needs: str = ""  # what is missing to measure it
     hardened: bool = False  # of the network that was trained as the paper proposes
+    smallest: tuple[str, ...] = ()  # as of a reading
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Paper:
     paper: Size
     attacks: Mapping[str, tuple[str, ...]]  # by short name; several are a sweep
     tables: tuple[Table, ...]
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # sweeps as one
     interpreters: tuple[str, ...] = ()
     explained: tuple[str, ...] = ()  # attacks that are explained region by region
     chaotic: tuple[str, ...] = ()  # attacks that are run with several seeds
@@ -150,6 +155,8 @@ class Paper:
             factor = math.sqrt(values / self.published_values)
             for name in self.scaled:
                 found[name] = tuple(scale_radius(text, factor) for text in found[name])
+        for name, each in self.together.items():
+            found[name] = tuple(dict.fromkeys(text for one in each for text in found[one]))
         return found
 
     def list_interpreters(self, size: str) -> tuple[str, ...]:
@@ -214,9 +221,10 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
     paper = build(Paper, {**given, "name": name}, name)
     known = {*paper.attacks, *paper.on_maps, *paper.detectors, *paper.list_evasions()}
-    for reading in list_readings(paper):
-        if reading.attack not in known:
-            raise ValueError(f"{name}: no attack is called {reading.attack}")
+    joined = [one for each in paper.together.values() for one in each]
+    for called in (*joined, *(reading.attack for reading in list_readings(paper))):
+        if called not in known and (called in joined or called not in paper.together):
+            raise ValueError(f"{name}: no attack is called {called}")
     return paper
 
 
@@ -297,4 +305,4 @@ def read_row(table: Table, row: Line) -> Sequence[Reading]:
         return [Reading(row.attack, column) for column in table.columns]
     measure = row.measure or table.measure
     attacks = [row.attack.format(column) for column in table.columns]
-    return [Reading(attack, measure, row.at, row.hardened) for attack in attacks]
+    return [Reading(attack, measure, row.at, row.hardened, row.smallest) for attack in attacks]

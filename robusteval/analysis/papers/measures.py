@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from robusteval.analysis.papers.smallest_settings import SMALLEST
 from robusteval.runs.metrics import find_fooled
 from robusteval.runs.statistics import (
     Difference,
@@ -154,6 +155,19 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "ssim": Measure("mean SSIM", "mean", read_column("ssim"), all_attacked, span=ORDER),
     "psnr": Measure("mean PSNR in dB", "mean", read_column("psnr"), all_attacked),
+    # of images at the smallest setting that fools them, see `smallest_settings.take_smallest`
+    "smallest": Measure(
+        "smallest setting that fools, median; no end where none does",
+        "median",
+        read_reached(SMALLEST),
+        all_attacked,
+    ),
+    "ssim_fooled": Measure(
+        "mean SSIM of the images fooled", "mean", read_column("ssim"), successes, span=ORDER
+    ),
+    "psnr_fooled": Measure(
+        "mean PSNR in dB of the images fooled", "mean", read_column("psnr"), successes
+    ),
     "confidence": Measure(
         "probability of the class reached",
         "mean",

@@ -15,6 +15,7 @@ from robusteval.analysis.papers.measures import Measure, Measured, find_measure
 from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
 from robusteval.analysis.papers.operating_points import OperatingPoint, find_point
 from robusteval.analysis.papers.over_seeds import find_over_seeds, stack_changes
+from robusteval.analysis.papers.smallest_settings import take_smallest
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationRecord
 from robusteval.runs.metrics import find_right, rate
@@ -90,6 +91,11 @@ class Results:
                 raise MissingError(reason)
             return self.behind[reading.attack]
         found = self.list_outcomes(reading.attack, hardened=reading.hardened)
+        if reading.smallest:
+            try:
+                found = [take_smallest(found, reading.smallest)]
+            except ValueError as error:
+                raise MissingError(str(error)) from None
         for measure, least in reading.at.items():
             means = [find_measure(measure).summarize(outcome).value for outcome in found]
             kept = [o for o, mean in zip(found, means, strict=True) if mean >= least]

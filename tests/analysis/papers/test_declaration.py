@@ -185,6 +185,22 @@ def test_attacks_are_one_or_a_sweep_or_all_combinations() -> None:
     }
 
 
+def test_sweeps_are_one_under_another_name() -> None:
+    """Each setting once, as the size has them; a sweep that is none is named."""
+    declared = {
+        **SMALLEST,
+        "attacks": {"one": ["pgd:eps=0.1", "pgd:eps=0.2"], "two": ["fgsm", "pgd:eps=0.2"]},
+        "together": {"both": ["one", "two"]},
+        "paper": {"samples": 100, "attacks": {"two": "fgsm:eps=0.3"}},
+    }
+    paper = build_paper("mine", declared)
+
+    assert paper.list_attacks("small")["both"] == ("pgd:eps=0.1", "pgd:eps=0.2", "fgsm")
+    assert paper.list_attacks("paper")["both"] == ("pgd:eps=0.1", "pgd:eps=0.2", "fgsm:eps=0.3")
+    with pytest.raises(ValueError, match="no attack is called three"):
+        build_paper("mine", {**declared, "together": {"both": ["one", "three"]}})
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
