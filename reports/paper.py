@@ -220,6 +220,13 @@ def render_paper_html(found: Reproduction) -> str:
     """The reproduction as one HTML document without scripts; text cannot become markup."""
     from .explanation_charts import draw_comparison
     from .html import encode_svg, open_templates
+    from .paper_charts import draw_curves
+
+    def draw_below(table: ComparedTable) -> list[tuple[str, str, str, str]]:
+        return [
+            (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark), " and ".join(tables))
+            for chart, tables in draw_curves(found, table)
+        ]
 
     return (
         open_templates()
@@ -230,6 +237,7 @@ def render_paper_html(found: Reproduction) -> str:
             summary=summarize_paper(found),
             list_lines=list_paper_lines,
             list_reasons=list_reasons,
+            draw_below=draw_below,
             facts=list(list_paper_facts(found)),
             charts=[
                 (chart.alt, encode_svg(chart.svg), encode_svg(chart.dark))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
@@ -46,6 +46,8 @@ class ComparedRow:
     # at exactly a level: the setting that each image gets by lot instead, with this probability
     beyond: str | None = None
     share: float = 0.0
+    at: Mapping[str, float] = field(default_factory=dict)  # the level, as {"ssim": 0.998}
+    line: str = ""  # of a sweep, without the setting
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ def fill_row(
             measured=None,
             verdict="not measured",
             reason=str(error),
+            at=reading.at,
         )
     beyond = None
     share = 0.0
@@ -222,6 +225,7 @@ def fill_row(
         reason=said + reason,
         beyond=beyond,
         share=share,
+        at=reading.at,
     )
 
 
@@ -277,6 +281,7 @@ def fill_sweep(table: Table, line: Line, results: Results) -> Iterator[ComparedR
                 why = str(error)
             yield ComparedRow(
                 row=setting,
+                line=line.name,
                 column=measure.title,
                 attack=None if outcome is None else str(outcome.attack),
                 measure=measure.title,
