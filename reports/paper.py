@@ -53,8 +53,8 @@ def format_figure(value: float) -> str:
         return formatting.MISSING
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if value and abs(value) < 0.0005:
-        return f"{value:.1e}"
+    if value and abs(value) < 0.01:
+        return f"{value:.1e}" if abs(value) < 0.0005 else f"{value:.2g}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 

@@ -25,7 +25,7 @@ Holding = Literal["holds", "does not hold", "not decided", "not measured"]
 
 # words of a data set's name that leave it the one that was published for; train is none
 PARTS = frozenset(("test", "val", "validation", "held", "out", "top", "images", "format"))
-# Student's interval of fewer skewed differences leaves out their mean twice as often as it says
+# intervals of fewer differences leave out their mean up to twice as often as they say
 FEW = 20
 LEVEL = 0.05  # of the sign test that must agree then
 
@@ -343,14 +343,15 @@ def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
 def decide(difference: Difference) -> tuple[Holding, str]:
     """Whether the first number is the larger one, and in words why an interval was not believed.
 
-    The interval must leave out zero and, of few images, the exact sign test agree.
+    The interval must leave out zero and, where few images differ, the exact sign test agree.
     """
     if not (difference.low > 0 or difference.high < 0):
         return "not decided", ""
-    if difference.n < FEW and difference.p >= LEVEL:
+    differing = difference.less + difference.more
+    if differing < FEW and difference.p >= LEVEL:
         return "not decided", (
-            f"; of fewer than {FEW} images the exact sign test must agree, and it does not"
-            f" (p {difference.p:.2g})"
+            f"; they differ on {differing} images, too few without the exact sign test, which does"
+            f" not agree (p {difference.p:.2g})"
         )
     return ("holds" if difference.low > 0 else "does not hold"), ""
 

@@ -51,9 +51,10 @@ def take_smallest(outcomes: Sequence[Outcome], keys: Sequence[str]) -> Outcome:
     shared = [name for name in first.columns if all(name in o.columns for o in outcomes)]
     columns = {name: np.stack([o.columns[name] for o in outcomes])[chosen, rows] for name in shared}
     names = " and ".join(dict.fromkeys(outcome.attack.name for outcome in outcomes))
+    span = f"{sizes.min():g} to {sizes.max():.3g}"
     return replace(
         first,
-        attack=Spec(f"the smallest {key} of {len(outcomes)} settings of {names}", {}),
+        attack=Spec(f"the smallest {key} of {len(outcomes)} settings of {names}, {span}", {}),
         columns={**columns, SMALLEST: smallest},
         resolved={},
     )

@@ -19,6 +19,7 @@ from robusteval.analysis.papers.declaration import Reading, build_paper
 from robusteval.analysis.papers.measures import Measured, find_measure
 from robusteval.analysis.papers.results import MissingError, Results
 from robusteval.reports.paper import (
+    format_figure,
     format_measured,
     render_paper_html,
     render_paper_json,
@@ -334,6 +335,14 @@ def test_an_interval_that_nobody_knows_is_not_invented() -> None:
     assert format_measured(None) == "–"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.000"), (0.00035, "3.5e-04"), (0.00114, "0.0011"), (0.0114, "0.011"), (12.5, "12.5")],
+)
+def test_a_small_figure_keeps_two_digits(value: float, shown: str) -> None:
+    assert format_figure(value) == shown
+
+
 def test_the_median_lies_in_its_interval_as_often_as_it_says() -> None:
     """Of the ranks of ten values 2 and 9 are the widest that miss it in no more than 2.5 %."""
     assert median_interval(np.arange(1.0, 11.0)) == (2.0, 9.0)
@@ -375,10 +384,12 @@ def test_measures_count_the_images_they_name(make_outcome: MakeOutcome) -> None:
         ([1] * 13 + [-0.1] * 6, "not decided"),  # 19 images, p = .17
         ([1] * 13 + [-0.1] * 7, "holds"),  # 20: the interval alone
         ([1, -1] * 9, "not decided"),
+        ([1] * 5 + [0] * 5, "not decided"),  # ten images, of which five differ
+        ([1] * 6 + [0] * 6, "holds"),
     ],
 )
-def test_of_few_images_the_sign_test_must_agree(gaps: list[float], holding: str) -> None:
-    """Whose probability is known; the interval leaves out zero in all rows but the last."""
+def test_where_few_images_differ_the_sign_test_must_agree(gaps: list[float], holding: str) -> None:
+    """Whose probability is known; but for one row the interval leaves out zero."""
     values = np.array(gaps)
     found = paired_difference(values, np.zeros(len(gaps)), np.ones(len(gaps), np.bool_))
 
@@ -387,6 +398,17 @@ def test_of_few_images_the_sign_test_must_agree(gaps: list[float], holding: str)
     assert said == holding
     assert bool(doubt) is (found.low > 0 and said == "not decided")
     assert "sign test" in doubt or not doubt
+
+
+def test_four_images_of_many_are_no_finding() -> None:
+    """Though Tango's interval leaves out zero: McNemar's exact test is 2 / 2**4."""
+    one, other = np.ones(417, np.bool_), np.arange(417) >= 4
+
+    found = find_measure("fooled").compare_values(one, other, one)
+
+    assert found.low > 0
+    assert found.p == 0.125
+    assert decide(found)[0] == "not decided"
 
 
 @pytest.mark.parametrize(
