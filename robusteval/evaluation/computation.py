@@ -365,6 +365,7 @@ def place_columns(
         ((name, np.zeros(len(positions), found[name].dtype)) for name in more),
     ):
         if name in found:
+            values = values.copy()  # the images before the attack have it as well
             values[place[open_]] = found.pop(name)[open_]
         columns[name] = values
     if found:

@@ -140,27 +140,28 @@ def confidence(logits: Tensor, pred: Tensor) -> Tensor:
 def fill_untouched(clean: Columns) -> Iterator[tuple[str, Values]]:
     """The columns of images before an attack: those that were wrong already stay like this.
 
-    One by one, so that who needs all of them decides what is held at a time.
+    One by one, so that who needs all of them decides what is held at a time. Those that `clean` has
+    are the same arrays, to be copied before they are written to.
     """
     n = len(clean["id"])
     pred = clean["pred_clean"]
     for name in ("index", "id", "label", "pred_clean"):
-        yield name, clean[name].copy()
+        yield name, clean[name]
     yield "attacked", find_right(clean)
     yield "target", np.full(n, -1)
     for name in ("pred_adv", "pred_8bit", "pred_png"):
-        yield name, pred.copy()
+        yield name, pred
     for name in ("l0", "l0_pixels", "l1", "l2", "linf"):
         yield name, np.zeros(n)
     yield "ssim", np.ones(n)
     yield "psnr", np.full(n, np.inf)
-    yield "margin_clean", clean["margin_clean"].copy()
-    yield "margin_adv", clean["margin_clean"].copy()
-    yield "confidence_adv", clean["confidence_clean"].copy()
+    yield "margin_clean", clean["margin_clean"]
+    yield "margin_adv", clean["margin_clean"]
+    yield "confidence_adv", clean["confidence_clean"]
     yield "fault", np.zeros(n, np.uint8)
     for name in ("forwards", "backwards", "seconds"):
         yield name, np.zeros(n)
     # what a detector said of them, and how many of random answers were right
     for name in ("score", "flagged", SURVIVAL):
         if name in clean:
-            yield name, clean[name].copy()
+            yield name, clean[name]

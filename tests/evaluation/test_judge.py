@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.errors import RunError
+from robusteval.evaluation.computation import place_columns
 from robusteval.evaluation.judge import (
     LEFT_BALL,
     LEFT_BOX,
@@ -247,6 +248,28 @@ def test_images_that_are_not_attacked_stay_as_the_model_saw_them() -> None:
     assert not any(plain[name].any() for name in ("l0", "l1", "l2", "linf", "fault", "forwards"))
     np.testing.assert_array_equal(plain["margin_adv"], clean["margin_clean"])
     np.testing.assert_array_equal(plain["confidence_adv"], clean["confidence_clean"])
+
+
+def test_a_cell_shares_what_an_attack_does_not_change() -> None:
+    """Of a million images there is no room for a column twice; what is known of them stays."""
+    clean: Columns = {
+        "index": np.arange(3),
+        "id": np.arange(3, dtype=np.uint64),
+        "label": np.array([0, 1, 1]),
+        "pred_clean": np.array([0, 0, 1]),
+        "margin_clean": np.array([0.5, -0.5, 0.25]),
+        "confidence_clean": np.array([0.9, 0.8, 0.7]),
+    }
+    before = {name: column.copy() for name, column in clean.items()}
+    found: Columns = {"pred_adv": np.array([1, 0]), "margin_adv": np.array([-1.0, -2.0])}
+
+    placed = place_columns(clean, np.arange(3), np.array([0, 2]), found)
+
+    assert placed["pred_adv"].tolist() == [1, 0, 0]
+    assert placed["margin_adv"].tolist() == [-1.0, -0.5, -2.0]
+    for name, column in clean.items():
+        np.testing.assert_array_equal(column, before[name])
+    assert all(placed[name] is clean[name] for name in ("index", "id", "label", "margin_clean"))
 
 
 def test_the_square_of_a_patch_is_measured(classifier: Classifier) -> None:
