@@ -28,8 +28,9 @@ LARGEST = 8  # blocks in a call
 ROUNDS = 3  # in which a larger call is timed; products are joined in the first ones
 GAIN = 0.98  # of the time, which a larger call must stay below
 LOOK = 8  # images in a block, from which a first look says whether larger calls are slower
-# a trial takes each of its images through six passes forward, and most made-up ones go through two
-WORTH = 3
+# made-up images that a smaller size would have saved, for each one of its trial: this takes them
+# through as many passes as three made-up ones go through, but what saved much will save more
+WORTH = 2
 
 Call = Callable[[Tensor], Tensor]  # normalised images (n, c, h, w) -> logits (n, k)
 
@@ -57,8 +58,8 @@ class Kind:
         That was tried.
     images : int
         That went through so far.
-    padding : Counter
-        Images made up so far, by the number there was in a call.
+    padded : Counter
+        How often a call was padded since a size was tried last, by the number of images in it.
     twice : bool
         Whether derivatives are derived again, for which larger calls would take much memory.
     """
@@ -70,7 +71,7 @@ class Kind:
     best: int = 0
     largest: int = 0
     images: int = 0
-    padding: Counter[int] = field(default_factory=Counter)
+    padded: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.same.add(self.block)
@@ -91,7 +92,8 @@ class Kind:
     def choose_trial(self, n: int) -> int | None:
         """The size that is worth trying now that there are `n` images more, if there is one.
 
-        A smaller one once what it would have saved so far is more than what trying it costs.
+        A smaller one once what it would have saved so far comes near what trying it costs: of
+        batches that become smaller with each step one in the middle, of one that stays its own.
         """
         self.images += n
         larger = 2 * self.largest
@@ -99,16 +101,27 @@ class Kind:
         if larger <= min(n, room) and self.images >= PATIENCE * larger:
             self.largest = larger
             return larger
-        size = self.cut(n)[-1]
-        rest = n - sum(self.cut(n)[:-1])
+        *full, size = self.cut(n)
         # what derives twice may hand derivatives into the middle of the network, and with one image
         # kernels do not see how these lie in memory
-        least = max(rest, 2) if self.twice else rest
-        untried = [trial for trial in range(least, size) if trial not in self.others]
+        rest = max(n - sum(full), 2 if self.twice else 1)
+        untried = [trial for trial in range(rest, size) if trial not in self.others]
         if not untried:
             return None
-        self.padding[rest] += size - untried[0]
-        return untried[0] if self.padding[rest] > WORTH * (untried[0] + size) else None
+        self.padded[rest] += 1
+        below = max((known for known in self.same if known < rest), default=0)
+        calls = [sum(self.padded[i] for i in range(below + 1, trial + 1)) for trial in untried]
+        gains = [
+            count * (size - trial) - WORTH * (trial + size)
+            for count, trial in zip(calls, untried, strict=True)
+        ]
+        best = max(gains)
+        if best <= 0:
+            return None
+        chosen = untried[gains.index(best)]
+        for i in range(below + 1, chosen + 1):
+            del self.padded[i]  # the next size has its own trial to earn
+        return chosen
 
 
 class CallSizes:

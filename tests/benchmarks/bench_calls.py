@@ -8,7 +8,8 @@ The first form attacks images of which some hold and as many fall at once, as in
 a strong evaluation of 1,000 images of which 50, 5 and 1 % survive: `pgd` on all of them in one
 batch, per image that holds and step, against a plain loop over those that hold in batches of the
 size that is best for it. The second form runs whole attacks of 20 steps, in batches as `evaluate`
-makes them, per gradient that was taken, against the same loop. The third one takes 16 random
+makes them, per gradient that was taken, against the same loop: once with no size of a call known,
+then again. The third one takes 16 random
 images of 224x224 through a network of torchvision with random weights and back, after sizes of
 calls have been found, against the same without a classifier around. Processor seconds of all
 threads, the best of alternating rounds.
@@ -86,18 +87,20 @@ def compare_survivors(model: Classifier, x: Tensor, y: Tensor, some: int, rounds
 
 def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: int) -> str:
     """A line on attacks of so many steps as it takes, in which most images leave on the way."""
-    first = 2 * choose_batch_size(x.shape[1:].numel(), x.device)
-    sizes = [first]
+    begin = 2 * choose_batch_size(x.shape[1:].numel(), x.device)
+    sizes = [begin]
     while (rest := len(x) - sum(sizes)) > 0:  # as where the first one was quick
-        sizes.append(min(rest, 4 * first))
+        sizes.append(min(rest, 4 * begin))
     pairs = list(zip(x.split(sizes), y.split(sizes), strict=True))  # type: ignore[no-untyped-call]
     plain = nn.Sequential(Shift(model), model.network)
 
     def attack() -> Tensor:
         return torch.cat([pgd(model, a, b, eps=eps, steps=WHOLE) for a, b in pairs])
 
+    started = time.process_time()
     with count_passes(model, max(sizes), x.device) as passes:
         x_adv = attack()
+    first = time.process_time() - started  # in which sizes of calls are tried
     with torch.no_grad():
         left = int((predict_classes(model(x_adv)) == y).sum())
     taken = float(passes.backwards.sum())
@@ -112,7 +115,8 @@ def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: i
     return (
         f"eps {eps:.5f}: {left} of {len(x)} images hold, {taken / len(x):.1f} gradients each;"
         f" {1e3 * mine:.2f} ms per image and step, plain loop {1e3 * best:.2f} in batches of"
-        f" {tried[loops.index(min(loops))]}, ratio {mine / best:.3f}"
+        f" {tried[loops.index(min(loops))]}, ratio {mine / best:.3f}, the first time"
+        f" {first / taken / best:.3f}"
     )
 
 

@@ -251,6 +251,44 @@ def test_images_are_cut_into_sizes_that_are_known(
     assert kind.cut(n) == sizes
 
 
+def test_of_a_batch_that_stays_its_own_size_is_tried() -> None:
+    """Once it would have saved twice the images of its trial, and the known size's."""
+    kind = Kind(32)
+
+    tried = [kind.choose_trial(19) for _ in range(8)]
+
+    assert 13 * 7 < 2 * (19 + 32) < 13 * 8
+    assert tried == [None] * 7 + [19]
+
+
+def test_of_a_batch_that_becomes_smaller_a_size_in_the_middle_is_tried_first() -> None:
+    """It serves all sizes below it; then the halves are halved."""
+    kind, tried, made_up = Kind(32), [], 0
+    for n in 10 * [*range(31, 0, -1)]:
+        size = kind.choose_trial(n)
+        if size is not None:
+            tried.append(size)
+            kind.same.add(size)
+        made_up += sum(kind.cut(n)) - n
+
+    assert 12 <= tried[0] <= 20
+    assert len(tried) < 12
+    assert made_up < 10 * sum(32 - n for n in range(1, 32)) / 4
+
+
+def test_sizes_that_give_other_bits_are_tried_no_more_often_than_they_have_cost() -> None:
+    """Each trial is earned anew by calls that were padded since."""
+    kind, cost, made_up = Kind(32), 0, 0
+    for n in 40 * [*range(31, 0, -1)]:
+        size = kind.choose_trial(n)
+        if size is not None:
+            kind.others.add(size)
+            cost += size + 32
+        made_up += 32 - n
+
+    assert 0 < 2 * cost <= made_up
+
+
 @pytest.mark.parametrize(("ratio", "size"), [(0.5, 16), (1.0, 8)])
 def test_larger_calls_are_made_where_they_are_faster(
     monkeypatch: pytest.MonkeyPatch, ratio: float, size: int
