@@ -47,13 +47,10 @@ def render_comparison_of_attacks(comparison: ExplanationComparison) -> str:
 
 def write_attacks_verdict(comparison: ExplanationComparison) -> str:
     """How many images each attack has fooled, in one sentence."""
-    first = comparison.attacks[0].samples
+    images = formatting.format_count(len(comparison.attacks[0].images), "image")
     fooled = ", ".join(str(record.samples.fooled) for record in comparison.attacks)
     count = formatting.format_count(len(comparison.attacks), "attack")
-    return (
-        f"{count} on the same {formatting.format_count(first.attacked, 'image')} that the network"
-        f" had right: {fooled} fooled."
-    )
+    return f"{count} on the same {images} that the network had right: {fooled} fooled."
 
 
 def list_attack_lines(comparison: ExplanationComparison) -> list[str]:

@@ -72,14 +72,21 @@ def write_mean_share(mean: MeanOfImages) -> str:
     """A mean share with its interval."""
     if mean.n == 0:
         return formatting.MISSING
-    return f"{100 * mean.value:.0f} % ({100 * mean.low:.0f}–{100 * mean.high:.0f})"
+    return f"{100 * mean.value:.0f} % ({write_ends(mean, 100, 0)})"
 
 
 def write_mean(mean: MeanOfImages) -> str:
     """A mean with its interval."""
     if mean.n == 0:
         return formatting.MISSING
-    return f"{mean.value:.2f} ({mean.low:.2f}–{mean.high:.2f})"
+    return f"{mean.value:.2f} ({write_ends(mean, 1, 2)})"
+
+
+def write_ends(mean: MeanOfImages, unit: int, digits: int) -> str:
+    """The interval of a mean, or why there is none."""
+    if math.isfinite(mean.low) and math.isfinite(mean.high):
+        return f"{unit * mean.low:.{digits}f}–{unit * mean.high:.{digits}f}"
+    return "one image" if mean.n == 1 else f"all {mean.n} alike"
 
 
 def print_explanation(record: ExplanationRecord, console: Console) -> None:
@@ -133,7 +140,7 @@ def print_regions(console: Console, found: RegionFigures) -> None:
 def warn_of_residual(residual: RegionResidual) -> str:
     """What a large residual means."""
     both = (residual.suppression, residual.promotion)
-    large = max(share for share in both if math.isfinite(share)) > 0.5
+    large = max((share for share in both if math.isfinite(share)), default=0.0) > 0.5
     return "; types of single regions are to be read with care" if large else ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from robusteval.analysis.explain import SCHEMA, Explanation, explain
-from robusteval.analysis.summaries import average_images
+from robusteval.analysis.summaries import OF_CORRELATIONS, average_images
 from robusteval.datasets.dataset import Data
 from robusteval.errors import UsageError
 from robusteval.evaluation.plan import prepare_attack
@@ -63,14 +63,11 @@ def explain_attacks(
 def compare_explanations(records: Sequence[ExplanationRecord]) -> ExplanationComparison:
     """Set explanations of different attacks on the same images side by side."""
     remarks = dict.fromkeys(remark for record in records for remark in record.remarks)
-    seed = records[0].provenance.seed
     return ExplanationComparison(
         schema=SCHEMA,
         attacks=tuple(records),
         boxes=tuple(box for record in records for box in build_boxes(record)),
-        gains=tuple(
-            gain for other in records[1:] for gain in measure_gains(records[0], other, seed)
-        ),
+        gains=tuple(gain for other in records[1:] for gain in measure_gains(records[0], other)),
         remarks=tuple(remarks),
     )
 
@@ -85,12 +82,10 @@ def build_boxes(record: ExplanationRecord) -> Iterator[FocusBox]:
             yield FocusBox(record.attack, row.map, row.view, len(scores), *ends)
 
 
-def measure_gains(
-    first: ExplanationRecord, other: ExplanationRecord, seed: int
-) -> Iterator[FocusGain]:
+def measure_gains(first: ExplanationRecord, other: ExplanationRecord) -> Iterator[FocusGain]:
     """By how much the scores of one attack exceed those of another, image by image."""
     theirs: dict[tuple[str, str], FocusFigures] = {(r.map, r.view): r for r in first.focus}
     for row in other.focus:
         if (row.map, row.view) in theirs:
             pairs = np.array(row.scores) - np.array(theirs[row.map, row.view].scores)
-            yield FocusGain(other.attack, row.map, row.view, average_images(pairs, seed))
+            yield FocusGain(other.attack, row.map, row.view, average_images(pairs, OF_CORRELATIONS))

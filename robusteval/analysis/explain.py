@@ -140,21 +140,23 @@ def explain(
     with frozen(classifier), open_progress(progress) as shown:
         work = Work.resume(classifier, seed, cache, shown)
         case = build_case(classifier, data, ready, samples, seed, work, shown)
-        fooled = case.made != case.y
-        if ready.threat.targeted:
-            fooled = case.made == case.goal
+        fooled, attacked = case.made != case.y, len(case.x)
         remarks: list[str] = []
+        if ready.threat.targeted:
+            there = case.goal == case.y  # an attack has nothing to do with them
+            fooled, attacked = (case.made == case.goal) & ~there, int((~there).sum())
+            remarks += remark_left_alone(len(case.x) - attacked)
         found = score_regions(classifier, case, regions, work)
-        region_figures = measure_regions(classifier, case, found, regions, fooled, seed)
+        region_figures = measure_regions(classifier, case, found, regions, fooled)
         maps = draw_maps(classifier, case, layer, remarks, shown)
         record = ExplanationRecord(
             schema=SCHEMA,
             attack=str(ready.spec),
             threat=ExplainedThreat(**ready.threat._asdict()),
-            samples=ExplainedSamples(samples, len(case.x), int(fooled.sum())),
+            samples=ExplainedSamples(samples, attacked, int(fooled.sum())),
             regions=region_figures,
-            focus=measure_focus(case, maps, fooled, seed),
-            noise=measure_noise(classifier, case, maps, fooled, seed),
+            focus=measure_focus(case, maps, fooled),
+            noise=measure_noise(classifier, case, maps, fooled),
             refinement=measure_refinement(classifier, case, found, regions, maps, ready, fooled),
             units=measure_units(
                 classifier,
@@ -188,6 +190,14 @@ def explain(
         build_panel(case, found, regions, maps, portraits, row) for row in range(len(case.x))
     )
     return Explanation(record, panels)
+
+
+def remark_left_alone(count: int) -> list[str]:
+    """Say how many images show the class to reach already, if any does."""
+    if not count:
+        return []
+    said = "image is" if count == 1 else "images are"
+    return [f"{count} {said} of the class that is to be reached, and left alone."]
 
 
 def draw_maps(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robusteval.analysis.case import Case
-from robusteval.analysis.summaries import average_images
+from robusteval.analysis.summaries import OF_SHARES, average_images
 from robusteval.runs.explanation_record import FocusFigures, ImageCount
 from robusteval.search.balls import to_double
 from robusteval.search.refinement import rank_pixels
@@ -76,7 +76,7 @@ def score_focus(delta: Tensor, inside: Tensor) -> Focus:
 
 
 def measure_focus(
-    case: Case, maps: dict[str, dict[str, Tensor]], fooled: Tensor, seed: int
+    case: Case, maps: dict[str, dict[str, Tensor]], fooled: Tensor
 ) -> tuple[FocusFigures, ...]:
     """Measure how much of the perturbations lies where the network looks, and what chance gives."""
     rows = []
@@ -87,7 +87,7 @@ def measure_focus(
                 continue
             found = score_focus(delta, choose_top(views[view][fooled], DISCRIMINATIVE))
             score, area, chance, elsewhere, shifted = (
-                average_images(column.cpu().numpy(), seed) for column in found
+                average_images(column.cpu().numpy(), OF_SHARES) for column in found
             )
             rows.append(
                 FocusFigures(

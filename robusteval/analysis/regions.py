@@ -20,6 +20,8 @@ from torch import Tensor, autograd, nn
 
 from robusteval.analysis.case import Case, Work
 from robusteval.analysis.summaries import (
+    OF_CORRELATIONS,
+    OF_SHARES,
     Values,
     average_images,
     correlate_columns,
@@ -251,7 +253,7 @@ def score_regions(model: Classifier, case: Case, regions: Tensor, work: Work) ->
 
 
 def measure_regions(
-    model: Classifier, case: Case, found: Effects, regions: Tensor, fooled: Tensor, seed: int
+    model: Classifier, case: Case, found: Effects, regions: Tensor, fooled: Tensor
 ) -> RegionFigures:
     """Measure what kinds of regions there are, and whether their size tells what they do."""
     kinds = found.kinds[fooled].cpu().numpy()  # (n, m)
@@ -260,9 +262,9 @@ def measure_regions(
     shares = {}
     for kind in (SUPPRESSION, BALANCED, PROMOTION):
         each = (kinds == kind).sum(1) / np.where(active.sum(1), active.sum(1), np.nan)
-        shares[KINDS[kind]] = average_images(each, seed)
+        shares[KINDS[kind]] = average_images(each, OF_SHARES)
     for kind in (INACTIVE, COUNTER):
-        shares[KINDS[kind]] = average_images((kinds == kind).mean(1), seed)
+        shares[KINDS[kind]] = average_images((kinds == kind).mean(1), OF_SHARES)
 
     quick = measure_effects(model, case.x, case.x_adv, case.y, regions, mode="gradient").strength
     size = measure_region_norms(case.x_adv - case.x, regions)
@@ -282,19 +284,19 @@ def measure_regions(
     return RegionFigures(
         count=m,
         types=shares,
-        ratios=count_ratios(found.ratio[fooled].cpu().numpy(), seed),
+        ratios=count_ratios(found.ratio[fooled].cpu().numpy()),
         with_size=SizeCorrelations(
-            pearson=average_images(np.array(pearson), seed),
-            kendall=average_images(np.array(kendall), seed),
+            pearson=average_images(np.array(pearson), OF_CORRELATIONS),
+            kendall=average_images(np.array(kendall), OF_CORRELATIONS),
         ),
-        with_gradient_mode=average_images(np.array(order), seed),
+        with_gradient_mode=average_images(np.array(order), OF_CORRELATIONS),
         residual=RegionResidual(
             suppression=take_median(rest[fooled, 0]), promotion=take_median(rest[fooled, 1])
         ),
     )
 
 
-def count_ratios(ratio: Values, seed: int) -> tuple[MeanOfImages, ...]:
+def count_ratios(ratio: Values) -> tuple[MeanOfImages, ...]:
     """The shares of regions by their log2 ratio ``(n, m)``, in `RATIO_BANDS`; nan counts nowhere.
 
     An end of a band that is nearer to zero is not in it, so that the middle one is of those that
@@ -305,7 +307,8 @@ def count_ratios(ratio: Values, seed: int) -> tuple[MeanOfImages, ...]:
     active = np.isfinite(band).sum(1)
     every = np.where(active, active, np.nan)
     return tuple(
-        average_images((band == place).sum(1) / every, seed) for place in range(len(RATIO_BANDS))
+        average_images((band == place).sum(1) / every, OF_SHARES)
+        for place in range(len(RATIO_BANDS))
     )
 
 

@@ -10,6 +10,7 @@ place back and see which logit moves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from robusteval.analysis.regions import (
     build_grid,
     measure_effects,
 )
-from robusteval.analysis.summaries import average_images
+from robusteval.analysis.summaries import ANYWHERE, OF_SHARES, average_images
 from robusteval.interpreters.cam import gradcam
 from robusteval.interpreters.gradient import compute_guided_gradient
 from robusteval.interpreters.rectifiers import guide_relu
@@ -248,7 +249,6 @@ def measure_noise(
     case: Case,
     maps: dict[str, dict[str, Tensor]],
     fooled: Tensor,
-    seed: int,
 ) -> SparseNoiseFigures | None:
     """Measure whether sparse noise obscures the true class or leads to the wrong one.
 
@@ -268,20 +268,21 @@ def measure_noise(
     )
     acting = measure_roles(model, x, x_adv, y)
 
-    def average(values: Tensor) -> MeanOfImages:
-        return average_images(values.cpu().numpy(), seed)
+    def average(values: Tensor, within: tuple[float, float] = ANYWHERE) -> MeanOfImages:
+        return average_images(values.cpu().numpy(), within)
 
     return SparseNoiseFigures(
         top=DISCRIMINATIVE,
         places={
             name: PlaceFigures(
-                share=average(lying.share[:, 0, column]), lift=average(lying.lift[:, 0, column])
+                share=average(lying.share[:, 0, column], OF_SHARES),
+                lift=average(lying.lift[:, 0, column], (0.0, math.inf)),
             )
             for column, name in enumerate(REGIONS)
         },
         roles=PlaceRoles(
-            obscuring=average(acting.obscuring),
-            leading=average(acting.leading),
+            obscuring=average(acting.obscuring, OF_SHARES),
+            leading=average(acting.leading, OF_SHARES),
             fall=average(acting.fall),
             rise=average(acting.rise),
         ),

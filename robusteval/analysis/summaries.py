@@ -10,8 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from robusteval.runs.explanation_record import MeanOfImages
+from robusteval.runs.statistics import mean_interval
 
-RESAMPLED = 1000  # times, for an interval
+OF_SHARES = 0.0, 1.0  # where shares lie, and sizes relative to a whole
+OF_CORRELATIONS = -1.0, 1.0  # and differences of shares
+ANYWHERE = -math.inf, math.inf
 
 Values = np.ndarray[Any, Any]
 
@@ -23,16 +26,17 @@ def correlate_columns(measure: Callable[..., Any], one: Values, other: Values) -
     return float(measure(one, other).statistic)
 
 
-def average_images(values: Values, seed: int) -> MeanOfImages:
-    """The mean of values ``(n,)`` with its 95 % interval: images are resampled, not their parts."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    n = len(values)
-    if n == 0:
-        return MeanOfImages(math.nan, math.nan, math.nan, 0)
-    means = np.random.default_rng(seed).choice(values, (RESAMPLED, n)).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return MeanOfImages(float(values.mean()), float(low), float(high), n)
+def average_images(values: Values, within: tuple[float, float]) -> MeanOfImages:
+    """The mean of the finite ones of values ``(n,)`` with its 95 % interval (Student's t).
+
+    The interval ends where values lie at most. One image has none, nor have images that are all
+    alike, which says nothing of others.
+    """
+    found = mean_interval(np.asarray(values, dtype=np.float64))
+    if not found.low < found.high:
+        return MeanOfImages(found.value, math.nan, math.nan, found.n)
+    least, most = within
+    return MeanOfImages(found.value, max(found.low, least), min(found.high, most), found.n)
 
 
 def take_median(values: Tensor) -> float:

@@ -22,7 +22,7 @@ RATIO_BANDS = (
 
 @dataclass(frozen=True)
 class MeanOfImages:
-    """A mean over `n` images with its 95 % interval, the images resampled."""
+    """A mean over `n` images with its 95 % interval (Student's t); nan where there is none."""
 
     value: float
     low: float

@@ -20,7 +20,7 @@ from toys import synthetic
 
 from robusteval.analysis import case
 from robusteval.analysis.explain import Explanation, explain
-from robusteval.analysis.summaries import average_images
+from robusteval.analysis.summaries import ANYWHERE, OF_SHARES, average_images
 from robusteval.cli import cli
 from robusteval.datasets.concepts import Generated
 from robusteval.datasets.dataset import Data
@@ -33,6 +33,7 @@ from robusteval.reports.explanation import (
     print_explanation,
     render_explanation_json,
     write_explanation_verdict,
+    write_mean_share,
 )
 from robusteval.reports.explanation_picture import WIDEST, fold_title, render_explained_image
 from robusteval.runs.explanation_record import ExplanationRecord, ImageCount
@@ -234,11 +235,50 @@ def test_mistakes_are_named(bands: Classifier, data: Data, tmp_path: Path) -> No
 
 
 def test_intervals_of_means_are_over_images() -> None:
-    found = average_images(np.array([0.0, 1.0, np.nan, 1.0, 0.0] * 40), seed=0)
+    found = average_images(np.array([0.0, 1.0, np.nan, 1.0, 0.0] * 40), OF_SHARES)
 
     assert (found.value, found.n) == (0.5, 160)
     assert found.high - found.low == pytest.approx(4 * math.sqrt(0.25 / 160), rel=0.15)
-    assert average_images(np.array([np.nan]), seed=0).n == 0
+    assert average_images(np.array([np.nan]), OF_SHARES).n == 0
+
+
+def test_intervals_of_few_images_are_as_wide_as_few_images_make_them() -> None:
+    """Student's t by hand; means of images drawn again lie closer than the truth may."""
+    found = average_images(np.array([0.2, 0.3, 0.7]), ANYWHERE)
+
+    half = 4.3027 * np.std([0.2, 0.3, 0.7], ddof=1) / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-4)
+    assert average_images(np.array([0.2, 0.3, 0.7]), OF_SHARES).low == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0.3], "30 % (one image)"), ([0.0, 0.0], "0 % (all 2 alike)"), ([np.nan], "–")],
+)
+def test_a_mean_without_an_interval_says_why(values: list[float], said: str) -> None:
+    assert write_mean_share(average_images(np.array(values), OF_SHARES)) == said
+
+
+def test_images_of_the_class_to_reach_are_not_fooled(bands: Classifier, data: Data) -> None:
+    """The attack leaves them alone; it has reached nothing there."""
+    every = explain(bands, data, "pgd:target=1,eps=.4,steps=10", samples=9, concepts=FEW).record
+
+    there = [image for image in every.images if image.label == 1]
+    assert there
+    assert not any(image.fooled for image in there)
+    assert every.samples.attacked == 9 - len(there)
+    assert every.samples.fooled == sum(image.fooled for image in every.images) > 0
+    assert f"{len(there)} images are of the class" in " ".join(every.remarks)
+
+
+def test_nothing_but_the_class_to_reach_is_said(bands: Classifier, tmp_path: Path) -> None:
+    x, y = synthetic(30, seed=1)
+    np.savez(tmp_path / "one.npz", x=x[y == 1], y=y[y == 1])
+    record = explain(
+        bands, open_data(str(tmp_path / "one.npz")), "pgd:target=1", samples=3, concepts=FEW
+    ).record
+
+    assert "0 of 0 images" in shown(record)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -76,7 +76,7 @@ def test_ratios_are_counted_in_bands_that_part_where_the_types_do() -> None:
     up = torch.tensor([[0.0, 1.0, 0.0, 2.0, 2.1, 1.0, 1.0]], dtype=torch.float64)
     kinds, ratio = classify_regions(down, up, torch.tensor([False]))
 
-    found = [share.value for share in count_ratios(ratio.numpy(), 0)]
+    found = [share.value for share in count_ratios(ratio.numpy())]
 
     assert found == pytest.approx([n / 6 for n in (1, 1, 0, 0, 2, 1, 0, 0, 1)])
     shares = [float((kinds == kind).sum() / 6) for kind in (SUPPRESSION, BALANCED, PROMOTION)]
