@@ -14,7 +14,7 @@ import numpy as np
 
 from robusteval.runs import metrics
 from robusteval.runs.storage import digest
-from robusteval.runs.types import Columns, Flags, Outcome, Run
+from robusteval.runs.types import Columns, Flags, Run
 
 from . import formatting
 from .compare import order_images
@@ -66,9 +66,12 @@ def build_matrix(runs: Sequence[Run]) -> TransferMatrix | None:
     None where fewer than two networks are attacked and judged, or on different images.
     """
     runs = [run.keep_different() for run in runs if run.receivers]
-    if len(runs) < 2 or not share_images(runs):
+    sources: dict[str, list[Run]] = {}
+    for run in runs:  # several of one network are one row
+        sources.setdefault(identify_network(run.model), []).append(run)
+    if len(sources) < 2 or not share_images(runs):
         return None
-    names = name_sources(runs)
+    names = name_sources([some[0] for some in sources.values()], runs)
     clean = {identify_network(run.model): sort_columns(run.clean, run.clean) for run in runs}
     for run in runs:
         for each in run.receivers:
@@ -85,7 +88,10 @@ def build_matrix(runs: Sequence[Run]) -> TransferMatrix | None:
         networks=tuple(names[key] for key in clean),
         shared=int(shared.sum()),
         attacks=tuple(
-            AttackMatrix(title, tuple(build_source(run, key, names, clean, shared) for run in runs))
+            AttackMatrix(
+                title,
+                tuple(build_source(some, key, names, clean, shared) for some in sources.values()),
+            )
             for key, title in attacks.items()
         ),
     )
@@ -113,10 +119,11 @@ def identify_network(facts: Any, name: str = "") -> str:
     return digest([*known, name if known[0] is None else ""])
 
 
-def name_sources(runs: Sequence[Run]) -> dict[str, str]:
-    """A name for each network, those that are attacked first."""
+def name_sources(attacked: Sequence[Run], runs: Iterable[Run]) -> dict[str, str]:
+    """A name for each network, those that are attacked first: one of the `runs` of each."""
     names = {
-        identify_network(run.model): name for run, name in zip(runs, name_models(runs), strict=True)
+        identify_network(run.model): name
+        for run, name in zip(attacked, name_models(attacked), strict=True)
     }
     for run in runs:
         for each in run.receivers:
@@ -125,22 +132,27 @@ def name_sources(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def build_source(
-    run: Run, attack: str, names: Mapping[str, str], networks: Iterable[str], shared: Flags
+    runs: Sequence[Run],
+    attack: str,
+    names: Mapping[str, str],
+    networks: Iterable[str],
+    shared: Flags,
 ) -> SourceRow:
-    """On how many of the images ``(n,)`` that count each network is fooled by one run's attack."""
-    order = order_images(run.clean)
-    keys = {str(e.spec): identify_network(e.facts, str(e.spec)) for e in run.receivers}
-    found: dict[str, Outcome] = {
-        keys[str(o.defense)]: o for o in run.transfers if identify(o) == attack
-    }
-    own = identify_network(run.model)
-    for outcome in run.attacks:
-        if outcome.defense is None and identify(outcome) == attack:
-            found[own] = outcome
-    rates = (
-        build_rate(metrics.rate(found[key].success()[order][shared])) if key in found else None
-        for key in networks
-    )
+    """On how many of the images ``(n,)`` that count each network is fooled by one attack.
+
+    `runs` are those of one network that is attacked; of an attack that several hold the first
+    counts.
+    """
+    own = identify_network(runs[0].model)
+    found: dict[str, Flags] = {}
+    for run in runs:
+        order = order_images(run.clean)
+        keys = {str(e.spec): identify_network(e.facts, str(e.spec)) for e in run.receivers}
+        made = [(own, o) for o in run.attacks if o.defense is None]
+        for key, outcome in (*made, *((keys[str(o.defense)], o) for o in run.transfers)):
+            if identify(outcome) == attack:
+                found.setdefault(key, outcome.success()[order][shared])
+    rates = (build_rate(metrics.rate(found[key])) if key in found else None for key in networks)
     return SourceRow(names[own], tuple(rates))
 
 

@@ -266,9 +266,18 @@ def report(
             f" {', '.join(HAVE_HISTORY[:-1])} or {HAVE_HISTORY[-1]}, or leave --history out"
         )
     read = [load_run(run) for run in runs]
+    refuse_same(read)
     print_report(read, form, out=out, trend=read_trend(read[0], history, first))
     for error in log_runs(read, logs):
         raise error
+
+
+def refuse_same(runs: Sequence[Run]) -> None:
+    """UsageError where one folder is named twice: its numbers would count twice."""
+    places = [Path(str(run.folder)).resolve() for run in runs]
+    for place, run in zip(places, runs, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"the run {run.folder} is given twice: name each once")
 
 
 def read_trend(run: Run, history: Sequence[Path], place: Path) -> TrendRecord | None:

@@ -162,6 +162,16 @@ def test_a_history_is_told_or_refused(desk: Desk, form: str) -> None:
         assert "before" in told.stdout
 
 
+def test_a_run_given_twice_is_refused(desk: Desk) -> None:
+    """However it is spelled: a table would count its numbers twice."""
+    desk("run", 10)
+
+    refused = ran("report", "run", "./run/../run")
+
+    assert refused.exit_code == 2
+    assert "given twice" in refused.stderr
+
+
 @pytest.mark.parametrize("form", list_formats())
 def test_several_runs_are_one_report(desk: Desk, form: str) -> None:
     """But a badge, which has room for one number."""

@@ -296,6 +296,17 @@ def test_networks_that_judge_each_other_are_a_table_of_sources_and_targets(
     for text in (render_table(records), render_markdown(records), to_html(records)):
         assert "made on (rows), shown to (columns)" in text
     assert build_matrix([run]) is None
+    # a run for each target says the same, in one row
+    each_alone = [
+        replace(
+            run,
+            defenses=(target,),
+            outcomes=tuple(o for o in run.outcomes if o.defense in (None, target.spec)),
+        )
+        for target in run.receivers
+    ]
+    assert build_matrix([*each_alone, back]) == matrix
+    assert build_matrix(each_alone) is None
     few = replace(back, clean={name: column[1:] for name, column in back.clean.items()})
     assert build_matrix([run, few]) is None
 
