@@ -3,7 +3,8 @@
 A folder of them looks like this, and any tool that reads classes from folders reads one attack's::
 
     manifest.csv                      file, label and what is known of each image
-    <attack>-<key>/manifest.csv       the same of one attack
+    classes.json                      the names of all classes, if they have any
+    <attack>-<key>/                   both again, of one attack
     <attack>-<key>/<label>-<class>/<index>.png
 
 PNG holds 8 bits: what is written is the nearest such image to what the attack made.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,9 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from robusteval.datasets.arrays import check_names
 from robusteval.datasets.checks import Span, raise_as_unreadable
-from robusteval.datasets.class_names import MOST_NAMES
-from robusteval.datasets.image_files import FileSource, open_manifest, read_label
+from robusteval.datasets.class_names import read_class_names
+from robusteval.datasets.image_files import FileSource, open_manifest
 from robusteval.datasets.images import to_hwc
 from robusteval.datasets.npz import open_npz
 from robusteval.errors import NothingEvaluated, RunError, UsageError
@@ -38,6 +42,7 @@ from robusteval.runs.types import Outcome, Run, visible
 from robusteval.runs.writing import write_atomically
 
 MANIFEST = "manifest.csv"
+NAMES = "classes.json"
 COLUMNS = (
     *("file", "label", "class", "attack", "defense", "prediction", "predicted_class"),
     *("target", "fooled", "index", "id", "linf", "l2"),
@@ -61,28 +66,15 @@ def open_export(
     """a folder that `robusteval export` wrote: the images of all its attacks, or of one."""
     source = open_manifest(path / MANIFEST, channels, span=span, slices=slices)
     # labels are numbers, so that a class without an image shifts none
-    names = source.class_names or read_names(path / MANIFEST)
+    names = source.class_names or read_names(path / NAMES)
+    if names is not None and len(source):
+        check_names(str(path), source.labels, names)
     return replace(source, name=path.resolve().name, class_names=names)
 
 
 def read_names(path: Path) -> tuple[str, ...] | None:
-    """Names of the classes in a list that was read before; None where they are numbers.
-
-    A class that has no image there is called by its number.
-    """
-    names = {
-        read_label(row["label"] or "", str(path)): read_name(row["class"] or row["label"] or "")
-        for row in read_table(path)
-    }
-    most = max(names, default=-1)
-    if most >= MOST_NAMES or all(name == str(label) for label, name in names.items()):
-        return None
-    return tuple(names.get(label, str(label)) for label in range(most + 1))
-
-
-def read_name(text: str) -> str:
-    """A name as it was before `write_table` made it safe for spreadsheets."""
-    return text[1:] if text == defuse_formula(text[1:]) else text
+    """The names of all classes, as the run knew them; None where it had none."""
+    return tuple(read_class_names(path)) if os.path.lexists(path) else None
 
 
 def export_images(
@@ -128,6 +120,8 @@ def export_images(
             f" {next(iter(kept.values()))} instead, which --data reads"
         )
     remove_export(out)
+    # as JSON, since a name may hold anything, and of all classes, also of those without an image
+    known = None if names is None else json.dumps(names).encode()
     written = {}
     every: list[dict[str, Any]] = []
     for place, path in kept.items():
@@ -142,8 +136,12 @@ def export_images(
             rows.append({"file": file.as_posix(), **facts})
             advance(1)
         written[path.stem] = len(rows)
+        if known is not None:
+            write_file(folder / NAMES, known)
         write_atomically(folder / MANIFEST, write_table(rows).encode())
         every += [{**row, "file": f"{path.stem}/{row['file']}"} for row in rows]
+    if known is not None:
+        write_file(out / NAMES, known)
     write_atomically(out / MANIFEST, write_table(every).encode())
     return written
 
@@ -166,10 +164,12 @@ def remove_export(folder: Path) -> None:
             file.unlink(missing_ok=True)
         for attack in attacks:
             if is_export(attack):
+                (attack / NAMES).unlink(missing_ok=True)
                 (attack / MANIFEST).unlink()
         for below in (*sorted({file.parent for file in files}), *attacks):
             with suppress(OSError):  # it is gone, or holds other files
                 below.rmdir()
+        (here / NAMES).unlink(missing_ok=True)
         (here / MANIFEST).unlink()
     except OSError as error:
         raise RunError(f"cannot replace {folder}: {error.strerror or error}") from None

@@ -210,8 +210,8 @@ def test_one_attack_is_data_where_a_class_has_no_image(
     bands: Classifier, data: Data, tmp_path: Path
 ) -> None:
     """Labels stay those of the network, and names those of the run, however they are spelled."""
-    names = ("=1+1", "\U0001f431 <b>", "b\nc", "no image")
-    named = from_arrays(data.batch(range(24)).x.numpy(), [0, 2] * 12, class_names=names[:3])
+    names = ("=1+1", "\U0001f431 <b>", "b\nc")
+    named = from_arrays(data.batch(range(24)).x.numpy(), [0, 1] * 12, class_names=names)
     run = evaluate(
         bands, named, [NOISE], out=tmp_path / "run", probes=False, samples=24, keep_images=True
     )
@@ -220,12 +220,15 @@ def test_one_attack_is_data_where_a_class_has_no_image(
 
     found = open_data(attack)
 
-    assert set(found.labels.tolist()) <= {0, 2}
-    assert found.class_names is not None
-    assert found.class_names[0] == "=1+1"
-    assert open_data(tmp_path / "out").class_names == found.class_names
+    assert set(found.labels.tolist()) <= {0, 1}
+    assert found.class_names == names
+    assert open_data(tmp_path / "out").class_names == names
     again = evaluate(bands, found, [NOISE], probes=False)
     assert again.outcomes[0].attacked.sum() == len(found)
+    (attack / "classes.json").write_text('["a"]')
+    if found.labels.max():
+        with pytest.raises(UsageError, match="name every class"):
+            open_data(attack)
 
 
 def test_a_second_export_needs_force(bands: Classifier, data: Data, tmp_path: Path) -> None:
