@@ -14,6 +14,7 @@ from rich.console import Console
 from robusteval.runs.explanation_record import (
     ExplanationRecord,
     FocusFigures,
+    MapHeight,
     MeanOfImages,
     RefinementFigures,
     RegionFigures,
@@ -96,6 +97,7 @@ def print_explanation(record: ExplanationRecord, console: Console) -> None:
         print_regions(console, record.regions)
         if record.focus:
             print_focus(console, record.focus)
+            print_heights(console, record.heights)
         if record.noise:
             print_sparse_noise(console, record.noise)
         print_refinement(console, record.refinement)
@@ -181,6 +183,29 @@ def print_focus(console: Console, rows: Sequence[FocusFigures]) -> None:
     )
 
 
+def print_heights(console: Console, rows: Sequence[MapHeight]) -> None:
+    """How high the maps of both classes rise before and after."""
+    print_heading(console, "How high do the maps rise? (share of the highest of the four)")
+    found: dict[str, dict[str, MeanOfImages]] = {}
+    for row in rows:
+        found.setdefault(row.map, {})[row.view] = row.height
+    print_columns(
+        console,
+        ("map", "label, before", "after", "predicted, before", "after"),
+        [
+            (
+                name,
+                *(
+                    write_mean(views[f"{image}, {shown}"])
+                    for shown in ("label", "predicted")
+                    for image in ("clean", "adversarial")
+                ),
+            )
+            for name, views in found.items()
+        ],
+    )
+
+
 def print_sparse_noise(console: Console, found: SparseNoiseFigures) -> None:
     """Whether sparse noise hides the true class or leads to another."""
     print_heading(console, f"Sparse noise (top {write_whole_percent(found.top)} of Grad-CAM)")
@@ -258,7 +283,9 @@ def print_units(console: Console, units: UnitFigures) -> None:
         console,
         f"Moved by the attack against overlap with a concept: Spearman"
         f" {write_two_digits(units.correlation)} {interval}; moved by noise of equal norm:"
-        f" {write_two_digits(units.noise)}. Concepts: {units.concepts}, {units.probes:,} images.",
+        f" {write_two_digits(units.noise)}, less by {write_two_digits(units.gain)}"
+        f" ({write_two_digits(units.gain_low)} to {write_two_digits(units.gain_high)})."
+        f" Concepts: {units.concepts}, {units.probes:,} images.",
     )
     console.print()
     print_columns(

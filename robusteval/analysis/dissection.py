@@ -28,6 +28,7 @@ from robusteval.progress import Progress
 from robusteval.runs.explanation_record import MovedUnit, UnitFigures
 from robusteval.search.noise import add_equal_noise
 
+RESAMPLED = 1000  # times, for an interval over units
 LISTED = 10  # units named one by one
 
 FIRES = 0.005  # share of places at which a unit counts as firing, as in arXiv:1704.05796
@@ -187,6 +188,9 @@ class Link(NamedTuple):
     low: float  # its 95 % interval (Fisher's transformation)
     high: float
     noise: float  # the same correlation for noise of equal norm
+    gain: float  # how much larger the first is
+    gain_low: float  # its 95 % interval, the units resampled
+    gain_high: float
     matched: int
     units: int
 
@@ -200,7 +204,29 @@ def correlate_concepts(found: Sensitivity, concepts: Dissection) -> Link:
         half = 1.96 * 1.03 / (n - 3) ** 0.5  # ranks vary a little more than normal values
         low, high = (float(np.tanh(np.arctanh(rho) + side * half)) for side in (-1, 1))
     control = correlate_units(found.noise, concepts.score)
-    return Link(rho, low, high, control, int(concepts.matched.sum()), n)
+    gain_low, gain_high = resample_gain(found, concepts)
+    matched = int(concepts.matched.sum())
+    return Link(rho, low, high, control, rho - control, gain_low, gain_high, matched, n)
+
+
+def resample_gain(found: Sensitivity, concepts: Dissection) -> tuple[float, float]:
+    """95 % interval of how much better the attack correlates with concepts than noise does.
+
+    Units are resampled, the same for both; nan where a correlation is not defined.
+    """
+    columns = (found.attack, found.noise, concepts.score)
+    values = torch.stack([column.double().cpu() for column in columns]).numpy()  # (3, K)
+    n = values.shape[1]
+    if n < 4 or any(np.ptp(row) == 0 for row in values):
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLED, n))
+    ranks = stats.rankdata(values[:, draws], axis=2)  # (3, RESAMPLED, K), anew in each draw
+    ranks -= ranks.mean(2, keepdims=True)
+    length = np.sqrt((ranks**2).sum(2))
+    with np.errstate(invalid="ignore"):  # a draw may be constant
+        attack, noise = ((ranks[i] * ranks[2]).sum(1) / (length[i] * length[2]) for i in (0, 1))
+    low, high = np.nanquantile(attack - noise, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def correlate_units(one: Tensor, other: Tensor) -> float:
@@ -253,6 +279,9 @@ def measure_units(
         low=tie.low,
         high=tie.high,
         noise=tie.noise,
+        gain=tie.gain,
+        gain_low=tie.gain_low,
+        gain_high=tie.gain_high,
         matched=tie.matched,
         units=tie.units,
         most_moved=tuple(

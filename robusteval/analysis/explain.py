@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robusteval.analysis.case import Case, Work, build_case
 from robusteval.analysis.dissection import measure_units
 from robusteval.analysis.focus import measure_focus, remark_same_maps
+from robusteval.analysis.map_heights import measure_heights
 from robusteval.analysis.refinement import measure_refinement
 from robusteval.analysis.regions import (
     KINDS,
@@ -156,6 +157,7 @@ def explain(
             samples=ExplainedSamples(samples, attacked, int(fooled.sum())),
             regions=region_figures,
             focus=measure_focus(case, maps, fooled),
+            heights=tuple(measure_heights(maps, fooled)),
             noise=measure_noise(classifier, case, maps, fooled),
             refinement=measure_refinement(classifier, case, found, regions, maps, ready, fooled),
             units=measure_units(

@@ -100,6 +100,9 @@ def measure_focus(
                     shifted=shifted,
                     focused=ImageCount(int(found.focused.sum()), len(delta)),
                     scores=spread_over_images(found.score, fooled),
+                    chances=spread_over_images(found.chance, fooled),
+                    elsewheres=spread_over_images(found.elsewhere, fooled),
+                    shifts=spread_over_images(found.shifted, fooled),
                 )
             )
     return tuple(rows)

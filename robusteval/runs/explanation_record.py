@@ -96,7 +96,24 @@ class FocusFigures:
     elsewhere: MeanOfImages
     shifted: MeanOfImages
     focused: ImageCount  # above all three controls
-    scores: tuple[float, ...]  # of each image, nan where it was not fooled
+    # of each image, nan where it was not fooled: its score, and those of the controls
+    scores: tuple[float, ...]
+    chances: tuple[float, ...]
+    elsewheres: tuple[float, ...]
+    shifts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MapHeight:
+    """How high one map of one image rises for one class.
+
+    As a share of the highest of the four: of both images for the label and the class predicted.
+    """
+
+    map: str
+    view: str
+    height: MeanOfImages
+    heights: tuple[float, ...]  # of each image, nan where it was not fooled
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,9 @@ class UnitFigures:
     low: float
     high: float
     noise: float
+    gain: float  # of the correlation over that of noise, with its 95 % interval
+    gain_low: float
+    gain_high: float
     matched: int
     units: int
     most_moved: tuple[MovedUnit, ...]
@@ -228,6 +248,7 @@ class ExplanationRecord:
     samples: ExplainedSamples
     regions: RegionFigures
     focus: tuple[FocusFigures, ...]
+    heights: tuple[MapHeight, ...]
     noise: SparseNoiseFigures | None
     refinement: tuple[RefinementFigures, ...]
     units: UnitFigures | None

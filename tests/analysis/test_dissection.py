@@ -152,3 +152,20 @@ def test_the_link_is_the_correlation_of_ranks() -> None:
     assert mixed.low < mixed.correlation < mixed.high
     flat = correlate_concepts(Sensitivity(torch.ones(5), up.noise), concepts)
     assert math.isnan(flat.correlation)
+    assert math.isnan(flat.gain_low)
+
+
+def test_the_gain_over_noise_is_over_units_drawn_anew() -> None:
+    """Of the same correlations none, whatever is drawn; of opposite ones nearly two."""
+    n = 40
+    score = torch.linspace(0, 1, n)
+    concepts = Dissection(score[:, None], torch.zeros(n).long(), score)
+    even, order = torch.arange(n) % 2, torch.arange(n).double()
+
+    same = correlate_concepts(Sensitivity(order, 3 * order + 1), concepts)
+    assert (same.gain, same.gain_low, same.gain_high) == pytest.approx((0, 0, 0))
+    apart = correlate_concepts(Sensitivity(order, -order), concepts)
+    assert (apart.gain, apart.gain_low, apart.gain_high) == pytest.approx((2, 2, 2))
+    some = correlate_concepts(Sensitivity(order + 9 * even, order * even), concepts)
+    assert some.gain_low < some.gain < some.gain_high
+    assert some.gain == pytest.approx(some.correlation - some.noise)

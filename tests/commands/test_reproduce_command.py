@@ -52,6 +52,20 @@ def tiny(name: str) -> Paper:
                     ],
                 }
             ],
+            "claims": [
+                {
+                    "text": "Maps are kept.",
+                    "where": "nowhere",
+                    "more": {"attack": "map", "measure": "tau_all", "hardened": True},
+                    "than": {"attack": "map", "measure": "tau_all"},
+                },
+                {
+                    "text": "Changes lie where the map is high.",
+                    "where": "nowhere",
+                    "more": {"attack": "pgd", "measure": "focus:gradcam"},
+                    "than": {"attack": "pgd", "measure": "focus_elsewhere:gradcam"},
+                },
+            ],
         },
     )
 
@@ -92,6 +106,9 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     assert rows[6]["measured"] == rows[5]["measured"]
     assert rows[5]["attack"] == "cells of the map lowered, eps 8/255, 2 steps"
     assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
+    maps, places = found["claims"]
+    assert (maps["holding"], maps["measured"][0], maps["measured"][3]) == ("not decided", 0, 4)
+    assert places["measured"][3] == 2
     folder = Path("reproduced/pgap-small")
     assert json.loads((folder / "report.json").read_text()) == found
     assert "Table I: Two attacks" in (folder / "report.md").read_text()

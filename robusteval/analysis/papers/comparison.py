@@ -15,6 +15,7 @@ from robusteval.analysis.papers.measures import Measured, Summary, find_measure
 from robusteval.analysis.papers.on_maps import find_on_maps
 from robusteval.analysis.papers.operating_points import OperatingPoint
 from robusteval.analysis.papers.over_seeds import find_over_seeds
+from robusteval.analysis.papers.paired import compare_beside_runs
 from robusteval.analysis.papers.results import MissingError, Results
 from robusteval.runs.explanation_record import ExplanationComparison
 from robusteval.runs.statistics import Difference
@@ -312,29 +313,32 @@ def name_settings(name: str, outcomes: Sequence[Outcome]) -> list[tuple[str, Out
 def check_claim(claim: Claim, results: Results) -> ClaimVerdict:
     """Whether a claim is found again, in words with the interval."""
     try:
-        if claim.reaches is not None:
-            _, found = results.measure(claim.reaches)
-            holding: Holding = "holds" if found.value >= claim.value else "not decided"
+        reading = claim.reaches or claim.above
+        if reading is not None:
+            _, found = results.measure(reading)
+            holding: Holding = "holds" if is_reached(claim, found) else "not decided"
             if not has_interval(found):
                 holding = "not decided"
             elif found.high < claim.value:
                 holding = "does not hold"
-            said = f"measured {spell(found)}, where {claim.value:g} was published"
-            if claim.reaches.at or claim.reaches.smallest:
-                point = OperatingPoint(results.choose_outcome(claim.reaches))
-                said += f": {describe_point(claim.reaches, point)}"
+            beside = "where" if claim.reaches else "to be above"
+            published = " was published" if claim.reaches else ""
+            explained = find_explained(reading.measure)
+            counted = explained.counted if explained else "images"
+            what = f"{explained.title}: " if claim.above and explained else ""
+            said = f"{what}measured {spell(found, counted)}, {beside} {claim.value:g}{published}"
+            if reading.at or reading.smallest:
+                point = OperatingPoint(results.choose_outcome(reading))
+                said += f": {describe_point(reading, point)}"
         else:
             assert claim.more is not None
             assert claim.than is not None
-            one, other = map(results.choose_point, (claim.more, claim.than))
-            measure = find_measure(results.name_column(claim.more.measure))
-            difference = results.compare(measure, one, other)
+            difference, names = compare_readings(results, claim.more, claim.than)
             if not difference.n:
                 raise MissingError("no image on which both could be measured")
             found = Measured(*difference[:4])
             holding, doubt = decide(difference)
-            first, second = describe_point(claim.more, one), describe_point(claim.than, other)
-            said = f"difference on the same images {spell(found)}, {first} less {second}{doubt}"
+            said = f"difference on the same images {spell(found)}, {' less '.join(names)}{doubt}"
     except MissingError as error:
         return ClaimVerdict(claim.text, claim.where, "not measured", None, str(error))
     return ClaimVerdict(claim.text, claim.where, holding, found, said)
@@ -362,7 +366,24 @@ def describe_point(reading: Reading, point: OperatingPoint) -> str:
     return point.describe(reading.at) + network
 
 
-def spell(found: Measured) -> str:
-    """A number with its interval."""
+def is_reached(claim: Claim, found: Measured) -> bool:
+    """Whether a figure is at least what was published, or its interval above a value."""
+    return found.value >= claim.value if claim.reaches else found.low > claim.value
+
+
+def compare_readings(
+    results: Results, more: Reading, than: Reading
+) -> tuple[Difference, list[str]]:
+    """By how much one figure is larger on the same images, and what the two were read from."""
+    beside = compare_beside_runs(results, more, than)
+    if beside is not None:
+        return beside
+    one, other = map(results.choose_point, (more, than))
+    found = results.compare(find_measure(results.name_column(more.measure)), one, other)
+    return found, [describe_point(more, one), describe_point(than, other)]
+
+
+def spell(found: Measured, counted: str = "images") -> str:
+    """A number with its interval, and what it is over."""
     ends = f"{found.low:.3g} to {found.high:.3g}" if has_interval(found) else "no interval"
-    return f"{found.value:.3g} ({ends}; {found.n} images)"
+    return f"{found.value:.3g} ({ends}; {found.n} {counted})"

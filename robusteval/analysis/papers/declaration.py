@@ -109,7 +109,8 @@ class Table:
 class Claim:
     """A sentence of the paper that can be tested on any network.
 
-    Either `more` is larger than `than` on the same images, or `reaches` is at least `value`.
+    Either `more` is larger than `than` on the same images, or `reaches` is at least `value`, or
+    `above` is larger than `value`, which its interval must leave out.
     """
 
     text: str
@@ -117,6 +118,7 @@ class Claim:
     more: Reading | None = None
     than: Reading | None = None
     reaches: Reading | None = None
+    above: Reading | None = None
     value: float = 1.0
 
 
@@ -218,9 +220,14 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     given["attacks"] = expand_attacks(given.get("attacks", {}))
     given["on_maps"] = {n: read_number(text) for n, text in given.get("on_maps", {}).items()}
     given["tables"] = tuple(build_table(name, each) for each in given.get("tables", ()))
-    given["claims"] = tuple(build_claim(name, each) for each in given.get("claims", ()))
+    given["claims"] = tuple(
+        build_claim(name, values)
+        for each in given.get("claims", ())
+        for values in expand_claim(each, given.get("labels", {}))
+    )
     paper = build(Paper, {**given, "name": name}, name)
     known = {*paper.attacks, *paper.on_maps, *paper.detectors, *paper.list_evasions()}
+    known.update(*(paper.list_attacks(size) for size in SIZES))
     joined = [one for each in paper.together.values() for one in each]
     for called in (*joined, *(reading.attack for reading in list_readings(paper))):
         if called not in known and (called in joined or called not in paper.together):
@@ -245,7 +252,7 @@ def build_claim(name: str, values: Mapping[str, Any]) -> Claim:
     """A claim from its values."""
     readings = {
         key: build(Reading, values[key], f"{name}: {values.get('text')}")
-        for key in ("more", "than", "reaches")
+        for key in ("more", "than", "reaches", "above")
         if key in values
     }
     return build(Claim, {**values, **readings}, name)
@@ -282,6 +289,30 @@ def expand_attacks(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def expand_claim(
+    values: Mapping[str, Any], labels: Mapping[str, str]
+) -> Iterator[Mapping[str, Any]]:
+    """A claim for each combination of the words that it is ``over``, if over any.
+
+    In readings the words stand in the place of braces, in its sentence what they are called.
+    """
+    words = values.get("over", {})
+    for chosen in product(*words.values()):
+        pairs = dict(zip(words, chosen, strict=True))
+        called = {key: labels.get(word, word) for key, word in pairs.items()}
+        filled: dict[str, Any] = {}
+        for key, each in values.items():
+            if isinstance(each, Mapping):
+                filled[key] = {
+                    k: v.format(**pairs) if words and isinstance(v, str) else v
+                    for k, v in each.items()
+                }
+            else:
+                filled[key] = each.format(**called) if words and key == "text" else each
+        filled.pop("over", None)
+        yield filled
+
+
 def scale_radius(text: str, factor: float) -> str:
     """The text of an attack with so many times its radius, to three digits."""
     spec = parse(text)
@@ -296,7 +327,7 @@ def list_readings(paper: Paper) -> Iterator[Reading]:
             if not (table.needs or row.needs):
                 yield from read_row(table, row)
     for claim in paper.claims:
-        yield from filter(None, (claim.more, claim.than, claim.reaches))
+        yield from filter(None, (claim.more, claim.than, claim.reaches, claim.above))
 
 
 def read_row(table: Table, row: Line) -> Sequence[Reading]:

@@ -17,6 +17,7 @@ class MapAttack(NamedTuple):
     """What came of an attack on the maps of some images, all of them right before."""
 
     name: str  # as reports call it
+    ids: Values  # (n,) of the images' content
     tau: Values  # (n,) Kendall's tau of the label's map before and after
     kept: Flags  # (n,) whether the label is predicted after it, too
 
@@ -27,6 +28,7 @@ class OnMaps(NamedTuple):
     title: str
     summary: Summary
     read: Callable[[MapAttack], Measured]
+    read_images: Callable[[MapAttack], Values]  # (n,) nan where an image does not count
 
 
 def read_kept(attack: MapAttack) -> Measured:
@@ -40,13 +42,17 @@ ON_MAPS: Mapping[str, OnMaps] = {
         "Kendall's tau of the label's map, of all images",
         "mean",
         lambda attack: Measured(*mean_interval(attack.tau)),
+        lambda attack: attack.tau,
     ),
     "tau_kept": OnMaps(
         "Kendall's tau of the label's map, of images that stay right",
         "mean",
         lambda attack: Measured(*mean_interval(attack.tau[attack.kept])),
+        lambda attack: np.where(attack.kept, attack.tau, np.nan),
     ),
-    "label_kept": OnMaps("images that stay right", "share", read_kept),
+    "label_kept": OnMaps(
+        "images that stay right", "share", read_kept, lambda attack: np.asarray(attack.kept)
+    ),
 }
 
 

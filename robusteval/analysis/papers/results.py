@@ -138,12 +138,7 @@ class Results:
             return ", ".join(detector.attacks), known
         on_maps = find_on_maps(reading.measure)
         if on_maps is not None:
-            if reading.hardened and self.hardened is None:
-                raise MissingError(NO_HARDENED)
-            of_maps = self.on_hardened_maps if reading.hardened else self.on_maps
-            if reading.attack not in of_maps:
-                raise MissingError(self.missing.get("maps", "not run at this size"))
-            led = of_maps[reading.attack]
+            led = self.choose_map_attack(reading)
             return led.name, check_found(on_maps.read(led))
         outcome = self.choose_outcome(reading)
         over_seeds = find_over_seeds(reading.measure)
@@ -167,6 +162,15 @@ class Results:
             return OperatingPoint(kept)
         settings = self.list_outcomes(reading.attack, hardened=reading.hardened)
         return find_point(settings, kept, reading.measure, reading.at)
+
+    def choose_map_attack(self, reading: Reading) -> MapAttack:
+        """The attack on maps that a figure is read from; MissingError if there is none."""
+        if reading.hardened and self.hardened is None:
+            raise MissingError(NO_HARDENED)
+        of_maps = self.on_hardened_maps if reading.hardened else self.on_maps
+        if reading.attack not in of_maps:
+            raise MissingError(self.missing.get("maps", "not run at this size"))
+        return of_maps[reading.attack]
 
     def compare(self, measure: Measure, one: OperatingPoint, other: OperatingPoint) -> Difference:
         """By how much a figure is larger on the same images; MissingError if these are others."""

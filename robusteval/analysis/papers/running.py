@@ -141,12 +141,12 @@ def reproduce(
                 attack_maps, model, plan.data, plan.index, eps=eps, steps=steps, seed=seed
             )
             try:
-                _, tau, kept = cache.compute(facts, (run.clean["id"],), work)
+                ids, tau, kept = cache.compute(facts, (run.clean["id"],), work)
             except UsageError as error:
                 missing["maps"] = str(error)
                 break
             text = f"cells of the map lowered, eps {format_value(eps)}, {steps} steps"
-            found[name] = MapAttack(text, tau, kept)
+            found[name] = MapAttack(text, ids, tau, kept)
         return found
 
     on_maps, on_hardened_maps = lead_maps(classifier), dict[str, MapAttack]()

@@ -11,6 +11,7 @@ from torch import nn
 
 from robusteval.analysis.papers.declaration import (
     SIZES,
+    Reading,
     build_paper,
     expand_attacks,
     list_papers,
@@ -139,6 +140,51 @@ def test_edges_are_compared_with_what_differs_in_edges_alone(size: str) -> None:
             theirs = read(control)
             assert theirs.pop("edges") in control
             assert theirs == read(f"pgd_grad_{variant}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_controls_of_other_searches_differ_in_edges_alone(size: str) -> None:
+    attacks = read_paper("advedge").list_attacks(size)
+    for pair in ("pgd_cam", "cw_grad", "cw_cam", "stadv_grad", "stadv_cam"):
+        for variant, plus in (("advedge", ""), ("advedge_plus", "_plus")):
+            for edges in ("random", "inverse"):
+                (text,), (theirs,) = attacks[f"{pair}_{edges}{plus}"], attacks[f"{pair}_{variant}"]
+                given, others = (dict(check_attack(parse(t)).parameters) for t in (text, theirs))
+                assert given.pop("edges") == edges
+                defaults = {"search": "pgd", "variant": "advedge"}
+                assert {**defaults, **given} == {**defaults, **others}
+
+
+def test_a_claim_stands_for_every_combination_of_its_words() -> None:
+    """Words in readings, what they are called in the sentence."""
+    claim = {
+        "text": "{a} beats {b}.",
+        "where": "Table {a}",
+        "over": {"a": ["one"], "b": ["one", "two"]},
+        "more": {"attack": "{a}", "measure": "map_l2:{b}", "at": {"ssim": 0.9}},
+        "than": {"attack": "{b}", "measure": "l2"},
+    }
+    plain = {"text": "As it {is}.", "where": "there", "above": {"attack": "one", "measure": "l2"}}
+    given = {"attacks": {"one": "pgd", "two": "fgsm"}, "labels": {"two": "FGSM"}}
+
+    paper = build_paper("mine", {**SMALLEST, **given, "claims": [claim, plain]})
+
+    assert [each.text for each in paper.claims] == [
+        "one beats one.",
+        "one beats FGSM.",
+        "As it {is}.",
+    ]
+    second = paper.claims[1]
+    assert second.more == Reading("one", "map_l2:two", {"ssim": 0.9})
+    assert second.than == Reading("two", "l2")
+    assert second.where == "Table {a}"
+
+
+def test_an_attack_may_be_of_one_size_alone() -> None:
+    paper = {**SMALLEST, "small": {"samples": 4, "attacks": {"small_one": "fgsm"}}}
+    table = {**SMALLEST["tables"][0], "columns": ["small_one"]}
+
+    assert "small_one" not in build_paper("mine", {**paper, "tables": [table]}).attacks
 
 
 def test_radii_in_l2_grow_with_the_size_of_an_image() -> None:
