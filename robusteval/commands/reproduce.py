@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
 
 if TYPE_CHECKING:
+    from robusteval.analysis.papers.masked import MaskWorth
     from robusteval.datasets.dataset import Data
     from robusteval.evaluation.plan import Attack
     from robusteval.evaluation.work_cache import WorkCache
@@ -185,6 +187,7 @@ def reproduce(
                     stopping=lambda: stop.asked > 0,
                     command=spell_command(),
                     detect=partial(fit_detectors, session, vgg_weights),
+                    mask=partial(mask_units, session),
                     write=partial(write_detector, session, vgg_weights),
                     start=vgg_weights,
                     targets=receivers,
@@ -227,6 +230,35 @@ def fit_detectors(
         done=done,
         progress=session.progress,
     )
+
+
+def mask_units(
+    session: Session, attack: str, units: str, samples: int, seed: int, done: WorkCache
+) -> MaskWorth:
+    """Mask so many units, those that the attack moves most, and say what that is worth."""
+    from robusteval.analysis.papers.masked import MaskWorth
+    from robusteval.defenses.mask_judgement import judge_masks
+    from robusteval.defenses.masking import choose_masks
+
+    spec = check_attack(parse(attack))
+    common: dict[str, Any] = {
+        "attack": spec,
+        "seed": seed,
+        "done": done,
+        "progress": session.progress,
+    }
+    chosen = choose_masks(
+        session.classifier, session.images, units=Fraction(units), samples=samples, **common
+    )
+    found = judge_masks(session.classifier, session.images, chosen, **common)
+    rates = {
+        "none_clean": found.plain.clean,
+        "none_attacked": found.plain.adaptive,
+        **{f"mask_{kind}": rate for kind, rate in found.masked._asdict().items()},
+        **{f"random_{kind}": rate for kind, rate in found.control._asdict().items()},
+    }
+    name = f"{chosen.masked} of {chosen.masks.shape[-1]} units of layer {chosen.layer}, {spec}"
+    return MaskWorth(name, rates, found.verdict)
 
 
 def write_detector(

@@ -27,7 +27,9 @@ def tiny(name: str) -> Paper:
             "explained": ["pgd"],
             "chaotic": ["fgsm"],
             "on_maps": {"map": "8/255"},
-            "small": {"samples": 4, "explained": 2, "seeds": 2, "map_steps": 2},
+            "masked": {"quarter": "1/4"},
+            "mask_attack": "fgsm:eps=0.1",
+            "small": {"samples": 4, "explained": 2, "seeds": 2, "map_steps": 2, "masked": 40},
             "paper": {"samples": 4},
             "attacks": {"pgd": "pgd:eps=0.2,steps=3", "fgsm": "fgsm:eps=0.2"},
             "tables": [
@@ -43,6 +45,7 @@ def tiny(name: str) -> Paper:
                         {"name": "hardened", "measure": "fooled", "hardened": True},
                         {"name": "seeds", "measure": "seeds_fooled", "attack": "fgsm"},
                         {"name": "maps", "measure": "tau_all", "attack": "map"},
+                        {"name": "units", "measure": "units:mask_static", "attack": "quarter"},
                         {
                             "name": "maps there",
                             "measure": "tau_all",
@@ -101,11 +104,14 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     found = json.loads(whole.stdout)
     assert found["images"] == 4
     rows = found["tables"][0]["rows"]
-    assert [row["verdict"] for row in rows] == ["nothing published"] * 7
+    assert [row["verdict"] for row in rows] == ["nothing published"] * 8
     assert rows[3]["measured"] == rows[0]["measured"]
-    assert rows[6]["measured"] == rows[5]["measured"]
+    assert rows[7]["measured"] == rows[5]["measured"]
     assert rows[5]["attack"] == "cells of the map lowered, eps 8/255, 2 steps"
     assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
+    assert rows[6]["attack"] == "16 of 64 units of layer 10, fgsm:eps=0.1"
+    assert rows[6]["measured"][3] == 20  # the others have ranked the units
+    assert any(text.startswith("Masked, 16 of 64 units") for text in found["remarks"])
     maps, places = found["claims"]
     assert (maps["holding"], maps["measured"][0], maps["measured"][3]) == ("not decided", 0, 4)
     assert places["measured"][3] == 2

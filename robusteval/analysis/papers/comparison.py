@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from robusteval.analysis.papers.declaration import Claim, Line, Paper, Reading, Table, read_row
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.masked import find_masked
 from robusteval.analysis.papers.measures import Measured, Summary, find_measure
 from robusteval.analysis.papers.on_maps import find_on_maps
 from robusteval.analysis.papers.operating_points import OperatingPoint
@@ -184,6 +185,7 @@ def fill_row(
         find_explained(reading.measure)
         or find_detected(reading.measure)
         or find_on_maps(reading.measure)
+        or find_masked(reading.measure)
         or find_over_seeds(reading.measure)
         or find_measure(reading.measure)
     )

@@ -49,6 +49,7 @@ class Size:
     detectors: Detectors | None = None
     seeds: int = 1  # with which attacks are run whose results are a matter of luck
     map_steps: int = 0  # of attacks on maps alone
+    masked: int = 0  # images for masks of units: half rank the units, the others judge the mask
 
     def count_explained(self, samples: int | None) -> int:
         """How many images are explained if so many are asked for: of all, all that are asked for.
@@ -139,6 +140,8 @@ class Paper:
     explained: tuple[str, ...] = ()  # attacks that are explained region by region
     chaotic: tuple[str, ...] = ()  # attacks that are run with several seeds
     on_maps: Mapping[str, float] = field(default_factory=dict)  # radii of attacks on maps alone
+    masked: Mapping[str, str] = field(default_factory=dict)  # units masked, as 8 or 1/4
+    mask_attack: str = ""  # what ranks them, and what masks are judged by
     detectors: tuple[str, ...] = ()  # combinations of interpreters, as grad+cam:product
     scaled: tuple[str, ...] = ()  # attacks whose radius in l2 grows with the size of an image
     published_values: int = 0  # of an image that these radii are for
@@ -227,7 +230,7 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     )
     paper = build(Paper, {**given, "name": name}, name)
     known = {*paper.attacks, *paper.on_maps, *paper.detectors, *paper.list_evasions()}
-    known.update(*(paper.list_attacks(size) for size in SIZES))
+    known.update(paper.masked, *(paper.list_attacks(size) for size in SIZES))
     joined = [one for each in paper.together.values() for one in each]
     for called in (*joined, *(reading.attack for reading in list_readings(paper))):
         if called not in known and (called in joined or called not in paper.together):

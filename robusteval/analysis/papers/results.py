@@ -11,6 +11,7 @@ import numpy as np
 from robusteval.analysis.papers.declaration import Reading
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.masked import MaskWorth, find_masked
 from robusteval.analysis.papers.measures import Measure, Measured, find_measure
 from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
 from robusteval.analysis.papers.operating_points import OperatingPoint, find_point
@@ -53,6 +54,8 @@ class Results:
         Of attacks as they are called in the run their results with other seeds.
     on_maps, on_hardened_maps : mapping
         Attacks on the maps of either network by short name.
+    masked : mapping
+        What masks of units are worth, by short name.
     """
 
     run: Run
@@ -65,6 +68,7 @@ class Results:
     again: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
     on_maps: Mapping[str, MapAttack] = field(default_factory=dict)
     on_hardened_maps: Mapping[str, MapAttack] = field(default_factory=dict)
+    masked: Mapping[str, MaskWorth] = field(default_factory=dict)
 
     def list_outcomes(self, name: str, *, hardened: bool = False) -> list[Outcome]:
         """The results of an attack in all its settings; MissingError if there is none."""
@@ -140,6 +144,13 @@ class Results:
         if on_maps is not None:
             led = self.choose_map_attack(reading)
             return led.name, check_found(on_maps.read(led))
+        masked = find_masked(reading.measure)
+        if masked is not None:
+            worth = self.masked.get(reading.attack)
+            if worth is None:
+                reason = self.missing.get(f"mask {reading.attack}", "not run at this size")
+                raise MissingError(reason)
+            return worth.name, check_found(masked.read(worth))
         outcome = self.choose_outcome(reading)
         over_seeds = find_over_seeds(reading.measure)
         if over_seeds is not None:

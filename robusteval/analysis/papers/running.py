@@ -16,6 +16,7 @@ from robusteval.analysis.map_attack import attack_maps
 from robusteval.analysis.papers.comparison import Reproduction, compare_paper
 from robusteval.analysis.papers.declaration import Detectors, Paper
 from robusteval.analysis.papers.evading import Evasion, WriteDetector
+from robusteval.analysis.papers.masked import MaskWorth
 from robusteval.analysis.papers.on_maps import MapAttack
 from robusteval.analysis.papers.results import Results
 from robusteval.art.field_names import check_attack
@@ -37,6 +38,9 @@ Detect = Callable[
     [Detectors, Sequence[str], int, WorkCache], tuple[list[Combination], dict[str, str]]
 ]
 
+# the attack, the units, how many images, the seed and cache
+Mask = Callable[[str, str, int, int, WorkCache], MaskWorth]
+
 
 def reproduce(
     paper: Paper,
@@ -52,6 +56,7 @@ def reproduce(
     stopping: Callable[[], bool] = lambda: False,
     command: str = "",
     detect: Detect | None = None,
+    mask: Mask | None = None,
     write: WriteDetector | None = None,
     start: Path | None = None,
     targets: Mapping[str, Classifier] | None = None,
@@ -85,6 +90,8 @@ def reproduce(
         What a user typed to ask for it.
     detect : callable, optional
         Fits and judges the detectors that a paper has.
+    mask : callable, optional
+        Masks units, and says what that is worth.
     write : callable, optional
         Fits the detector that is attacked, and writes its file.
     start : Path, optional
@@ -193,6 +200,18 @@ def reproduce(
             raise
         except RobustevalError as error:
             missing[f"explain {name}"] = str(error)
+    masked: dict[str, MaskWorth] = {}
+    for name, units in paper.masked.items():
+        if mask is None:
+            break
+        cache = open_cache(folder / "masked" / name, fresh, progress)
+        images = samples or paper.choose_size(size).masked
+        try:
+            masked[name] = mask(paper.mask_attack, units, images, seed, cache)
+        except Interrupted:
+            raise
+        except RobustevalError as error:
+            missing[f"mask {name}"] = str(error)
     detectors: dict[str, Combination] = {}
     wanted = paper.choose_size(size).detectors
     began = time.monotonic()
@@ -235,10 +254,12 @@ def reproduce(
             again,
             on_maps,
             on_hardened_maps,
+            masked,
         ),
         remarks=(
             *(describe_hardened(hardened[0], hard) if hardened and hard else ()),
             *(() if compared is None else compared.remarks),
+            *(f"Masked, {each.name}: {each.verdict}" for each in masked.values()),
         ),
         explained=compared,
         more_seconds=time.monotonic()

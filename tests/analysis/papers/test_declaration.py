@@ -20,6 +20,7 @@ from robusteval.analysis.papers.declaration import (
 )
 from robusteval.analysis.papers.detected import find_detected
 from robusteval.analysis.papers.explained import find_explained
+from robusteval.analysis.papers.masked import find_masked
 from robusteval.analysis.papers.measures import find_measure
 from robusteval.analysis.papers.on_maps import find_on_maps
 from robusteval.analysis.papers.over_seeds import find_over_seeds
@@ -62,10 +63,15 @@ def test_what_a_paper_asks_for_exists(name: str) -> None:
             INTERPRETERS.check_spec(parse(text))
         for reading in list_readings(paper):
             detected = find_detected(reading.measure)
-            finders = find_explained, find_on_maps, find_over_seeds, find_measure
+            finders = find_explained, find_on_maps, find_masked, find_over_seeds, find_measure
             assert detected or any(find(reading.measure) for find in finders)
             behind = reading.measure.startswith("behind_")
-            known = {*attacks, *paper.on_maps, *(paper.list_evasions() if behind else ())}
+            known = {
+                *attacks,
+                *paper.on_maps,
+                *paper.masked,
+                *(paper.list_evasions() if behind else ()),
+            }
             assert reading.attack in (paper.detectors if detected else known)
         assert all(len(attacks[explained]) == 1 for explained in paper.explained)
     for table in paper.tables:
