@@ -230,7 +230,8 @@ def build_paper(name: str, declared: Mapping[str, Any]) -> Paper:
     )
     paper = build(Paper, {**given, "name": name}, name)
     known = {*paper.attacks, *paper.on_maps, *paper.detectors, *paper.list_evasions()}
-    known.update(paper.masked, *(paper.list_attacks(size) for size in SIZES))
+    own = (expand_attacks(paper.choose_size(size).attacks) for size in SIZES)
+    known.update(paper.masked, *own)
     joined = [one for each in paper.together.values() for one in each]
     for called in (*joined, *(reading.attack for reading in list_readings(paper))):
         if called not in known and (called in joined or called not in paper.together):
