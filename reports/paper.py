@@ -47,24 +47,28 @@ def render_paper_json(found: Reproduction) -> str:
     return spell_json(json.dumps(to_json_types(found), indent=1, allow_nan=False)) + "\n"
 
 
-def format_figure(value: float) -> str:
-    """A figure of a table to three or four digits."""
+def format_figure(value: float, *, fine: bool = True) -> str:
+    """A figure of a table to three or four digits, a small one to two of its own if `fine`."""
     if not math.isfinite(value):
         return formatting.MISSING
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if value and abs(value) < 0.01:
-        return f"{value:.1e}" if abs(value) < 0.0005 else f"{value:.2g}"
+    if value and abs(value) < 0.0005:
+        return f"{value:.1e}"
+    if fine and value and abs(value) < 0.01:
+        return f"{value:.2g}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
-def format_measured(found: Measured | None) -> str:
-    """A figure with its interval."""
+def format_measured(found: Measured | None, *, fine: bool = True) -> str:
+    """A figure with its interval, in more digits where the figure is small and `fine`."""
     if found is None or not math.isfinite(found.value):
         return formatting.MISSING
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return f"{format_figure(found.value)} (no interval)"
-    return f"{format_figure(found.value)} ({format_figure(found.low)}–{format_figure(found.high)})"
+        return f"{format_figure(found.value, fine=fine)} (no interval)"
+    fine = fine and abs(found.value) < 0.01
+    value, low, high = (format_figure(each, fine=fine) for each in found[:3])
+    return f"{value} ({low}–{high})"
 
 
 def list_reasons(table: ComparedTable) -> list[str]:
@@ -90,7 +94,8 @@ def list_paper_lines(table: ComparedTable) -> Iterator[PaperLine]:
         for name, rows in groupby(table.rows, lambda row: row.row):
             some = list(rows)
             cells = [
-                "\n".join(format_measured(row.measured).rstrip(")").split(" ("))
+                # without the room of more digits in as many columns
+                "\n".join(format_measured(row.measured, fine=False).rstrip(")").split(" ("))
                 + (number(row) if row.measured is None else "")
                 for row in some
             ]

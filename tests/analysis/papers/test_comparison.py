@@ -343,6 +343,15 @@ def test_a_small_figure_keeps_two_digits(value: float, shown: str) -> None:
     assert format_figure(value) == shown
 
 
+def test_ends_of_an_interval_have_the_digits_of_their_figure() -> None:
+    """And none that columns of a sweep have no room for."""
+    large, small = Measured(0.05, 0.0089, 0.236, 20), Measured(0.0063, 0.0028, 0.0099, 20)
+
+    assert format_measured(large) == "0.050 (0.009–0.236)"
+    assert format_measured(small) == "0.0063 (0.0028–0.0099)"
+    assert format_measured(small, fine=False) == "0.006 (0.003–0.010)"
+
+
 def test_the_median_lies_in_its_interval_as_often_as_it_says() -> None:
     """Of the ranks of ten values 2 and 9 are the widest that miss it in no more than 2.5 %."""
     assert median_interval(np.arange(1.0, 11.0)) == (2.0, 9.0)
