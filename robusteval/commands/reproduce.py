@@ -158,7 +158,7 @@ def reproduce(
         raise UsageError(f"--out {out} is no folder: choose another")
     found, broken = [], []
     with open_session(request.open_both, fresh=fresh) as session:
-        from robusteval.analysis.papers.running import list_specs_of
+        from robusteval.analysis.papers.planning import Subject, list_specs_of
         from robusteval.analysis.papers.running import reproduce as run_paper
 
         classifier, images, progress, stop = session
@@ -175,13 +175,8 @@ def reproduce(
             folder = out / f"{each.name}-{scale}"
             try:
                 reproduction = run_paper(
-                    each,
-                    classifier,
-                    images,
+                    Subject(each, classifier, images, scale, samples, seed, receivers, trained),
                     folder,
-                    size=scale,
-                    samples=samples,
-                    seed=seed,
                     fresh=fresh,
                     progress=progress,
                     stopping=lambda: stop.asked > 0,
@@ -190,8 +185,6 @@ def reproduce(
                     mask=partial(mask_units, session),
                     write=partial(write_detector, session, vgg_weights),
                     start=vgg_weights,
-                    targets=receivers,
-                    hardened=next(iter(trained.items()), None),
                 )
             except RobustevalError as error:
                 if stop.asked or len(papers) == 1:

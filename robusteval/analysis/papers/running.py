@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from robusteval.analysis.attack_comparison import compare_explanations
 from robusteval.analysis.explain import explain
 from robusteval.analysis.map_attack import attack_maps
 from robusteval.analysis.papers.comparison import Reproduction, compare_paper
-from robusteval.analysis.papers.declaration import Detectors, Paper
+from robusteval.analysis.papers.declaration import Detectors
 from robusteval.analysis.papers.evading import Evasion, WriteDetector
 from robusteval.analysis.papers.masked import MaskWorth
 from robusteval.analysis.papers.on_maps import MapAttack
+from robusteval.analysis.papers.planning import PaperRun, Subject, list_left_out
 from robusteval.analysis.papers.results import Results
-from robusteval.art.field_names import check_attack
-from robusteval.datasets.chosen import choose_images
-from robusteval.datasets.dataset import Data
 from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation.evaluate import execute
-from robusteval.evaluation.plan import Plan, prepare_plan
+from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
-from robusteval.registry import INTERPRETERS, parse
 from robusteval.runs.detector_record import Combination
 from robusteval.runs.explanation_record import ExplanationComparison, ExplanationRecord
-from robusteval.runs.types import Outcome, Run, Spec, format_value
+from robusteval.runs.types import Outcome, Run, format_value
 
 # what is wanted, the names, seed and cache; figures, and by name why a detector has none
 Detect = Callable[
@@ -43,14 +39,9 @@ Mask = Callable[[str, str, int, int, WorkCache], MaskWorth]
 
 
 def reproduce(
-    paper: Paper,
-    classifier: Classifier,
-    data: Data,
+    subject: Subject,
     folder: Path,
     *,
-    size: str = "small",
-    samples: int | None = None,
-    seed: int = 0,
     fresh: bool = False,
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -59,27 +50,15 @@ def reproduce(
     mask: Mask | None = None,
     write: WriteDetector | None = None,
     start: Path | None = None,
-    targets: Mapping[str, Classifier] | None = None,
-    hardened: tuple[str, Classifier] | None = None,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
 
     Parameters
     ----------
-    paper : Paper
-        See `robusteval.analysis.papers.declaration.read_paper`.
-    classifier : Classifier
-        What is attacked.
-    data : Data
-        The images.
+    subject : Subject
+        The paper and the network.
     folder : Path
         Where the run and what is explained are kept, and continued.
-    size : {"small", "paper"}
-        How much is run.
-    samples : int, optional
-        Images; as the size says if not given, which also says how many of them are explained.
-    seed : int
-        Decides the draw and every random number.
     fresh : bool
         Throw away what is in `folder`.
     progress : Progress, optional
@@ -97,11 +76,6 @@ def reproduce(
     start : Path, optional
         The weights in a file from which `write` starts, if from any; what it has written is used
         again with the same ones only.
-    targets : mapping of str to Classifier, optional
-        Other networks that the images are shown to; tables of transfer are of the first.
-    hardened : tuple of str and Classifier, optional
-        The name of a network that was trained as the paper proposes, and the network: what has
-        rows of such a one attacks it as well, on the same images.
 
     Raises
     ------
@@ -110,163 +84,221 @@ def reproduce(
     RunError
         If something broke; what was finished is kept.
     """
-    attacks = paper.list_attacks(size, int(np.prod(data.shape)))
-    specs = list(
-        dict.fromkeys(str(check_attack(parse(t))) for each in attacks.values() for t in each)
+    measuring = Measuring(subject, folder, fresh, progress or Silent(), stopping, command)
+    run = measuring.run_attacks()
+    on_maps = measuring.attack_maps(subject.classifier, run)
+    hardened = measuring.run_hardened()
+    results = Results(
+        run,
+        subject.name_attacks(),
+        measuring.missing,
+        hardened=hardened,
+        on_maps=on_maps,
+        on_hardened_maps=measuring.attack_hardened_maps(run),
+        again=measuring.run_again(),
+        explanations=measuring.explain_attacks(),
+        masked=measuring.mask_units(mask),
+        detectors=measuring.fit_detectors(detect),
+        behind=measuring.attack_detector(write, start),
     )
-    asked = [check_attack(parse(text)) for text in specs]
-    explained = [INTERPRETERS.check_spec(parse(text)) for text in paper.list_interpreters(size)]
+    compared = compare_briefly(list(results.explanations.values()))
+    names = tuple(subject.hardened)
+    return compare_paper(
+        subject.paper,
+        subject.size,
+        results,
+        remarks=(
+            *(describe_hardened(names[0], hardened) if hardened else ()),
+            *(() if compared is None else compared.remarks),
+            *(f"Masked, {each.name}: {each.verdict}" for each in results.masked.values()),
+        ),
+        explained=compared,
+        more_seconds=measuring.seconds,
+    )
 
-    def prepare(model: Classifier, receivers: Mapping[str, Classifier] | None) -> Plan:
-        return prepare_plan(
-            model,
-            data,
-            asked,
-            samples=samples or paper.choose_size(size).samples,
-            seed=seed,
-            probes=False,
-            interpreters=explained,
-            optional=(*asked, *explained),
-            receivers=receivers,
-            progress=progress or Silent(),
+
+@dataclass
+class Measuring:
+    """The parts of a paper: each method measures one, and continues what is in the folder."""
+
+    subject: Subject
+    folder: Path
+    fresh: bool
+    progress: Progress
+    stopping: Callable[[], bool]
+    command: str
+    # by attack, or by what is done and to what, the reason why there is no result
+    missing: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0  # spent on other parts than the first run
+
+    def run_attacks(self) -> Run:
+        """The run that most tables are filled from."""
+        first = next(self.subject.list_runs())
+        plan = self.subject.prepare(first, progress=self.progress)
+        run = self._execute(first, plan)
+        self.missing |= {**list_left_out(plan), **run.failures}
+        return run
+
+    def run_hardened(self) -> Run | None:
+        """The same on the network that was trained as the paper proposes; None without one."""
+        for each in self.subject.list_runs():
+            if each.kind == "hardened":
+                run = self._execute(each, self.subject.prepare(each, progress=self.progress))
+                self.seconds += run.seconds
+                return run
+        return None
+
+    def run_again(self) -> dict[str, list[Outcome]]:
+        """What comes of attacks that are a matter of luck with other seeds, by attack."""
+        again: dict[str, list[Outcome]] = {}
+        for each in self.subject.list_runs():
+            if each.kind == "again":
+                run = self._execute(each, self.subject.prepare(each, progress=self.progress))
+                for outcome in run.attacks:
+                    again.setdefault(str(outcome.attack), []).append(outcome)
+        return again
+
+    def _execute(self, run: PaperRun, plan: Plan) -> Run:
+        """Make one of the runs, or continue it."""
+        return execute(
+            plan,
+            self.folder / run.folder,
+            fresh=self.fresh,
+            progress=self.progress,
+            stopping=self.stopping,
+            command=self.command,
         )
 
-    run_plan = partial(execute, fresh=fresh, progress=progress, stopping=stopping, command=command)
-    plan = prepare(classifier, targets)
-    run = run_plan(plan, folder / "run")
-    missing = {**list_left_out(plan), **run.failures}
-
-    def lead_maps(model: Classifier) -> dict[str, MapAttack]:
-        """Attack the maps of a network at every radius that the paper has."""
-        found, steps = {}, paper.choose_size(size).map_steps
-        cache = open_cache(folder / "maps", fresh, progress)
-        for name, eps in paper.on_maps.items():
-            if stopping():
-                raise Interrupted
-            facts = ["maps", describe_circumstances(model, seed), eps, steps]
+    def attack_maps(self, model: Classifier, run: Run) -> dict[str, MapAttack]:
+        """Attack the maps of a network for the images of a run, at every radius of the paper."""
+        subject, steps = self.subject, self.subject.scale.map_steps
+        found: dict[str, MapAttack] = {}
+        cache = self._open_cache("maps")
+        for name, eps in subject.paper.on_maps.items():
+            self._stop_if_asked()
+            facts = ["maps", describe_circumstances(model, subject.seed), eps, steps]
             work = partial(
-                attack_maps, model, plan.data, plan.index, eps=eps, steps=steps, seed=seed
+                attack_maps, model, *subject.draw_images(), eps=eps, steps=steps, seed=subject.seed
             )
             try:
                 ids, tau, kept = cache.compute(facts, (run.clean["id"],), work)
             except UsageError as error:
-                missing["maps"] = str(error)
+                self.missing["maps"] = str(error)
                 break
             text = f"cells of the map lowered, eps {format_value(eps)}, {steps} steps"
             found[name] = MapAttack(text, ids, tau, kept)
         return found
 
-    on_maps, on_hardened_maps = lead_maps(classifier), dict[str, MapAttack]()
-    hard: Run | None = None
-    if hardened is not None and paper.compares_hardened:
-        hard = run_plan(prepare(hardened[1], None), folder / "hardened")
-        on_hardened_maps = lead_maps(hardened[1])
-    called = {
-        name: tuple(str(check_attack(parse(text))) for text in each)
-        for name, each in attacks.items()
-    }
-    again: dict[str, list[Outcome]] = {}
-    chaotic = [check_attack(parse(text)) for name in paper.chaotic for text in attacks[name]]
-    for other in range(1, paper.choose_size(size).seeds if chaotic else 1):
-        luck = prepare_plan(
-            classifier,
-            choose_images(plan.data, plan.index),  # which another seed would draw otherwise
-            chaotic,
-            seed=seed + other,
-            probes=False,
-            optional=chaotic,
-            progress=progress or Silent(),
-        )
-        for outcome in run_plan(luck, folder / "seeds" / str(seed + other)).attacks:
-            again.setdefault(str(outcome.attack), []).append(outcome)
-    explanations: dict[str, ExplanationRecord] = {}
-    most = paper.choose_size(size).count_explained(samples)
-    for name in paper.explained:
-        if stopping():
-            raise Interrupted
-        (text,) = attacks[name]
-        cache = open_cache(folder / "explained" / name, fresh, progress)
-        try:
-            explanations[name] = explain(
-                classifier,
-                data,
-                text,
-                samples=most,
-                seed=seed,
-                progress=progress,
-                cache=cache,
-            ).record
-        except Interrupted:
-            raise
-        except RobustevalError as error:
-            missing[f"explain {name}"] = str(error)
-    masked: dict[str, MaskWorth] = {}
-    for name, units in paper.masked.items():
-        if mask is None:
-            break
-        cache = open_cache(folder / "masked" / name, fresh, progress)
-        images = samples or paper.choose_size(size).masked
-        try:
-            masked[name] = mask(paper.mask_attack, units, images, seed, cache)
-        except Interrupted:
-            raise
-        except RobustevalError as error:
-            missing[f"mask {name}"] = str(error)
-    detectors: dict[str, Combination] = {}
-    wanted = paper.choose_size(size).detectors
-    began = time.monotonic()
-    if wanted is not None and detect is not None:
+    def attack_hardened_maps(self, run: Run) -> dict[str, MapAttack]:
+        """The same of the network that was trained as the paper proposes; nothing without one."""
+        if not self.subject.paper.compares_hardened:
+            return {}
+        models = self.subject.hardened.values()
+        return {k: v for model in models for k, v in self.attack_maps(model, run).items()}
+
+    def explain_attacks(self) -> dict[str, ExplanationRecord]:
+        """What some attacks do region by region, by short name."""
+        subject = self.subject
+        explanations: dict[str, ExplanationRecord] = {}
+        for name in subject.paper.explained:
+            self._stop_if_asked()
+            (text,) = subject.attacks[name]
+            try:
+                explanations[name] = explain(
+                    subject.classifier,
+                    subject.data,
+                    text,
+                    samples=subject.scale.count_explained(subject.samples),
+                    seed=subject.seed,
+                    progress=self.progress,
+                    cache=self._open_cache(f"explained/{name}"),
+                ).record
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                self.missing[f"explain {name}"] = str(error)
+        self.seconds += sum(each.provenance.seconds for each in explanations.values())
+        return explanations
+
+    def mask_units(self, mask: Mask | None) -> dict[str, MaskWorth]:
+        """What masks of units are worth, by short name."""
+        subject, masked = self.subject, dict[str, MaskWorth]()
+        images, attack = subject.samples or subject.scale.masked, subject.paper.mask_attack
+        for name, units in subject.paper.masked.items() if mask else ():
+            try:
+                with self._count_seconds():
+                    cache = self._open_cache(f"masked/{name}")
+                    masked[name] = mask(attack, units, images, subject.seed, cache)
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                self.missing[f"mask {name}"] = str(error)
+        return masked
+
+    def fit_detectors(self, detect: Detect | None) -> dict[str, Combination]:
+        """The detectors of the paper by name, fitted and judged."""
+        wanted, samples = self.subject.scale.detectors, self.subject.samples
+        if wanted is None or detect is None:
+            return {}
         wanted = wanted if samples is None else replace(wanted, samples=samples)
-        cache = open_cache(folder / "detectors", fresh, progress)
-        try:
-            fitted, reasons = detect(wanted, paper.detectors, seed, cache)
-            detectors = {each.name: each for each in fitted}
-        except Interrupted:
-            raise
-        except RobustevalError as error:
-            reasons = dict.fromkeys(paper.detectors, str(error))
-        missing |= {f"detect {name}": reason for name, reason in reasons.items()}
-    behind: dict[str, Outcome] = {}
-    if wanted is not None and wanted.evasions and write is not None:
-        kept = folder / "evaded" / wanted.extractor
-        evasion = Evasion(classifier, data, kept, seed, start)
-        try:
-            behind, reasons = evasion.run_attacks(
-                wanted, write, fresh=fresh, progress=progress or Silent(), stopping=stopping
-            )
-        except Interrupted:
-            raise
-        except RobustevalError as error:
-            reasons = dict.fromkeys([*wanted.watching, *wanted.evasions], str(error))
-        missing |= {f"behind {name}": reason for name, reason in reasons.items()}
-    compared = compare_briefly(list(explanations.values()))
-    return compare_paper(
-        paper,
-        size,
-        Results(
-            run,
-            called,
-            missing,
-            explanations,
-            detectors,
-            behind,
-            hard,
-            again,
-            on_maps,
-            on_hardened_maps,
-            masked,
-        ),
-        remarks=(
-            *(describe_hardened(hardened[0], hard) if hardened and hard else ()),
-            *(() if compared is None else compared.remarks),
-            *(f"Masked, {each.name}: {each.verdict}" for each in masked.values()),
-        ),
-        explained=compared,
-        more_seconds=time.monotonic()
-        - began
-        + (hard.seconds if hard else 0)
-        + sum(each.provenance.seconds for each in explanations.values()),
-    )
+        names = self.subject.paper.detectors
+        with self._count_seconds():
+            try:
+                cache = self._open_cache("detectors")
+                fitted, reasons = detect(wanted, names, self.subject.seed, cache)
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                fitted, reasons = [], dict.fromkeys(names, str(error))
+        self.missing |= {f"detect {name}": reason for name, reason in reasons.items()}
+        return {each.name: each for each in fitted}
+
+    def attack_detector(
+        self, write: WriteDetector | None, start: Path | None
+    ) -> dict[str, Outcome]:
+        """What comes of attacks that know a detector, by short name."""
+        subject, samples = self.subject, self.subject.samples
+        wanted = subject.scale.detectors
+        if wanted is None or not wanted.evasions or write is None:
+            return {}
+        wanted = wanted if samples is None else replace(wanted, samples=samples)
+        kept = self.folder / "evaded" / wanted.extractor
+        evasion = Evasion(subject.classifier, subject.data, kept, subject.seed, start)
+        behind: dict[str, Outcome] = {}
+        with self._count_seconds():
+            try:
+                behind, reasons = evasion.run_attacks(
+                    wanted,
+                    write,
+                    fresh=self.fresh,
+                    progress=self.progress,
+                    stopping=self.stopping,
+                )
+            except Interrupted:
+                raise
+            except RobustevalError as error:
+                reasons = dict.fromkeys([*wanted.watching, *wanted.evasions], str(error))
+        self.missing |= {f"behind {name}": reason for name, reason in reasons.items()}
+        return behind
+
+    def _open_cache(self, name: str) -> WorkCache:
+        """What an earlier call has finished in a folder, unless it is to begin anew."""
+        cache = WorkCache(self.folder / name, self.progress.say)
+        if self.fresh:
+            cache.clear()
+        return cache
+
+    def _stop_if_asked(self) -> None:
+        """Interrupted if the work is to stop."""
+        if self.stopping():
+            raise Interrupted
+
+    @contextmanager
+    def _count_seconds(self) -> Iterator[None]:
+        """Count how long something takes that says nothing of it."""
+        began = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - began
 
 
 def describe_hardened(name: str, run: Run) -> tuple[str, ...]:
@@ -280,34 +312,9 @@ def describe_hardened(name: str, run: Run) -> tuple[str, ...]:
     )
 
 
-def open_cache(folder: Path, fresh: bool, progress: Progress | None) -> WorkCache:
-    """What an earlier call has finished in a folder, unless it is to begin anew."""
-    cache = WorkCache(folder, (progress or Silent()).say)
-    if fresh:
-        cache.clear()
-    return cache
-
-
 def compare_briefly(records: Sequence[ExplanationRecord]) -> ExplanationComparison | None:
     """Several explanations side by side without their single images; None of fewer than two."""
     if len(records) < 2:
         return None
     found = compare_explanations(records)
     return replace(found, attacks=tuple(replace(each, images=()) for each in found.attacks))
-
-
-def list_left_out(plan: Plan) -> dict[str, str]:
-    """What the network cannot have, by attack or interpreter, with the reason."""
-    return {
-        finding.cell: finding.message
-        for finding in plan.findings
-        if finding.code == "left-out" and finding.cell is not None
-    }
-
-
-def list_specs_of(paper: Paper, size: str) -> list[Spec]:
-    """All attacks and interpreters of a paper, to see what they need."""
-    attacks = [text for each in paper.list_attacks(size).values() for text in each]
-    wanted = paper.choose_size(size).detectors
-    theirs = () if wanted is None else (*wanted.interpreters, *wanted.attacks.values())
-    return [parse(text) for text in (*attacks, *paper.list_interpreters(size), *theirs)]
