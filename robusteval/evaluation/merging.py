@@ -17,29 +17,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from robusteval.datasets.dataset import Batch, Data
-from robusteval.errors import RobustevalError, RunError, UsageError
+from robusteval.errors import RunError, UsageError
+from robusteval.evaluation.absent import Absent, prepare_absent
 from robusteval.evaluation.answers import Answers
 from robusteval.evaluation.batches import sort_rows
 from robusteval.evaluation.evaluate import Evaluation
 from robusteval.evaluation.gallery import Gallery
-from robusteval.evaluation.plan import Plan, prepare_attack
+from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.shares import Share, find_owners
-from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
-from robusteval.registry import parse
 from robusteval.runs.folder import SHARE, Store, is_of_run, read_cell, read_record, refuse_links
 from robusteval.runs.pictures import check_candidates
 from robusteval.runs.reading import ARRAYS, RECORD, read_bytes, read_text
 from robusteval.runs.seals import check_seal
 from robusteval.runs.storage import PartFolder, differences, unpack, unpack_part
-from robusteval.runs.types import Columns, Finding, Run
+from robusteval.runs.types import Columns, Run
 
 IMAGES = ("clean", "defense", "receiver")  # roles of cells that are images as they are
 FILE = ("key", "sha256", "pictures")  # of an entry: what names the file of its cell
@@ -163,16 +160,9 @@ def merge(
     if any(shard.folder.resolve() == out.resolve() for shard in shards):
         raise UsageError(f"--out {out} is one of the shards: choose another folder")
     with Store.open(out, config, fresh=fresh, say=progress.say) as store:
-        clean = join_clean(shards, store)
-        join_rows(shards, store, progress)
-        record = shards[0].record
-        store.created = store.created or min(shard.record["created"] for shard in shards)
-        store.seconds = max(store.seconds, sum(shard.record["seconds"] for shard in shards))
+        clean, record = join_columns(shards, store, progress), shards[0].record
         if any(config.get(name) for name in ("defenses", "interpreters", "receivers")):
             # what these measure is described by themselves alone
-            store.save_record(
-                {**record, "config": config, "status": "incomplete", "seconds": store.seconds}, []
-            )
             raise RunError(f"the columns are joined; {spell_completion(record, out)}")
         plan, absent = prepare_absent(record, config, clean, shards[0].answers)
         joined = JoinedEvaluation(plan, store, progress, command, shards[0])
@@ -180,6 +170,40 @@ def merge(
     if run.status != "complete":
         raise RunError(f"the columns are joined; {spell_completion(record, out)}")
     return run
+
+
+def join_columns(shards: Sequence[Shard], store: Store, progress: Progress) -> Columns:
+    """Put all that the parts of a run have computed into its store, as a run to be continued.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+        All of them, see `check_parts`.
+    store : Store
+        Of the whole run, open.
+    progress : Progress
+        Told how far it is.
+
+    Returns
+    -------
+    Columns
+        The images as they are, without a defense.
+
+    Raises
+    ------
+    UsageError
+        The parts have read other images, or lack some.
+    RunError
+        A file of a part is damaged, or two parts have the same rows.
+    """
+    clean = join_clean(shards, store)
+    join_rows(shards, store, progress)
+    first = shards[0]
+    store.created = store.created or min(shard.record["created"] for shard in shards)
+    store.seconds = max(store.seconds, sum(shard.record["seconds"] for shard in shards))
+    facts = {"config": first.config, "status": "incomplete", "seconds": store.seconds}
+    store.save_record({**first.record, **facts, "created": store.created}, [])
+    return clean
 
 
 def check_parts(shards: Sequence[Shard]) -> None:
@@ -289,104 +313,6 @@ def join_rows(shards: Sequence[Shard], store: Store, progress: Progress) -> None
             store.parts.save_part(key, sort_rows([(part["row"], part) for part in rows], order))
         progress.advance(1)
     progress.end()
-
-
-class Absent(RobustevalError):
-    """Something was asked of a network or of data that are not there."""
-
-
-class AbsentClassifier(Classifier):
-    """Stands for a network that is not there: it knows how many classes there are.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(nn.Identity(), num_classes=num_classes)
-        self.eval()
-        self.asked: list[str] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of no images; `Absent` for any image."""
-        if not len(x):
-            return x.new_zeros(0, self.num_classes)
-        self.refuse("the network")
-
-    def refuse(self, what: str) -> NoReturn:
-        """Note what was asked for, and raise `Absent`."""
-        self.asked.append(what)
-        raise Absent(f"it was not computed by any shard, and {what} is not here")
-
-
-class AbsentData:
-    """What a record says of images that are not there, in the place of `Data`.
-
-    Parameters
-    ----------
-    told : mapping
-        The record's `data`.
-    classifier : AbsentClassifier
-        Notes whether images are asked for.
-    """
-
-    def __init__(self, told: Mapping[str, Any], classifier: AbsentClassifier) -> None:
-        self.told = dict(told)
-        self.classifier = classifier
-        self.name = told["name"]
-        self.shape = tuple(told["shape"])
-        self.transform = told["transform"]
-        self.class_names = told["class_names"] and tuple(told["class_names"])
-        self.matching = told.get("labels")
-        self.source = self
-
-    def __len__(self) -> int:
-        return int(self.told["total"])
-
-    def count_turned(self, index: object) -> int:
-        """How many of the images are turned upright."""
-        return int(self.told.get("turned", 0))
-
-    def expect(self, index: object) -> None:
-        """Nothing can be read ahead."""
-
-    def batch(self, index: object) -> Batch:
-        """Raise `Absent`."""
-        self.classifier.refuse("an image")
-
-
-def prepare_absent(
-    record: Mapping[str, Any],
-    config: dict[str, Any],
-    clean: Columns,
-    answers: Mapping[str, Any],
-) -> tuple[Plan, AbsentClassifier]:
-    """The plan of a run whose network and images are not there, and what stands for the network."""
-    try:
-        classifier = AbsentClassifier(int(answers["classes"]))
-        data = AbsentData(record["data"], classifier)
-        shape = cast(tuple[int, int, int], data.shape)
-        attacks = tuple(
-            prepare_attack(parse(text), classifier, shape, data=cast(Data, data))
-            for text in config["attacks"]
-        )
-        findings = tuple(Finding(**finding) for finding in answers["plan"])
-        seed, probes = int(config["seed"]), bool(config["probes"])
-    except (KeyError, TypeError, ValueError):
-        raise UsageError("the record of the shards is damaged: give their commands again") from None
-    plan = Plan(
-        classifier,
-        cast(Data, data),
-        clean["index"],
-        attacks,
-        seed,
-        probes,
-        config,
-        findings=findings,
-    )
-    return plan, classifier
 
 
 class JoinedEvaluation(Evaluation):
