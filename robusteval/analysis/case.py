@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from robusteval.errors import NothingEvaluated
 from robusteval.evaluation.batches import ResumableMap, split_rows
 from robusteval.evaluation.perturbing import choose_goals, perturb
 from robusteval.evaluation.plan import Attack
+from robusteval.evaluation.shares import Share
 from robusteval.evaluation.work_cache import (
     Arrays,
     WorkCache,
@@ -46,27 +47,42 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Work on the images, batch by batch, that the next call takes up where one was stopped."""
+    """Work on the images, batch by batch, that the next call takes up where one was stopped.
+
+    What other processes have done of it is in the caches of `shards`; each has worked on the images
+    of its share as if there were no others.
+    """
 
     batches: ResumableMap
     circumstances: list[Any]  # what results depend on, besides what is given to `map`
+    shards: Mapping[Share, WorkCache] = field(default_factory=dict)
 
     @classmethod
     def resume(
-        cls, model: Classifier, seed: int, cache: WorkCache | None, progress: Progress
+        cls,
+        model: Classifier,
+        seed: int,
+        cache: WorkCache | None,
+        progress: Progress,
+        stopping: Callable[[], bool] = lambda: False,
+        shards: Mapping[Share, WorkCache] | None = None,
     ) -> Work:
         """Work on one model, whose results are kept in the cache, if there is one."""
         if cache is None or cache.folder is None:
-            return cls(ResumableMap(WorkCache().parts, progress), [])
-        return cls(ResumableMap(cache.parts, progress), describe_circumstances(model, seed))
+            return cls(ResumableMap(WorkCache().parts, progress, stopping), [])
+        batches = ResumableMap(cache.parts, progress, stopping)
+        return cls(batches, describe_circumstances(model, seed), shards or {})
 
     def map(
         self,
         title: str,
         facts: Any,
         arrays: Arrays,
+        ids: Values,
         batches: Sequence[Positions],
         work: Callable[[Positions], Columns],
+        *,
+        whole: bool = False,
     ) -> Columns:
         """Compute columns of all rows.
 
@@ -77,16 +93,33 @@ class Work:
         facts : JSON-able
             All that the result depends on, besides the circumstances and
         arrays : tuple of ndarray
-            these.
+            these, of all n images.
+        ids : ndarray
+            Of the images' content ``(n,)``.
         batches : sequence of ndarray
             Rows ``(m,)`` that are worked on together.
         work : callable
             ``rows (m,) -> columns of m entries each``.
+        whole : bool
+            A batch is part of the result: it is done whole or anew, and by no shard.
         """
         key = hash_inputs([self.circumstances, facts], arrays)
-        # a batch is done whole or anew: to some attacks of other packages it matters
-        cells = self.batches.map_cells(title, [key], batches, lambda rows: [work(rows)], whole=True)
-        return cells[0]
+        for share, cache in self.shards.items() if not whole else ():
+            mine = share.own(np.arange(len(ids)), ids)
+            theirs = hash_inputs([self.circumstances, facts], tuple(each[mine] for each in arrays))
+            parts = [
+                {**part, "row": mine[part["row"]]}
+                for part in cache.parts.read_parts(theirs)
+                if np.isin(part["row"], np.arange(len(mine))).all()
+            ]
+            for part in parts:
+                self.batches.parts.save_part(key, part)
+            if len(mine) and not parts:
+                self.batches.progress.say(
+                    f"{title}: what shard {share} has of it was made with other images, another"
+                    " network or on another machine, so it is done here."
+                )
+        return self.batches.map(title, key, batches, work, whole=whole)
 
 
 def build_case(
@@ -110,6 +143,11 @@ def build_case(
         If the network or the attack broke.
     """
     images = draw_correct(model, data, samples, seed, progress)
+    return attack_images(model, images, attack, seed, work)
+
+
+def attack_images(model: Classifier, images: Batch, attack: Attack, seed: int, work: Work) -> Case:
+    """Attack images that are classified correctly; RunError if the network or the attack broke."""
     x, y = images.x.to(model.device), images.y.to(model.device)
     seeds = sample_seeds(seed, images.ids)
     goal = choose_goals(attack, y, seeds, model.num_classes, images.index)
@@ -127,8 +165,10 @@ def build_case(
         str(attack.spec),
         ["attack", str(attack.spec), attack.resolved],
         (images.x.numpy(), goal.cpu().numpy(), images.ids),
+        images.ids,
         split_rows(np.arange(n), size),
         attack_rows,
+        whole=attack.foreign,
     )
     x_adv = torch.from_numpy(columns["x_adv"]).to(x)
     with torch.no_grad():

@@ -7,7 +7,7 @@ pictures are arrays beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from robusteval.analysis.case import Case, Work, build_case
+from robusteval.analysis.case import Case, Work, attack_images, build_case, draw_correct
 from robusteval.analysis.dissection import measure_units
 from robusteval.analysis.focus import measure_focus, remark_same_maps
 from robusteval.analysis.map_heights import measure_heights
@@ -33,10 +33,11 @@ from robusteval.analysis.sparse_noise import (
 )
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.concepts import Concepts, Generated
-from robusteval.datasets.dataset import Data
+from robusteval.datasets.dataset import Batch, Data
 from robusteval.datasets.images import choose_shown
 from robusteval.errors import UsageError, check_argument
 from robusteval.evaluation.plan import check_draw, prepare_attack
+from robusteval.evaluation.shares import Share
 from robusteval.evaluation.work_cache import WorkCache
 from robusteval.interpreters.cam import cam, gradcam, gradcam_plus_plus
 from robusteval.interpreters.scaling import resize
@@ -88,6 +89,8 @@ def explain(
     concepts: Concepts | None = None,
     progress: Progress | bool | None = None,
     cache: WorkCache | None = None,
+    shards: Mapping[Share, WorkCache] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
     command: str | None = None,
 ) -> Explanation:
     """Attack some images and take the perturbations apart.
@@ -116,6 +119,11 @@ def explain(
     cache : WorkCache, optional
         Keeps what is finished of the attack and of the regions' scores, so that the same call after
         a stop goes on from there.
+    shards : mapping of Share to WorkCache, optional
+        Where `explain_share` has kept what it has finished of the same explanation; what none of
+        them holds is done here.
+    stopping : callable
+        Asked after each batch of that; Interrupted once it says so.
     command : str, optional
         What a user typed to ask for it; kept in the record.
 
@@ -128,18 +136,15 @@ def explain(
     RunError
         If the network or the attack broke.
     """
-    check_data(data)
     check_draw(samples, seed)
     check_argument("attack", attack, (str, Spec), 'name one, such as "pgd:eps=8/255"')
-    if not isinstance(classifier, Classifier):
-        classifier = wrap_module(classifier, data)
-    data = match_classes(data, classifier.num_classes, classifier.class_names)
+    classifier, data = match_images(classifier, data)
     ready = prepare_attack(attack, classifier, data.shape, data=data)
     with raise_as_usage_error():
         regions = build_grid(*data.shape[1:], side)
     began = time.monotonic()
     with frozen(classifier), open_progress(progress) as shown:
-        work = Work.resume(classifier, seed, cache, shown)
+        work = Work.resume(classifier, seed, cache, shown, stopping, shards)
         case = build_case(classifier, data, ready, samples, seed, work, shown)
         fooled, attacked = case.made != case.y, len(case.x)
         remarks: list[str] = []
@@ -200,6 +205,51 @@ def remark_left_alone(count: int) -> list[str]:
         return []
     said = "image is" if count == 1 else "images are"
     return [f"{count} {said} of the class that is to be reached, and left alone."]
+
+
+def explain_share(
+    classifier: nn.Module,
+    data: Data,
+    attack: str | Spec,
+    share: Share,
+    *,
+    samples: int,
+    seed: int,
+    cache: WorkCache,
+    progress: Progress,
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
+    """Do what takes longest of an explanation for a share of its images: attack, and score regions.
+
+    See `explain`, which takes it from the cache. An attack that minds which images are in a batch
+    is left to it.
+
+    Returns
+    -------
+    int
+        How many images were done.
+    """
+    classifier, data = match_images(classifier, data)
+    ready = prepare_attack(attack, classifier, data.shape, data=data)
+    if ready.foreign:
+        return 0
+    with frozen(classifier):
+        work = Work.resume(classifier, seed, cache, progress, stopping)
+        images = draw_correct(classifier, data, samples, seed, progress)
+        mine = share.own(np.arange(len(images.ids)), images.ids)
+        if len(mine):
+            images = Batch(images.x[mine], images.y[mine], images.ids[mine], images.index[mine])
+            case = attack_images(classifier, images, ready, seed, work)
+            score_regions(classifier, case, build_grid(*data.shape[1:]), work)
+    return len(mine)
+
+
+def match_images(classifier: nn.Module, data: Data) -> tuple[Classifier, Data]:
+    """A module as a classifier, and the images with labels as it counts them."""
+    check_data(data)
+    if not isinstance(classifier, Classifier):
+        classifier = wrap_module(classifier, data)
+    return classifier, match_classes(data, classifier.num_classes, classifier.class_names)
 
 
 def draw_maps(

@@ -29,6 +29,7 @@ from robusteval.analysis.summaries import (
 )
 from robusteval.datasets.dataset import Positions
 from robusteval.evaluation.batches import split_rows
+from robusteval.evaluation.work_cache import hash_inputs
 from robusteval.models.classifier import Classifier, predict_classes
 from robusteval.models.steps import book_rows
 from robusteval.runs.explanation_record import (
@@ -244,8 +245,9 @@ def score_regions(model: Classifier, case: Case, regions: Tensor, work: Work) ->
     x, x_adv, y = (each.cpu().numpy() for each in (case.x, case.x_adv, case.y))
     columns = work.map(
         "Scoring regions",
-        ["regions"],
-        (x, x_adv, y, regions.numpy()),
+        ["regions", hash_inputs([], (regions.numpy(),))],
+        (x, x_adv, y),
+        case.ids,
         split_rows(np.arange(len(x)), SCORED),
         score_rows,
     )
