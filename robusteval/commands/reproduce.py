@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robusteval.analysis.papers.declaration import SIZES, Detectors, list_papers, read_paper
+from robusteval.analysis.papers.declaration import SIZES, Detectors, Paper, list_papers, read_paper
 from robusteval.art.field_names import check_attack
 from robusteval.errors import RobustevalError, RunError, UsageError
 from robusteval.registry import parse
@@ -19,9 +19,11 @@ from robusteval.runs.writing import write_atomically
 
 from .detector import load_vgg
 from .networks import load_networks, name_networks, parse_network
+from .reproducing import PaperRequest, describe_shard, parse_share
 from .running import build_data_options, device_option, model_options, spell_command
 from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
+from .working import worker_options
 
 if TYPE_CHECKING:
     from robusteval.analysis.papers.masked import MaskWorth
@@ -93,7 +95,21 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Runs and reports, in a folder for each paper; what is there is continued.",
 )
-@option("Run", "--fresh", is_flag=True, help="Throw away what the folders hold, and start anew.")
+@option(
+    "Run",
+    "--fresh",
+    is_flag=True,
+    help="Throw away what the folders hold, and start anew; what shards have done stays. With"
+    " --shard: what this shard has done alone.",
+)
+@option(
+    "Run",
+    "--shard",
+    metavar="K/N",
+    help="Measure the K-th of N parts of the images, into a folder of its own below --out, which"
+    " all N may share; the same command without --shard joins them and makes the tables.",
+)
+@worker_options
 @option(
     "Run",
     "--vgg-weights",
@@ -125,6 +141,9 @@ def reproduce(
     vgg_weights: Path | None,
     targets: tuple[str, ...],
     hardened: str | None,
+    shard: str | None,
+    workers: int | None,
+    ray: str | None,
     **given: Any,
 ) -> None:
     """Measure what PAPER has published on a network of yours.
@@ -135,6 +154,10 @@ def reproduce(
 
     The same command continues one that was stopped.
 
+    Attacks, also those on --hardened and with other seeds, can be divided among workers and
+    shards; explanations among shards alone. Attacks on maps, masks of units, and detectors with
+    the attacks on them, are measured by one process, that which makes the tables.
+
     \b
     Examples:
       robusteval reproduce pgap
@@ -142,6 +165,8 @@ def reproduce(
         --data cifar10:data --samples 100 --size paper
     """
     if paper == "list":
+        if shard is not None:
+            raise UsageError("--shard divides the images of a paper: name one in place of list")
         emit_lines(list(describe_papers()))
         return
     papers = [read_paper(name) for name in (list_papers() if paper == "all" else [paper])]
@@ -154,12 +179,14 @@ def reproduce(
     proposed = [parse_network(hardened, "--hardened")] if hardened else []
     if proposed and not any(each.compares_hardened for each in papers):
         raise UsageError("--hardened is for papers that have rows of such a network: int")
+    share = None if shard is None else parse_share(shard)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder: choose another")
-    found, broken = [], []
+    found, shards, broken = [], [], []
     with open_session(request.open_both, fresh=fresh) as session:
-        from robusteval.analysis.papers.planning import Subject, list_specs_of
+        from robusteval.analysis.papers.planning import Subject
         from robusteval.analysis.papers.running import reproduce as run_paper
+        from robusteval.analysis.papers.shards import check_share, find_shards, measure_share
 
         classifier, images, progress, stop = session
         receivers = load_networks(networks, progress, device=request.device)
@@ -167,24 +194,34 @@ def reproduce(
         stop.politely = True
         for number, each in enumerate(papers, 1):
             progress.say(f"Paper {number} of {len(papers)}, {each.name}: {each.title}.")
-            if needs_rts(list_specs_of(each, scale)):
-                try:
-                    ensure_masks(session, request, "train" if request.split == "test" else "test")
-                except RunError as error:
-                    progress.say(str(error))
             folder = out / f"{each.name}-{scale}"
+            asked = PaperRequest(request, each, scale, samples, seed, networks, proposed, share)
+            subject = Subject(each, classifier, images, scale, samples, seed, receivers, trained)
+            options: dict[str, Any] = {
+                "fresh": fresh,
+                "progress": progress,
+                "stopping": lambda: stop.asked > 0,
+                "command": spell_command(),
+                "hire": asked.hire(session, workers, ray),
+            }
             try:
+                # what is wrong with shards shows before masks are trained
+                if share is None:
+                    find_shards(folder)
+                else:
+                    check_share(subject, folder, share)
+                prepare_masks(session, request, each, scale)
+                if share is not None:
+                    shards.append(measure_share(subject, folder, share, **options))
+                    continue
                 reproduction = run_paper(
-                    Subject(each, classifier, images, scale, samples, seed, receivers, trained),
+                    subject,
                     folder,
-                    fresh=fresh,
-                    progress=progress,
-                    stopping=lambda: stop.asked > 0,
-                    command=spell_command(),
                     detect=partial(fit_detectors, session, vgg_weights),
                     mask=partial(mask_units, session),
                     write=partial(write_detector, session, vgg_weights),
                     start=vgg_weights,
+                    **options,
                 )
             except RobustevalError as error:
                 if stop.asked or len(papers) == 1:
@@ -194,9 +231,23 @@ def reproduce(
                 continue
             found.append(reproduction)
             write_reports(reproduction, folder)
-    print_reproductions(found, form, out)
+    if share is None:
+        print_reproductions(found, form, out)
+    else:
+        emit_lines([line for each in shards for line in describe_shard(each)])
     if broken:
         raise RunError(f"{len(broken)} of {len(papers)} papers have no result: {', '.join(broken)}")
+
+
+def prepare_masks(session: Session, request: Request, paper: Paper, size: str) -> None:
+    """Make sure of the masks of RTS where a paper needs them; why there are none is said."""
+    from robusteval.analysis.papers.planning import list_specs_of
+
+    if needs_rts(list_specs_of(paper, size)):
+        try:
+            ensure_masks(session, request, "train" if request.split == "test" else "test")
+        except RunError as error:
+            session.progress.say(str(error))
 
 
 def fit_detectors(

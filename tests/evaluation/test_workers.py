@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from recipes import build_bands_plan
+from recipes import Here, build_bands_plan
 from same_runs import assert_same
 from toys import Bands
 
@@ -33,24 +33,6 @@ from robusteval.models.classifier import Classifier
 ATTACKS = ["pgd:eps=12/255,steps=12", "noise:eps=12/255"]
 FOREIGN = "art:SquareAttack:eps=12/255,max_iter=3"
 SAMPLES = 40
-
-
-class Here:
-    """A pool whose bench is in this process, and which does the last batches first."""
-
-    size = 3
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.tasks: list[Task] = []
-
-    def compute(
-        self, task: Task, seen: Sequence[Seen], batches: Sequence[Positions]
-    ) -> Iterator[Computed]:
-        """Results, last batch first."""
-        self.tasks.append(task)
-        for rows in reversed(batches):
-            yield self.bench.compute(task, seen, rows)
 
 
 @pytest.fixture

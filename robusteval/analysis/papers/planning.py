@@ -14,6 +14,7 @@ from robusteval.datasets.chosen import choose_images
 from robusteval.datasets.class_names import match_classes
 from robusteval.datasets.dataset import Data, Positions, draw
 from robusteval.evaluation.plan import Plan, prepare_plan
+from robusteval.evaluation.shares import Share
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
 from robusteval.registry import INTERPRETERS, parse
@@ -55,6 +56,8 @@ class Subject:
     hardened : mapping of str to Classifier
         One network by its name that was trained as the paper proposes, or none: what has rows of
         such a one attacks it as well, on the same images.
+    share : Share, optional
+        Of the images, which alone are attacked; all if not given.
     """
 
     paper: Paper
@@ -65,6 +68,7 @@ class Subject:
     seed: int = 0
     targets: Mapping[str, Classifier] = field(default_factory=dict)
     hardened: Mapping[str, Classifier] = field(default_factory=dict)
+    share: Share | None = None
 
     @property
     def scale(self) -> Size:
@@ -123,6 +127,7 @@ class Subject:
             interpreters=interpreters,
             optional=(*attacks, *interpreters),
             receivers=self.targets if plain else None,
+            share=self.share,
             fingerprint=fingerprint,
             progress=progress or Silent(),
         )
@@ -138,6 +143,7 @@ class Subject:
             seed=seed,
             probes=False,
             optional=chaotic,
+            share=self.share,
             fingerprint=fingerprint,
             progress=progress or Silent(),
         )

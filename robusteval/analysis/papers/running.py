@@ -19,9 +19,11 @@ from robusteval.analysis.papers.masked import MaskWorth
 from robusteval.analysis.papers.on_maps import MapAttack
 from robusteval.analysis.papers.planning import PaperRun, Subject, list_left_out
 from robusteval.analysis.papers.results import Results
+from robusteval.analysis.papers.shards import Hire, find_shards, hire_nobody, join_run
 from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.plan import Plan
+from robusteval.evaluation.shares import Share
 from robusteval.evaluation.work_cache import WorkCache, describe_circumstances
 from robusteval.models.classifier import Classifier
 from robusteval.progress import Progress, Silent
@@ -50,6 +52,7 @@ def reproduce(
     mask: Mask | None = None,
     write: WriteDetector | None = None,
     start: Path | None = None,
+    hire: Hire = hire_nobody,
 ) -> Reproduction:
     """Measure what a paper has published, on another network.
 
@@ -58,9 +61,11 @@ def reproduce(
     subject : Subject
         The paper and the network.
     folder : Path
-        Where the run and what is explained are kept, and continued.
+        Where the run and what is explained are kept, and continued. Where several processes have
+        measured shares of the images in it (`robusteval.analysis.papers.shards`), what they did is
+        joined.
     fresh : bool
-        Throw away what is in `folder`.
+        Throw away what is in `folder`; shards stay, and are joined anew.
     progress : Progress, optional
         Where to say how far it is.
     stopping : callable
@@ -76,15 +81,19 @@ def reproduce(
     start : Path, optional
         The weights in a file from which `write` starts, if from any; what it has written is used
         again with the same ones only.
+    hire : callable
+        Opens the processes that do the work of a run. All else is done by this one.
 
     Raises
     ------
     UsageError
-        If nothing of the paper can be run on this network.
+        If nothing of the paper can be run on this network, or a shard is missing, not finished or
+        of another command.
     RunError
         If something broke; what was finished is kept.
     """
-    measuring = Measuring(subject, folder, fresh, progress or Silent(), stopping, command)
+    measuring = Measuring(subject, folder, fresh, progress or Silent(), stopping, command, hire)
+    measuring.prepare()
     run = measuring.run_attacks()
     on_maps = measuring.attack_maps(subject.classifier, run)
     hardened = measuring.run_hardened()
@@ -118,8 +127,8 @@ def reproduce(
 
 
 @dataclass
-class Measuring:
-    """The parts of a paper: each method measures one, and continues what is in the folder."""
+class PaperRuns:
+    """The runs of a paper: each method makes one kind, and continues what is in the folder."""
 
     subject: Subject
     folder: Path
@@ -127,47 +136,63 @@ class Measuring:
     progress: Progress
     stopping: Callable[[], bool]
     command: str
+    hire: Hire
+    plans: dict[PaperRun, Plan] = field(default_factory=dict)
+    shards: dict[Share, Path] = field(default_factory=dict)
     # by attack, or by what is done and to what, the reason why there is no result
     missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # spent on other parts than the first run
 
+    def prepare(self) -> None:
+        """Plan the runs, and join what other processes have done of them."""
+        self.shards = find_shards(self.folder)
+        runs = self.subject.list_runs()
+        self.plans = {run: self.subject.prepare(run, progress=self.progress) for run in runs}
+        for run, plan in self.plans.items() if self.shards else ():
+            out = self.folder / run.folder
+            join_run(self.shards, run, plan, out, fresh=self.fresh, progress=self.progress)
+
     def run_attacks(self) -> Run:
         """The run that most tables are filled from."""
-        first = next(self.subject.list_runs())
-        plan = self.subject.prepare(first, progress=self.progress)
-        run = self._execute(first, plan)
-        self.missing |= {**list_left_out(plan), **run.failures}
+        (run,) = self._execute("run")
+        self.missing |= {**list_left_out(next(iter(self.plans.values()))), **run.failures}
         return run
 
     def run_hardened(self) -> Run | None:
         """The same on the network that was trained as the paper proposes; None without one."""
-        for each in self.subject.list_runs():
-            if each.kind == "hardened":
-                run = self._execute(each, self.subject.prepare(each, progress=self.progress))
-                self.seconds += run.seconds
-                return run
-        return None
+        runs = self._execute("hardened")
+        self.seconds += sum(run.seconds for run in runs)
+        return runs[0] if runs else None
 
     def run_again(self) -> dict[str, list[Outcome]]:
         """What comes of attacks that are a matter of luck with other seeds, by attack."""
         again: dict[str, list[Outcome]] = {}
-        for each in self.subject.list_runs():
-            if each.kind == "again":
-                run = self._execute(each, self.subject.prepare(each, progress=self.progress))
-                for outcome in run.attacks:
-                    again.setdefault(str(outcome.attack), []).append(outcome)
+        for run in self._execute("again"):
+            for outcome in run.attacks:
+                again.setdefault(str(outcome.attack), []).append(outcome)
         return again
 
-    def _execute(self, run: PaperRun, plan: Plan) -> Run:
-        """Make one of the runs, or continue it."""
-        return execute(
-            plan,
-            self.folder / run.folder,
-            fresh=self.fresh,
-            progress=self.progress,
-            stopping=self.stopping,
-            command=self.command,
-        )
+    def _execute(self, kind: str) -> list[Run]:
+        """Make the runs of a kind, or continue them."""
+        found = []
+        for run, plan in self.plans.items():
+            if run.kind == kind:
+                with self.hire(run, plan) as pool:
+                    done = execute(
+                        plan,
+                        self.folder / run.folder,
+                        fresh=self.fresh and not self.shards,
+                        progress=self.progress,
+                        stopping=self.stopping,
+                        command=self.command,
+                        pool=pool,
+                    )
+                found.append(done)
+        return found
+
+
+class Measuring(PaperRuns):
+    """All parts of a paper: the runs, and methods for what else is measured."""
 
     def attack_maps(self, model: Classifier, run: Run) -> dict[str, MapAttack]:
         """Attack the maps of a network for the images of a run, at every radius of the paper."""
@@ -212,6 +237,11 @@ class Measuring:
                     seed=subject.seed,
                     progress=self.progress,
                     cache=self._open_cache(f"explained/{name}"),
+                    shards={
+                        share: WorkCache(folder / "explained" / name, self.progress.say)
+                        for share, folder in self.shards.items()
+                    },
+                    stopping=self.stopping,
                 ).record
             except Interrupted:
                 raise
@@ -223,8 +253,10 @@ class Measuring:
     def mask_units(self, mask: Mask | None) -> dict[str, MaskWorth]:
         """What masks of units are worth, by short name."""
         subject, masked = self.subject, dict[str, MaskWorth]()
+        if mask is None:
+            return masked
         images, attack = subject.samples or subject.scale.masked, subject.paper.mask_attack
-        for name, units in subject.paper.masked.items() if mask else ():
+        for name, units in subject.paper.masked.items():
             try:
                 with self._count_seconds():
                     cache = self._open_cache(f"masked/{name}")
