@@ -94,6 +94,8 @@ def strattack(
         If a parameter is out of range.
     """
     small = min(x.shape[2:]) <= 32
+    if side is not None and side > max(x.shape[2:]):
+        raise ValueError(f"side must be at most {max(x.shape[2:])}, of these images, not {side}")
     groups = Groups((2 if small else 13) if side is None else side)
     if min(steps, rounds) < 1:
         raise ValueError(f"steps and rounds must be at least 1, not {steps} and {rounds}")

@@ -156,10 +156,13 @@ def choose_strength_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
 def choose_cost_columns(record: RunRecord) -> tuple[AttackColumn, ...]:
     """The columns that tell what attacks changed and took, as their threats measure it."""
     norms = {case.threat.norm for case in list_told_cases(record)}
+    counted = VALUES if norms & COUNTED else ()
+    if any(row.spec.partition(":")[0] in SPARING for row in record.attacks):
+        counted = COUNTS  # beside those that change everything
     return (
         SUCCESS._replace(title="made wrong") if norms == {CORRUPTION} else SUCCESS,
         *(DISTANCE if norms - COUNTED - ALIKE else ()),
-        *(VALUES if norms & COUNTED else ()),
+        *counted,
         *(SIMILARITY if norms & ALIKE else ()),
         *PRICE,
     )
@@ -202,12 +205,13 @@ DISTANCE = (
         ),
     ),
 )
-VALUES = (
-    build_norm_column("median values", COUNTED, lambda row: format_quantity(row.distances.l0)),
-    build_norm_column(
-        "median pixels", COUNTED, lambda row: format_quantity(row.distances.l0_pixels)
-    ),
+# attacks that are to change little of an image, though their threat does not count it
+SPARING = ("refine", "strattack")
+COUNTS = (
+    AttackColumn("median values", lambda row: format_quantity(row.distances.l0)),
+    AttackColumn("median pixels", lambda row: format_quantity(row.distances.l0_pixels)),
 )
+VALUES = tuple(build_norm_column(each.title, COUNTED, each.write) for each in COUNTS)
 SIMILARITY = (
     build_norm_column("mean SSIM", ALIKE, lambda row: format_similarity(row.distances.ssim)),
     build_norm_column("mean PSNR", ALIKE, lambda row: format_decibels(row.distances.psnr)),

@@ -98,10 +98,11 @@ def write_claim(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[st
     if not bounded or record.misfed or any(each.code in CHANCE for each in record.findings):
         return
     several = len(bounded) > 1
+    least = [round_down(c.success_rate.float.low, c.success_rate.float.n) for c in bounded]
     shares = [
-        f"{round_down(case.success_rate.float.low, case.success_rate.float.n)} %"
-        + (f" at {format_threat(case.threat)}" if several else "")
-        for case in bounded
+        f"{percent} %" + (f" at {format_threat(case.threat)}" if several else "")
+        for percent, case in zip(least, bounded, strict=True)
+        if float(percent)
     ]
     if any(case.success_rate.float.k for case in bounded):
         yield (

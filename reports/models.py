@@ -246,7 +246,8 @@ def write_differences(record: ModelsRecord) -> Iterator[str]:
             if rows
         ]
         if not said:
-            said = [f"as many images right in each of {len(known)} rows, as far as can be told"]
+            where = f" in each of {len(known)} rows" if len(known) > 1 else ""
+            said = [f"as many images right{where}, as far as can be told"]
         yield f"Beside {record.models[0]}, {name} keeps {', '.join(said)}."
 
 

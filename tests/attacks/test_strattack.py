@@ -85,6 +85,7 @@ def test_limit_mask_and_target_are_kept(bands: Classifier) -> None:
     ("settings", "said"),
     [
         ({"side": 0}, "side must be at least 1"),
+        ({"side": 13}, "side must be at most 12, of these images, not 13"),
         ({"steps": 0}, "steps and rounds"),
         ({"tau": -1.0}, "tau must be at least 0"),
         ({"tau": 0.0, "side": 3}, "side does nothing unless tau is not 0"),

@@ -116,3 +116,15 @@ def test_only_what_is_shown_is_safe_to_claim(
 
     assert said in claim
     assert bool(claim) == bool(said)
+
+
+def test_a_share_of_nothing_is_no_claim(make_outcome: MakeOutcome, make_run: MakeRun) -> None:
+    """Beside a threat to which some fall, one to which none fell is left out."""
+    small = make_outcome(np.zeros(10, bool), threat=Threat("linf", 1 / 255, False))
+    large = make_outcome(HALF, threat=Threat("linf", 8 / 255, False))
+    record = build_record(make_run(small, large))
+
+    claim = " ".join(write_claim(record, record.worst_cases))
+
+    assert "at least 23 % at linf eps 8/255" in claim
+    assert "0 %" not in claim

@@ -14,7 +14,12 @@ from robusteval.reports.build import build_record
 from robusteval.reports.compare import compare
 from robusteval.reports.html import to_html
 from robusteval.reports.markdown import render_markdown
-from robusteval.reports.models import build_models, build_models_table, name_models
+from robusteval.reports.models import (
+    build_models,
+    build_models_table,
+    name_models,
+    write_differences,
+)
 from robusteval.reports.record import render_json
 from robusteval.reports.terminal import render_table
 from robusteval.runs.types import Outcome, Run
@@ -127,6 +132,14 @@ def test_what_differs_beyond_chance_is_said_in_words(runs: list[Run]) -> None:
     (better, _) = build_models_table(build_models([runs[1], runs[0], runs[1]])).lead
     assert "more images right in 1 of 2 rows" in better
     assert "+30.0 points" in better
+
+
+def test_of_a_single_row_none_is_counted(runs: list[Run]) -> None:
+    table = build_models(runs[::2])
+
+    (same,) = write_differences(replace(table, rows=table.rows[:1]))
+
+    assert same.endswith("keeps as many images right, as far as can be told.")
 
 
 def test_models_without_a_pair_are_not_spoken_of(

@@ -212,6 +212,21 @@ def test_each_threat_has_its_own_number(make_outcome: MakeOutcome, make_run: Mak
     assert "l2 minimum norm" in printed(run)
 
 
+def test_changed_values_are_told_of_attacks_that_are_to_change_few(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """And of the others beside them, which they are held against."""
+    broken, counts = masks(500, 400)[0], np.full(500, 123.0)
+    plain = make_outcome(broken, l0=counts)
+    refined = make_outcome(broken, spec=Spec("refine", {"attack": "pgd"}), l0=counts / 3)
+
+    alone, beside = printed(make_run(plain)), printed(make_run(plain, refined))
+
+    assert "values" not in alone
+    assert "123" in beside
+    assert "41" in beside
+
+
 def test_without_a_radius_the_distance_is_the_verdict(
     make_outcome: MakeOutcome, make_run: MakeRun
 ) -> None:

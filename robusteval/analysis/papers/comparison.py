@@ -260,8 +260,8 @@ def split_words(name: str) -> list[str]:
 
 
 def has_interval(found: Measured) -> bool:
-    """Whether a figure has an interval."""
-    return math.isfinite(found.low) and math.isfinite(found.high)
+    """Whether a figure has an interval: of what does not vary none is known."""
+    return math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high
 
 
 def fill_sweep(table: Table, line: Line, results: Results) -> Iterator[ComparedRow]:

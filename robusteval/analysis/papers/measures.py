@@ -54,11 +54,8 @@ class Measure(NamedTuple):
             k, n = float(values.sum()), len(values)
             return Measured(k / n if n else math.nan, *wilson(k, n), n)
         if self.summary == "mean":
-            known = Measured(*mean_interval(values))
-            if self.shared or known.low == known.high:  # what does not vary tells no interval
-                return known._replace(low=math.nan, high=math.nan)
-            least, most = self.span  # Student's interval knows of no ends
-            return known._replace(low=max(known.low, least), high=min(known.high, most))
+            known = summarize_mean(values, self.span)
+            return known._replace(low=math.nan, high=math.nan) if self.shared else known
         return summarize_median(values[~np.isnan(values)])
 
     def compare_values(self, first: Values, second: Values, both: Flags) -> Difference:
@@ -74,6 +71,15 @@ class Measure(NamedTuple):
             low, high = paired_interval(lost, gained, len(gap))
             return found._replace(low=low, high=high)
         return found
+
+
+def summarize_mean(values: Values, span: tuple[float, float]) -> Measured:
+    """The mean of values ``(n,)`` that lie in a span; of such that do not vary no interval."""
+    known = Measured(*mean_interval(values))
+    if known.low == known.high:
+        return known._replace(low=math.nan, high=math.nan)
+    least, most = span  # Student's interval knows of no ends
+    return known._replace(low=max(known.low, least), high=min(known.high, most))
 
 
 def summarize_median(values: Values) -> Measured:

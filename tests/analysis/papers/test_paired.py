@@ -12,7 +12,7 @@ import pytest
 
 from robusteval.analysis.papers.comparison import check_claim
 from robusteval.analysis.papers.declaration import Claim, Reading
-from robusteval.analysis.papers.on_maps import MapAttack
+from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
 from robusteval.analysis.papers.results import Results
 from robusteval.runs.explanation_record import (
     ExplanationRecord,
@@ -158,6 +158,32 @@ def test_attacks_on_maps_are_compared_over_the_images_that_both_have_right(
     alone = replace(results, hardened=None, on_hardened_maps={})
     results = alone
     assert "--hardened" in compare("tau_all").said
+
+
+def test_the_interval_of_a_rank_correlation_has_ends() -> None:
+    """Student's knows of none; and of images that are all alike none is told."""
+    tau_all, tau_kept = (find_on_maps(name) for name in ("tau_all", "tau_kept"))
+    assert tau_all is not None
+    assert tau_kept is not None
+    few = led(np.array([-0.9, 0.9, 0.9]), kept=[False, True, True])
+
+    whole, kept = tau_all.read(few), tau_kept.read(few)
+
+    assert (whole.low, whole.high, whole.n) == (-1, 1, 3)
+    assert kept.value == pytest.approx(0.9)
+    assert np.isnan((kept.low, kept.high)).all()
+
+
+def test_a_difference_that_does_not_vary_has_no_interval(make_run: MakeRun) -> None:
+    same = led(np.linspace(0, 0.9, 4))
+    maps = {"on_maps": {"one": same}, "on_hardened_maps": {"one": same}}
+    results = Results(make_run(), {}, {}, hardened=make_run(), **maps)  # type: ignore[arg-type]
+    more, than = Reading("one", "tau_all", hardened=True), Reading("one", "tau_all")
+
+    found = check_claim(Claim("More.", "here", more, than), results)
+
+    assert found.holding == "not decided"
+    assert "0 (no interval; 4 images)" in found.said
 
 
 @pytest.mark.parametrize(
