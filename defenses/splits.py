@@ -76,6 +76,11 @@ def group_alike(x: Tensor, ids: Ids) -> Array:
     return np.asarray(connected_components(graph, directed=False)[1])
 
 
+def count_least() -> int:
+    """The fewest images that can be parted."""
+    return math.ceil(max(n / part for n, part in zip(LEAST, SHARES, strict=True)))
+
+
 def read_sources(
     model: Classifier,
     data: Data,
@@ -89,7 +94,7 @@ def read_sources(
     UsageError if they are too few or of one class, or the classifier cannot take them.
     """
     index = draw(len(data), samples, seed)
-    least = math.ceil(max(n / part for n, part in zip(LEAST, SHARES, strict=True)))
+    least = count_least()
     if len(index) < least:
         raise UsageError(
             f"{len(index)} images cannot be parted into those to fit, to set thresholds and to"

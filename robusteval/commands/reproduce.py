@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
@@ -177,8 +177,14 @@ def reproduce(
     networks = [parse_network(text) for text in targets]
     name_networks(networks)
     proposed = [parse_network(hardened, "--hardened")] if hardened else []
-    if proposed and not any(each.compares_hardened for each in papers):
-        raise UsageError("--hardened is for papers that have rows of such a network: int")
+    check_used(
+        papers,
+        {
+            "--target": bool(targets),
+            "--hardened": bool(proposed),
+            "--vgg-weights": vgg_weights is not None,
+        },
+    )
     share = None if shard is None else parse_share(shard)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder: choose another")
@@ -205,6 +211,7 @@ def reproduce(
                 "hire": asked.hire(session, workers, ray),
             }
             try:
+                check_samples(each, samples)
                 # what is wrong with shards shows before masks are trained
                 if share is None:
                     find_shards(folder)
@@ -237,6 +244,33 @@ def reproduce(
         emit_lines([line for each in shards for line in describe_shard(each)])
     if broken:
         raise RunError(f"{len(broken)} of {len(papers)} papers have no result: {', '.join(broken)}")
+
+
+# which papers an option is for, and which of them that are
+USES: dict[str, tuple[str, Callable[[Paper], bool]]] = {
+    "--target": ("have rows of transfer", lambda paper: paper.compares_targets),
+    "--hardened": ("have rows of such a network", lambda paper: paper.compares_hardened),
+    "--vgg-weights": ("fit detectors", lambda paper: bool(paper.detectors)),
+}
+
+
+def check_used(papers: Sequence[Paper], given: Mapping[str, bool]) -> None:
+    """UsageError if an option is given that none of these papers has a use for."""
+    for option, (what, uses) in USES.items():
+        if given[option] and not any(map(uses, papers)):
+            names = ", ".join(name for name in list_papers() if uses(read_paper(name)))
+            raise UsageError(f"{option} is for papers that {what}: {names}")
+
+
+def check_samples(paper: Paper, samples: int | None) -> None:
+    """UsageError if a paper of detectors is asked for with too few images to part."""
+    from robusteval.defenses.splits import count_least
+
+    if paper.detectors and samples is not None and samples < count_least():
+        raise UsageError(
+            f"{samples} images are too few for the detectors of {paper.name}: give --samples at"
+            f" least {count_least()}"
+        )
 
 
 def prepare_masks(session: Session, request: Request, paper: Paper, size: str) -> None:

@@ -51,6 +51,7 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     assert rows[7]["measured"] == rows[5]["measured"]
     assert rows[5]["attack"] == "cells of the map lowered, eps 8/255, 2 steps"
     assert "The hardened network is demo, which has 4 of 4 images right." in found["remarks"]
+    assert any("It is the network beside it" in text for text in found["remarks"])
     assert rows[6]["attack"] == "16 of 64 units of layer 10, fgsm:eps=0.1"
     assert rows[6]["measured"][3] == 20  # the others have ranked the units
     assert any(text.startswith("Masked, 16 of 64 units") for text in found["remarks"])
@@ -86,6 +87,9 @@ def test_papers_are_listed() -> None:
         (("pgap", "--size", "big"), "small"),
         (("pgap", "--samples", "0"), "--samples"),
         (("pgap", "--hardened", "demo"), "papers that have rows of such a network: int"),
+        (("pgap", "--target", "demo"), "papers that have rows of transfer: isi, wifgsm"),
+        (("isi", "--vgg-weights", "vgg.pth"), "papers that fit detectors: detector"),
+        (("detector", "--samples", "20"), "give --samples at least 34"),
     ],
 )
 def test_mistakes_are_named(words: tuple[str, ...], message: str) -> None:

@@ -189,6 +189,11 @@ class Paper:
         """Whether some of it is of a network that was trained as the paper proposes."""
         return any(reading.hardened for reading in list_readings(self))
 
+    @property
+    def compares_targets(self) -> bool:
+        """Whether some of it is of another network that sees the adversarial images."""
+        return any(reading.measure == "transfer" for reading in list_readings(self))
+
     def label(self, name: str) -> str:
         """What a column or an attack is called."""
         return self.labels.get(name, name)

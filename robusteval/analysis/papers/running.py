@@ -117,7 +117,7 @@ def reproduce(
         subject.size,
         results,
         remarks=(
-            *(describe_hardened(names[0], hardened) if hardened else ()),
+            *(describe_hardened(names[0], hardened, run) if hardened else ()),
             *(() if compared is None else compared.remarks),
             *(f"Masked, {each.name}: {each.verdict}" for each in results.masked.values()),
         ),
@@ -333,13 +333,15 @@ class Measuring(PaperRuns):
         self.seconds += time.monotonic() - began
 
 
-def describe_hardened(name: str, run: Run) -> tuple[str, ...]:
+def describe_hardened(name: str, run: Run, beside: Run) -> tuple[str, ...]:
     """Which network rows of a hardened one are of; findings against it that a reader must know."""
+    same = run.model == beside.model
     right = int((run.clean["pred_clean"] == run.clean["label"]).sum())
     grave = [each for each in run.findings if each.grave and each.code != "weak-attacks"]
     return (
         f"The hardened network is {name}, which has {right} of {len(run.clean['label'])} images"
         " right.",
+        *(("It is the network beside it: what the two differ by says nothing.",) if same else ()),
         *(f"Of the hardened network: {finding.message}" for finding in grave),
     )
 
