@@ -256,10 +256,10 @@ USES: dict[str, tuple[str, Callable[[Paper], bool]]] = {
 
 def check_used(papers: Sequence[Paper], given: Mapping[str, bool]) -> None:
     """UsageError if an option is given that none of these papers has a use for."""
-    for option, (what, uses) in USES.items():
-        if given[option] and not any(map(uses, papers)):
+    for asked, (what, uses) in USES.items():
+        if given[asked] and not any(map(uses, papers)):
             names = ", ".join(name for name in list_papers() if uses(read_paper(name)))
-            raise UsageError(f"{option} is for papers that {what}: {names}")
+            raise UsageError(f"{asked} is for papers that {what}: {names}")
 
 
 def check_samples(paper: Paper, samples: int | None) -> None:
