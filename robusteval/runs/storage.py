@@ -65,7 +65,12 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
-    elif old != new:
+        return
+    if isinstance(old, list) and isinstance(new, list):
+        # of long lists what they do not share
+        mine, theirs = [v for v in old if v not in new], [v for v in new if v not in old]
+        old, new = (mine, theirs) if mine or theirs else (old, new)
+    if old != new:
         there, here = (spell_short(json.dumps(value)) for value in (old, new))
         yield f"{at}: {there} there, {here} here"
 

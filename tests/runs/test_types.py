@@ -411,6 +411,18 @@ def test_differences_name_the_way_to_them() -> None:
     assert list(differences(old, old)) == []
 
 
+def test_of_lists_what_they_do_not_share_is_told() -> None:
+    """Forty attacks that both have would hide the one that is new; only their order is all told."""
+    long = [f"pgd:eps={i}/255" for i in range(40)]
+
+    assert list(differences({"attacks": long}, {"attacks": [*long, "fgsm"]})) == [
+        'attacks: [] there, ["fgsm"] here'
+    ]
+    assert list(differences(["a", "b"], ["b", "a"], "at")) == [
+        'at: ["a", "b"] there, ["b", "a"] here'
+    ]
+
+
 def test_fresh_throws_the_old_run_away_and_nothing_else(run_folder: Path) -> None:
     (run_folder / "notes.txt").write_text("mine")
 
