@@ -97,6 +97,7 @@ def compare_whole(model: Classifier, x: Tensor, y: Tensor, eps: float, rounds: i
     def attack() -> Tensor:
         return torch.cat([pgd(model, a, b, eps=eps, steps=WHOLE) for a, b in pairs])
 
+    model.call_sizes = call_sizes.CallSizes()
     started = time.process_time()
     with count_passes(model, max(sizes), x.device) as passes:
         x_adv = attack()
