@@ -68,7 +68,7 @@ class Difference(NamedTuple):
 
 
 @lru_cache(10_000)  # of a run with thousands of cells the same few hundred are asked for
-def wilson(k: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson(k: float, n: float, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson 1927), without continuity correction.
 
     Parameters
@@ -77,8 +77,8 @@ def wilson(k: float, n: int, confidence: float = 0.95) -> Interval:
         Successes, ``0 <= k <= n``. Of trials that succeed by lot, each with its own probability,
         the sum of these: no values in [0, 1] vary more about their mean than zeros and ones, so
         that the interval is of their mean, too, and rather too wide.
-    n : int
-        Trials.
+    n : float
+        Trials; fewer than there were where these vary more than by their own chance.
     confidence : float
         Coverage, in (0, 1).
 
@@ -156,7 +156,7 @@ def drop_test(pairs: Pairs, margin: float = 0.0) -> float:
 
 
 def tango(
-    lost: Any, gained: Any, n: int, margin: float, correction: float = 0.0
+    lost: Any, gained: Any, n: float, margin: float, correction: float = 0.0
 ) -> np.ndarray[Any, Any]:
     """By how many standard errors a paired drop exceeds `margin`: Tango's score statistic.
 
@@ -168,7 +168,7 @@ def tango(
     ----------
     lost, gained : float or ndarray
         Discordant images either way, broadcast against each other.
-    n : int
+    n : float
         All images, at least 1.
     margin : float
         In [-1, 1].
@@ -188,7 +188,7 @@ def tango(
     return np.where(np.isnan(z), 0.0, z)  # no variance and nothing beyond the margin
 
 
-def paired_interval(lost: float, gained: float, n: int) -> Interval:
+def paired_interval(lost: float, gained: float, n: float) -> Interval:
     """Score interval at 95 % of how much more was lost than gained (Tango 1998), as a share.
 
     `lost` and `gained` may be fractions of images: the sums of positive and of negative differences
@@ -202,7 +202,7 @@ def paired_interval(lost: float, gained: float, n: int) -> Interval:
     return Interval(find_margin(lost, gained, n, z), find_margin(lost, gained, n, -z))
 
 
-def find_margin(lost: float, gained: float, n: int, z: float) -> float:
+def find_margin(lost: float, gained: float, n: float, z: float) -> float:
     """The margin at which Tango's statistic is `z`: an end of the score interval."""
     low, high = -1.0, 1.0  # the statistic falls from one to the other
     while high - low > 1e-9:

@@ -48,29 +48,48 @@ class Measure(NamedTuple):
         """The number of an attack."""
         return self.summarize_values(self.read(outcome)[self.among(outcome)])
 
-    def summarize_values(self, values: Values) -> Measured:
-        """The number of the values ``(n,)`` of the images that count; shares may be fractions."""
+    def summarize_values(self, values: Values, pull: Values | None = None) -> Measured:
+        """The number of the values ``(n,)`` of the images that count; shares may be fractions.
+
+        `pull` ``(n,)`` is what else varies from image to image in a share, see `OperatingPoint`.
+        """
         if self.summary == "share":
             k, n = float(values.sum()), len(values)
-            return Measured(k / n if n else math.nan, *wilson(k, n), n)
+            more = 1.0 if pull is None or not n else inflate(values + pull, k / n * (1 - k / n))
+            return Measured(k / n if n else math.nan, *wilson(k / more, n / more), n)
         if self.summary == "mean":
             known = summarize_mean(values, self.span)
             return known._replace(low=math.nan, high=math.nan) if self.shared else known
         return summarize_median(values[~np.isnan(values)])
 
-    def compare_values(self, first: Values, second: Values, both: Flags) -> Difference:
+    def compare_values(
+        self, first: Values, second: Values, both: Flags, pull: Values | None = None
+    ) -> Difference:
         """How much larger the first values ``(n,)`` are than the second, of the images of `both`.
 
         Means of the differences of medians' values, too; of shares with the interval for pairs.
+        `pull` ``(k,)`` is what else varies in their difference, of the images of `both`.
         """
         first, second = first.astype(np.float64), second.astype(np.float64)
         found = paired_difference(first, second, both)
         if self.summary == "share":
             gap = (first - second)[both]
             lost, gained = float(gap[gap > 0].sum()), float(-gap[gap < 0].sum())
-            low, high = paired_interval(lost, gained, len(gap))
+            n, more = len(gap), 1.0
+            if pull is not None and n:
+                more = inflate(gap + pull, (lost + gained) / n - ((lost - gained) / n) ** 2)
+            low, high = paired_interval(lost / more, gained / more, n / more)
             return found._replace(low=low, high=high)
         return found
+
+
+def inflate(values: Values, variance: float) -> float:
+    """How many times the variance that an interval is made for values ``(n,)`` have, at least 1.
+
+    An interval of so many times fewer images is as wide as theirs (the design effect of surveys).
+    """
+    times = float(values.var()) / variance if variance > 0 else 1.0
+    return times if times > 1 + 1e-9 else 1.0  # and not by rounding
 
 
 def summarize_mean(values: Values, span: tuple[float, float]) -> Measured:

@@ -22,6 +22,7 @@ class OperatingPoint(NamedTuple):
     beyond: Outcome | None = None  # the next stronger one, which does not
     share: float = 0.0  # the probability of an image to get the latter
     why: str = ""  # the first stands alone
+    level: str = ""  # the measure whose mean of both decides that share
 
     def read(self, measure: Measure) -> tuple[Values, Flags]:
         """The expected value of each image ``(n,)``, and which images count."""
@@ -32,14 +33,36 @@ class OperatingPoint(NamedTuple):
         return mixed.clip(0, 1), counted & measure.among(self.beyond)
 
     def summarize(self, measure: Measure) -> Measured:
-        """The figure with its interval, which takes the probability as given."""
+        """The figure with its interval."""
         values, counted = self.read(measure)
-        return measure.summarize_values(values[counted])
+        return measure.summarize_values(values[counted], self.find_pull(measure, counted))
 
     def compare(self, measure: Measure, other: OperatingPoint) -> Difference:
         """How much larger the figure is on the same images than at `other`."""
         (first, mine), (second, theirs) = self.read(measure), other.read(measure)
-        return measure.compare_values(first, second, mine & theirs)
+        both = mine & theirs
+        pull = self.find_pull(measure, both) - other.find_pull(measure, both)
+        return measure.compare_values(first, second, both, pull)
+
+    def find_pull(self, measure: Measure, counted: Flags) -> Values:
+        """How far each image moves the figure of those counted through the share ``(k,)``.
+
+        Other images would have other means of the level, and so another share: an image that loses
+        more than most lowers it. To first order the figure moves by the mean of what is given here,
+        which varies together with the values themselves; zeros of one setting.
+        """
+        pull = np.zeros(len(counted))
+        if self.beyond is None:
+            return pull[counted]
+        level, means = find_measure(self.level), []
+        for outcome, weight in ((self.kept, 1 - self.share), (self.beyond, self.share)):
+            values = level.read(outcome)
+            known = level.among(outcome) & np.isfinite(values)
+            means.append(float(values[known].mean()))
+            pull[known] += weight * (values[known] - means[-1]) * counted.sum() / known.sum()
+        gained = measure.read(self.beyond).astype(np.float64) - measure.read(self.kept)
+        slope = float(gained[counted].mean()) / (means[0] - means[1])
+        return np.asarray(slope * pull[counted])
 
     def describe(self, at: Mapping[str, float]) -> str:
         """The settings, and what they keep of the levels `at`; of one alone why it is that.
@@ -101,7 +124,8 @@ def find_point(
     measure = find_measure(name)
     if not measure.summarize(outcomes[i]).value > measure.summarize(kept).value:
         return OperatingPoint(kept, why="the next stronger setting gains nothing")
-    return OperatingPoint(kept, outcomes[i], (mean - least) / (mean - next_mean))
+    share = (mean - least) / (mean - next_mean)
+    return OperatingPoint(kept, outcomes[i], share, level=level)
 
 
 def name_difference(one: Outcome, other: Outcome) -> str:

@@ -159,3 +159,33 @@ def test_intervals_of_chances_hold_what_they_say(n: int) -> None:
 
     assert np.mean([found.low <= 0.42 <= found.high for found in shares]) >= 0.95
     assert np.mean([found.low <= 0.08 <= found.high for found in gaps]) >= 0.95
+
+
+@pytest.mark.parametrize("measure", ["fooled", "fooled_all"])
+def test_intervals_allow_for_the_share_which_comes_from_the_same_images(
+    make_outcome: MakeOutcome, measure: str
+) -> None:
+    """A few images lose most of the SSIM, so that the share is another in each draw of them."""
+    rng, n, read = np.random.default_rng(0), 100, find_measure(measure)
+
+    def draw(count: int) -> tuple[OperatingPoint, OperatingPoint]:
+        hardness, lost = rng.random(count), np.exp(rng.standard_normal(count))
+        weak, middle, strong = (
+            make_outcome(
+                (hardness < chance).tolist(),
+                spec=Spec("pgd", {"eps": chance}),
+                ssim=1 - np.minimum(1, likeness * lost),
+            )
+            for chance, likeness in ((0.1, 0.03), (0.5, 0.0), (0.9, 0.12))
+        )
+        outcomes = [weak, strong]
+        kept = weak if weak.columns["ssim"].mean() >= 0.9 else strong
+        return find_point(outcomes, kept, measure, AT), OperatingPoint(middle)
+
+    true, third = (each.summarize(read).value for each in draw(200_000))
+    draws = [draw(n) for _ in range(400)]
+    shares = [point.summarize(read) for point, _ in draws]
+    gaps = [point.compare(read, other) for point, other in draws]
+
+    assert np.mean([found.low <= true <= found.high for found in shares]) >= 0.93
+    assert np.mean([gap.low <= true - third <= gap.high for gap in gaps]) >= 0.93
