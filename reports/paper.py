@@ -133,6 +133,12 @@ def summarize_paper(found: Reproduction) -> str:
             f" {holds.count('holds')} held, {holds.count('does not hold')} not held,"
             f" {holds.count('not decided')} not decided, {holds.count('not measured')} not measured"
         )
+    tested = len(holds) - holds.count("not measured")
+    if tested > 1:
+        said += (
+            f". Each is tested by itself at 5 %: of {tested} without any effect behind them up to"
+            f" {0.05 * tested:.2g} would be decided on average"
+        )
     return said + "."
 
 

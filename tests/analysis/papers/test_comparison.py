@@ -24,6 +24,7 @@ from robusteval.reports.paper import (
     render_paper_html,
     render_paper_json,
     render_paper_markdown,
+    summarize_paper,
 )
 from robusteval.runs.detector_record import Combination, EstimateOfImages, Proportion
 from robusteval.runs.statistics import (
@@ -322,6 +323,10 @@ def test_claims_are_tested_on_the_same_images(found: Reproduction) -> None:
     assert more.measured.low > 0.35
     assert "less pgd:eps=0.1 at a mean SSIM of 0.95, on 20 % of the images" in more.said
     assert (unknown.holding, unknown.said) == ("not measured", "it broke")
+    assert summarize_paper(found).endswith(
+        "Of 3 claims here: 1 held, 1 not held, 0 not decided, 1 not measured. Each is tested by"
+        " itself at 5 %: of 2 without any effect behind them up to 0.1 would be decided on average."
+    )
 
 
 def test_text_of_a_paper_is_no_markup(found: Reproduction) -> None:
