@@ -55,7 +55,8 @@ def compare_images(one: OfImages, other: OfImages) -> tuple[Difference, list[str
         values.astype(np.float64), others.astype(np.float64), np.ones(len(values), dtype=np.bool_)
     )
     if one.summary == "share":
-        low, high = count_pairs(values.astype(np.bool_), others.astype(np.bool_)).interval
+        both = ~np.isnan(values.astype(np.float64) + others)  # nan would be taken for true
+        low, high = count_pairs(*(v[both].astype(np.bool_) for v in (values, others))).interval
         found = found._replace(low=low, high=high)
     return found, names
 

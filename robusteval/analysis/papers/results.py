@@ -169,7 +169,7 @@ class Results:
         Only what an attacker wants is read so, see `find_point`.
         """
         kept = self.choose_outcome(reading)
-        if not reading.at:
+        if reading.smallest or not reading.at:  # smallest settings are of all settings already
             return OperatingPoint(kept)
         settings = self.list_outcomes(reading.attack, hardened=reading.hardened)
         return find_point(settings, kept, reading.measure, reading.at)

@@ -13,6 +13,7 @@ import pytest
 from robusteval.analysis.papers.comparison import check_claim
 from robusteval.analysis.papers.declaration import Claim, Reading
 from robusteval.analysis.papers.on_maps import MapAttack, find_on_maps
+from robusteval.analysis.papers.paired import OfImages, compare_images
 from robusteval.analysis.papers.results import Results
 from robusteval.runs.explanation_record import (
     ExplanationRecord,
@@ -22,7 +23,7 @@ from robusteval.runs.explanation_record import (
     MeanOfImages,
     UnitFigures,
 )
-from robusteval.runs.statistics import mean_interval
+from robusteval.runs.statistics import mean_interval, paired_interval
 from robusteval.runs.types import Run, Values
 
 MakeRun = Callable[..., Run]
@@ -204,3 +205,14 @@ def test_a_figure_is_above_a_value_where_its_interval_is(
     assert "30 units), to be above 0" in found.said
     none = replace(results, explanations={"one": explained(units=None)})
     assert check_claim(claim, none).holding == "not measured"
+
+
+def test_an_image_without_a_share_is_in_no_interval() -> None:
+    """It counts in one network alone, so that it is neither lost nor gained."""
+    ids = np.arange(4, dtype=np.uint64)
+    one = OfImages("", "plain", ids, np.array([1.0, 1.0, 0.0, np.nan]), "share")
+    other = OfImages("", "hardened", ids, np.array([0.0, 1.0, 0.0, 0.0]), "share")
+
+    found, _ = compare_images(one, other)
+
+    assert found[:4] == pytest.approx((1 / 3, *paired_interval(1, 0, 3), 3))

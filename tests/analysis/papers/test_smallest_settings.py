@@ -85,3 +85,16 @@ def test_other_images_are_not_mixed(settings: list[Outcome]) -> None:
 
     with pytest.raises(ValueError, match="the same images"):
         take_smallest([one, moved], KEYS)
+
+
+def test_no_level_mixes_them_with_settings_of_all_images(
+    settings: list[Outcome], make_run: MakeRun
+) -> None:
+    """A stronger setting by lot would not be each image at its smallest."""
+    texts = tuple(str(outcome.attack) for outcome in settings)
+    results = Results(make_run(*settings), {"all": texts}, {})
+
+    point = results.choose_point(Reading("all", "fooled", {"ssim": 0.7}, smallest=KEYS))
+
+    assert (point.beyond, point.why) == (None, "")
+    assert point.kept.attack.name.startswith("the smallest eps")
