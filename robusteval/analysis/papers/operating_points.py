@@ -52,7 +52,7 @@ class OperatingPoint(NamedTuple):
         which varies together with the values themselves; zeros of one setting.
         """
         pull = np.zeros(len(counted))
-        if self.beyond is None:
+        if self.beyond is None or not counted.any():
             return pull[counted]
         level, means = find_measure(self.level), []
         for outcome, weight in ((self.kept, 1 - self.share), (self.beyond, self.share)):

@@ -189,3 +189,14 @@ def test_intervals_allow_for_the_share_which_comes_from_the_same_images(
 
     assert np.mean([found.low <= true <= found.high for found in shares]) >= 0.93
     assert np.mean([gap.low <= true - third <= gap.high for gap in gaps]) >= 0.93
+
+
+def test_no_image_that_counts_for_both_is_no_difference(sweep: Sweep) -> None:
+    weak, strong = sweep((2, 0.95), (6, 0.75))
+    (other,) = sweep((4, 0.9))
+    other.columns["attacked"] = np.zeros(10, np.bool_)
+    mixed = find_point([weak, strong], weak, "fooled", AT)
+
+    found = mixed.compare(find_measure("fooled"), OperatingPoint(other))
+
+    assert (found.n, found.low, found.high) == (0, -1, 1)
