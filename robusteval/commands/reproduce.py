@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -371,12 +372,13 @@ def prepare_attacks(session: Session, texts: Mapping[str, str]) -> dict[str, Att
     return attacks
 
 
-def describe_papers() -> list[str]:
-    """A line for each paper."""
+def describe_papers() -> Iterator[str]:
+    """Each paper in lines of 80 columns at most."""
     names = list(list_papers())
     width = max(map(len, names)) + 2
-    papers = [read_paper(name) for name in names]
-    return [f"{p.name.ljust(width)}{p.title} ({p.source})" for p in papers]
+    for paper in map(read_paper, names):
+        text = f"{paper.name.ljust(width)}{paper.title} ({paper.source})"
+        yield from wrap(text, 80, subsequent_indent=" " * width)
 
 
 def write_reports(found: Any, folder: Path) -> None:

@@ -68,7 +68,9 @@ def test_papers_are_listed() -> None:
     listed = ran("list")
 
     assert listed.exit_code == 0
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+    lines = listed.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line[0] != " "] == [
         "advedge",
         "detector",
         "int",
