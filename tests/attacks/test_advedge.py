@@ -348,7 +348,8 @@ def test_one_pass_gives_class_and_map_unless_slopes_differ(
     goal, count = goals(bands, x), {}
     for steps in (5, 15):
         with count_passes(bands, 4, x.device) as passes:
-            attack(bands, x, goal, interpreter=interpreter, warmup=0, steps=steps, stop="never")
+            given = {"interpreter": interpreter, "warmup": 0, "steps": steps}
+            attack(bands, x, goal, variant="adv2", stop="never", **given)
         count[steps] = passes.forwards
 
     assert (count[15] - count[5]).tolist() == [10 * forwards] * 4
