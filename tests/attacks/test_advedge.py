@@ -567,6 +567,7 @@ def test_every_combination_fools_both_on_digits(
     digits: Digits, search: Any, interpreter: str, variant: Any
 ) -> None:
     """Maps end up nearer than those of plain targeted PGD with as many steps."""
+    radius: dict[str, Any] = {"eps": digits.EPS} if search == "pgd" else {}
     with frozen(digits.model):
         x_adv = advedge(
             digits.model,
@@ -577,8 +578,8 @@ def test_every_combination_fools_both_on_digits(
             variant=variant,
             search=search,
             interpreter=interpreter,
-            eps=digits.EPS,
             steps=45 if interpreter == "mask" else None,  # each of them costs eight of the mask's
+            **radius,
         )
         reached = (classes_of(digits.model, quantise(x_adv)) == digits.goal).float().mean()
         gap = digits.far(x_adv, interpreter) - digits.far(digits.plain, interpreter)
