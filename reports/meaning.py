@@ -105,6 +105,8 @@ def write_claim(record: RunRecord, cases: Sequence[WorstCaseRow]) -> Iterator[st
         if float(percent)
     ]
     if any(case.success_rate.float.k for case in bounded):
+        if not shares:
+            return  # one or two of very many, which is no share that could be written
         yield (
             f"Safe to claim: of images like these that it has right, at least {', '.join(shares)}"
             " fall to such an attacker. Not shown: that a stronger one spares the rest."

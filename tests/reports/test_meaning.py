@@ -128,3 +128,12 @@ def test_a_share_of_nothing_is_no_claim(make_outcome: MakeOutcome, make_run: Mak
 
     assert "at least 23 % at linf eps 8/255" in claim
     assert "0 %" not in claim
+
+
+def test_one_success_of_many_images_is_no_claim(
+    make_outcome: MakeOutcome, make_run: MakeRun
+) -> None:
+    """Its interval begins below what is written of a share: no sentence without a number."""
+    record = build_record(make_run(make_outcome(np.arange(500) == 0, spec=QUICK)))
+
+    assert not list(write_claim(record, record.worst_cases))
