@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -110,15 +111,14 @@ class Kind:
             return None
         self.padded[rest] += 1
         below = max((known for known in self.same if known < rest), default=0)
-        calls = [sum(self.padded[i] for i in range(below + 1, trial + 1)) for trial in untried]
-        gains = [
-            count * (size - trial) - WORTH * (trial + size)
-            for count, trial in zip(calls, untried, strict=True)
-        ]
-        best = max(gains)
-        if best <= 0:
+        served = [*accumulate(self.padded[i] for i in range(below + 1, size))]  # by each size
+        gains = {
+            trial: served[trial - below - 1] * (size - trial) - WORTH * (trial + size)
+            for trial in untried
+        }
+        chosen = max(gains, key=lambda trial: gains[trial])
+        if gains[chosen] <= 0:
             return None
-        chosen = untried[gains.index(best)]
         for i in range(below + 1, chosen + 1):
             del self.padded[i]  # the next size has its own trial to earn
         return chosen
