@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from robusteval.runs.explanation_record import MeanOfImages
-from robusteval.runs.statistics import mean_interval
+from robusteval.runs.statistics import bounded_mean
 
 OF_SHARES = 0.0, 1.0  # where shares lie, and sizes relative to a whole
 OF_CORRELATIONS = -1.0, 1.0  # and differences of shares
@@ -32,11 +32,7 @@ def average_images(values: Values, within: tuple[float, float]) -> MeanOfImages:
     The interval ends where values lie at most. One image has none, nor have images that are all
     alike, which says nothing of others.
     """
-    found = mean_interval(np.asarray(values, dtype=np.float64))
-    if not found.low < found.high:
-        return MeanOfImages(found.value, math.nan, math.nan, found.n)
-    least, most = within
-    return MeanOfImages(found.value, max(found.low, least), min(found.high, most), found.n)
+    return MeanOfImages(*bounded_mean(np.asarray(values, dtype=np.float64), within))
 
 
 def take_median(values: Tensor) -> float:

@@ -423,6 +423,18 @@ def mean_interval(values: np.ndarray[Any, Any]) -> Mean:
     return Mean(value, value - half, value + half, n)
 
 
+def bounded_mean(values: np.ndarray[Any, Any], span: tuple[float, float]) -> Mean:
+    """The same of values that lie in a span, beyond which Student's interval does not reach.
+
+    Values that do not vary say nothing of others: they have no interval.
+    """
+    found = mean_interval(values)
+    if not found.low < found.high:
+        return found._replace(low=math.nan, high=math.nan)
+    least, most = span
+    return found._replace(low=max(found.low, least), high=min(found.high, most))
+
+
 def paired_difference(
     one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], among: Flags
 ) -> Difference:

@@ -12,7 +12,7 @@ from robusteval.analysis.papers.smallest_settings import SMALLEST
 from robusteval.runs.metrics import find_fooled
 from robusteval.runs.statistics import (
     Difference,
-    mean_interval,
+    bounded_mean,
     median,
     median_interval,
     paired_difference,
@@ -58,7 +58,7 @@ class Measure(NamedTuple):
             more = 1.0 if pull is None or not n else inflate(values + pull, k / n * (1 - k / n))
             return Measured(k / n if n else math.nan, *wilson(k / more, n / more), n)
         if self.summary == "mean":
-            known = summarize_mean(values, self.span)
+            known = Measured(*bounded_mean(values, self.span))
             return known._replace(low=math.nan, high=math.nan) if self.shared else known
         return summarize_median(values[~np.isnan(values)])
 
@@ -90,15 +90,6 @@ def inflate(values: Values, variance: float) -> float:
     """
     times = float(values.var()) / variance if variance > 0 else 1.0
     return times if times > 1 + 1e-9 else 1.0  # and not by rounding
-
-
-def summarize_mean(values: Values, span: tuple[float, float]) -> Measured:
-    """The mean of values ``(n,)`` that lie in a span; of such that do not vary no interval."""
-    known = Measured(*mean_interval(values))
-    if known.low == known.high:
-        return known._replace(low=math.nan, high=math.nan)
-    least, most = span  # Student's interval knows of no ends
-    return known._replace(low=max(known.low, least), high=min(known.high, most))
 
 
 def summarize_median(values: Values) -> Measured:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robusteval.analysis.papers.measures import ORDER, Measured, Summary, summarize_mean
+from robusteval.analysis.papers.measures import ORDER, Measured, Summary
 from robusteval.runs.metrics import rate
+from robusteval.runs.statistics import bounded_mean
 from robusteval.runs.types import Flags, Values
 
 
@@ -40,13 +41,13 @@ ON_MAPS: Mapping[str, OnMaps] = {
     "tau_all": OnMaps(
         "Kendall's tau of the label's map, of all images",
         "mean",
-        lambda attack: summarize_mean(attack.tau, ORDER),
+        lambda attack: Measured(*bounded_mean(attack.tau, ORDER)),
         lambda attack: attack.tau,
     ),
     "tau_kept": OnMaps(
         "Kendall's tau of the label's map, of images that stay right",
         "mean",
-        lambda attack: summarize_mean(attack.tau[attack.kept], ORDER),
+        lambda attack: Measured(*bounded_mean(attack.tau[attack.kept], ORDER)),
         lambda attack: np.where(attack.kept, attack.tau, np.nan),
     ),
     "label_kept": OnMaps(
