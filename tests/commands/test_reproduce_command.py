@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from tiny_paper import tiny
 
+from robusteval.analysis.map_attack import attack_maps
 from robusteval.analysis.papers import running
 from robusteval.cli import cli
 from robusteval.commands import reproduce
@@ -62,6 +64,25 @@ def test_a_paper_is_reproduced_and_continued_after_a_stop(
     assert json.loads((folder / "report.json").read_text()) == found
     assert "Table I: Two attacks" in (folder / "report.md").read_text()
     assert "<h1>pgap: On little</h1>" in (folder / "report.html").read_text()
+
+
+def test_what_begins_anew_does_no_maps_of_a_network_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps of both networks are kept in one place, here those of the same one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "read_paper", tiny)
+    radii: list[float] = []
+
+    def count(*given: Any, **more: Any) -> Any:
+        radii.append(more["eps"])
+        return attack_maps(*given, **more)
+
+    monkeypatch.setattr(running, "attack_maps", count)
+
+    assert ran("pgap", "--hardened", "demo", "--fresh").exit_code == 0
+
+    assert len(radii) == len(set(radii)) > 0
 
 
 def test_papers_are_listed() -> None:

@@ -19,7 +19,7 @@ from robusteval.analysis.papers.masked import MaskWorth
 from robusteval.analysis.papers.on_maps import MapAttack
 from robusteval.analysis.papers.planning import PaperRun, Subject, list_left_out
 from robusteval.analysis.papers.results import Results
-from robusteval.analysis.papers.shards import Hire, find_shards, hire_nobody, join_run
+from robusteval.analysis.papers.shards import Hire, find_shards, hire_nobody, join_run, open_cache
 from robusteval.errors import Interrupted, RobustevalError, UsageError
 from robusteval.evaluation.evaluate import execute
 from robusteval.evaluation.plan import Plan
@@ -142,6 +142,7 @@ class PaperRuns:
     # by attack, or by what is done and to what, the reason why there is no result
     missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # spent on other parts than the first run
+    caches: dict[str, WorkCache] = field(default_factory=dict)  # by their folder
 
     def prepare(self) -> None:
         """Plan the runs, and join what other processes have done of them."""
@@ -198,13 +199,11 @@ class Measuring(PaperRuns):
         """Attack the maps of a network for the images of a run, at every radius of the paper."""
         subject, steps = self.subject, self.subject.scale.map_steps
         found: dict[str, MapAttack] = {}
-        cache = self._open_cache("maps")
+        cache, images = self._open_cache("maps"), subject.draw_images()
         for name, eps in subject.paper.on_maps.items():
             self._stop_if_asked()
             facts = ["maps", describe_circumstances(model, subject.seed), eps, steps]
-            work = partial(
-                attack_maps, model, *subject.draw_images(), eps=eps, steps=steps, seed=subject.seed
-            )
+            work = partial(attack_maps, model, *images, eps=eps, steps=steps, seed=subject.seed)
             try:
                 ids, tau, kept = cache.compute(facts, (run.clean["id"],), work)
             except UsageError as error:
@@ -314,11 +313,11 @@ class Measuring(PaperRuns):
         return behind
 
     def _open_cache(self, name: str) -> WorkCache:
-        """What an earlier call has finished in a folder, unless it is to begin anew."""
-        cache = WorkCache(self.folder / name, self.progress.say)
-        if self.fresh:
-            cache.clear()
-        return cache
+        """The cache of a folder; cleared once, as maps of two networks have one."""
+        if name not in self.caches:
+            folder = self.folder / name
+            self.caches[name] = open_cache(folder, fresh=self.fresh, progress=self.progress)
+        return self.caches[name]
 
     def _stop_if_asked(self) -> None:
         """Interrupted if the work is to stop."""

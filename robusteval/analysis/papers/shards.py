@@ -154,9 +154,7 @@ def explain_shares(
     for name in subject.paper.explained:
         if stopping():
             raise Interrupted
-        cache = WorkCache(folder / "explained" / name, progress.say)
-        if fresh:
-            cache.clear()
+        cache = open_cache(folder / "explained" / name, fresh=fresh, progress=progress)
         try:
             count += 0 < explain_share(
                 subject.classifier,
@@ -174,6 +172,14 @@ def explain_shares(
         except RobustevalError as error:
             progress.say(f"explain {name}: {error}")
     return count
+
+
+def open_cache(folder: Path, *, fresh: bool, progress: Progress) -> WorkCache:
+    """What an earlier call has finished in a folder, unless it is to begin anew."""
+    cache = WorkCache(folder, progress.say)
+    if fresh:
+        cache.clear()
+    return cache
 
 
 def list_undivided(subject: Subject) -> tuple[str, ...]:
