@@ -143,3 +143,11 @@ def test_the_report_has_them_in_light_and_dark(reproduce: Callable[..., Reproduc
     assert page.count("<picture>") == page.count('media="(prefers-color-scheme:dark)"') == 2
     assert page.count("Dotted: the levels of Table I.") == 1
     assert "<b>" not in page
+
+
+def test_an_interval_stands_below_its_figure(reproduce: Callable[..., Reproduction]) -> None:
+    """On a line of the cell, where a line break in other people's text is spelled out."""
+    page = render_paper_html(reproduce("fooled", "ssim", "psnr"))
+
+    assert r"\n" not in page
+    assert re.search(r"<td>[\d.]+<br>[\d.]+–[\d.]+</td>", page)
