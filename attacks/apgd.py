@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robusteval.art.art_classes import make_art_class
 from robusteval.models.steps import book_rows
 from robusteval.registry import ATTACKS
-from robusteval.search.apgd import search_apgd
+from robusteval.search.abreast import search_abreast
+from robusteval.search.apgd import choose, search_apgd
 from robusteval.search.balls import Ball, Norm
 from robusteval.search.descent import (
     Found,
@@ -18,8 +19,6 @@ from robusteval.search.descent import (
     Stop,
     build_aimed_objective,
     build_class_objective,
-    repeat_search,
-    restrict_objective,
 )
 from robusteval.search.losses import Loss
 from robusteval.search.starts import Order, diversify_start, order_targets
@@ -88,7 +87,8 @@ def apgd(
         What is lowered: cross-entropy, logit margin, probability margin, or difference of logits
         ratio; with `targets` each with the one class in the place of the best other.
     restarts : int
-        Searches, or rounds of one search per target, on the images that are not finished.
+        Searches, or rounds of one search per target, on the images that are not finished: one, then
+        two side by side, then four, until one of them finishes the image.
     start : {"uniform", "odi", "image"}
         Where a search begins: at a random point of the ball, where the network answers otherwise
         (output diversified initialisation, arXiv:2003.06878), or at `x`, restarts at random.
@@ -127,28 +127,30 @@ def apgd(
     if len(x) == 0 or eps == 0:
         return x.clone()
     given = torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds
-    aims: list[Tensor] = []
+    aims: Tensor | None = None
     if targets:
-        order = order_targets(model, ball, y, count=targets, by=by, candidates=candidates)
-        check_targets(min(targets, candidates), order.shape[1] + 1)
-        aims = list(order.unbind(1))
+        aims = order_targets(model, ball, y, count=targets, by=by, candidates=candidates)
+        check_targets(min(targets, candidates), aims.shape[1] + 1)
 
-    def search(left: Tensor, run: int) -> Found:
-        some, here = given[left.cpu()] + run, ball.pick(left)
-        if start == "odi":
-            with book_rows(left):
-                x_adv = diversify_start(model, here, some, steps=odi_steps)
-        else:
-            x_adv = here.x if start == "image" and run == 0 else here.sample(some)
+    def search(rows: Tensor, run: Tensor, abreast: int) -> Found:
+        some, here, own = given[rows.cpu()] + run.cpu(), ball.pick(rows), y[rows]
         objective: Objective
-        if aims:
-            objective = build_aimed_objective(model, y, aims[run % len(aims)], loss)
+        if aims is None:
+            objective = build_class_objective(model, own, targeted=targeted, loss=loss)
         else:
-            objective = build_class_objective(model, y, targeted=targeted, loss=loss)
-        objective = restrict_objective(objective, left)
-        return search_apgd(objective, here, x_adv, steps=steps, stop=stop)
+            aim = aims[rows, run % aims.shape[1]]
+            objective = build_aimed_objective(model, own, aim, loss)
+        with book_rows(rows):
+            if start == "odi":
+                x_adv = diversify_start(model, here, some, steps=odi_steps)
+            else:
+                x_adv = here.sample(some)
+            if start == "image":
+                x_adv = choose(run == 0, here.x, x_adv)
+            return search_apgd(objective, here, x_adv, steps=steps, stop=stop, abreast=abreast)
 
-    return repeat_search(search, x, restarts * max(len(aims), 1)).x_adv
+    times = restarts * (1 if aims is None else aims.shape[1])
+    return search_abreast(search, x, times).x_adv
 
 
 def check_targets(targets: int, classes: int) -> None:

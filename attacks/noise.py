@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
+from robusteval.search.abreast import descend_from_starts
 from robusteval.search.balls import Ball, Norm
-from robusteval.search.descent import build_class_objective, descend_from_starts
+from robusteval.search.descent import build_class_objective
 
 
 @ATTACKS.add("noise", norms=("linf", "l2", "l1"), knowledge="none")

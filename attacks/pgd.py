@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from robusteval.art.art_classes import make_art_class
 from robusteval.registry import ATTACKS
+from robusteval.search.abreast import descend_from_starts
 from robusteval.search.balls import Ball
-from robusteval.search.descent import Stop, build_class_objective, descend_from_starts
+from robusteval.search.descent import Stop, build_class_objective
 from robusteval.search.losses import Loss, attacker_loss
 
 
@@ -63,7 +64,8 @@ def pgd(
         Length of a step in the norm, in units of the [0, 1] pixel range; 2.5 * eps / steps if
         not given, so that the ball can be crossed.
     restarts : int
-        Searches, each from its own random start, on the images that are not finished.
+        Searches, each from its own random start, on the images that are not finished: one, then
+        two side by side, then four, until one of them finishes the image.
     random_start : bool
         Start the first search at a random point of the ball instead of at `x`.
     loss : {"ce", "margin", "pm", "dlr"}

@@ -13,8 +13,9 @@ from robusteval.errors import UsageError
 from robusteval.models.classifier import frozen, predict_classes
 from robusteval.models.seeds import sample_seeds
 from robusteval.runs.statistics import Rate
+from robusteval.search.abreast import descend_from_starts
 from robusteval.search.balls import Ball
-from robusteval.search.descent import build_class_objective, descend_from_starts
+from robusteval.search.descent import build_class_objective
 
 from .objectives import measure_map_bound
 from .training_settings import TrainingSettings

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from robusteval.interpreters.heads import Head, observe_head
 from robusteval.models.classifier import frozen
 from robusteval.models.seeds import per_image
+from robusteval.search.abreast import descend_from_starts
 from robusteval.search.balls import Ball
-from robusteval.search.descent import Score, descend_from_starts
+from robusteval.search.descent import Score
 from robusteval.search.losses import cross_entropy, divergence
 
 from .training_settings import OF_BOTH, OF_MAPS, Search, Term, Weighting, Weights

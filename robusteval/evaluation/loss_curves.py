@@ -69,13 +69,15 @@ class LossCurves:
         reached = (predict_classes(logits) == goal) == self.threat.targeted
         inside = self._lies_inside(z, rows)
         value = torch.where(inside, value, torch.inf)
-        hit = (reached & inside).nonzero().flatten()
-        self.met[rows[hit]] = True
-        self.successes[rows[hit]] = z[hit]
-        self.best = self.best.scatter_reduce(0, rows, value, "amin")  # some may be of one image
-        self.count = self.count.index_add(0, rows, torch.ones_like(value))
-        self.curve.append(self.best)
-        self.counts.append(self.count)
+        hit = reached & inside
+        for turn in list_turns(rows):  # some may be of one image: as if they came one by one
+            here, won = rows[turn], turn[hit[turn]]
+            self.met[rows[won]] = True
+            self.successes[rows[won]] = z[won]
+            self.best = self.best.scatter_reduce(0, here, value[turn], "amin")
+            self.count = self.count.index_add(0, here, torch.ones_like(value[turn]))
+            self.curve.append(self.best)
+            self.counts.append(self.count)
 
     def _lies_inside(self, z: Tensor, rows: Tensor) -> Tensor:
         """Which images ``(m, c, h, w)`` an attack may return for some of the batch."""
@@ -112,6 +114,15 @@ class LossCurves:
             late = torch.where(self.count >= FEWEST, share, late)
         columns = {LATE: late.double(), PASSED: passed}
         return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def list_turns(rows: Tensor) -> list[Tensor]:
+    """Places ``(k,)`` in `rows` ``(m,)``: where a row stands first, then second, and so on."""
+    order = rows.argsort(stable=True)
+    known = rows[order]
+    turn = torch.empty_like(rows)
+    turn[order] = torch.arange(len(rows), device=rows.device) - torch.searchsorted(known, known)
+    return [(turn == i).nonzero().flatten() for i in range(int(turn.max()) + 1)]
 
 
 @contextmanager

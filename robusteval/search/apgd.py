@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -18,6 +19,7 @@ from robusteval.search.descent import (
     choose_stop,
     count_changes,
     differentiate,
+    find_unfinished,
     keep_best,
     restrict_objective,
     round_successes,
@@ -44,6 +46,7 @@ def search_apgd(
     steps: int,
     stop: Stop,
     stride: float = STRIDE,
+    abreast: int = 1,
 ) -> Found:
     """Auto-PGD from one start, without a step size to choose.
 
@@ -71,6 +74,8 @@ def search_apgd(
     stride : float
         Length of the first steps, in radii: across the ball, or short ones to go on from a place
         that is good already. Under l1 it is a radius.
+    abreast : int
+        So many rows in a row are of one image: the first of them that finishes ends the others.
 
     Returns
     -------
@@ -78,8 +83,9 @@ def search_apgd(
         The best image of each search: any success before none, then the lowest loss.
     """
     stop = choose_stop(stop, ball)
+    search = partial(search_wider, stop=stop, stride=stride, abreast=abreast)
     if ball.norm != "l1":
-        return search_wider(objective, ball, ball, start, steps=steps, stop=stop, stride=stride)
+        return search(objective, ball, ball, start, steps=steps)
     best, rest = Found.nothing(start), steps
     left = torch.arange(len(start), device=start.device)  # rows still searched
     for times, share in (*WIDER, (1, 1.0)):
@@ -90,11 +96,11 @@ def search_apgd(
         here, some = ball.pick(left), restrict_objective(objective, left)
         wide = here._replace(eps=times * ball.eps)
         with part(steps - rest - few, steps - rest, steps):
-            found = search_wider(some, wide, here, wide.project(start), steps=few, stop=stop)
+            found = search(some, wide, here, wide.project(start), steps=few)
         # what has not succeeded may lie outside the ball: no result, but a place to go on from
         done = found.is_adv | (times == 1)
         keep_best(best, left[done], Found(*(column[done] for column in found)))
-        going = ~best.finished[left]
+        going = find_unfinished(best, left, abreast)
         left, start = left[going], found.x_adv[going]
     return best
 
@@ -108,6 +114,7 @@ def search_wider(
     steps: int,
     stop: Stop,
     stride: float = STRIDE,
+    abreast: int = 1,
 ) -> Found:
     """`search_apgd` in one ball, of which only a ball inside it counts, the `goal`.
 
@@ -133,7 +140,7 @@ def search_wider(
                 some = left[hit]
                 won = track.select(hit).settle(objective, goal.pick(some), some, stop, aside=aside)
                 keep_best(best, some, won)
-                going = (~best.finished[left]).nonzero().flatten()
+                going = find_unfinished(best, left, abreast)
                 left, ball = left[going], ball.pick(going)
                 track, pace = track.select(going).forget(), pace.select(going)
         if last or len(left) == 0:

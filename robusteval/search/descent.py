@@ -134,7 +134,15 @@ class BallMoves(NamedTuple):
         return round_successes(objective, self.ball, index, x_adv)
 
 
-def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, stop: Stop) -> Found:
+def descend(
+    objective: Objective,
+    moves: Moves,
+    start: Tensor,
+    *,
+    steps: int,
+    stop: Stop,
+    abreast: int = 1,
+) -> Found:
     """Descent on the objective, image by image; the moves decide along which way.
 
     Parameters
@@ -152,6 +160,8 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
         its first success that is still one as an 8-bit image, as `moves.settle` finds, whose
         image is then the result; a success that rounding undoes is kept while the search goes on.
         `never`: after the last step.
+    abreast : int
+        So many rows in a row are of one image: the first of them that finishes ends the others.
 
     Returns
     -------
@@ -182,42 +192,18 @@ def descend(objective: Objective, moves: Moves, start: Tensor, *, steps: int, st
             break
 
         # drop what is finished, step the rest
-        going = ~best.finished[left]
-        if not bool(going.all()):
+        going = find_unfinished(best, left, abreast)
+        if len(going) < len(left):
             left, x_adv, grad, moves = left[going], x_adv[going], grad[going], moves.select(going)
         x_adv = moves.move(x_adv, grad)
 
     return best if stop != "never" else best._replace(finished=best.is_adv)
 
 
-def descend_from_starts(
-    objective: Objective,
-    ball: Ball,
-    seeds: Tensor | None,
-    *,
-    restarts: int,
-    random_start: bool,
-    step: float,
-    steps: int,
-    stop: Stop,
-) -> Found:
-    """`descend` from one start after the other, on the images that are not finished.
-
-    Each image draws its starts from its own seed ``(n,)``, zero if none are given; without
-    `random_start` the first search starts at the centre of the ball.
-    """
-    if seeds is None:
-        seeds = torch.zeros(len(ball.x), dtype=torch.int64)
-
-    def search(left: Tensor, restart: int) -> Found:
-        here = ball.pick(left)
-        random = random_start or restart > 0
-        start = here.sample(seeds[left.cpu()] + restart) if random else here.x
-        moves = BallMoves(here, step)
-        some = restrict_objective(objective, left)
-        return descend(some, moves, start, steps=steps, stop=choose_stop(stop, ball))
-
-    return repeat_search(search, ball.x, restarts)
+def find_unfinished(best: Found, left: Tensor, abreast: int) -> Tensor:
+    """Which of the rows `left` ``(m,)`` are searched on: those of images none of which finished."""
+    finished = best.finished.view(-1, abreast).any(1)
+    return (~finished[left // abreast]).nonzero().flatten()
 
 
 def repeat_search(search: Callable[[Tensor, int], Found], x: Tensor, times: int) -> Found:

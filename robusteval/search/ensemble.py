@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, autograd, nn
@@ -10,6 +11,7 @@ from torch import Tensor, autograd, nn
 from robusteval.models.seeds import per_image
 from robusteval.models.steps import book_rows, credit_stage, rebook_stage, stage
 from robusteval.registry import ATTACKS
+from robusteval.search.abreast import search_abreast
 from robusteval.search.apgd import STRIDE, choose, search_apgd
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
@@ -20,8 +22,6 @@ from robusteval.search.descent import (
     choose_stop,
     count_changes,
     keep_best,
-    repeat_search,
-    restrict_objective,
 )
 from robusteval.search.losses import Loss, margin
 from robusteval.search.nearest import Distance
@@ -53,8 +53,8 @@ class Stage:
     targeted : bool
         Reach class `y` instead of leaving it.
     ends : list of Tensor
-        Where each run of `descend` ended, as the lowest loss of each image ``(m,)``; not a number
-        where an image was finished before.
+        Where the runs of each `descend` ended, as the lowest loss of each image ``(m, runs)``; not
+        a number where another run had finished the image.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Stage:
         by: Order = "distance",
         stop: Stop = "8bit",
     ) -> Found:
-        """Auto-PGD of so many steps, `runs` times on what is left.
+        """Auto-PGD of so many steps, `runs` side by side until one of them finishes an image.
 
         Each from a random point of the ball; from one where the network answers otherwise, `odi`;
         or from the best image so far, in first steps of `onward` radii: those across the ball that
@@ -101,36 +101,32 @@ class Stage:
         are easiest to reach, `by` the distance in the linearised network or by logits; a targeted
         attack has its own. When to `stop` is as in `search_apgd`.
         """
-        aims: list[Tensor] = []
+        aims: Tensor | None = None
         if targets and not self.targeted:
-            order = order_targets(self.model, self.ball, self.y, count=targets, by=by)
-            aims = list(order.unbind(1))
+            aims = order_targets(self.model, self.ball, self.y, count=targets, by=by)
+        times = runs if aims is None else runs * aims.shape[1]
+        ends = torch.full((len(self.y), times), torch.nan, device=self.y.device)
 
-        def search(left: Tensor, run: int) -> Found:
-            here, some = self.ball.pick(left), self.seeds[left.cpu()] + run
-            if onward:
-                start = self.start[left]
-            elif odi:
-                with book_rows(left):
-                    start = diversify_start(self.model, here, some)
+        def search(rows: Tensor, run: Tensor, abreast: int) -> Found:
+            here, some, y = self.ball.pick(rows), self.seeds[rows.cpu()] + run.cpu(), self.y[rows]
+            if aims is None:
+                objective = build_class_objective(self.model, y, targeted=self.targeted, loss=loss)
             else:
-                start = here.sample(some)
-            if aims:
-                aim = aims[run % len(aims)]
-                objective = build_aimed_objective(self.model, self.y, aim, loss)
-            else:
-                objective = build_class_objective(
-                    self.model, self.y, targeted=self.targeted, loss=loss
-                )
-            objective = restrict_objective(objective, left)
-            found = search_apgd(
-                objective, here, start, steps=steps, stop=stop, stride=onward or STRIDE
-            )
-            self.ends.append(torch.full_like(self.reached, torch.nan))
-            self.ends[-1][left] = found.loss
+                aim = aims[rows, run % aims.shape[1]]
+                objective = build_aimed_objective(self.model, y, aim, loss)
+            run_apgd = partial(search_apgd, steps=steps, stop=stop, stride=onward or STRIDE)
+            with book_rows(rows):
+                if onward:
+                    start = self.start[rows]
+                else:
+                    start = diversify_start(self.model, here, some) if odi else here.sample(some)
+                found = run_apgd(objective, here, start, abreast=abreast)
+            ended = found.loss < torch.inf  # by itself, not by another run of its image
+            ends[rows, run] = torch.where(ended, found.loss, torch.nan)
             return found
 
-        return repeat_search(search, self.ball.x, runs * max(len(aims), 1))
+        self.ends.append(ends)
+        return search_abreast(search, self.ball.x, times, first=times)
 
     def approach(self, attack: str, norm: Distance, eps: float, **given: object) -> Found:
         """The nearest success that an attack without a radius finds, if it is within `eps`.
@@ -252,7 +248,7 @@ class Ensemble:
                 )
                 found = self._compare(rows, work(here))
                 if here.ends:
-                    ends = torch.stack(here.ends, 1)
+                    ends = torch.cat(here.ends, 1)
                     self.ends[name] = ends.new_full((len(self.y), ends.shape[1]), torch.nan)
                     self.ends[name][rows] = ends
                 taken = keep_best(self.best, rows, found)

@@ -70,6 +70,29 @@ def test_several_passes_of_one_image_in_one_call_are_all_seen(model: Classifier)
     assert curves.best[2] == (own - other).min()
 
 
+def test_what_is_kept_does_not_depend_on_where_calls_are_cut(model: Classifier) -> None:
+    """Passes of one image in one call are seen as if each had a call of its own."""
+    x = draw_uniform(4, *SHAPE, seed=5)
+    points = draw_uniform(40, *SHAPE, seed=6)
+    rows = torch.arange(40) % 2 + 1
+    with torch.no_grad():
+        y = predict_classes(model(x))
+        kept = []
+        for sizes in ([40], [1] * 40, [3, 30, 7]):
+            with watch_losses(model, x, y, Threat("l2", None, False)) as curves:
+                for index, some in zip(
+                    torch.split(rows, sizes), torch.split(points, sizes), strict=True
+                ):
+                    with book_rows(index):
+                        model(some)
+            kept.append((curves.measure(model, np.zeros(4, np.bool_)), curves.successes))
+
+    assert np.isfinite(kept[0][0][LATE][1:3]).all()
+    for columns, successes in kept[1:]:
+        np.testing.assert_array_equal(columns[LATE], kept[0][0][LATE])
+        assert torch.equal(successes, kept[0][1])
+
+
 def test_questions_about_one_image_are_not_taken_for_one_of_each(model: Classifier) -> None:
     """As a search without gradients asks them, by chance as many as there are images."""
     x = draw_uniform(4, *SHAPE, seed=5)

@@ -100,7 +100,7 @@ def test_every_attack_tells_its_steps(bands: Classifier, name: str) -> None:
     """From none to nearly all, never backwards, and a stop ends it at the next of them."""
     model = attackable(name, bands)
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    settings = {"steps": 12, "warmup": 4, "queries": 20, "restarts": 2, "tries": 5, "polish": 3}
+    settings = {"steps": 12, "warmup": 4, "queries": 20, "restarts": 2, "tries": 20, "polish": 3}
     norm = {"norm": "linf"} if "linf" in ATTACKS.entries[name].norms else {}
     given: dict[str, Any] = asked(name, eps=1e-3, eps2=1e-3, **norm, **settings)
     if ATTACKS.entries[name].norms[:1] == ("l0_pixels",):
