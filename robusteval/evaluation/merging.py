@@ -196,13 +196,15 @@ def join_columns(shards: Sequence[Shard], store: Store, progress: Progress) -> C
     RunError
         A file of a part is damaged, or two parts have the same rows.
     """
-    clean = join_clean(shards, store)
-    join_rows(shards, store, progress)
     first = shards[0]
     store.created = store.created or min(shard.record["created"] for shard in shards)
     store.seconds = max(store.seconds, sum(shard.record["seconds"] for shard in shards))
     facts = {"config": first.config, "status": "incomplete", "seconds": store.seconds}
-    store.save_record({**first.record, **facts, "created": store.created}, [])
+    record = {**first.record, **facts, "created": store.created}
+    store.save_record(record, [])  # first: files without it would not be known as ours
+    clean = join_clean(shards, store)
+    join_rows(shards, store, progress)
+    store.save_record(record, [])
     return clean
 
 

@@ -244,13 +244,18 @@ def test_a_part_that_is_not_finished_is_refused(
     assert_same(whole, merge(copies, tmp_path / "run"))
 
 
-def test_a_damaged_part_is_named(copies: list[Path], tmp_path: Path) -> None:
-    """And the command that mends it."""
+def test_a_damaged_part_is_named(
+    classifier: Classifier, data: Data, copies: list[Path], whole: Run, tmp_path: Path
+) -> None:
+    """And the command that mends it, after which they are joined in the same folder."""
     path = next(copies[2].glob("samples/*.parts/*.npz"))
     path.write_bytes(path.read_bytes()[:-9])
 
     with pytest.raises(RunError, match="give the command of shard 3/3 again"):
         merge(copies, tmp_path / "run")
+
+    compute(classifier, data, copies[2], "3/3")
+    assert_same(whole, merge(copies, tmp_path / "run"))
 
 
 def test_images_that_two_parts_attacked_are_refused(copies: list[Path], tmp_path: Path) -> None:
