@@ -147,8 +147,7 @@ def build_baseline(run: Run) -> Baseline:
 def check_finished(run: Run) -> None:
     """RunError if the run has not all that was asked of it, NothingEvaluated if it has nothing."""
     if not run.finished:
-        missing = "".join(f"; {lack}" for lack in run.list_missing())
-        raise RunError(f"the run is not complete: give its command again to finish it{missing}")
+        raise RunError(f"the run is {run.explain_incompleteness()}")
     right = metrics.accuracy(run.clean)
     if not right.n:
         raise NothingEvaluated("nothing was evaluated: the run looked at no image")

@@ -116,10 +116,7 @@ def check_comparable(a: Run, b: Run) -> None:
     """Raise if the runs are not comparable as a whole."""
     for run, name in ((a, "before"), (b, "after")):
         if not run.finished:
-            missing = "".join(f"; {lack}" for lack in run.list_missing())
-            raise RunError(
-                f"the run {name} ({name_run(run)}) is incomplete: finish it first{missing}"
-            )
+            raise RunError(f"the run {name} ({name_run(run)}) is {run.explain_incompleteness()}")
         if not run.clean or not len(run.clean["id"]):
             raise NothingEvaluated(f"the run {name} ({name_run(run)}) looked at no image")
     first, second = (run.clean["id"][order_images(run.clean)] for run in (a, b))

@@ -67,7 +67,9 @@ def write_caveats(record: RunRecord) -> str:
     said = ""
     if record.misfed:
         said += "Not to be used: the model is probably not fed as it was trained. "
-    if not record.complete:
+    if record.run.shard:
+        said += f"Shard {record.run.shard} of a run: `robusteval merge` joins all shards. "
+    elif not record.complete:
         finished = f"{len(record.attacks)} of {record.attacks_asked}"
         said += f"Incomplete: {finished} attacks finished. "
     return said
@@ -80,7 +82,8 @@ def explain_missing_number(record: RunRecord) -> str:
         return "Nothing was evaluated: no image was looked at."
     shown = f"clean accuracy {format_rate(clean)}, n = {clean.n:,}"
     if not record.attacks:
-        return f"Nothing was evaluated: no attack has a result; {shown}."
+        when = "Until then" if record.run.shard else "Nothing was evaluated:"
+        return f"{when} no attack has a result; {shown}."
     if clean.k == 0:
         return f"Nothing was evaluated: no image was classified correctly to begin with; {shown}."
     return ""

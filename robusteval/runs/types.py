@@ -286,6 +286,11 @@ class Run(Showable):
             receivers=tuple(each.keep_different() for each in self.receivers),
         )
 
+    @property
+    def shard(self) -> str:
+        """Which part of a run it is, such as ``3/16``; empty for a whole one."""
+        return str(self.config.get("shard") or "")
+
     def list_asked(self) -> list[str]:
         """The names of the cells that the configuration asks for, behind defenses too."""
         asked = [*(self.config.get("attacks") or ()), *(self.config.get("cells") or ())]
@@ -309,12 +314,23 @@ class Run(Showable):
     def list_missing(self) -> Iterator[str]:
         """What was asked for and has no result, each with the reason if there is one."""
         yield from (f"{cell}: {reason}" for cell, reason in self.failures.items())
-        yield from (f"{cell}: not finished" for cell in self.list_unfinished())
+        if not self.shard:
+            yield from (f"{cell}: not finished" for cell in self.list_unfinished())
+
+    def explain_incompleteness(self) -> str:
+        """What a run is that is not `finished`, what to do about it, and what it lacks."""
+        told = (
+            f"shard {self.shard} of a run: join all shards with `robusteval merge` first"
+            if self.shard
+            else "not complete: give its command again to finish it"
+        )
+        return "; ".join([told, *self.list_missing()])
 
     @property
     def finished(self) -> bool:
         """Whether all that was asked for has a result."""
-        return self.status == "complete" and next(self.list_missing(), None) is None
+        whole = self.status == "complete" and not self.shard
+        return whole and next(self.list_missing(), None) is None
 
     def __repr__(self) -> str:
         """One line for people: which model on which images, and what is left of its accuracy."""

@@ -26,6 +26,9 @@ from robusteval.evaluation.merging import merge, spell_completion
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.shares import Share, find_owners
 from robusteval.models.classifier import Classifier
+from robusteval.reports.baseline import build_baseline
+from robusteval.reports.build import build_record
+from robusteval.reports.compare import compare
 from robusteval.runs.folder import load_run
 from robusteval.runs.types import Run, Spec
 
@@ -166,6 +169,13 @@ def test_a_part_shows_that_it_is_one(parts: list[Path]) -> None:
     assert not part.finished
     assert not part.outcomes
     assert part.config["shard"] == "1/3"
+    told = r"shard 1/3 of a run: join all shards with `robusteval merge` first$"
+    with pytest.raises(RunError, match=f"the run is {told}"):
+        build_baseline(part)
+    with pytest.raises(RunError, match=f"is {told}"):
+        compare(part, part)
+    verdict = build_record(part).verdict
+    assert verdict.startswith("Shard 1/3 of a run: `robusteval merge` joins all shards. Until")
 
 
 def test_each_image_is_in_one_part_whatever_the_order() -> None:

@@ -271,15 +271,15 @@ def test_runs_that_lack_an_attack_are_refused(before: Run) -> None:
     asked = {**before.config, "attacks": [*before.config["attacks"], "late"]}
 
     with pytest.raises(
-        RunError, match=r"the run after \(one\) is incomplete: .*late: not finished"
+        RunError, match=r"the run after \(one\) is not complete: .*late: not finished"
     ):
         compare(before, replace(before, config=asked))
-    with pytest.raises(RunError, match=r"the run before \(one\) is incomplete: .*late: broke"):
+    with pytest.raises(RunError, match=r"the run before \(one\) is not complete: .*late: broke"):
         compare(replace(before, failures={"late": "broke"}), before)
 
 
 def test_incomplete_runs_are_refused(before: Run) -> None:
-    with pytest.raises(RunError, match=r"the run after \(one\) is incomplete"):
+    with pytest.raises(RunError, match=r"the run after \(one\) is not complete"):
         compare(before, replace(before, status="incomplete"))
 
 
