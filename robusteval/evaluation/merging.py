@@ -139,7 +139,7 @@ def merge(
     progress : Progress, optional
         Where to say how far it is.
     command : str
-        As the user gave it; empty from Python.
+        As the user gave it, told where that of the parts is not known; empty from Python.
 
     Returns
     -------
@@ -165,7 +165,8 @@ def merge(
             # what these measure is described by themselves alone
             raise RunError(f"the columns are joined; {spell_completion(record, out)}")
         plan, absent = prepare_absent(record, config, clean, shards[0].answers)
-        joined = JoinedEvaluation(plan, store, progress, command, shards[0])
+        told = spell_whole(record) or command  # what made the columns, not who joined them
+        joined = JoinedEvaluation(plan, store, progress, told, shards[0])
         run = joined.run(complete=lambda: not absent.asked)
     if run.status != "complete":
         raise RunError(f"the columns are joined; {spell_completion(record, out)}")
@@ -329,7 +330,7 @@ class JoinedEvaluation(Evaluation):
     progress : Progress
         Told how far it is.
     command : str
-        As the user gave it.
+        That makes the run.
     shard : Shard
         Any part: what networks answered, and in which environment.
     """
@@ -366,10 +367,12 @@ class JoinedEvaluation(Evaluation):
 
 def spell_completion(record: Mapping[str, Any], out: Path) -> str:
     """What to do about a run that nobody has computed all of."""
-    command = LEFT_OUT.sub("", str(record["command"]))
-    told = (
-        f"`{command} --out {shlex.quote(str(out))}`"
-        if " evaluate " in command
-        else "`evaluate` without --shard"
-    )
+    command = spell_whole(record)
+    told = f"`{command} --out {shlex.quote(str(out))}`" if command else "`evaluate` without --shard"
     return f"{told} finds them computed and does what only the whole run could ask for"
+
+
+def spell_whole(record: Mapping[str, Any]) -> str:
+    """The command of the whole run, from that of a part; empty where it was none of `evaluate`."""
+    command = LEFT_OUT.sub("", str(record["command"]))
+    return command if " evaluate " in command else ""

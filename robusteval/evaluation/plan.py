@@ -167,6 +167,8 @@ def prepare_plan(
     interpreters = list_specs("interpreters", interpreters, '["cam"]')
     defenses = list_specs("defenses", defenses, '["detector.safetensors"]', Defense)
     index = draw(len(data), samples, seed)
+    if share is not None:
+        share.check_images(index)  # once their contents are known, duplicates count once
     model = classifier if isinstance(classifier, Classifier) else wrap_module(classifier, data)
     data = match_classes(data, model.num_classes, model.class_names)
     check_labels(data, index, model)

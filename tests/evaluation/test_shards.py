@@ -205,6 +205,8 @@ def test_more_parts_than_images_are_refused(
     with pytest.raises(UsageError, match="24 different images"):
         compute(classifier, data, tmp_path / "run", "1/25")
 
+    assert not (tmp_path / "run").exists()  # which would be in the way of a better division
+
 
 def test_what_does_not_belong_together_is_refused(
     copies: list[Path], whole: Run, tmp_path: Path
@@ -299,7 +301,9 @@ def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     words = ["evaluate", "demo", "--samples=6", "--attack=noise:eps=4/255", "--no-probes"]
     for part in ("1/2", "2/2"):
-        ended = CliRunner().invoke(cli, [*words, "--shard", part, "--out", f"shards/{part[0]}"])
+        given = [*words, "--shard", part, "--out", f"shards/{part[0]}"]
+        monkeypatch.setattr("sys.argv", ["robusteval", *given])
+        ended = CliRunner().invoke(cli, given)
         assert ended.exit_code == 0, ended.output
         assert f"Shard {part} is done, in shards/{part[0]}" in ended.stdout
 
@@ -308,6 +312,7 @@ def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.Monkey
     assert joined.exit_code == 0, joined.output
     assert "noise:eps=4/255" in joined.stdout
     assert load_run("run").finished
+    assert load_run("run").config["command"] == " ".join(["robusteval", *words])
     refused = {
         "K from 1 to N": [*words, "--shard", "3/2"],
         "judges a whole run": [*words, "--shard", "1/2", "--check"],
