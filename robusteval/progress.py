@@ -214,8 +214,10 @@ class Course:
 def write_estimate(seconds: float) -> str:
     """A duration as people say it beforehand: ``about 12 minutes``."""
     minutes = seconds / 60
+    if minutes < 1:
+        return "less than a minute"
     if minutes < 90:
-        return f"about {max(round(minutes), 1)} minute" + ("" if round(minutes) <= 1 else "s")
+        return f"about {round(minutes)} minute" + ("" if round(minutes) == 1 else "s")
     hours = minutes / 60
     return f"about {hours:.0f} hours" if hours < 48 else f"about {hours / 24:.0f} days"
 

@@ -68,6 +68,7 @@ def test_seconds_are_those_of_passes(bands: Classifier, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
+        (6, "less than a minute"),
         (61, "about 1 minute"),
         (1800, "about 30 minutes"),
         (3 * 3600, "about 3 hours"),
