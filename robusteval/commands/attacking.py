@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robusteval.errors import RunError, UsageError
 from robusteval.runs.types import Run, Spec
@@ -14,6 +14,9 @@ from robusteval.runs.types import Run, Spec
 from .networks import NetworkSpec, load_networks, parse_network
 from .session import Request, Session, ensure_masks, needs_rts
 from .working import build_plan, open_pool
+
+if TYPE_CHECKING:
+    from robusteval.evaluation.shares import Share
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Attacking:
     interpreters: list[Spec]
     optional: tuple[Spec, ...]
     chosen: Mapping[str, Any]  # other arguments of `prepare_plan`
-    shard: str | None
+    share: Share | None
 
     def run_on(
         self,
@@ -38,7 +41,6 @@ class Attacking:
         """Attack one network, and judge the images on others; `helpers` are of `open_pool`."""
         from robusteval.evaluation.evaluate import execute
         from robusteval.evaluation.plan import prepare_plan
-        from robusteval.evaluation.shares import Share
 
         classifier, images, progress, stop = session
         session.say_if_fewer(self.chosen["samples"])
@@ -52,8 +54,7 @@ class Attacking:
                     raise
                 progress.say(str(error))
                 unusable = {str(spec): str(error) for spec in asked if needs_rts([spec])}
-        share = None if self.shard is None else Share.parse(self.shard)
-        chosen = {**self.chosen, "share": share, "unusable": unusable}
+        chosen = {**self.chosen, "share": self.share, "unusable": unusable}
         receivers = load_networks(networks, progress, device=request.device)
         plan = prepare_plan(
             classifier, images, self.specs, **chosen, receivers=receivers, progress=progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,7 +38,10 @@ from .running import (
 )
 from .session import Request, open_session
 from .shell import Whole, emit_lines, option, read_batch_size, read_radius
-from .working import worker_options
+from .working import read_share, worker_options
+
+if TYPE_CHECKING:
+    from robusteval.evaluation.shares import Share
 
 
 @click.command(cls=ConfiguredCommand, short_help="Attack a classifier and say how robust it is.")
@@ -162,6 +165,7 @@ from .working import worker_options
 @option(
     "Run",
     "--shard",
+    callback=read_share,
     metavar="K/N",
     help="Attack the K-th of N parts of the images, into a run folder of its own; `robusteval"
     " merge` joins all N.",
@@ -201,7 +205,7 @@ def evaluate(
     samples: int | None,
     seed: int | None,
     batch_size: int | None,
-    shard: str | None,
+    shard: Share | None,
     workers: int | None,
     ray: str | None,
     out: Path | None,

@@ -20,16 +20,17 @@ from robusteval.runs.writing import write_atomically
 
 from .detector import load_vgg
 from .networks import load_networks, name_networks, parse_network
-from .reproducing import PaperRequest, describe_shard, parse_share
+from .reproducing import PaperRequest, describe_shard
 from .running import build_data_options, device_option, model_options, spell_command
 from .session import Request, Session, ensure_masks, needs_rts, open_session
 from .shell import Command, Whole, emit, emit_lines, option, writing_stdout
-from .working import worker_options
+from .working import read_share, worker_options
 
 if TYPE_CHECKING:
     from robusteval.analysis.papers.masked import MaskWorth
     from robusteval.datasets.dataset import Data
     from robusteval.evaluation.plan import Attack
+    from robusteval.evaluation.shares import Share
     from robusteval.evaluation.work_cache import WorkCache
     from robusteval.runs.detector_record import Combination
 
@@ -106,6 +107,8 @@ if TYPE_CHECKING:
 @option(
     "Run",
     "--shard",
+    "share",
+    callback=read_share,
     metavar="K/N",
     help="Measure the K-th of N parts of the images, into a folder of its own below --out, which"
     " all N may share; the same command without --shard joins them and makes the tables.",
@@ -142,7 +145,7 @@ def reproduce(
     vgg_weights: Path | None,
     targets: tuple[str, ...],
     hardened: str | None,
-    shard: str | None,
+    share: Share | None,
     workers: int | None,
     ray: str | None,
     **given: Any,
@@ -166,7 +169,7 @@ def reproduce(
         --data cifar10:data --samples 100 --size paper
     """
     if paper == "list":
-        if shard is not None:
+        if share is not None:
             raise UsageError("--shard divides the images of a paper: name one in place of list")
         emit_lines(list(describe_papers()))
         return
@@ -186,7 +189,6 @@ def reproduce(
             "--vgg-weights": vgg_weights is not None,
         },
     )
-    share = None if shard is None else parse_share(shard)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder: choose another")
     found, shards, broken = [], [], []

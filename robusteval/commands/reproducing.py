@@ -67,13 +67,6 @@ class PaperRequest:
         )
 
 
-def parse_share(text: str) -> Share:
-    """The part of the images that a shard measures; UsageError if it is none."""
-    from robusteval.evaluation.shares import Share
-
-    return Share.parse(text)
-
-
 def describe_shard(found: ShardSummary) -> Iterator[str]:
     """What a shard has done, what is left, and how the tables come about."""
     explained = f", and explained {found.explained}" if found.explained else ""

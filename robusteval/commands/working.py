@@ -13,10 +13,32 @@ from .session import Request, Session
 from .shell import Whole, option
 
 if TYPE_CHECKING:
+    import click
+
     from robusteval.evaluation.pieces import Pool
     from robusteval.evaluation.plan import Plan
+    from robusteval.evaluation.shares import Share
     from robusteval.progress import Bars
     from robusteval.runs.types import Spec
+
+
+def read_share(ctx: click.Context, param: click.Parameter, value: str | None) -> Share | None:
+    """Option callback: one part of a run, such as ``3/16``."""
+    if value is None:
+        return None
+    from robusteval.evaluation.shares import Share
+
+    return Share.parse(value)
+
+
+def require_ray(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Option callback: where Ray is, if it is installed, before anything is loaded."""
+    if value is not None:
+        from robusteval.evaluation.ray_workers import import_ray
+
+        import_ray()
+    return value
+
 
 worker_options = combine_options(
     [
@@ -31,6 +53,7 @@ worker_options = combine_options(
         option(
             "Run",
             "--ray",
+            callback=require_ray,
             metavar="ADDRESS",
             help="The workers are on this cluster of Ray's (the extra robusteval[ray]), such as"
             " auto or head:6379: one for each GPU, or core, unless --workers says how many.",

@@ -314,7 +314,7 @@ def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load_run("run").finished
     assert load_run("run").config["command"] == " ".join(["robusteval", *words])
     refused = {
-        "K from 1 to N": [*words, "--shard", "3/2"],
+        "K from 1 to N": ["evaluate", "missing.pth", *words[2:], "--shard", "3/2"],
         "judges a whole run": [*words, "--shard", "1/2", "--check"],
         "shard 2/2 is missing": ["merge", "shards/1", "--out", "other"],
         "other settings": [*words, "--shard", "1/2", "--out", "run"],
