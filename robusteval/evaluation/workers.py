@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Thread
 
@@ -33,6 +35,7 @@ from robusteval.models.steps import STOPPED
 
 WAIT = 0.5  # seconds between two looks at whether the run is to stop
 DEATHS = 5  # of workers in a row, without a piece that was done in between, that end the run
+PATIENCE = 3.0  # seconds in which workers without work end by themselves, or are ended
 AHEAD = 2  # pieces that a worker is given at a time
 Recipe = Callable[[], Plan]
 
@@ -47,6 +50,8 @@ def start_worker(folder: str, threads: int) -> None:
     sys.stdout = sys.stderr  # other people's code may print
     warnings.simplefilter("ignore")  # they are told once, by the process that gives the work
     Thread(target=follow_parent, daemon=True).start()
+    # after what libraries have to take away, without taking the interpreter apart: that takes long
+    Finalize(None, os._exit, args=(0,), exitpriority=-1)
     os.chdir(folder)
     torch.set_num_threads(threads)
 
@@ -132,10 +137,18 @@ class ProcessPool:
             initargs=(os.getcwd(), self.threads),
         )
 
-    def close(self) -> None:
-        """End the processes, whatever they are doing."""
+    def close(self, patience: float = 0.0) -> None:
+        """End the processes, whatever they are doing.
+
+        Those without work end by themselves in so many seconds, and so take away what libraries
+        that they imported have made, such as the locks of progress bars.
+        """
         self.executor.shutdown(wait=False, cancel_futures=True)
-        for process in set(active_children()) - self.others:
+        processes = set(active_children()) - self.others
+        until = time.monotonic() + patience
+        for process in processes:
+            process.join(max(until - time.monotonic(), 0.0))
+        for process in processes:
             process.terminate()
 
     def compute(
@@ -209,6 +222,7 @@ def open_processes(
     pool = ProcessPool(workers, threads, recipe, plan.key, stopping)
     try:
         yield pool
+        pool.close(PATIENCE)
     finally:
         pool.close()
         torch.set_num_threads(before)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,7 +83,11 @@ def test_a_worker_that_dies_and_a_stop_lose_nothing_but_time(
         assert mark.exists()
         pool.stopping = lambda: False
         run = execute(plan, tmp_path / "run", pool=pool)
+        workers = active_children()
 
+    for worker in workers:
+        worker.join()
+    assert 0 in [worker.exitcode for worker in workers]  # ended by themselves: nothing is left
     assert_same(whole, run)
     assert_same(whole, execute(build(), tmp_path / "run"))
 
@@ -207,13 +212,13 @@ def test_what_ray_says_becomes_a_sentence(
 
 
 def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that installs it."""
+    """With the command that installs it, before anything is looked for."""
 
     def missing(name: str) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(ray_workers, "import_module", missing)
-    words = ["evaluate", "demo", "--samples=2", "--attack=noise:eps=1/255", "--ray=auto"]
+    words = ["evaluate", "missing.pth", "--data=digits", "--attack=noise:eps=1/255", "--ray=auto"]
 
     ended = CliRunner().invoke(cli, words)
 
