@@ -21,6 +21,7 @@ from robusteval.evaluation.bench import Bench
 from robusteval.evaluation.pieces import Computed, Seen, Task
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.workers import AHEAD, DEATHS, WAIT, Recipe
+from robusteval.models.environment import keep_freed_memory
 from robusteval.models.steps import STOPPED
 
 
@@ -40,6 +41,7 @@ class Worker:
     def __init__(self, recipe: Recipe, key: str, folder: str) -> None:
         os.chdir(folder)
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.bench = Bench(recipe(), key)
 
     def compute(self, task: Task, seen: Sequence[Seen], rows: Positions) -> Computed:

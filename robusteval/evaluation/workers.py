@@ -31,6 +31,7 @@ from robusteval.errors import Interrupted, RobustevalError, RunError
 from robusteval.evaluation.bench import Bench
 from robusteval.evaluation.pieces import Computed, Seen, Task
 from robusteval.evaluation.plan import Plan
+from robusteval.models.environment import keep_freed_memory
 from robusteval.models.steps import STOPPED
 
 WAIT = 0.5  # seconds between two looks at whether the run is to stop
@@ -54,6 +55,7 @@ def start_worker(folder: str, threads: int) -> None:
     Finalize(None, os._exit, args=(0,), exitpriority=-1)
     os.chdir(folder)
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 @contextmanager

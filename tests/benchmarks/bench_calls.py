@@ -35,6 +35,7 @@ from robusteval.models.classifier import (
     frozen,
     predict_classes,
 )
+from robusteval.models.environment import keep_freed_memory
 from robusteval.registry.signatures import read_number
 
 STEPS, EPS = 10, 1e-5  # so small a ball that nothing falls in it
@@ -167,6 +168,7 @@ def main(
     rounds: int,
 ) -> None:
     """Print the ratios."""
+    keep_freed_memory()  # as commands do
     click.echo(f"{torch.get_num_threads()} threads")
     for name in networks:
         click.echo(compare_network(name, images or 16, rounds))
