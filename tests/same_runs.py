@@ -9,9 +9,11 @@ from robusteval.runs.types import Run
 
 
 def assert_same(one: Run, other: Run) -> None:
-    """All columns, findings and pictures but the clock."""
+    """All columns, findings and pictures but the clock, and what was asked but the command."""
     assert other.findings == one.findings
-    assert (other.config, other.model, other.data) == (one.config, one.model, one.data)
+    asked, again = ({**run.config, "command": None} for run in (one, other))
+    assert again == asked
+    assert (other.model, other.data) == (one.model, one.data)
     assert other.environment == one.environment
     assert (other.status, other.failures) == (one.status, one.failures)
     assert [o.to_record() for o in other.outcomes] == [o.to_record() for o in one.outcomes]
@@ -21,10 +23,10 @@ def assert_same(one: Run, other: Run) -> None:
         assert a.keys() == b.keys()
         for name in a.keys() - {"seconds"}:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    shown, again = load_pictures(one), load_pictures(other)
-    assert shown.keys() == again.keys()
+    shown, seen = load_pictures(one), load_pictures(other)
+    assert shown.keys() == seen.keys()
     for position, pictures in shown.items():
-        for picture, same in zip(pictures, again[position], strict=True):
+        for picture, same in zip(pictures, seen[position], strict=True):
             assert (picture.place, picture.row) == (same.place, same.row)
             np.testing.assert_array_equal(picture.clean, same.clean)
             np.testing.assert_array_equal(picture.delta, same.delta)
