@@ -19,7 +19,7 @@ OPENCV = (
 
 # of glibc's malloc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT = 2**28  # bytes that are free, up to which they stay with the process
+KEPT = 2**26  # bytes that are free, up to which they stay with the process
 MAPPED = 2**25  # bytes from which a tensor has pages of its own, glibc's largest
 
 
