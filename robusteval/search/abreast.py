@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robusteval.models.classifier import choose_graph_size
 from robusteval.models.steps import part
+from robusteval.search.apgd import choose
 from robusteval.search.balls import Ball
 from robusteval.search.descent import (
     BallMoves,
@@ -93,7 +94,7 @@ def descend_from_starts(
         if random_start or bool(run.any()):
             start = here.sample(seeds[rows.cpu()] + run.cpu())
         if not random_start:
-            start = torch.where((run == 0).view(-1, 1, 1, 1), here.x, start)
+            start = choose(run == 0, here.x, start)
         return descend(
             restrict_objective(objective, rows),
             BallMoves(here, step),

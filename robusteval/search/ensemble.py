@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, autograd, nn
@@ -114,13 +113,20 @@ class Stage:
             else:
                 aim = aims[rows, run % aims.shape[1]]
                 objective = build_aimed_objective(self.model, y, aim, loss)
-            run_apgd = partial(search_apgd, steps=steps, stop=stop, stride=onward or STRIDE)
             with book_rows(rows):
                 if onward:
                     start = self.start[rows]
                 else:
                     start = diversify_start(self.model, here, some) if odi else here.sample(some)
-                found = run_apgd(objective, here, start, abreast=abreast)
+                found = search_apgd(
+                    objective,
+                    here,
+                    start,
+                    steps=steps,
+                    stop=stop,
+                    stride=onward or STRIDE,
+                    abreast=abreast,
+                )
             ended = found.loss < torch.inf  # by itself, not by another run of its image
             ends[rows, run] = torch.where(ended, found.loss, torch.nan)
             return found

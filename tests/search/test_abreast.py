@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 from toys import draw_uniform
@@ -11,7 +14,15 @@ from robusteval.models.steps import book_rows
 from robusteval.search.abreast import search_abreast
 from robusteval.search.apgd import search_apgd
 from robusteval.search.balls import Ball
-from robusteval.search.descent import Found, build_class_objective, repeat_search
+from robusteval.search.descent import (
+    BallMoves,
+    Found,
+    Objective,
+    Score,
+    build_class_objective,
+    descend,
+    repeat_search,
+)
 
 EPS, STEPS, TIMES = 0.012, 5, 4
 
@@ -49,6 +60,35 @@ def test_what_falls_to_the_first_search_costs_no_other() -> None:
     search_abreast(search, x, 4)
 
     assert asked == [([0, 1, 2], [0, 0, 0], 1), ([1, 1], [1, 2], 2), ([1], [3], 1)]
+
+
+def find_by_descent(objective: Objective, ball: Ball) -> Found:
+    """Two searches of one image by steps of one length."""
+    moves = BallMoves(ball, 0.01)
+    return descend(objective, moves, ball.x, steps=STEPS, stop="8bit", abreast=2)
+
+
+def find_by_apgd(objective: Objective, ball: Ball) -> Found:
+    """Two searches of one image by Auto-PGD."""
+    return search_apgd(objective, ball, ball.x, steps=STEPS, stop="8bit", abreast=2)
+
+
+@pytest.mark.parametrize("find", [find_by_descent, find_by_apgd])
+def test_a_search_that_finishes_an_image_ends_its_others(
+    find: Callable[[Objective, Ball], Found],
+) -> None:
+    """The second of four rows succeeds at once: so ends the first, and not those of another."""
+    asked: list[list[int]] = []
+
+    def objective(x: Tensor, index: Tensor) -> Score:
+        asked.append(index.tolist())
+        return Score(x.flatten(1).mean(1), index == 1)
+
+    found = find(objective, Ball.around(torch.full((4, 1, 2, 2), 0.5), "linf", 0.1))
+
+    assert found.finished.tolist() == [False, True, False, False]
+    assert asked[:3] == [[0, 1, 2, 3], [1], [2, 3]]  # the middle one as an 8-bit image
+    assert not any(0 in index for index in asked[1:])
 
 
 def search_images(model: Classifier, x: Tensor, seeds: Tensor) -> tuple[Found, Tensor]:
