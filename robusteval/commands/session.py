@@ -126,12 +126,12 @@ def open_session(
 
     Until it is left, progress is shown, and Ctrl-C and SIGTERM stop the work in good order.
     """
-    from robusteval.models.environment import keep_freed_memory
-
-    keep_freed_memory()
     with handle_stops(fresh) as stop, show_bars() as progress:
         stop.progress = progress
         classifier, images = open_both(progress)
+        from robusteval.models.environment import keep_freed_memory  # torch is loaded by now
+
+        keep_freed_memory()
         for note in images.notes:
             progress.say(note)
         yield Session(classifier, images, progress, stop)
