@@ -15,7 +15,14 @@ from robusteval.datasets.checks import CHUNK, Span, explain_cause, raise_as_unre
 from robusteval.datasets.dataset import ArraySource
 from robusteval.errors import RunError, UsageError
 from robusteval.registry import DATA_SOURCES
-from robusteval.runs.archives import SUFFIX, Layout, open_archive, read_array, read_layout
+from robusteval.runs.archives import (
+    SUFFIX,
+    Layout,
+    locate_stored,
+    open_archive,
+    read_array,
+    read_layout,
+)
 from robusteval.runs.reading import ARRAYS, open_regular
 
 NPZ_KEYS = {
@@ -45,18 +52,25 @@ def open_npz(
             found = ", ".join(keys[:MOST_LISTED] + more) or "none"
             raise UsageError(f"{path} needs one of the pairs {wanted}; found {found}")
         x, y = pairs[0]
-        images, labels = _read_member(archive, x), _read_member(archive, y)
+        images, labels = _read_member(archive, file, x), _read_member(archive, file, y)
     return build_array_source(f"{path.name} ({x})", images, labels, bands=bands, span=span)
 
 
-def _read_member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """Load one array; a large one is mapped from an unpacked copy without a name."""
+def _read_member(archive: zipfile.ZipFile, file: IO[bytes], key: str) -> np.ndarray:
+    """Load one array; a large one is mapped, from an unpacked copy without a name if need be."""
     layout = read_layout(archive, key, ARRAYS)
-    if archive.getinfo(key + SUFFIX).file_size <= MAX_IN_MEMORY:
+    info = archive.getinfo(key + SUFFIX)
+    if info.file_size <= MAX_IN_MEMORY:
         return read_array(archive, key, ARRAYS)
-    with archive.open(key + SUFFIX) as packed, tempfile.TemporaryFile() as file:
-        _unpack(packed, file, key)
-        return map_array(file, layout)
+    with archive.open(info) as packed:
+        begin = locate_stored(file, info)
+        if begin is not None and (begin + layout.begin) % layout.dtype.alignment == 0:
+            while packed.read(CHUNK):  # to its end, where its checksum is compared
+                pass
+            return map_array(file, layout, begin)
+        with tempfile.TemporaryFile() as unpacked:
+            _unpack(packed, unpacked, key)
+            return map_array(unpacked, layout)
 
 
 def _unpack(packed: IO[bytes], file: IO[bytes], key: str) -> None:
@@ -70,7 +84,7 @@ def _unpack(packed: IO[bytes], file: IO[bytes], key: str) -> None:
         ) from error
 
 
-def map_array(file: IO[bytes], layout: Layout) -> np.ndarray:
-    """Map an open .npy file; the mapping outlives the file, and the system frees both."""
+def map_array(file: IO[bytes], layout: Layout, begin: int = 0) -> np.ndarray:
+    """Map an open .npy file, or one from a byte on; the mapping outlives the file."""
     order: Literal["F", "C"] = "F" if layout.fortran else "C"
-    return np.memmap(file, layout.dtype, "r", layout.begin, layout.shape, order)
+    return np.memmap(file, layout.dtype, "r", begin + layout.begin, layout.shape, order)

@@ -167,6 +167,15 @@ def read_array(archive: zipfile.ZipFile, key: str, usual: int) -> np.ndarray[Any
     return array
 
 
+def locate_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
+    """Where the bytes of a member begin in its file; None if they are compressed there."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    file.seek(entry.header_offset)
+    *_, name, extra = LOCAL.unpack(file.read(LOCAL.size))
+    return entry.header_offset + LOCAL.size + int(name) + int(extra)
+
+
 def read_plain(content: bytes, usual: int) -> dict[str, np.ndarray[Any, Any]] | None:
     """All arrays of an archive that is in memory, in a tenth of the time that `zipfile` takes.
 

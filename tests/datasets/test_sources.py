@@ -1069,7 +1069,8 @@ def test_large_arrays_are_mapped_and_leave_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
 ) -> None:
     x = np.asarray(pixels(9, 6, 5, 3), order=order)
-    spec = save_npz(tmp_path / "a.npz", x=x, y=range(9))
+    np.savez_compressed(tmp_path / "a.npz", x=x, y=range(9))
+    spec = str(tmp_path / "a.npz")
     small = open_data(spec)
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
@@ -1083,6 +1084,33 @@ def test_large_arrays_are_mapped_and_leave_no_file(
     assert list(unpacked.iterdir()) == []
     assert torch.equal(large.batch(range(9)).x, small.batch(range(9)).x)
     assert large.fingerprint(range(9)) == small.fingerprint(range(9))
+
+
+def test_stored_array_is_mapped_where_it_lies_and_a_packed_one_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a large data set takes as much disk again, and minutes; bits are compared."""
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    x, y = pixels(9, 6, 5, 3), np.arange(9)
+    np.savez(tmp_path / "stored.npz", x=x, y=y)
+    np.savez_compressed(tmp_path / "packed.npz", x=x, y=y)
+    copied: list[str] = []
+    unpack = npz._unpack
+
+    def watched(packed: Any, file: Any, key: str) -> None:
+        copied.append(key)
+        unpack(packed, file, key)
+
+    monkeypatch.setattr(npz, "_unpack", watched)
+
+    stored, packed = (open_data(str(tmp_path / f"{name}.npz")) for name in ("stored", "packed"))
+
+    assert copied == ["x"]
+    assert torch.equal(stored.batch(range(9)).x, packed.batch(range(9)).x)
+    content = bytearray((tmp_path / "stored.npz").read_bytes())
+    content[content.index(x.tobytes()) + 50] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(content)
+    assert "cannot be read" in refusal(tmp_path / "flipped.npz")
 
 
 def test_large_array_that_is_cut_short_is_refused(
@@ -1103,11 +1131,11 @@ def test_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    spec = save_npz(tmp_path / "a.npz", x=pixels(9, 6, 5, 3), y=range(9))
+    np.savez_compressed(tmp_path / "a.npz", x=pixels(9, 6, 5, 3), y=range(9))
     monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
     monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(RunError, match="TMPDIR"):
-        open_data(spec)
+        open_data(str(tmp_path / "a.npz"))
 
 
 # Decoding files
