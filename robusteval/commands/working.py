@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -116,6 +117,14 @@ def open_pool(
     recipe = partial(recipe, fingerprint=plan.config["data"]["sha256"])
     with ExitStack() as stack:
         if address is not None:
-            yield stack.enter_context(open_ray(plan, recipe, address, workers, stopping))
+            session.progress.begin(f"Connecting to Ray, {address}", 0)
+            pool = stack.enter_context(open_ray(plan, recipe, address, workers, stopping))
+            session.progress.end()
+            yield pool
         elif workers is not None:
+            cores = os.cpu_count() or workers
+            if workers > cores and plan.classifier.device.type == "cpu":
+                session.progress.say(
+                    f"{workers} workers share {cores} cores: more than these make nothing faster."
+                )
             yield stack.enter_context(open_processes(plan, recipe, workers, stopping))

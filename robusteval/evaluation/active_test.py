@@ -38,7 +38,7 @@ from robusteval.evaluation.read_outs import (
     fit_read_out,
 )
 from robusteval.evaluation.target import Target
-from robusteval.models.classifier import Classifier, choose_graph_size
+from robusteval.models.classifier import Classifier, choose_block_size, choose_graph_size
 from robusteval.models.failures import raise_as_run_error
 from robusteval.models.seeds import per_image, sample_seeds
 from robusteval.models.steps import book_rows
@@ -135,12 +135,16 @@ class Planter:
             raise UsageError(
                 f"the last layer has {self.width} inputs, and {LEAST_FEATURES} are needed"
             )
+        values = x[0].numel()
+        count = count_images(classifier, values)
+        # calls for the few images of a large network are not padded to those of many
+        natural = classifier.block or choose_block_size(values, classifier.device)
         self.features = Classifier(
             Features(classifier.network, layer),
             mean=classifier.mean.flatten().tolist(),
             std=classifier.std.flatten().tolist(),
             num_classes=self.width,
-            block=classifier.block,
+            block=count if count < natural else classifier.block,
         ).to(classifier.device)
         self.features.eval()
         # by seeds and radius, with the images: all attacks look for the same

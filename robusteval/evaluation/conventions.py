@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.05  # of accuracy, that another convention must be better by
 RISK = 0.001  # of naming one by chance
-AT_ONCE = 16  # images
+AT_ONCE = 32  # images; a call of a network for small ones takes no fewer
 
 
 def find_convention(

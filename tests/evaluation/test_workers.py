@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from same_runs import assert_same
 from toys import Bands
 
 from robusteval.cli import cli
+from robusteval.commands.working import open_pool
 from robusteval.datasets.dataset import Positions
 from robusteval.datasets.sources import open_data
 from robusteval.errors import Interrupted, RunError, UsageError
@@ -30,6 +32,7 @@ from robusteval.evaluation.pieces import Computed, Seen, Task, split_finely
 from robusteval.evaluation.plan import prepare_plan
 from robusteval.evaluation.workers import deaf, open_processes
 from robusteval.models.classifier import Classifier
+from robusteval.runs.folder import load_run
 
 ATTACKS = ["pgd:eps=12/255,steps=12", "noise:eps=12/255"]
 FOREIGN = "art:SquareAttack:eps=12/255,max_iter=3"
@@ -187,6 +190,18 @@ def test_workers_of_ray_do_the_same_pieces(
     assert_same(execute(build(attacks), tmp_path / "whole"), run)
 
 
+def test_ray_itself_gives_the_run_of_one_process(tmp_path: Path) -> None:
+    """Whole commands: Ray started on this machine, and none."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    words = ["evaluate", "demo", "--samples=60", "--attack=pgd:eps=12/255,steps=5"]
+
+    for name, more in (("alone", []), ("by-ray", ["--ray=local", "--workers=2"])):
+        command = [sys.executable, "-m", "robusteval", *words, *more, f"--out={tmp_path / name}"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    assert_same(load_run(tmp_path / "alone"), load_run(tmp_path / "by-ray"))
+
+
 def test_what_ray_says_becomes_a_sentence(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +239,21 @@ def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ended.exit_code == 2
     assert "pip install 'robusteval[ray]'" in ended.stderr
+
+
+def test_more_workers_than_cores_are_remarked_on(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take memory and gain nothing; as many as there are cores are nobody's mistake."""
+    said: list[str] = []
+    progress, stop = SimpleNamespace(say=said.append), SimpleNamespace(asked=0)
+    session: Any = SimpleNamespace(progress=progress, stop=stop)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    with open_pool(session, build(), build, 2, None):
+        assert said == []
+    with open_pool(session, build(), build, 3, None):
+        assert said == ["3 workers share 2 cores: more than these make nothing faster."]
 
 
 def test_ctrl_c_while_workers_start_is_heard_by_their_parent_alone() -> None:
