@@ -1,6 +1,7 @@
 """Whether a run whose processes are killed at random moments ends with the same bits. By hand.
 
-Usage: python tests/benchmarks/bench_kills.py [--times 10] [--workers 2] [-- OPTIONS OF EVALUATE]
+Usage: python tests/benchmarks/bench_kills.py [--times 10] [--workers 2] [--ray ADDRESS]
+       [-- OPTIONS OF EVALUATE]
 
 The demo network is evaluated once without workers. Then, as often as asked for each way: a worker
 is killed with -9 and replaced; the first process is killed with -9, or told to stop as by Ctrl-C,
@@ -38,19 +39,28 @@ def start(folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def list_workers(head: int) -> list[int]:
-    """Processes that compute for a first process, oldest first; Linux."""
-    found = []
+    """Processes that compute for a first process, or that Ray started for it; Linux."""
+    parents, titles = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            is_tracker = b"resource_tracker" in (folder / "cmdline").read_bytes()
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
         except OSError:  # it ended meanwhile
             continue
-        if parent == head and not is_tracker:
-            found.append(int(folder.name))
-    return sorted(found)
+        parents[int(folder.name)] = parent
+    of_ray = [
+        number
+        for number, title in titles.items()
+        if title.startswith(b"ray::Worker") and parents.get(parents[number]) == head
+    ]
+    own = [
+        number
+        for number, parent in parents.items()
+        if parent == head and b"multiprocessing.spawn" in titles[number]
+    ]
+    return sorted(of_ray or own)
 
 
 def disturb(way: str, process: subprocess.Popen[bytes], rng: np.random.Generator) -> bool:
@@ -78,29 +88,37 @@ def describe_difference(one: Path, other: Path) -> str:
 @click.command()
 @click.option("--times", default=10)
 @click.option("--workers", default=2)
+@click.option("--ray", "address", help="Workers of Ray's instead of our own, say `local`.")
 @click.option("--seed", default=0)
 @click.argument("options", nargs=-1)
-def main(times: int, workers: int, seed: int, options: tuple[str, ...]) -> None:
+def main(
+    times: int, workers: int, address: str | None, seed: int, options: tuple[str, ...]
+) -> None:
     """Print what became of each run."""
     given = options or OPTIONS
+    shared = [*given, "--workers", str(workers), *(["--ray", address] if address else [])]
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         reference, number = Path(folder, "reference"), 0
         if start(reference, given).wait():
             raise click.ClickException("evaluate fails by itself: try it with these options")
         began = time.perf_counter()
-        start(Path(folder, "undisturbed"), [*given, "--workers", str(workers)]).wait()
+        process = start(Path(folder, "undisturbed"), shared)
+        while process.poll() is None and not list_workers(process.pid):
+            time.sleep(0.1)
+        ready = time.perf_counter() - began
+        process.wait()
         whole = time.perf_counter() - began
         for way in WAYS:
             same, hit = 0, 0
             for _ in range(times):
                 out, number = Path(folder, str(number)), number + 1
-                process = start(out, [*given, "--workers", str(workers)])
-                time.sleep(whole * rng.uniform(0.1, 0.95))
+                process = start(out, shared)
+                time.sleep(ready + (whole - ready) * rng.uniform(0, 0.95))
                 hit += disturb(way, process, rng)
                 process.wait()
                 if process.returncode:
-                    start(out, [*given, "--workers", str(workers)]).wait()
+                    start(out, shared).wait()
                 difference = describe_difference(reference, out)
                 same += not difference
                 if difference:
