@@ -10,12 +10,14 @@ import numpy as np
 
 from robusteval.datasets.dataset import Positions
 from robusteval.errors import RobustevalError, RunError
+from robusteval.evaluation.answers import Answers
 from robusteval.evaluation.batches import run_in_halves
 from robusteval.evaluation.columns import AttackedColumns, measure_clean, measure_quality
 from robusteval.evaluation.computation import Shrinking
 from robusteval.evaluation.gallery import Gallery
 from robusteval.evaluation.pieces import Computed, Seen, Task
 from robusteval.evaluation.plan import Plan
+from robusteval.evaluation.planting import Planting
 from robusteval.evaluation.target import (
     DefenseBroke,
     Target,
@@ -24,7 +26,7 @@ from robusteval.evaluation.target import (
     list_targets,
 )
 from robusteval.models.arithmetic import exact_arithmetic
-from robusteval.models.classifier import frozen
+from robusteval.models.classifier import Classifier, frozen
 from robusteval.runs.types import Columns
 
 
@@ -48,21 +50,26 @@ class Bench:
         self.plan = plan
         self.targets = list_targets(plan)
         self.everyone = [*self.targets, *list_receivers(plan)]
+        self.planted: list[Classifier] = []  # networks around whose images something is planted
+        self.planting = Planting(plan, Answers(), self.planted.append)
 
     def compute(self, task: Task, seen: Sequence[Seen], rows: Positions) -> Computed:
         """Do a task on some rows ``(m,)``, with what is known of each target."""
         for target, known in zip(self.everyone, seen, strict=True):
             target.clean, target.found, target.company, target.model.block = known
-        values = int(np.prod(self.plan.data.shape))
-        shrinking = Shrinking([target.model for target in self.everyone], values)
+        values, target = int(np.prod(self.plan.data.shape)), self.everyone[task.target]
         gallery = Gallery({})
         try:
             with ExitStack() as stack:
                 for each in self.everyone:
                     stack.enter_context(frozen(each.model))
                 stack.enter_context(exact_arithmetic())
-                target = self.everyone[task.target]
-                stack.enter_context(known_surroundings(self.targets, target))
+                if task.kind == "planted":
+                    self.planting.find_planter(target)
+                else:
+                    stack.enter_context(known_surroundings(self.targets, target))
+                models = [*(each.model for each in self.everyone), *self.planted]
+                shrinking = Shrinking(models, values)
                 work = self._open(task, target, gallery, shrinking)
                 pieces = run_in_halves(work, rows, shrinking.shrink_blocks)
         except DefenseBroke as error:
@@ -86,9 +93,13 @@ class Bench:
             worth = partial(measure_quality, self.plan, measurement, known)
             return lambda rows: [worth(rows)]
         assert task.spec is not None
+        attack = self.plan.prepare(task.spec, target.model, task.role)
+        if task.kind == "planted":
+            look = partial(self.planting.measure, attack, target)
+            return lambda rows: [look(rows)]
         return AttackedColumns(
             self.plan,
-            self.plan.prepare(task.spec, target.model, task.role),
+            attack,
             target,
             [self.everyone[i] for i in task.defended],
             measurement if task.maps else None,

@@ -234,7 +234,9 @@ class Computation:
         title = f"Planted examples, {attack.spec}{target.suffix}"
         batches = self.division.split(rows, self.sizes.usual)
         look = partial(self.planting.measure, attack, target)
-        rows, found = keep_planted(rows, self.batches.map(title, key, batches, look))
+        task = Task("planted", self.targets.index(target), attack.asked or attack.spec)
+        run = self.handing.hand_out(task, rounds=1, least=1)
+        rows, found = keep_planted(rows, self.batches.map(title, key, batches, look, run=run))
         return Outcome(
             attack=attack.spec,
             threat=attack.threat,

@@ -6,7 +6,7 @@ same plan does it, see `robusteval.evaluation.bench`, and returns `Computed`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ ROUNDS = 4  # pieces for each worker, so that none waits long for the last one
 class Task(NamedTuple):
     """What is to be measured. Targets are named by their place in `list_targets` of the plan."""
 
-    kind: str  # "clean", "quality" or "attack"
+    kind: str  # "clean", "quality", "attack" or "planted"
     target: int
     spec: Spec | None = None  # the attack
     role: str = "attack"
@@ -111,29 +111,32 @@ class HandingOut:
         *,
         whole: bool = False,
         rounds: int = ROUNDS,
+        least: int | None = None,
     ) -> Runner | None:
         """Who does a task: the pool, if there is one.
 
-        Batches are split, unless they are `whole`, into about so many pieces for each worker.
+        Batches are split, unless they are `whole`, into about so many pieces for each worker, of
+        at least so many rows.
         """
         if self.pool is None:
             return None
-        return partial(self._run, self.pool, task, gallery, None if whole else rounds)
+        split = partial(
+            split_finely, workers=self.pool.size, least=least or self.least, rounds=rounds
+        )
+        return partial(self._run, self.pool, task, gallery, list if whole else split)
 
     def _run(
         self,
         pool: Pool,
         task: Task,
         gallery: Gallery | None,
-        rounds: int | None,
+        split: Callable[[Sequence[Positions]], list[Positions]],
         batches: Sequence[Positions],
     ) -> Iterator[Sequence[Piece]]:
         seen = [
             Seen(each.clean, each.found, each.company, each.model.block) for each in self.targets
         ]
-        if rounds is not None:
-            batches = split_finely(batches, pool.size, self.least, rounds)
-        for computed in pool.compute(task, seen, batches):
+        for computed in pool.compute(task, seen, split(batches)):
             self.notes += computed.notes
             if computed.error is not None and computed.broken is not None:
                 raise DefenseBroke(computed.error.message, self.targets[computed.broken])

@@ -57,18 +57,18 @@ class Planting:
 
     def measure(self, attack: Attack, target: Target, rows: Positions) -> Columns:
         """What an attack finds of what is planted around some images ``(m,)``."""
-        return measure_planted(self.plan, target, self._find_planter(target), attack, rows)
+        return measure_planted(self.plan, target, self.find_planter(target), attack, rows)
 
     def _try(self, target: Target) -> str:
         """Why nothing can be planted on a network; empty if something can."""
         try:
-            self._find_planter(target)
+            self.find_planter(target)
         except UsageError as error:
             return error.message
         return ""
 
-    def _find_planter(self, target: Target) -> Planter:
-        """The one of a target, for all its attacks."""
+    def find_planter(self, target: Target) -> Planter:
+        """The one of a target, for all its attacks; UsageError if nothing can be planted."""
         planter = self.planters.get(target.suffix)
         if planter is None:
             x = self.plan.data.batch(self.plan.index[:2]).x.to(target.model.device)

@@ -62,7 +62,7 @@ def test_pieces_done_elsewhere_are_the_run_of_one_process(build: Any, tmp_path: 
 
     run = execute(plan, tmp_path / "run", pool=pool)
 
-    assert {task.kind for task in pool.tasks} == {"clean", "attack"}
+    assert {task.kind for task in pool.tasks} == {"clean", "attack", "planted"}
     assert {"attack", "probe:noise"} <= {task.role for task in pool.tasks}
     assert_same(whole, run)
 
