@@ -56,9 +56,7 @@ class Cells:
         plan, defended = self.plan, target.defended
         entry = {"role": "clean"} if defended is None else defended.to_record()
         key = hash_clean(plan.config, target.identity)
-        columns = self.store.find_clean(
-            key, plan.index, None if defended is None else defended.kind
-        )
+        columns = self.store.find_clean(key, plan.index, target.kind)
         if columns is None:
             columns = self._resume([key], partial(self.computation.measure_clean, key, target))
             self.store.save_cell(key, columns, entry)

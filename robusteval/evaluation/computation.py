@@ -134,7 +134,6 @@ class Computation:
         answers: Answers | None = None,
     ) -> None:
         self.plan = plan
-        self.answers = answers or Answers()
         self.store = store
         self.targets = list(targets)
         self.undefended = targets[0]
@@ -144,7 +143,7 @@ class Computation:
         batches.shrink = self.shrinking.shrink_blocks
         batches.expect = lambda rows: plan.data.expect(plan.index[rows])
         self.sizes = BatchSizes(choose_batch_size(values, plan.classifier.device), batch_size)
-        self.planting = Planting(plan, self.answers, self.shrinking.models.append)
+        self.planting = Planting(plan, answers or Answers(), self.shrinking.models.append)
         self.division = Division(plan, self.undefended)
         self.handing = HandingOut(self.targets, self.shrinking.notes, self.sizes.natural // 4)
 
@@ -157,8 +156,7 @@ class Computation:
             partial(measure_clean, self.plan, target, self.undefended.clean),
             run=self.handing.hand_out(Task("clean", self.targets.index(target))),
         )
-        kind = None if target.defended is None else target.defended.kind
-        check_clean(found, kind, self.plan.index)
+        check_clean(found, target.kind, self.plan.index)
         if self.plan.share is not None:
             self.plan.share.check_images(found["id"])
         return found

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from robusteval.datasets.dataset import Positions
@@ -74,14 +75,19 @@ class Pool(Protocol):
 def split_finely(
     batches: Sequence[Positions], workers: int, least: int, rounds: int = ROUNDS
 ) -> list[Positions]:
-    """Split batches so that all workers have some, into pieces of some times `least` rows.
+    """Split batches so that all workers have some, each evenly into pieces.
 
-    So large that each worker has about `rounds` of them, where batches are.
+    Of as many rows that each worker has about `rounds` of them, where batches are large enough for
+    pieces of `least` rows.
     """
     total = sum(map(len, batches))
     size = least * max(-(-total // (rounds * workers * least)), 1)
+    # of 258 rows 128 for each of two workers, where multiples of 32 would be 160 and 98
     return [
-        batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
+        part
+        for batch in batches
+        if len(batch)
+        for part in np.array_split(batch, -(-len(batch) // size))
     ]
 
 

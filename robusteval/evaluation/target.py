@@ -113,6 +113,11 @@ class Target:
         return Defended(self.defense.spec, kind, self.clean, self.defense.facts)
 
     @property
+    def kind(self) -> str | None:
+        """That of `defended`; None without a defense."""
+        return None if self.defended is None else self.defended.kind
+
+    @property
     def suffix(self) -> str:
         """Says in titles and messages behind which defense; nothing without one."""
         if self.defense is None:

@@ -122,14 +122,16 @@ def test_what_breaks_in_a_worker_breaks_the_cell_alone(
     assert [str(outcome.attack) for outcome in run.attacks] == [ATTACKS[0]]
 
 
-def test_pieces_are_enough_for_all_workers_and_no_smaller_than_a_block() -> None:
-    """Whole blocks, so that next to nothing is padded."""
+def test_pieces_are_enough_for_all_workers_and_as_even_as_they_can_be() -> None:
+    """The last worker is waited for; no more pieces than there are blocks, so none is padded."""
     batches = [np.arange(128), np.arange(128, 200)]
 
     some = split_finely(batches, 2, 16)
 
     np.testing.assert_array_equal(np.concatenate(some), np.arange(200))
-    assert {len(rows) for rows in some[:-1]} <= {32, 64}
+    assert [len(rows) for rows in some] == [32, 32, 32, 32, 24, 24, 24]
+    even = split_finely([np.arange(256), np.arange(256, 258)], 2, 32, rounds=1)
+    assert [len(rows) for rows in even] == [128, 128, 2]
     assert [len(rows) for rows in split_finely([np.arange(10)], 4, 16)] == [10]
     assert split_finely([], 2, 16) == []
 
