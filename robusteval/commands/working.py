@@ -33,11 +33,12 @@ def read_share(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def require_ray(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Option callback: where Ray is, if it is installed, before anything is loaded."""
+    """Option callback: where Ray is, if it is installed and there, before anything is loaded."""
     if value is not None:
-        from robusteval.evaluation.ray_workers import import_ray
+        from robusteval.evaluation.ray_workers import check_address, import_ray
 
         import_ray()
+        check_address(value)
     return value
 
 
@@ -118,7 +119,9 @@ def open_pool(
     with ExitStack() as stack:
         if address is not None:
             session.progress.begin(f"Connecting to Ray, {address}", 0)
+            session.stop.politely = False  # there is no step that could be waited for
             pool = stack.enter_context(open_ray(plan, recipe, address, workers, stopping))
+            session.stop.politely = True
             session.progress.end()
             yield pool
         elif workers is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -23,6 +24,8 @@ from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.workers import AHEAD, DEATHS, WAIT, Recipe
 from robusteval.models.environment import keep_freed_memory
 from robusteval.models.steps import STOPPED
+
+ANSWER = 10.0  # seconds in which the address of a cluster must answer
 
 
 class Worker:
@@ -167,6 +170,21 @@ def open_ray(
         ray.shutdown()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def check_address(address: str) -> None:
+    """UsageError if nothing listens at a HOST:PORT, for which Ray itself waits for minutes.
+
+    Other addresses, such as ``auto``, are Ray's to find.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise UsageError(f"--ray {address}: nothing answers there: {text}") from None
 
 
 def import_ray() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -226,6 +227,44 @@ def test_what_ray_says_becomes_a_sentence(
         ray_workers.open_ray(plan, partial(build, attacks), "head:1", 1, bool),
     ):
         pass
+
+
+def test_ctrl_c_while_ray_is_looked_for_ends_the_command(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no step to wait for; with workers a stop waits for one again."""
+    stop, told, ray = SimpleNamespace(asked=0, politely=True), list[str](), StandIn()
+    progress = SimpleNamespace(begin=lambda what, total: told.append(what), end=lambda: None)
+    session: Any = SimpleNamespace(progress=progress, stop=stop)
+    polite: list[bool] = []
+    monkeypatch.setattr(ray, "init", lambda **options: polite.append(stop.politely))
+    monkeypatch.setattr(ray_workers, "import_module", lambda name: ray)
+
+    plan = build()
+    with open_pool(session, plan, lambda fingerprint: plan, 1, "auto"):
+        polite.append(stop.politely)
+
+    assert told == ["Connecting to Ray, auto"]
+    assert polite == [False, True]
+
+
+def test_an_address_at_which_nothing_listens_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray tries for minutes; what is no HOST:PORT is left to it."""
+    monkeypatch.setattr(ray_workers, "import_module", lambda name: StandIn())
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
+            ray_workers.check_address(address)
+
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999", "a..b:1"):
+        words = ["evaluate", "missing.pth", "--data=digits", "--attack=noise", f"--ray={address}"]
+        ended = CliRunner().invoke(cli, words)
+        assert ended.exit_code == 2
+        assert "nothing answers there" in " ".join(ended.stderr.split())
 
 
 def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
