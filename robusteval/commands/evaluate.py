@@ -322,10 +322,12 @@ def evaluate(
             )
             runs.append(found)
     if shard is not None and not runs[0].failures:
-        done = f"Shard {shard} is done, in {runs[0].folder}; `robusteval merge` joins all shards"
-        more = explained or defended or networks
-        rest = " and says what computes the rest, which only the whole run can tell"
-        emit_lines([f"{done}{rest if more else ''}."])
+        lines = [
+            f"Shard {shard} is done, in {runs[0].folder}; `robusteval merge` joins all shards."
+        ]
+        if explained or defended or networks or also_float32:
+            lines.append("It also says what computes the rest, which only the whole run can tell.")
+        emit_lines(lines)
         return
     if gates is None or any(run.status != "complete" or is_all_wrong(run) for run in runs):
         print_report(runs, form)

@@ -97,6 +97,13 @@ def build_plan(
     )
 
 
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def open_pool(
     session: Session,
@@ -118,14 +125,13 @@ def open_pool(
     recipe = partial(recipe, fingerprint=plan.config["data"]["sha256"])
     with ExitStack() as stack:
         if address is not None:
-            session.progress.begin(f"Connecting to Ray, {address}", 0)
+            session.progress.say(f"Connecting to Ray, {address}.")
             session.stop.politely = False  # there is no step that could be waited for
             pool = stack.enter_context(open_ray(plan, recipe, address, workers, stopping))
             session.stop.politely = True
-            session.progress.end()
             yield pool
         elif workers is not None:
-            cores = os.cpu_count() or workers
+            cores = count_cores()
             if workers > cores and plan.classifier.device.type == "cpu":
                 session.progress.say(
                     f"{workers} workers share {cores} cores: more than these make nothing faster."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -62,15 +63,16 @@ def _read_member(archive: zipfile.ZipFile, file: IO[bytes], key: str) -> np.ndar
     info = archive.getinfo(key + SUFFIX)
     if info.file_size <= MAX_IN_MEMORY:
         return read_array(archive, key, ARRAYS)
-    with archive.open(info) as packed:
-        begin = locate_stored(file, info)
-        if begin is not None and (begin + layout.begin) % layout.dtype.alignment == 0:
+    begin = locate_stored(file, info)
+    if begin is not None and (begin + layout.begin) % layout.dtype.alignment == 0:
+        with archive.open(info) as packed:
             while packed.read(CHUNK):  # to its end, where its checksum is compared
                 pass
+        with suppress(OSError):  # not every file system maps files
             return map_array(file, layout, begin)
-        with tempfile.TemporaryFile() as unpacked:
-            _unpack(packed, unpacked, key)
-            return map_array(unpacked, layout)
+    with archive.open(info) as packed, tempfile.TemporaryFile() as unpacked:
+        _unpack(packed, unpacked, key)
+        return map_array(unpacked, layout)
 
 
 def _unpack(packed: IO[bytes], file: IO[bytes], key: str) -> None:

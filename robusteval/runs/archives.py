@@ -168,8 +168,11 @@ def read_array(archive: zipfile.ZipFile, key: str, usual: int) -> np.ndarray[Any
 
 
 def locate_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
-    """Where the bytes of a member begin in its file; None if they are compressed there."""
-    if entry.compress_type != zipfile.ZIP_STORED:
+    """Where the bytes of a member begin in its file; None if they are compressed there.
+
+    Nor if the archive says of them that there are more than it holds: those would be others'.
+    """
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         return None
     file.seek(entry.header_offset)
     *_, name, extra = LOCAL.unpack(file.read(LOCAL.size))

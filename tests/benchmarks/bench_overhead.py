@@ -89,7 +89,9 @@ def main() -> None:
         with suppress(SystemExit):
             cli(["evaluate", *sys.argv[1:], "--out", str(Path(folder, "run"))])
         leave()
-    attack = spent.pop(ATTACK)
+    attack = spent.pop(ATTACK, 0.0)
+    if not attack:
+        sys.exit("No attack ran in this process: give an attack, and no --workers.")
     print(f"\n{ATTACK}: {attack:.2f} s of processor time")
     for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{name:40} {seconds:6.2f} s  {seconds / attack:6.1%}")

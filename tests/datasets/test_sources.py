@@ -1,6 +1,7 @@
 """Every kind of data, every way in which it can be wrong, and ids that do not move."""
 
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -1111,6 +1112,51 @@ def test_stored_array_is_mapped_where_it_lies_and_a_packed_one_from_a_copy(
     content[content.index(x.tobytes()) + 50] ^= 1
     (tmp_path / "flipped.npz").write_bytes(content)
     assert "cannot be read" in refusal(tmp_path / "flipped.npz")
+
+
+def test_stored_array_that_says_it_is_longer_than_it_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows it in the file is no image of the set."""
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    path = tmp_path / "a.npz"
+    x = pixels(9, 6, 5, 3)
+    whole, short = io.BytesIO(), io.BytesIO()
+    np.save(whole, x)
+    short.write(whole.getvalue()[:-100])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", short.getvalue())
+        archive.writestr("more.txt", bytes(4000))
+        labels = io.BytesIO()
+        np.save(labels, np.arange(9))
+        archive.writestr("y.npy", labels.getvalue())
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")
+    size = directory + 24  # of the unpacked member, after that of the packed one
+    longer = struct.pack("<L", len(whole.getvalue()))
+    path.write_bytes(content[:size] + longer + content[size + 4 :])
+
+    assert "cannot be read" in refusal(path)
+
+
+def test_stored_array_is_copied_where_files_cannot_be_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    x = pixels(9, 6, 5, 3)
+    np.savez(tmp_path / "a.npz", x=x, y=range(9))
+    small, mapped = open_data(str(tmp_path / "a.npz")), npz.map_array
+
+    def fail_in_place(file: Any, layout: Any, begin: int = 0) -> Any:
+        if begin:
+            raise OSError(19, "No such device")
+        return mapped(file, layout)
+
+    monkeypatch.setattr(npz, "map_array", fail_in_place)
+
+    copied = open_data(str(tmp_path / "a.npz"))
+
+    assert torch.equal(copied.batch(range(9)).x, small.batch(range(9)).x)
 
 
 def test_large_array_that_is_cut_short_is_refused(

@@ -306,11 +306,9 @@ def test_the_commands_divide_and_join(tmp_path: Path, monkeypatch: pytest.Monkey
         ended = CliRunner().invoke(cli, given)
         assert ended.exit_code == 0, ended.output
         assert f"Shard {part} is done, in shards/{part[0]}" in ended.stdout
-        assert "joins all shards." in " ".join(ended.stdout.split())
+        assert ended.stdout.endswith("joins all shards.\n")
     with_maps = [*words, "--interpreter=grad", "--shard=1/2", "--out=maps"]
-    assert "joins all shards and says what computes the rest" in (
-        " ".join(CliRunner().invoke(cli, with_maps).stdout.split())
-    )
+    assert "also says what computes the rest" in CliRunner().invoke(cli, with_maps).stdout
 
     joined = CliRunner().invoke(cli, ["merge", "shards/1", "shards/2", "--out", "run"])
 

@@ -234,8 +234,7 @@ def test_ctrl_c_while_ray_is_looked_for_ends_the_command(
 ) -> None:
     """There is no step to wait for; with workers a stop waits for one again."""
     stop, told, ray = SimpleNamespace(asked=0, politely=True), list[str](), StandIn()
-    progress = SimpleNamespace(begin=lambda what, total: told.append(what), end=lambda: None)
-    session: Any = SimpleNamespace(progress=progress, stop=stop)
+    session: Any = SimpleNamespace(progress=SimpleNamespace(say=told.append), stop=stop)
     polite: list[bool] = []
     monkeypatch.setattr(ray, "init", lambda **options: polite.append(stop.politely))
     monkeypatch.setattr(ray_workers, "import_module", lambda name: ray)
@@ -244,7 +243,7 @@ def test_ctrl_c_while_ray_is_looked_for_ends_the_command(
     with open_pool(session, plan, lambda fingerprint: plan, 1, "auto"):
         polite.append(stop.politely)
 
-    assert told == ["Connecting to Ray, auto"]
+    assert told == ["Connecting to Ray, auto."]
     assert polite == [False, True]
 
 
@@ -289,7 +288,7 @@ def test_more_workers_than_cores_are_remarked_on(
     said: list[str] = []
     progress, stop = SimpleNamespace(say=said.append), SimpleNamespace(asked=0)
     session: Any = SimpleNamespace(progress=progress, stop=stop)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
 
     with open_pool(session, build(), build, 2, None):
         assert said == []
