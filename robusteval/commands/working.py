@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -97,13 +96,6 @@ def build_plan(
     )
 
 
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def open_pool(
     session: Session,
@@ -116,6 +108,7 @@ def open_pool(
     if workers is None and address is None:
         yield None
         return
+    from robusteval.datasets.reading_ahead import count_cores
     from robusteval.evaluation.ray_workers import open_ray
     from robusteval.evaluation.workers import open_processes
 

@@ -64,7 +64,7 @@ class Bench:
                 for each in self.everyone:
                     stack.enter_context(frozen(each.model))
                 stack.enter_context(exact_arithmetic())
-                if task.kind == "planted":
+                if task.kind == "planted":  # on a network of its own, without surroundings
                     self.planting.find_planter(target)
                 else:
                     stack.enter_context(known_surroundings(self.targets, target))

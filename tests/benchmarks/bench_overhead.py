@@ -1,11 +1,11 @@
 """What a whole `robusteval evaluate` costs beyond the attack that was asked for. Run by hand.
 
     python tests/benchmarks/bench_overhead.py CHECKPOINT --data DATA --arch SPEC … --samples 500
-        --attack pgd:eps=.25/255,steps=20
+        --attack pgd:eps=1/255,steps=20,stop=never
 
 The arguments are those of `evaluate`. One command in this process, with processor seconds of all
-threads by part; a part inside another is counted for itself alone. Shares are of the attack's time:
-with a radius at which most images hold, that of all its steps.
+threads by part; a part inside another is counted for itself alone. Shares are of the attack's time,
+which without an early stop is that of all its steps.
 """
 
 from __future__ import annotations

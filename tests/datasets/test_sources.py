@@ -1087,12 +1087,13 @@ def test_large_arrays_are_mapped_and_leave_no_file(
     assert large.fingerprint(range(9)) == small.fingerprint(range(9))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
 def test_stored_array_is_mapped_where_it_lies_and_a_packed_one_from_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
 ) -> None:
     """A copy of a large data set takes as much disk again, and minutes; bits are compared."""
     monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
-    x, y = pixels(9, 6, 5, 3), np.arange(9)
+    x, y = np.asarray(pixels(9, 6, 5, 3), order=order), np.arange(9)
     np.savez(tmp_path / "stored.npz", x=x, y=y)
     np.savez_compressed(tmp_path / "packed.npz", x=x, y=y)
     copied: list[str] = []
@@ -1109,9 +1110,29 @@ def test_stored_array_is_mapped_where_it_lies_and_a_packed_one_from_a_copy(
     assert copied == ["x"]
     assert torch.equal(stored.batch(range(9)).x, packed.batch(range(9)).x)
     content = bytearray((tmp_path / "stored.npz").read_bytes())
-    content[content.index(x.tobytes()) + 50] ^= 1
+    content[content.index(x.tobytes("A")) + 50] ^= 1
     (tmp_path / "flipped.npz").write_bytes(content)
     assert "cannot be read" in refusal(tmp_path / "flipped.npz")
+
+
+def test_stored_floats_that_lie_askew_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are made of them without a copy, and must begin where floats may begin."""
+    monkeypatch.setattr(npz, "MAX_IN_MEMORY", 500)
+    x = (pixels(9, 6, 5, 3) / np.float32(255)).astype(np.float32)
+    images = []
+    for shift in range(4):
+        path = tmp_path / f"{shift}.npz"
+        np.savez(path, x=x, y=range(9))
+        path.write_bytes(bytes(shift) + path.read_bytes())
+        data = open_data(str(path))
+        assert isinstance(data.source, ArraySource)
+        assert isinstance(data.source.images, np.memmap)
+        assert data.source.images.flags.aligned
+        images.append(data.batch(range(9)).x)
+
+    assert all(torch.equal(images[0], other) for other in images)
 
 
 def test_stored_array_that_says_it_is_longer_than_it_is_is_refused(
